@@ -1,3 +1,53 @@
-"""Press any number of images into feature vectors."""
+"""Press any number of images into feature vectors, then read, export and check them.
+
+The public names; each is imported from its file when it is first used, so that ``import featurepress`` and
+``featurepress --help`` stay quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from featurepress.engines import LocalEngine
+    from featurepress.errors import FeaturepressError
+    from featurepress.featureset import FeatureBatch, FeatureSet, open_features
+    from featurepress.run import Estimate, Progress, Summary, embed, estimate, resume
+
+_HOMES = {
+    "LocalEngine": "engines",
+    "FeaturepressError": "errors",
+    "FeatureBatch": "featureset",
+    "FeatureSet": "featureset",
+    "open_features": "featureset",
+    "Estimate": "run",
+    "Progress": "run",
+    "Summary": "run",
+    "embed": "run",
+    "estimate": "run",
+    "resume": "run",
+}
+
+__all__ = [  # noqa: RUF022 - in the order of use
+    "embed",
+    "resume",
+    "estimate",
+    "open_features",
+    "FeatureSet",
+    "FeatureBatch",
+    "Progress",
+    "Summary",
+    "Estimate",
+    "LocalEngine",
+    "FeaturepressError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featurepress' has no attribute '{name}'")
+    value = getattr(import_module(f"featurepress.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

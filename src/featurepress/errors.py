@@ -25,7 +25,7 @@ the failure ledger; it never reaches a caller of the library's verbs.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class FeaturepressError(Exception):
@@ -83,9 +83,21 @@ class WorkerDeathError(StoppedError):
 
 
 class TooManyFailuresError(FeaturepressError):
-    """The run finished and wrote everything, but more images failed than `max_failures` allows."""
+    """The run finished and wrote everything, but more images failed than `max_failures` allows.
+
+    Parameters
+    ----------
+    message : str
+        One line for people.
+    features : FeatureSet
+        What was written.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, features: Any = None) -> None:
+        super().__init__(message)
+        self.features = features
 
 
 class ImageError(Exception):

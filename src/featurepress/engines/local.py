@@ -1,0 +1,187 @@
+"""Run tasks in worker processes on this machine.
+
+One process a core, each working alone on a shard at a time: nothing is shared, so no interpreter lock is
+fought over, and a picture that kills its process takes one shard's time with it and nothing else.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from featurepress.child import Child, ChildDiedError
+from featurepress.engines.base import Task
+from featurepress.errors import WorkerDeathError
+from featurepress.ledger import Plan
+
+Result = TypeVar("Result")
+
+MAX_DEATHS = 5  # of the processes at one shard; the third attempt already presses it image by image
+
+
+class LocalEngine:
+    """Worker processes on this machine, kept between runs.
+
+    Parameters
+    ----------
+    workers : int
+        Number of processes; each is started when it is first needed.
+    silence_seconds : float
+        A worker that gives no sign of life for so long is killed, which counts as a death.
+    preload : sequence of str
+        Modules that a new worker imports at once.
+    """
+
+    def __init__(self, workers: int, *, silence_seconds: float = 150.0, preload: Sequence[str] = ()) -> None:
+        self.workers = workers
+        self.preload = preload
+        self.silence_seconds = silence_seconds
+        self._idle: list[Child] = []
+        self._busy: set[Child] = set()
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(
+        self,
+        task: Task[Result],
+        plan: Plan,
+        shards: Iterable[int],
+        on_beat: Callable[[Any], None] = lambda news: None,
+    ) -> Iterator[Result]:
+        """Run `task` for each shard; see `Engine`."""
+        run = _Run(self, task, plan, shards, on_beat)
+        try:
+            yield from run.results()
+        finally:
+            run.stopping = True
+            if run.n_alive:
+                self._drop_flights()
+            run.join()
+
+    def close(self) -> None:
+        """End all workers."""
+        self._closed = True
+        self._drop_flights()
+        with self._lock:
+            idle, self._idle = self._idle, []
+        _close_all(idle)
+
+    def warm_up(self, n: int) -> None:
+        """Start `n` workers now, so that they are ready when the first shards come."""
+        with self._lock:
+            missing = min(n, self.workers) - len(self._idle) - len(self._busy)
+            self._idle += [Child(self.preload) for _ in range(missing)]
+
+    def take(self) -> Child:
+        """Give an idle worker, or a new one."""
+        with self._lock:
+            child = self._idle.pop() if self._idle else Child(self.preload)
+            self._busy.add(child)
+            return child
+
+    def give_back(self, child: Child, *, alive: bool) -> None:
+        """Keep a worker for later, or bury it."""
+        with self._lock:
+            self._busy.discard(child)
+            if alive and not self._closed:
+                self._idle.append(child)
+                return
+        child.close(patience_seconds=0.5)
+
+    def _drop_flights(self) -> None:
+        with self._lock:
+            busy = list(self._busy)
+        _close_all(busy)
+
+
+def _close_all(children: list[Child]) -> None:
+    closers = [threading.Thread(target=child.close) for child in children]
+    for closer in closers:
+        closer.start()
+    for closer in closers:
+        closer.join()
+
+
+class _Run:
+    """One run of a task: a thread a worker takes shards and waits for its process."""
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        task: Task[Any],
+        plan: Plan,
+        shards: Iterable[int],
+        on_beat: Callable[[Any], None],
+    ) -> None:
+        self.engine, self.task, self.plan, self.on_beat = engine, task, plan, on_beat
+        self.stopping = False
+        self._shards = iter(shards)
+        self._taking = threading.Lock()
+        self._outbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.n_alive = engine.workers
+        self._threads = [
+            threading.Thread(target=self._drive, name="featurepress-worker", daemon=True)
+            for _ in range(engine.workers)
+        ]
+
+    def results(self) -> Iterator[Any]:
+        for thread in self._threads:
+            thread.start()
+        while self.n_alive:
+            kind, value = self._outbox.get()
+            if kind == "end":
+                self.n_alive -= 1
+            elif kind == "error":
+                raise value
+            else:
+                yield value
+
+    def join(self) -> None:
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
+
+    def _drive(self) -> None:
+        try:
+            while not self.stopping and (shard := self._next()) is not None:
+                self._outbox.put(("result", self._run_shard(shard)))
+        except BaseException as error:  # noqa: BLE001 - raised again where the results are taken
+            self._outbox.put(("error", error))
+        finally:
+            self._outbox.put(("end", None))
+
+    def _next(self) -> int | None:
+        with self._taking:
+            return None if self.stopping else next(self._shards, None)
+
+    def _run_shard(self, shard: int) -> Any:
+        max_deaths = getattr(self.task, "max_deaths", MAX_DEATHS)
+        for n_deaths in range(1, max_deaths + 1):
+            child = self.engine.take()
+            alive = True
+            try:
+                return child.call(
+                    self.task,
+                    self.plan,
+                    shard,
+                    silence_seconds=self.engine.silence_seconds,
+                    on_beat=self.on_beat,
+                )
+            except ChildDiedError as death:
+                alive = False
+                if self.stopping or n_deaths == max_deaths:
+                    raise WorkerDeathError(
+                        f"Stopped at shard {shard}: its worker process {death}, {n_deaths} "
+                        f"time{'s' if n_deaths > 1 else ''}. If memory is short, give --memory or fewer --workers."
+                    ) from None
+            finally:
+                self.engine.give_back(child, alive=alive)
+        raise AssertionError("unreachable")

@@ -1,0 +1,310 @@
+"""Open, check, iterate and export the features that a run has written."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurepress import ledger
+from featurepress.errors import FeatureSetError, IncompleteError, SettingError
+from featurepress.ledger import Plan
+from featurepress.records import failure_schema, part_schema
+from featurepress.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from featurepress.records import Features
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Some rows of a feature set.
+
+    Attributes
+    ----------
+    X : array (n_samples, n_features) float32
+        The features.
+    y : array (n_samples,) of str, or None
+        The labels, or None for a set that was pressed without.
+    uris : array (n_samples,) of str
+        What each row was pressed from.
+    """
+
+    X: Features
+    y: npt.NDArray[np.str_] | None
+    uris: npt.NDArray[np.str_]
+
+
+class FeatureSet:
+    """The features at a destination, as they lie there; nothing is held in memory but the plan.
+
+    Use `open_features` to get one.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan at the destination.
+    manifest : dict or None
+        The manifest; None while the run has not finished.
+    summary : object, optional
+        What the run that has just made or finished this set did, with its times.
+    """
+
+    def __init__(self, plan: Plan, manifest: dict[str, Any] | None, summary: Any = None) -> None:
+        self.plan = plan
+        self.manifest = manifest
+        self.summary = summary
+
+    def __repr__(self) -> str:
+        state = "complete" if self.is_complete else "incomplete"
+        return (
+            f"<FeatureSet '{self.location}': {len(self)} x {self.n_features}, {self.plan.backbone.model}, {state}>"
+        )
+
+    @property
+    def location(self) -> str:
+        """Where it lies."""
+        return self.plan.storage.location
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has finished."""
+        return self.manifest is not None and self.manifest.get("status") == "complete"
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the feature space; sets with different ones cannot be compared."""
+        return self.plan.backbone.fingerprint
+
+    @property
+    def n_features(self) -> int:
+        """Numbers a picture."""
+        return self.plan.backbone.n_features
+
+    def __len__(self) -> int:
+        return sum(self._part_rows.values())
+
+    @functools.cached_property
+    def _part_rows(self) -> dict[str, int]:
+        """Name of each part -> its rows, in order."""
+        import pyarrow.parquet as pq
+
+        rows = {}
+        for entry in self._storage.list("features"):
+            with self._storage.open(entry.name) as file:
+                rows[entry.name] = pq.read_metadata(file).num_rows
+        return rows
+
+    @property
+    def _storage(self) -> Storage:
+        return self.plan.storage
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(entry.size for entry in self._storage.list("features"))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows: uri, label and other fields, width, height, sha256, features."""
+        return part_schema(self.plan.field_names, self.n_features)
+
+    @property
+    def uris(self) -> npt.NDArray[np.str_]:
+        """What each row was pressed from: array (n_samples,) of str."""
+        return self._column("uri")
+
+    @property
+    def labels(self) -> npt.NDArray[np.str_] | None:
+        """The labels: array (n_samples,) of str, or None for a set that was pressed without labels."""
+        return self._column("label") if "label" in self.plan.field_names else None
+
+    def _column(self, name: str) -> npt.NDArray[np.str_]:
+        import numpy as np
+
+        return np.array(self.to_table([name]).column(name).to_pylist(), dtype=np.str_)
+
+    def to_table(self, columns: list[str] | None = None) -> pa.Table:
+        """Give all rows as one Arrow table.
+
+        Parameters
+        ----------
+        columns : list of str, optional
+            Only these; all by default, which takes ``4 * n_features`` bytes a row and more.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names = self.schema.names if columns is None else columns
+        tables = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
+        for name in self._part_rows:
+            with self._storage.open(name) as file:
+                tables.append(pq.read_table(file, columns=names).replace_schema_metadata())
+        return pa.concat_tables(tables)
+
+    def to_numpy(self) -> Features:
+        """Give all features: array (n_samples, n_features) float32, in memory, filled part by part."""
+        import numpy as np
+
+        features = np.empty((len(self), self.n_features), np.float32)
+        start = 0
+        for record_batch in self._record_batches(8192, ["features"]):
+            rows = _matrix(record_batch, self.n_features)
+            features[start : start + len(rows)] = rows
+            start += len(rows)
+        return features
+
+    def batches(self, batch_size: int = 8192) -> Iterator[FeatureBatch]:
+        """Yield all rows in order, with bounded memory.
+
+        Parameters
+        ----------
+        batch_size : int
+            Most rows a batch; a batch never holds rows of two parts.
+
+        Yields
+        ------
+        FeatureBatch
+            X, y and uris.
+        """
+        import numpy as np
+
+        if batch_size < 1:
+            raise SettingError(f"The 'batch_size' setting must be an integer of at least 1. Got {batch_size!r}.")
+        has_labels = "label" in self.plan.field_names
+        columns = ["uri", *(["label"] if has_labels else []), "features"]
+        for record_batch in self._record_batches(batch_size, columns):
+            y = np.array(record_batch.column("label").to_pylist(), np.str_) if has_labels else None
+            uris = np.array(record_batch.column("uri").to_pylist(), np.str_)
+            yield FeatureBatch(_matrix(record_batch, self.n_features), y, uris)
+
+    def _record_batches(
+        self, batch_size: int, columns: list[str], start: int = 0, stop: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield rows `start` to `stop` as record batches."""
+        import pyarrow.parquet as pq
+
+        stop = len(self) if stop is None else stop
+        first = 0
+        for name, n_rows in self._part_rows.items():
+            begin, end = max(start, first), min(stop, first + n_rows)
+            if begin < end:
+                with self._storage.open(name) as file, pq.ParquetFile(file) as parquet:
+                    row = first
+                    for record_batch in parquet.iter_batches(batch_size, columns=columns):
+                        low, high = max(begin - row, 0), min(end - row, len(record_batch))
+                        if low < high:
+                            yield record_batch.slice(low, high - low)
+                        row += len(record_batch)
+            first += n_rows
+
+    @property
+    def failures(self) -> pa.Table:
+        """The images that could not be pressed: Arrow table with uri, stage, reason."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        tables = [failure_schema().empty_table()]
+        for entry in self._storage.list("failures"):
+            with self._storage.open(entry.name) as file:
+                tables.append(pq.read_table(file))
+        return pa.concat_tables(tables)
+
+
+def open_features(location: str | Path, *, allow_incomplete: bool = False) -> FeatureSet:
+    """Open the feature set at a destination.
+
+    Parameters
+    ----------
+    location : str or path
+        The ``--out`` of the run that made it.
+    allow_incomplete : bool
+        Whether a set whose run has not finished may be opened; it holds the rows of the finished parts.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set.
+    IncompleteError
+        Its run has not finished.
+    """
+    storage = open_storage(str(location))
+    plan = ledger.read_plan(storage)
+    if plan is None:
+        raise FeatureSetError(
+            f"'{location}' is not a feature set: there is no {ledger.PLAN} in it. "
+            "Give the folder that was --out of an embed."
+        )
+    manifest = ledger.read_manifest(storage)
+    features = FeatureSet(plan, manifest)
+    if not features.is_complete and not allow_incomplete:
+        raise IncompleteError(
+            f"The feature set '{location}' is not complete. Finish it with: featurepress resume {location} "
+            "(or open it with allow_incomplete=True)."
+        )
+    return features
+
+
+@dataclass(frozen=True)
+class ExportCsv:
+    """The task that writes one CSV file of a finished set: uri[,label],features, features as a JSON list.
+
+    Parameters
+    ----------
+    parts : int
+        Number of CSV files; file i holds the i-th of so many equal runs of rows.
+    """
+
+    parts: int
+
+    def __call__(self, plan: Plan, shard: int) -> int:
+        """Write file number `shard`; give its number of rows."""
+        import pyarrow.csv
+
+        features = FeatureSet(plan, None)
+        n_rows = len(features)
+        start, stop = (n_rows * i // self.parts for i in (shard, shard + 1))
+        columns = ["uri", *plan.field_names, "features"]
+        rows = features._record_batches(512, columns, start, stop)
+        schema = _csv_schema(plan.field_names)
+        with plan.storage.stream(csv_name(shard)) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
+            for record_batch in rows:
+                writer.write(_csv_rows(record_batch, schema))
+        return stop - start
+
+
+def csv_name(number: int) -> str:
+    """Give the name of a CSV file of an export, below the destination."""
+    return f"csv/part-{number:05d}.csv"
+
+
+def _csv_schema(field_names: tuple[str, ...]) -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in ("uri", *field_names, "features")])
+
+
+def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Turn the features into text; Arrow prints the shortest digits that give the same float32 again."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lists = record_batch.column("features")
+    texts = pc.cast(lists.flatten(), pa.string())
+    size = lists.type.list_size
+    offsets = pa.array(range(0, len(lists) * size + 1, size), pa.int32())
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, texts), ", ")
+    features = pc.binary_join_element_wise("[", joined, "]", "")
+    others = [record_batch.column(name) for name in schema.names[:-1]]
+    return pa.record_batch([*others, features], schema=schema)
+
+
+def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:
+    features: Features = record_batch.column("features").flatten().to_numpy().reshape(-1, n_features)
+    return features

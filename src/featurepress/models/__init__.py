@@ -1,0 +1,1 @@
+"""The models: what they are (catalog) and where their files lie (store)."""

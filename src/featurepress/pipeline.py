@@ -1,0 +1,410 @@
+"""Press one shard: the one loop, and the only file that knows all stages.
+
+    references -> bytes (sources) -> pixels (images) -> features (backbones) -> part (sinks) -> receipt (ledger)
+
+`Press` and `Probe` are tasks: importable, picklable callables that any engine runs over shard numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurepress import ledger
+from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
+from featurepress.child import Child, ChildDiedError, beat
+from featurepress.errors import ImageError, StoppedError
+from featurepress.images import decode, preprocess
+from featurepress.ledger import Plan
+from featurepress.records import Failure, ImageRef, Part, Receipt
+from featurepress.sinks import ParquetSink
+from featurepress.sources import open_source
+from featurepress.sources.base import Source, read_ahead
+
+if TYPE_CHECKING:
+    from featurepress.records import Pixels
+
+Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
+
+DEATHS_BEFORE_CARE = 2
+PROBE_SAMPLE = 64
+MIN_COSINE = 0.999
+_AHEAD_BYTES = 32 * 1024**2
+_BEAT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Press:
+    """The task that presses a shard, writes its part, and gives its receipt.
+
+    Parameters
+    ----------
+    decode : callable
+        Bytes to pixels.
+    """
+
+    decode: Decoder = decode
+
+    def __call__(self, plan: Plan, shard: int) -> Receipt:
+        """Press shard number `shard` of `plan`, unless its part already stands.
+
+        Raises
+        ------
+        StorageError
+            The destination refused, or a source stopped answering.
+        """
+        sink = ParquetSink(plan.field_names, plan.backbone.n_features)
+        with ledger.attempt(plan, shard) as n_deaths:
+            account = sink.account(plan.storage, shard)
+            if account is None:
+                refs = ledger.read_shard(plan, shard)
+                press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
+                account = sink.write(plan.storage, press(plan, shard, refs, self.decode))
+            ledger.settle_shard(plan, account.receipt, account.failures)
+        return account.receipt
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What the first images told: whether any can be pressed, and in which precision.
+
+    Parameters
+    ----------
+    n_tried, n_good : int
+        Images that were tried, and that gave pixels.
+    failures : tuple of Failure
+        What was wrong with the others.
+    precision : str
+        ``float32`` or ``bfloat16``.
+    certificate : dict
+        How the precision was decided, with the measured cosines.
+    """
+
+    n_tried: int
+    n_good: int
+    failures: tuple[Failure, ...]
+    precision: str
+    certificate: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The task that tries the first images before anything is written.
+
+    It stops at the first `PROBE_SAMPLE` good images (one, if the precision needs no proof).
+
+    Parameters
+    ----------
+    refs : tuple of ImageRef
+        The images to try, in order.
+    decode : callable
+        Bytes to pixels.
+    """
+
+    refs: tuple[ImageRef, ...]
+    decode: Decoder = decode
+
+    max_deaths = 1  # whoever runs the probe takes the deadly image out and probes again
+
+    def __call__(self, plan: Plan, shard: int) -> ProbeResult:
+        """Decode, and compare precisions; `plan` is a draft, and `shard` means nothing."""
+        asked = plan.settings.features.precision
+        can_choose = asked != "float32" and supports_bfloat16(plan.backbone)
+        pictures, failures = self._sample(plan, PROBE_SAMPLE if can_choose else 1)
+        precision, certificate = "float32", {"asked": asked, "bfloat16_supported": can_choose}
+        if asked == "float32":
+            certificate = {"asked": asked}
+        if pictures and can_choose:
+            cosines = _cosines(plan, pictures)
+            certificate.update(
+                n_images=len(pictures), min_cosine=float(cosines.min()), mean_cosine=float(cosines.mean())
+            )
+            if asked == "bfloat16" or cosines.min() >= MIN_COSINE:
+                precision = "bfloat16"
+        return ProbeResult(len(pictures) + len(failures), len(pictures), failures, precision, certificate)
+
+    def _sample(self, plan: Plan, n_wanted: int) -> tuple[list[Pixels], tuple[Failure, ...]]:
+        pictures: list[Pixels] = []
+        failures: list[Failure] = []
+        batch = _batch(plan, 1)
+        for index, (ref, data) in enumerate(_read(plan, self.refs)):
+            beat(("at", index))
+            try:
+                pixels = self.decode(_bytes(data), max_pixels=plan.settings.images.max_pixels)
+                preprocess(pixels, plan.backbone.preprocess, batch[0])
+                pictures.append(batch[0].copy())
+            except ImageError as error:
+                failures.append(Failure(ref.uri, error.stage, error.reason))
+            if len(pictures) == n_wanted:
+                break
+        return pictures, tuple(failures)
+
+
+def _cosines(plan: Plan, pictures: Sequence[Pixels]) -> Any:
+    """Give the cosine between float32 and bfloat16 features of each picture: array (n,) float64."""
+    results = []
+    for precision in ("float32", "bfloat16"):
+        backbone = load_backbone(plan.backbone, precision)
+        batch, rows = _batch(plan, backbone.batch_size), []
+        for start in range(0, len(pictures), len(batch)):
+            run = pictures[start : start + len(batch)]
+            batch[: len(run)] = run
+            rows.append(backbone(batch)[: len(run)].astype(np.float64))
+        results.append(np.concatenate(rows))
+    full, low = results
+    norms = np.linalg.norm(full, axis=1) * np.linalg.norm(low, axis=1)
+    # Features that are all zero, in both, agree; one side only does not, nor does NaN.
+    both_zero = ~full.any(axis=1) & ~low.any(axis=1)
+    cosines = np.divide((full * low).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+    return np.nan_to_num(np.where(both_zero, 1.0, cosines), nan=-1.0)
+
+
+# -- one shard -----------------------------------------------------------------------------------------------
+
+
+class _Rows:
+    """The rows and failures of a shard while it is pressed."""
+
+    def __init__(self, plan: Plan, refs: Sequence[ImageRef]) -> None:
+        self._plan = plan
+        self._started = time.perf_counter()
+        self.n_listed = len(refs)
+        self.refs: list[ImageRef] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.hashes: list[str] = []
+        self.features = np.empty((len(refs), plan.backbone.n_features), np.float32)
+        self.failures: list[Failure] = []
+        self.bytes_read = 0
+
+    def add(self, ref: ImageRef, size: tuple[int, int], sha256: str, row: Any) -> None:
+        """Take one image's features, unless they are no numbers."""
+        if not np.isfinite(row).all():
+            self.fail(ref, ImageError("infer", "features are not finite"))
+            return
+        self.features[len(self.refs)] = row
+        self.refs.append(ref)
+        self.sizes.append(size)
+        self.hashes.append(sha256)
+
+    def fail(self, ref: ImageRef, error: ImageError) -> None:
+        self.failures.append(Failure(ref.uri, error.stage, " ".join(error.reason.split())))
+
+    def part(self, shard: int, precision: str) -> Part:
+        """Close the account."""
+        kinds: dict[str, int] = {}
+        for failure in self.failures:
+            kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
+        receipt = Receipt(
+            shard=shard,
+            generation=self._plan.generation,
+            listed=self.n_listed,
+            pressed=len(self.refs),
+            failed=len(self.failures),
+            failed_by_kind=kinds,
+            bytes_read=self.bytes_read,
+            seconds=round(time.perf_counter() - self._started, 3),
+            precision=precision,
+            cpu=cpu_name(),
+            host=socket.gethostname(),
+            versions=library_versions(),
+        )
+        sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
+        features = self.features[: len(self.refs)]
+        return Part(self.refs, sizes, self.hashes, features, tuple(self.failures), receipt)
+
+
+def _press_in_batches(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder: Decoder) -> Part:
+    """Press a shard: decode until a batch is full, run it, go on."""
+    backbone = load_backbone(plan.backbone, plan.precision)
+    batch = _batch(plan, backbone.batch_size)
+    rows, pulse = _Rows(plan, refs), _Pulse()
+    waiting: list[tuple[ImageRef, tuple[int, int], str]] = []
+
+    def run_batch() -> None:
+        features = _infer(backbone, batch)
+        for row, (ref, size, sha256) in zip(features, waiting, strict=False):
+            rows.add(ref, size, sha256, row)
+        waiting.clear()
+        pulse(rows)
+
+    max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
+    for ref, data in _read(plan, refs):
+        try:
+            content = _bytes(data)
+            rows.bytes_read += len(content)
+            pixels = decoder(content, max_pixels=max_pixels)
+            preprocess(pixels, steps, batch[len(waiting)])
+        except ImageError as error:
+            rows.fail(ref, error)
+            pulse(rows)
+            continue
+        height, width = pixels.shape[:2]
+        waiting.append((ref, (width, height), hashlib.sha256(content).hexdigest()))
+        if len(waiting) == len(batch):
+            run_batch()
+    if waiting:
+        run_batch()
+    pulse(rows, now=True)
+    return rows.part(shard, backbone.precision)
+
+
+def _press_carefully(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder: Decoder) -> Part:
+    """Press a shard that killed processes before: image by image, in child processes.
+
+    An image at which two children die in a row is the killer and becomes a failure. The features are the same
+    bits as in batches.
+    """
+    rows, pulse = _Rows(plan, refs), _Pulse()
+    precision = plan.precision
+    with _children() as fresh_child:
+        for ref in refs:
+            try:
+                sha256, size, row, n_bytes, precision = _press_with_care(plan, ref, decoder, fresh_child)
+                rows.bytes_read += n_bytes
+                rows.add(ref, size, sha256, row)
+            except ImageError as error:
+                rows.fail(ref, error)
+            pulse(rows)
+    pulse(rows, now=True)
+    return rows.part(shard, precision)
+
+
+def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable[..., Child]) -> Any:
+    silence_seconds = silence_limit(plan)
+    how = ""
+    for renewed in (False, True):
+        try:
+            return child(renewed=renewed).call(press_one, plan, ref, decoder, silence_seconds=silence_seconds)
+        except ChildDiedError as death:
+            how = str(death)
+    child(renewed=True)
+    raise ImageError("decode", f"decoder crashed: the process {how}, twice")
+
+
+def press_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[str, tuple[int, int], Any, int, str]:
+    """Press a single image; give its sha256, (width, height), features (n_features,), bytes and precision."""
+    ((_, data),) = _read(plan, [ref])
+    content = _bytes(data)
+    backbone = load_backbone(plan.backbone, plan.precision)
+    batch = _batch(plan, backbone.batch_size)
+    pixels = decoder(content, max_pixels=plan.settings.images.max_pixels)
+    preprocess(pixels, plan.backbone.preprocess, batch[0])
+    row = _infer(backbone, batch)[0].copy()
+    height, width = pixels.shape[:2]
+    return hashlib.sha256(content).hexdigest(), (width, height), row, len(content), backbone.precision
+
+
+@contextmanager
+def _children() -> Iterator[Callable[..., Child]]:
+    """Give a function that gives the present child, or a new one in place of a dead one."""
+    child: list[Child] = []
+
+    def get(*, renewed: bool) -> Child:
+        if renewed and child:
+            child.pop().close(patience_seconds=0.5)
+        if not child:
+            child.append(Child())
+        return child[0]
+
+    try:
+        yield get
+    finally:
+        if child:
+            child[0].close(patience_seconds=0.5)
+
+
+# -- pieces --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Pulse:
+    """Tells the engine how a shard gets on, a few times a second."""
+
+    told: list[int] = field(default_factory=lambda: [0, 0])
+    last: float = 0.0
+
+    def __call__(self, rows: _Rows, *, now: bool = False) -> None:
+        clock = time.monotonic()
+        if now or clock - self.last > _BEAT_SECONDS:
+            count = [len(rows.refs), len(rows.failures)]
+            beat(("images", count[0] - self.told[0], count[1] - self.told[1]))
+            self.told, self.last = count, clock
+
+
+def silence_limit(plan: Plan) -> float:
+    """Give the seconds after which a silent worker hangs: a read that times out, and a decode as long."""
+    return 2 * plan.settings.images.timeout_seconds + 30
+
+
+def _read(plan: Plan, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
+    """Read images ahead, with what can be told without reading told first."""
+    sources = _sources(plan)
+    max_bytes = plan.settings.images.max_bytes
+
+    def read(ref: ImageRef) -> bytes:
+        if ref.problem is not None:
+            raise ImageError("list", ref.problem)
+        if ref.size > max_bytes:
+            raise ImageError("read", f"too many bytes: {ref.size}, above the limit of {max_bytes} (--max-bytes)")
+        return sources[ref.source].read(ref)
+
+    memory = plan.settings.resources.memory_bytes
+    return read_ahead(
+        read,
+        refs,
+        threads=max(source.reads_in_flight for source in sources),
+        ahead_bytes=_AHEAD_BYTES if memory is None else max(1024**2, min(_AHEAD_BYTES, memory // 32)),
+        timeout_seconds=plan.settings.images.timeout_seconds,
+    )
+
+
+def _sources(plan: Plan) -> list[Source]:
+    return [open_source(spec) for spec in plan.sources]
+
+
+def _bytes(data: bytes | ImageError) -> bytes:
+    if isinstance(data, ImageError):
+        raise data
+    return data
+
+
+def _batch(plan: Plan, size: int) -> Any:
+    """Give room for a batch: array (size, H, W, 3) of the model's input type."""
+    steps = plan.backbone.preprocess
+    return np.zeros((size, steps.height, steps.width, 3), steps.dtype)
+
+
+def _infer(backbone: Backbone, batch: Any) -> Any:
+    try:
+        return backbone(batch)
+    except RuntimeError as error:
+        raise StoppedError(f"The model could not be run: {' '.join(str(error).split())}.") from error
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Give the name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Give the versions of what may change a feature."""
+    from importlib.metadata import version
+
+    names = ("featurepress", "openvino", "opencv-python-headless", "pillow", "numpy", "pyarrow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

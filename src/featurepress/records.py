@@ -1,0 +1,291 @@
+"""What travels between the stages and what lies on disk, each defined once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
+    Features = npt.NDArray[np.float32]  # (n_samples, n_features)
+
+FORMAT_VERSION = 1
+
+
+class ImageRef(NamedTuple):
+    """One image of a listing: enough to read it, and to see that it is still the same.
+
+    Attributes
+    ----------
+    uri : str
+        The name people see, spelled as their source spelled it. Unique in a run.
+    source : int
+        Index of the source in the plan.
+    size : int
+        Bytes, as listed.
+    version : str
+        What changes when the bytes may have: modification time on disk, etag in a bucket.
+    fields : tuple of str
+        Values of the plan's `field_names`, such as the label.
+    key : bytes or None
+        The source's own name of the image where it differs from the UTF-8 bytes of `uri`.
+    problem : str or None
+        Why the listing could already tell that there is nothing to read here; such a reference is a failure.
+    """
+
+    uri: str
+    source: int
+    size: int
+    version: str
+    fields: tuple[str, ...] = ()
+    key: bytes | None = None
+    problem: str | None = None
+
+    @property
+    def order(self) -> bytes:
+        """The bytes by which a listing is sorted."""
+        return self.key if self.key is not None else self.uri.encode()
+
+
+class Failure(NamedTuple):
+    """One image that could not be pressed. `reason` reads ``kind`` or ``kind: detail``."""
+
+    uri: str
+    stage: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without its detail, for counting."""
+        return f"{self.stage}: {self.reason.partition(':')[0]}"
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A small description from which any process can open a source.
+
+    Parameters
+    ----------
+    kind : str
+        The source's implementation, one of `featurepress.sources.KINDS`.
+    location : str
+        What the user wrote.
+    base : str
+        Folder that a relative location starts from.
+    options : mapping
+        JSON values that the implementation understands.
+    """
+
+    kind: str
+    location: str
+    base: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the description as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How pixels become the model's input, said so that any implementation can be held against it.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the input in pixels.
+    resize : str
+        ``stretch``: both sides are resized, the aspect ratio is not kept.
+    interpolation : str
+        ``area-or-linear``: each target pixel is the mean of the source area below it where the shorter side
+        of the picture is larger than the target's, else bilinear between pixel centres.
+    dtype : str
+        ``uint8``: the resized picture is rounded to whole levels before normalisation.
+    mean, scale : tuple of float
+        The input is ``(level - mean) / scale``, a value a channel or one for all.
+    channel_order : str
+        ``RGB``.
+    """
+
+    height: int
+    width: int
+    resize: str = "stretch"
+    interpolation: str = "area-or-linear"
+    dtype: str = "uint8"
+    mean: tuple[float, ...] = (127.5,)
+    scale: tuple[float, ...] = (127.5,)
+    channel_order: str = "RGB"
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A small description from which any process can load a backbone.
+
+    Parameters
+    ----------
+    runtime : str
+        The implementation, one of `featurepress.backbones.RUNTIMES`.
+    model : str
+        Versioned name of the model's card.
+    weights_sha256 : str
+        Content hash of the model file.
+    output : str
+        The tensor that is pooled.
+    grid : tuple of int
+        (height, width, channels) of that tensor for one image.
+    pooling : str
+        ``avg``, ``flatten`` or ``max``.
+    preprocess : PreprocessSpec
+        What the pixels go through first.
+    options : mapping
+        JSON values that the implementation understands; they must not change the feature space.
+    """
+
+    runtime: str
+    model: str
+    weights_sha256: str
+    output: str
+    grid: tuple[int, int, int]
+    pooling: str
+    preprocess: PreprocessSpec
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of one image."""
+        height, width, channels = self.grid
+        return height * width * channels if self.pooling == "flatten" else channels
+
+    @property
+    def feature_space(self) -> dict[str, Any]:
+        """What two feature sets must share to be comparable, field by field."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "output": self.output,
+            "preprocess": asdict(self.preprocess),
+            "pooling": self.pooling,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the feature space: 16 hexadecimal digits."""
+        text = json.dumps(self.feature_space, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the description as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BackboneSpec:
+        """Rebuild a description that `to_json` gave."""
+        steps = dict(values["preprocess"])
+        steps.update(mean=tuple(steps["mean"]), scale=tuple(steps["scale"]))
+        return cls(**{**values, "grid": tuple(values["grid"]), "preprocess": PreprocessSpec(**steps)})
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A shard is done: what became of its images, and where and how they were pressed."""
+
+    shard: int
+    generation: int
+    listed: int
+    pressed: int
+    failed: int
+    failed_by_kind: Mapping[str, int]
+    bytes_read: int
+    seconds: float
+    precision: str
+    cpu: str
+    host: str
+    versions: Mapping[str, str]
+
+    @property
+    def balances(self) -> bool:
+        """Whether every listed image is either a row or a failure."""
+        return self.listed == self.pressed + self.failed
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the receipt as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows and failures of one shard, before they are written.
+
+    Parameters
+    ----------
+    refs : sequence of ImageRef
+        The pressed images, in the order of the rows.
+    sizes : array (n_samples, 2) int32
+        Width and height in pixels, after EXIF orientation.
+    hashes : list of str
+        SHA-256 of each file's bytes, 64 hexadecimal digits.
+    features : array (n_samples, n_features) float32
+        The features.
+    failures : tuple of Failure
+        The images that are not among the rows.
+    receipt : Receipt
+        The account of this shard.
+    """
+
+    refs: list[ImageRef]
+    sizes: npt.NDArray[np.int32]
+    hashes: list[str]
+    features: Features
+    failures: tuple[Failure, ...]
+    receipt: Receipt
+
+
+def part_name(shard: int) -> str:
+    """Give the name of the part of a shard, below the destination."""
+    return f"features/part-{shard:08d}.parquet"
+
+
+def part_schema(field_names: tuple[str, ...], n_features: int) -> pa.Schema:
+    """Give the Arrow schema of a part: uri, the named fields, width, height, sha256, features."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            *(pa.field(name, pa.string()) for name in field_names),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("sha256", pa.string(), nullable=False),
+            pa.field("features", pa.list_(pa.float32(), n_features), nullable=False),
+        ]
+    )
+
+
+def chunk_schema(field_names: tuple[str, ...]) -> pa.Schema:
+    """Give the Arrow schema of a chunk of the listing."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("source", pa.int32(), nullable=False),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("version", pa.string(), nullable=False),
+            *(pa.field(name, pa.string()) for name in field_names),
+            pa.field("key", pa.binary()),
+            pa.field("problem", pa.string()),
+        ]
+    )
+
+
+def failure_schema() -> pa.Schema:
+    """Give the Arrow schema of the failure ledger: uri, stage, reason."""
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.string()) for name in Failure._fields])

@@ -1,0 +1,277 @@
+"""The settings of a run: one frozen dataclass a stage, with the constraints declared as data.
+
+`Settings.from_options` takes the flat option names that the command and the Python functions share and sorts
+them into the stages; the command builds its options from the same declarations, so that names, defaults and
+help stand in one place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any
+
+from featurepress.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a setting may hold, and how the command shows it.
+
+    Parameters
+    ----------
+    kind : type
+        ``int``, ``float``, ``bool`` or ``str``.
+    help : str
+        One line for people.
+    choices : tuple of str
+        The allowed values, where they are words.
+    minimum, maximum : float or None
+        The allowed range, both ends included.
+    optional : bool
+        Whether None is allowed.
+    flag : str or None
+        The command's option, where it is not the setting's name with dashes.
+    identity : bool
+        Whether the setting shapes the features or their layout: two runs that differ in it are two plans.
+    """
+
+    kind: type
+    help: str
+    choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    optional: bool = False
+    flag: str | None = None
+    identity: bool = True
+
+    def check(self, name: str, value: object) -> None:
+        """Raise SettingError unless `value` is allowed for the setting `name`."""
+        if value is None and self.optional:
+            return
+        if self.choices:
+            if value not in self.choices:
+                raise SettingError(
+                    f"The '{name}' setting must be {_spoken_list(self.choices)}. "
+                    f"Got {value!r}{nearest(str(value), self.choices)}."
+                )
+            return
+        if not self._fits(value):
+            raise SettingError(f"The '{name}' setting must be {self._allowed()}. Got {value!r}.")
+
+    def _fits(self, value: object) -> bool:
+        if isinstance(value, bool) or self.kind is bool:
+            return isinstance(value, bool) and self.kind is bool
+        if self.kind is str:
+            return isinstance(value, str) and value != ""
+        if not isinstance(value, int if self.kind is int else (int, float)):
+            return False
+        low = self.minimum is None or value >= self.minimum
+        return low and (self.maximum is None or value <= self.maximum)
+
+    def _allowed(self) -> str:
+        word = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.kind]
+        if self.minimum is not None and self.maximum is not None:
+            return f"{word} from {self.minimum:g} to {self.maximum:g}"
+        return word if self.minimum is None else f"{word} of at least {self.minimum:g}"
+
+
+def _setting(default: Any, kind: type, help: str, **constraint: Any) -> Any:
+    return field(default=default, metadata={"constraint": Constraint(kind, help, **constraint)})
+
+
+def _spoken_list(words: tuple[str, ...]) -> str:
+    quoted = [f"'{word}'" for word in words]
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def nearest(given: str, known: tuple[str, ...] | list[str]) -> str:
+    """Give the end of an error sentence that names what is near to `given`, or an empty text."""
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    return f"; did you mean {_spoken_list(tuple(near))}?" if near else ""
+
+
+class _Stage:
+    """A group of settings that checks itself."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            item.metadata["constraint"].check(item.name, getattr(self, item.name))
+
+
+@dataclass(frozen=True)
+class ListingSettings(_Stage):
+    """Which images a run takes, and what it names them."""
+
+    labels: str = _setting(
+        "none",
+        str,
+        "Where labels come from: 'none', or 'parent' for the folder an image lies in.",
+        choices=("none", "parent"),
+    )
+    all_files: bool = _setting(
+        False, bool, "List every regular file, not only names with an image suffix (dot files never)."
+    )
+    limit: int | None = _setting(
+        None, int, "Press only the first N images of the listing.", minimum=1, optional=True
+    )
+
+
+@dataclass(frozen=True)
+class ImageSettings(_Stage):
+    """What one image may cost.
+
+    The pixel limit is Pillow's: 178,956,970 pixels are 512 MiB of RGB. A file above the byte limit is not
+    read at all. A read or a decoder that stays silent for the timeout is given up.
+    """
+
+    max_pixels: int = _setting(
+        178_956_970, int, "Images with more pixels are failures, told from their header.", minimum=1
+    )
+    max_bytes: int = _setting(
+        256 * 1024**2, int, "Files with more bytes are failures, not read (1GB, 500MiB work too).", minimum=1
+    )
+    timeout_seconds: float = _setting(
+        60.0,
+        float,
+        "Seconds after which a read or a decoder that hangs is given up.",
+        minimum=0.1,
+        flag="--timeout",
+        identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class FeatureSettings(_Stage):
+    """What is computed from each image."""
+
+    model: str = _setting("embedded", str, "The model: 'embedded' (ships with the package).")
+    pooling: str = _setting(
+        "avg",
+        str,
+        "What becomes of the model's last grid: its mean, all of it, or its maximum.",
+        choices=("avg", "flatten", "max"),
+    )
+    precision: str = _setting(
+        "auto",
+        str,
+        "Arithmetic: 'auto' takes bfloat16 where the CPU has it and a sample proves it faithful.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+
+
+@dataclass(frozen=True)
+class OutputSettings(_Stage):
+    """How the features are laid out, and when a finished run counts as failed."""
+
+    images_per_part: int | None = _setting(
+        None,
+        int,
+        "Images a part (default: 512 for the first 16,384 images, growing to 4,096; a quarter for flatten).",
+        minimum=1,
+        maximum=1_000_000,
+        optional=True,
+    )
+    format: str = _setting(
+        "parquet",
+        str,
+        "'csv' adds an export in csv/ after the last part.",
+        choices=("parquet", "csv"),
+    )
+    parts: int = _setting(1, int, "Number of CSV files.", minimum=1, maximum=99_999)
+    max_failures: float = _setting(
+        0.1,
+        float,
+        "Share of failed images above which a finished run exits with 3.",
+        minimum=0.0,
+        maximum=1.0,
+        identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class ResourceSettings(_Stage):
+    """What the run may use of this machine; none of it changes a feature."""
+
+    workers: int | None = _setting(
+        None,
+        int,
+        "Worker processes (default: one a core).",
+        minimum=1,
+        maximum=1024,
+        optional=True,
+        identity=False,
+    )
+    memory_bytes: int | None = _setting(
+        None,
+        int,
+        "Memory that all processes together may take; fewer workers are started if need be.",
+        minimum=1,
+        optional=True,
+        flag="--memory",
+        identity=False,
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run, by stage."""
+
+    listing: ListingSettings = ListingSettings()
+    images: ImageSettings = ImageSettings()
+    features: FeatureSettings = FeatureSettings()
+    output: OutputSettings = OutputSettings()
+    resources: ResourceSettings = ResourceSettings()
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Settings:
+        """Sort flat options into the stages.
+
+        Parameters
+        ----------
+        **options
+            Any of the names that `declared` yields.
+
+        Raises
+        ------
+        SettingError
+            For an unknown name (the near ones are listed) or a value that is not allowed.
+        """
+        stages: dict[str, dict[str, Any]] = {}
+        known = {item.name: stage for stage, item, _ in declared()}
+        for name, value in options.items():
+            if name not in known:
+                raise SettingError(f"There is no setting '{name}'{nearest(name, list(known))}.")
+            stages.setdefault(known[name], {})[name] = value
+        defaults = cls()
+        return cls(**{stage: replace(getattr(defaults, stage), **given) for stage, given in stages.items()})
+
+    def identity(self) -> dict[str, Any]:
+        """Give the settings that make two plans different, by flat name."""
+        values = self.to_json()
+        return {item.name: values[stage][item.name] for stage, item, rule in declared() if rule.identity}
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """Give the settings as nested dictionaries of JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Mapping[str, Any]]) -> Settings:
+        """Rebuild settings that `to_json` gave."""
+        return cls.from_options(**{name: v for stage in values.values() for name, v in stage.items()})
+
+
+def declared() -> Iterator[tuple[str, Field[Any], Constraint]]:
+    """Yield each setting as (stage, dataclass field, constraint), in the order in which people read them."""
+    for stage in fields(Settings):
+        for item in fields(stage.default):  # type: ignore[arg-type]
+            yield stage.name, item, item.metadata["constraint"]
+
+
+def available_cores() -> int:
+    """Give the number of cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

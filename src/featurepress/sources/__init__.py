@@ -1,0 +1,194 @@
+"""List images and read their bytes; what the user wrote, turned into sources and one ordered listing."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import itertools
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import cast
+
+from featurepress.errors import SourceError
+from featurepress.records import ImageRef, SourceSpec
+from featurepress.settings import ListingSettings
+from featurepress.sources.base import Source, parent_label
+from featurepress.sources.folder import glob_root, has_magic
+
+# kind of SourceSpec -> class. Closed: a plan read from disk cannot name other code.
+KINDS = {
+    "folder": "featurepress.sources.folder:FolderSource",
+    "memory": "featurepress.testing:MemorySource",
+}
+
+
+def describe(
+    locations: str | Path | Sequence[str | Path], *, all_files: bool, exclude: str = ""
+) -> tuple[SourceSpec, ...]:
+    """Turn what the user wrote into descriptions of sources.
+
+    Parameters
+    ----------
+    locations : str, path, or sequence of them
+        Folders, globs or files. ``~`` stands for the home folder.
+    all_files : bool
+        Whether every regular file is listed, not only names with an image suffix.
+    exclude : str
+        The run's destination, which is never listed.
+
+    Raises
+    ------
+    SourceError
+        No location at all, a scheme without support, or two locations of which one holds the other.
+    """
+    given = [locations] if isinstance(locations, str | Path) else list(locations)
+    if not given:
+        raise SourceError("No source was given: name a folder, a glob or a file with images.")
+    options = {"all_files": all_files, "exclude": str(Path(exclude).resolve()) if exclude else ""}
+    specs = []
+    for location in map(str, given):
+        scheme, separator, _ = location.partition("://")
+        if separator:
+            raise SourceError(
+                f"The source '{location}' has the scheme '{scheme}', which this version cannot read. "
+                "Allowed are folders, globs and files on disk."
+            )
+        expanded = str(Path(location).expanduser()) if location.startswith("~") else location
+        specs.append(SourceSpec("folder", expanded, str(Path.cwd()), options))
+    _refuse_overlap(specs)
+    return tuple(specs)
+
+
+def open_source(spec: SourceSpec) -> Source:
+    """Give the live source of a description."""
+    module, _, name = KINDS[spec.kind].partition(":")
+    return cast(Source, getattr(import_module(module), name)(spec))
+
+
+class Listing:
+    """The references of several sources, merged in byte order, with fields and limit applied.
+
+    Parameters
+    ----------
+    specs : sequence of SourceSpec
+        The sources.
+    settings : ListingSettings
+        Labels and limit.
+    start_after : bytes
+        Begin after this key: a listing that was interrupted goes on there.
+    n_before : int
+        How many references earlier chunks already hold; counts towards the limit.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[SourceSpec],
+        settings: ListingSettings,
+        *,
+        start_after: bytes = b"",
+        n_before: int = 0,
+    ) -> None:
+        self._specs = specs
+        self._sources = [open_source(spec) for spec in specs]
+        self._settings = settings
+        self._start_after = start_after
+        self._limit = None if settings.limit is None else max(0, settings.limit - n_before)
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What has been passed over so far, counted by reason."""
+        total: collections.Counter[str] = collections.Counter()
+        for source in self._sources:
+            total.update(source.skipped)
+        return dict(sorted(total.items()))
+
+    def __iter__(self) -> Iterator[ImageRef]:
+        """Yield the references.
+
+        Raises
+        ------
+        SourceError
+            A source does not exist or holds no image, or two sources give the same uri.
+        """
+        streams = [self._stream(number) for number in range(len(self._sources))]
+        return itertools.islice(self._merged(streams), self._limit)
+
+    def _stream(self, number: int) -> Iterator[ImageRef]:
+        source, with_label = self._sources[number], self._settings.labels == "parent"
+        first = True
+        for ref in source.list(self._start_after):
+            first = False
+            fields = (parent_label(ref.uri),) if with_label else ()
+            yield ref._replace(source=number, fields=fields)
+        if first and not self._start_after:
+            raise SourceError(_nothing_found(self._specs[number], source.skipped))
+
+    def _merged(self, streams: list[Iterator[ImageRef]]) -> Iterator[ImageRef]:
+        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda ref: ref.order)
+        last: ImageRef | None = None
+        for ref in merged:
+            if last is not None and ref.order == last.order:
+                one, other = (self._specs[i].location for i in (last.source, ref.source))
+                raise SourceError(
+                    f"The sources '{one}' and '{other}' both hold '{ref.uri}': every image may be listed once. "
+                    "Drop one of the sources, or narrow it."
+                )
+            last = ref
+            yield ref
+
+
+def field_names(settings: ListingSettings) -> tuple[str, ...]:
+    """Give the names of `ImageRef.fields`."""
+    return ("label",) if settings.labels == "parent" else ()
+
+
+def _nothing_found(spec: SourceSpec, skipped: collections.Counter[str]) -> str:
+    passed = ", ".join(f"{n} skipped ({reason})" for reason, n in skipped.most_common()) or "it is empty"
+    hint = "; --all-files lists every regular file" if skipped["not an image's name"] else ""
+    if has_magic(spec.location):
+        return f"No image matches '{spec.location}': {passed if skipped else 'nothing has such a path'}{hint}."
+    return f"No image below '{spec.location}': {passed}{hint}."
+
+
+def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
+    """Refuse sources of which one holds the other, however they are spelled."""
+    roots: dict[Path, SourceSpec] = {}
+    unsure = []
+    for spec in specs:
+        location = glob_root(spec.location) if has_magic(spec.location) else spec.location
+        root = Path(spec.base, location).resolve()
+        if root in roots and not (has_magic(spec.location) or has_magic(roots[root].location)):
+            raise SourceError(_overlap(roots[root], spec))
+        if root in roots:
+            unsure += [roots[root], spec]
+        roots.setdefault(root, spec)
+    for root, spec in roots.items():
+        for above in root.parents:
+            if (outer := roots.get(above)) is None:
+                continue
+            if not has_magic(outer.location):
+                raise SourceError(_overlap(outer, spec))
+            unsure += [outer, spec]
+    _refuse_shared_images(list({spec.location: spec for spec in unsure}.values()))
+
+
+def _refuse_shared_images(specs: Sequence[SourceSpec]) -> None:
+    """List sources of which a glob may reach into another, and refuse them if they share an image."""
+    seen: dict[Path, SourceSpec] = {}
+    for spec in specs:
+        for ref in open_source(spec).list():
+            image = Path(spec.base, ref.uri).resolve().parent / Path(ref.uri).name
+            if image in seen:
+                raise SourceError(_overlap(seen[image], spec))
+            seen[image] = spec
+
+
+def _overlap(one: SourceSpec, other: SourceSpec) -> str:
+    return (
+        f"The sources '{one.location}' and '{other.location}' overlap: images below both would be pressed twice. "
+        "Name each folder once."
+    )
+
+
+__all__ = ["KINDS", "Listing", "Source", "describe", "field_names", "open_source"]

@@ -1,0 +1,244 @@
+"""What a source is, and how many of its images are read at once.
+
+The life of a source:
+
+1. The driver turns what the user wrote into a `SourceSpec` (`featurepress.sources.describe`).
+2. The driver opens it and calls `list`, once, possibly from the middle; the references become the plan.
+3. Each worker opens it from the spec and calls `read` from several threads, through `read_ahead`.
+"""
+
+from __future__ import annotations
+
+import collections
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
+
+from featurepress.errors import ImageError, StorageError
+from featurepress.records import ImageRef
+
+# Names that are taken for images. HEIC is among them though its decoder is not part of the package: pictures
+# from a phone shall stand in the failure ledger rather than be passed over.
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".ico",
+        ".tga",
+        ".qoi",
+        ".dds",
+        ".psd",
+        ".heic",
+        ".heif",
+    ]
+)
+
+MAX_TIMEOUTS = 8
+
+
+class Source(Protocol):
+    """Images somewhere: an ordered listing, and bytes on demand."""
+
+    @property
+    def skipped(self) -> collections.Counter[str]:
+        """What the listing has passed over so far, counted by reason."""
+
+    @property
+    def reads_in_flight(self) -> int:
+        """How many reads at once this source likes."""
+
+    def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
+        """Yield the images in byte order of `ImageRef.order`, beginning after that of `start_after`.
+
+        References carry no fields yet, and `source` 0. Raises SourceError if there is no such place.
+        """
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Give the bytes of one image; safe from several threads.
+
+        Raises ImageError with stage ``read`` if it is gone, unreadable, or changed since it was listed.
+        """
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a name ends in a suffix that images have."""
+    dot = name.rfind(".")
+    return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
+
+
+def parent_label(uri: str) -> str:
+    """Give the name of the folder an image lies in, or "" if its uri names none."""
+    return uri.rpartition("/")[0].rpartition("/")[2]
+
+
+class _Group:
+    """A run of references that one thread reads; outcomes are appended as they come."""
+
+    def __init__(self, refs: Sequence[ImageRef]) -> None:
+        self.refs = refs
+        self.bytes = sum(ref.size for ref in refs)
+        self.outcomes: list[bytes | ImageError] = []
+        self.given_up = False
+        self.done = threading.Event()
+
+
+class _Reader:
+    """Threads that read groups in order; a thread that hangs is given up and replaced."""
+
+    def __init__(self, read: Callable[[ImageRef], bytes], threads: int) -> None:
+        self._read = read
+        self._waiting: collections.deque[_Group] = collections.deque()
+        self._wake = threading.Condition()
+        self._closed = False
+        for _ in range(threads):
+            self.start_thread()
+
+    def start_thread(self) -> None:
+        threading.Thread(target=self._work, name="featurepress-read", daemon=True).start()
+
+    def submit(self, group: _Group, *, first: bool = False) -> None:
+        with self._wake:
+            (self._waiting.appendleft if first else self._waiting.append)(group)
+            self._wake.notify()
+
+    def close(self) -> None:
+        with self._wake:
+            self._closed = True
+            self._waiting.clear()
+            self._wake.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._wake:
+                while not self._waiting and not self._closed:
+                    self._wake.wait()
+                if self._closed:
+                    return
+                group = self._waiting.popleft()
+            for ref in group.refs:
+                outcome: bytes | ImageError
+                try:
+                    outcome = self._read(ref)
+                except ImageError as error:
+                    outcome = error
+                except Exception as error:  # noqa: BLE001 - one image fails, whatever its source raises
+                    outcome = ImageError("read", f"{type(error).__name__}: {error}")
+                if group.given_up or self._closed:
+                    return
+                group.outcomes.append(outcome)
+            group.done.set()
+
+
+def read_ahead(
+    read: Callable[[ImageRef], bytes],
+    refs: Iterable[ImageRef],
+    *,
+    threads: int,
+    ahead_bytes: int,
+    timeout_seconds: float,
+    group_size: int = 16,
+) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
+    """Read images in order, ahead of whoever takes them.
+
+    Parameters
+    ----------
+    read : callable
+        Gives the bytes of one reference or raises ImageError; called from several threads.
+    refs : iterable of ImageRef
+        What to read.
+    threads : int
+        Reads in flight.
+    ahead_bytes : int
+        Bytes, by their listed sizes, that may wait to be taken; one group always may.
+    timeout_seconds : float
+        A read that takes longer is given up: its image becomes an ImageError.
+    group_size : int
+        References that a thread takes at once. More spares hand-overs between threads, which at a few
+        microseconds a read cost as much as the read.
+
+    Yields
+    ------
+    (ImageRef, bytes or ImageError)
+        In the order of `refs`, each exactly once.
+
+    Raises
+    ------
+    StorageError
+        More than 8 reads hung: the source is lost, not one image.
+    """
+    reader = _Reader(read, threads)
+    pending: collections.deque[_Group] = collections.deque()
+    groups = _grouped(refs, group_size)
+    ahead = n_timeouts = 0
+    try:
+        while True:
+            while (not pending or ahead < ahead_bytes) and (group := next(groups, None)):
+                ahead += group.bytes
+                pending.append(group)
+                reader.submit(group)
+            if not pending:
+                return
+            group = pending.popleft()
+            ahead -= group.bytes
+            if not _wait(group, timeout_seconds):
+                n_timeouts += 1
+                if n_timeouts > MAX_TIMEOUTS:
+                    raise StorageError(
+                        f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} "
+                        f"seconds, the last one for '{group.refs[len(group.outcomes)].uri}'. Check the disk or the "
+                        "network, and resume."
+                    )
+                pending.appendleft(_replace_hung(group, reader, timeout_seconds))
+                ahead += pending[0].bytes
+            yield from zip(group.refs, group.outcomes, strict=False)
+    finally:
+        reader.close()
+
+
+def _grouped(refs: Iterable[ImageRef], size: int) -> Iterator[_Group]:
+    run: list[ImageRef] = []
+    for ref in refs:
+        run.append(ref)
+        if len(run) == size:
+            yield _Group(run)
+            run = []
+    if run:
+        yield _Group(run)
+
+
+def _wait(group: _Group, timeout_seconds: float) -> bool:
+    """Wait for a group; say False when one of its reads makes no progress for the timeout."""
+    seen = -1
+    while seen != len(group.outcomes):
+        seen = len(group.outcomes)
+        if group.done.wait(timeout_seconds):
+            return True
+    return group.done.is_set()
+
+
+def _replace_hung(group: _Group, reader: _Reader, timeout_seconds: float) -> _Group:
+    """Cut the hung read out of its group and give the references behind it to a new thread."""
+    group.given_up = True
+    hung = len(group.outcomes)
+    group.outcomes.append(ImageError("read", f"timed out: no answer in {timeout_seconds:g} seconds"))
+    rest = _Group(group.refs[hung + 1 :])
+    reader.start_thread()
+    reader.submit(rest, first=True)
+    return rest

@@ -1,0 +1,243 @@
+"""Images in folders, by globs, or as single files."""
+
+from __future__ import annotations
+
+import collections
+import errno
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from featurepress.errors import ImageError, SourceError
+from featurepress.records import ImageRef, SourceSpec
+from featurepress.sources.base import is_image_name
+
+_MAGIC = re.compile(r"[*?\[]")
+
+
+def has_magic(location: str) -> bool:
+    """Whether a location is a glob rather than a path."""
+    return _MAGIC.search(location) is not None
+
+
+def glob_root(location: str) -> str:
+    """Give the part of a glob before its first pattern: the folder that has to be walked."""
+    parts = location.split("/")
+    n_plain = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
+    return "/".join(parts[:n_plain]) or ("/" if location.startswith("/") else "")
+
+
+class FolderSource:
+    """Images below a folder, matched by a glob, or one file.
+
+    Folders are walked depth-first in byte order of the whole path, a folder at a time in memory. Links to
+    folders are followed, except into a folder that the walk is already inside. Dot files, everything below
+    dot folders, feature sets and whatever is not a regular file are passed over and counted. A folder that
+    cannot be read, or a broken link with an image's name, is listed with its problem and so ends up in the
+    failure ledger.
+
+    Parameters
+    ----------
+    spec : SourceSpec
+        `location`: a folder, a glob (``*``, ``?``, ``[…]`` in a name; ``**`` for any folders) or a file;
+        `base`: the folder that a relative location starts from; options ``all_files`` (bool) and
+        ``exclude`` (an absolute path that is left out with all below it: the run's destination).
+    """
+
+    reads_in_flight = 2
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self.location = spec.location
+        self.base = os.fsencode(spec.base)
+        self.all_files = bool(spec.options.get("all_files", False))
+        self.exclude = os.fsencode(str(spec.options.get("exclude", "")))
+        self._skipped: collections.Counter[str] = collections.Counter()
+
+    @property
+    def skipped(self) -> collections.Counter[str]:
+        """What the listing has passed over, by reason."""
+        return self._skipped
+
+    def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
+        """Yield the images in byte order of their paths."""
+        self._skipped.clear()
+        root = self.location
+        patterns: Sequence[str] | None = None
+        if has_magic(root):
+            patterns, root = root.split("/"), glob_root(root)
+        top = os.fsencode(root)
+        try:
+            status = os.stat(os.path.join(self.base, top or b"."))
+        except (OSError, ValueError) as error:
+            raise SourceError(_missing(self.location, root)) from error
+        if not stat.S_ISDIR(status.st_mode):
+            if stat.S_ISREG(status.st_mode) and top > start_after:
+                yield _reference(top, status)
+            return
+        prefix = top if not top or top.endswith(b"/") else top + b"/"
+        yield from self._walk(prefix, start_after, ((status.st_dev, status.st_ino),), patterns)
+
+    def _walk(
+        self,
+        prefix: bytes,
+        start_after: bytes,
+        above: tuple[tuple[int, int], ...],
+        patterns: Sequence[str] | None,
+    ) -> Iterator[ImageRef]:
+        """Yield what lies below the folder `prefix` (with its closing slash, as the user spells it)."""
+        folder = os.path.join(self.base, prefix or b".")
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(
+                    ((e.name + b"/" if _is_folder(e) else e.name), e)
+                    for e in found
+                    if self._is_visible(prefix, start_after, e)
+                )
+        except OSError as error:
+            yield _problem(prefix, f"cannot list the folder: {(error.strerror or str(error)).lower()}")
+            return
+        for name, entry in entries:
+            path = prefix + name
+            if not name.endswith(b"/"):
+                wanted = patterns is None or _matches(_parts(path), patterns)
+                if wanted and path > start_after and (ref := self._file(path, entry)):
+                    yield ref
+                continue
+            if path < start_after and not start_after.startswith(path):
+                continue
+            below = patterns
+            if patterns is not None:
+                parts = _parts(path[:-1])
+                if _matches(parts, patterns):
+                    below = None  # a folder that the glob names whole stands for all that is below it
+                elif not _matches(parts, patterns, beginning=True):
+                    continue
+            if (identity := self._enter(folder, name, above)) is not None:
+                yield from self._walk(path, start_after, (*above, identity), below)
+
+    def _is_visible(self, prefix: bytes, start_after: bytes, entry: os.DirEntry[bytes]) -> bool:
+        if not entry.name.startswith(b"."):
+            return True
+        if prefix + entry.name > start_after:  # else the interrupted listing has counted it
+            self._skipped["dot file"] += 1
+        return False
+
+    def _file(self, path: bytes, entry: os.DirEntry[bytes]) -> ImageRef | None:
+        """Give the reference of one directory entry that is no folder, or count why there is none."""
+        if not self.all_files and not is_image_name(os.fsdecode(entry.name)):
+            self._skipped["not an image's name"] += 1
+            return None
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP or entry.is_symlink():
+                return _problem(path, "broken link: it leads nowhere")
+            return _problem(path, f"cannot be examined: {(error.strerror or str(error)).lower()}")
+        if not stat.S_ISREG(status.st_mode):
+            self._skipped["not a regular file"] += 1
+            return None
+        return _reference(path, status)
+
+    def _enter(self, folder: bytes, name: bytes, above: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
+        """Give the identity of a folder to walk into, or count why it is passed over."""
+        path = os.path.join(folder, name)
+        if self.exclude and os.path.realpath(path) == self.exclude:
+            self._skipped["the destination"] += 1
+            return None
+        if is_feature_set(path):
+            self._skipped["feature set"] += 1
+            return None
+        try:
+            status = os.stat(path)
+        except OSError:
+            return (-1, -1)  # the walk into it will say what is wrong
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            self._skipped["link to a folder above it"] += 1
+            return None
+        return identity
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Read a whole file and make sure that it is the one that was listed."""
+        # O_NONBLOCK: a pipe that took the file's place since the listing must not block us.
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(os.path.join(self.base, ref.order), flags)
+        except FileNotFoundError:
+            raise ImageError("read", "vanished since listing") from None
+        except OSError as error:
+            raise ImageError("read", (error.strerror or str(error)).lower()) from None
+        try:
+            if _version(os.fstat(descriptor)) != ref.version:
+                raise ImageError("read", "changed since listing")
+            data = os.read(descriptor, ref.size + 1)
+            while len(data) < ref.size and (more := os.read(descriptor, ref.size + 1 - len(data))):
+                data += more
+            if len(data) != ref.size or _version(os.fstat(descriptor)) != ref.version:
+                raise ImageError("read", "changed since listing")
+        except OSError as error:
+            raise ImageError("read", (error.strerror or str(error)).lower()) from None
+        finally:
+            os.close(descriptor)
+        return data
+
+
+def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def is_feature_set(folder: bytes) -> bool:
+    """Whether a folder holds a featurepress plan."""
+    try:
+        with Path(os.fsdecode(folder), "plan", "plan.json").open("rb") as file:
+            return b'"featurepress"' in file.read(256)
+    except OSError:
+        return False
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"
+
+
+def _text(path: bytes) -> str:
+    """Spell a path as text; bytes that are no UTF-8 are shown as backslash escapes."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _reference(path: bytes, status: os.stat_result) -> ImageRef:
+    uri = _text(path)
+    return ImageRef(uri, 0, status.st_size, _version(status), key=None if uri.encode() == path else path)
+
+
+def _problem(path: bytes, reason: str) -> ImageRef:
+    uri = _text(path)
+    return ImageRef(uri, 0, 0, "", key=None if uri.encode() == path else path, problem=reason)
+
+
+def _missing(location: str, root: str) -> str:
+    if root == location:
+        return f"There is no source '{location}': no such file or folder."
+    return f"No image matches '{location}': there is no folder '{root}'."
+
+
+def _matches(parts: Sequence[str], patterns: Sequence[str], *, beginning: bool = False) -> bool:
+    """Whether the parts of a path match those of a glob, or with `beginning` could be the start of a match."""
+    if not parts or not patterns:
+        return (not parts and not patterns) or (not parts and beginning)
+    if patterns[0] == "**":
+        if len(patterns) == 1 or beginning:
+            return True
+        return any(_matches(parts[i:], patterns[1:]) for i in range(len(parts)))
+    if not fnmatch.fnmatchcase(parts[0], patterns[0]):
+        return False
+    return _matches(parts[1:], patterns[1:], beginning=beginning)
+
+
+def _parts(path: bytes) -> Sequence[str]:
+    return os.fsdecode(path).split("/")

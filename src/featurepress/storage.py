@@ -1,0 +1,257 @@
+"""Folders (and later buckets) behind one small contract: list, read, write whole, create only if absent.
+
+An object appears under its name complete or not at all. `create` is what makes a part exactly once: of any
+number of attempts, in any processes, one succeeds and the others learn that they lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+from featurepress.errors import StorageError
+
+Data = bytes | memoryview
+TEMPORARY_SUFFIX = ".featurepress-tmp"
+
+
+class Entry(NamedTuple):
+    """One object of a listing: its name below the storage's root, and its bytes."""
+
+    name: str
+    size: int
+
+
+class Storage(Protocol):
+    """Named objects below one root. Instances are small, picklable, and open what they need by themselves.
+
+    Names use ``/``. Objects are whole: readers never see half of one. Every method raises StorageError with
+    one line for people where the storage refuses.
+    """
+
+    @property
+    def location(self) -> str:
+        """The root, for people."""
+
+    def prepare(self) -> None:
+        """Make the root ready for writing; the driver calls this once, before anything is written."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below the folder `prefix` ("" for all), in byte order of their names."""
+
+    def read(self, name: str) -> bytes | None:
+        """Give the object's bytes, or None if there is none."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the object for reading at any position."""
+
+    def write(self, name: str, data: Data) -> None:
+        """Create or replace the object, whole."""
+
+    def create(self, name: str, data: Data) -> bool:
+        """Create the object only if there is none; say whether this call did it."""
+
+    def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
+
+    def delete(self, name: str) -> None:
+        """Delete the object; it is no error if there is none."""
+
+
+def open_storage(location: str) -> Storage:
+    """Give the storage at `location`, a path. Nothing is created or touched."""
+    return FolderStorage(str(Path(location).absolute()))
+
+
+@dataclass(frozen=True)
+class FolderStorage:
+    """A folder on disk.
+
+    New objects are written without a name (O_TMPFILE), fsynced, and then linked to their name, so that a
+    process killed at any moment leaves nothing behind; where the file system cannot do that they get a
+    temporary dot name first. ``link(2)`` refuses an existing name, which makes `create` safe between any
+    number of processes.
+
+    Parameters
+    ----------
+    root : str
+        Absolute path.
+    """
+
+    root: str
+
+    @property
+    def location(self) -> str:
+        """The path."""
+        return self.root
+
+    def prepare(self) -> None:
+        """Make the folder, with its parents."""
+        try:
+            Path(self.root).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refused("make", Path(self.root), error) from error
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the regular files below `prefix`; temporary names and dot files are no objects."""
+        top = Path(self.root, prefix)
+        try:
+            with os.scandir(top) as entries:
+                found = sorted(entries, key=lambda e: os.fsencode(e.name + "/" * e.is_dir()))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _refused("list", top, error) from error
+        for entry in found:
+            name = f"{prefix}/{entry.name}" if prefix else entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                yield from self.list(name)
+            else:
+                yield Entry(name, entry.stat().st_size)
+
+    def read(self, name: str) -> bytes | None:
+        """Give the file's bytes, or None."""
+        try:
+            return Path(self.root, name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _refused("read", Path(self.root, name), error) from error
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the file for reading."""
+        try:
+            return Path(self.root, name).open("rb")
+        except OSError as error:
+            raise _refused("read", Path(self.root, name), error) from error
+
+    def write(self, name: str, data: Data) -> None:
+        """Write to a temporary name, fsync, rename."""
+        with self.stream(name) as file:
+            file.write(data)
+
+    def create(self, name: str, data: Data) -> bool:
+        """Write without a name, fsync, link."""
+        target = Path(self.root, name)
+        try:
+            self._make_folder(target.parent)
+            if target.exists():
+                return False
+            with _nameless(target) as (file, link):
+                file.write(data)
+                _settle(file)
+                link()
+            _settle_folder(target.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise _refused("write", target, error) from error
+        return True
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Give a file under a temporary dot name that takes the object's name when the block ends well."""
+        target = Path(self.root, name)
+        temporary = _temporary_name(target)
+        try:
+            self._make_folder(target.parent)
+            with temporary.open("xb") as file:
+                yield file
+                _settle(file)
+            temporary.replace(target)
+            _settle_folder(target.parent)
+        except OSError as error:
+            raise _refused("write", target, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Unlink the file."""
+        target = Path(self.root, name)
+        try:
+            target.unlink(missing_ok=True)
+        except OSError as error:
+            raise _refused("delete", target, error) from error
+
+    def _make_folder(self, folder: Path) -> None:
+        # Never the root: if that is gone the storage is lost, and a new one in its place would hide it.
+        if not folder.is_dir():
+            if not Path(self.root).is_dir():
+                raise FileNotFoundError(errno.ENOENT, "the destination is gone", self.root)
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _nameless(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
+    """Give a new file without a name, and the call that links it to `target` unless that exists."""
+    try:
+        descriptor = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except (AttributeError, OSError) as error:  # no Linux, or a file system without nameless files
+        if isinstance(error, OSError) and error.errno not in _NO_NAMELESS:
+            raise
+        temporary = _temporary_name(target)
+        try:
+            with temporary.open("xb", buffering=0) as file:
+                yield file, _Link(str(temporary), target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return
+    with io.FileIO(descriptor, "wb") as file:
+        yield file, _Link(f"/proc/self/fd/{descriptor}", target)
+
+
+_NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+
+
+@dataclass(frozen=True)
+class _Link:
+    source: str
+    target: Path
+
+    def __call__(self) -> None:
+        # A directory descriptor makes Python call linkat(2), whose AT_SYMLINK_FOLLOW /proc/self/fd needs.
+        folder = os.open(self.target.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.link(self.source, self.target.name, dst_dir_fd=folder, follow_symlinks=True)
+        finally:
+            os.close(folder)
+
+
+def _temporary_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+def _settle(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _settle_folder(folder: Path) -> None:
+    """Make a new name survive a power cut; where folders cannot be synced, the name is as safe as it gets."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refused(verb: str, path: Path, error: OSError) -> StorageError:
+    reason = (error.strerror or str(error)).lower()
+    advice = {
+        errno.ENOSPC: "; make space and resume",
+        errno.EDQUOT: "; raise the quota or make space, and resume",
+        errno.EACCES: "; give this user the right and try again",
+        errno.EROFS: "; choose another place with --out",
+    }.get(error.errno or 0, "")
+    return StorageError(f"Cannot {verb} '{path}': {reason}{advice}.")
