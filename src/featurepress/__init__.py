@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from featurepress.driver import Progress, Summary
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
     from featurepress.featureset import FeatureBatch, FeatureSet, open_features
-    from featurepress.run import Estimate, Progress, Summary, embed, estimate, resume
+    from featurepress.run import Estimate, embed, estimate, resume
 
 _HOMES = {
     "LocalEngine": "engines",
@@ -22,8 +23,8 @@ _HOMES = {
     "FeatureSet": "featureset",
     "open_features": "featureset",
     "Estimate": "run",
-    "Progress": "run",
-    "Summary": "run",
+    "Progress": "driver",
+    "Summary": "driver",
     "embed": "run",
     "estimate": "run",
     "resume": "run",

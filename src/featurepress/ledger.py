@@ -353,7 +353,7 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
     n_deaths = sum(entry.name.startswith(prefix) for entry in plan.storage.list("attempts"))
     mark = f"{prefix}{secrets.token_hex(4)}"
     about = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    plan.storage.create(mark, _dump(about))
+    plan.storage.create(mark, _dump(about), durable=False)
     with when_abandoned(lambda: plan.storage.delete(mark)):
         try:
             yield n_deaths
@@ -373,7 +373,7 @@ def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure]) -> N
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         plan.storage.write(f"failures/{name}.parquet", memoryview(sink.getvalue()))
-    plan.storage.create(_receipt_name(plan, receipt.shard), _dump(receipt.to_json()))
+    plan.storage.create(_receipt_name(plan, receipt.shard), _dump(receipt.to_json()), durable=False)
 
 
 def clear_attempts(plan: Plan) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import platform
 import socket
 import time
@@ -186,15 +187,20 @@ class _Rows:
         self.failures: list[Failure] = []
         self.bytes_read = 0
 
-    def add(self, ref: ImageRef, size: tuple[int, int], sha256: str, row: Any) -> None:
-        """Take one image's features, unless they are no numbers."""
-        if not np.isfinite(row).all():
-            self.fail(ref, ImageError("infer", "features are not finite"))
-            return
-        self.features[len(self.refs)] = row
-        self.refs.append(ref)
-        self.sizes.append(size)
-        self.hashes.append(sha256)
+    def add(self, pressed: Sequence[tuple[ImageRef, tuple[int, int], str]], features: Any) -> None:
+        """Take the features of some images; those that are no numbers are failures."""
+        good = np.isfinite(features).all(axis=1)
+        if not good.all():
+            for (ref, _, _), is_good in zip(pressed, good, strict=True):
+                if not is_good:
+                    self.fail(ref, ImageError("infer", "features are not finite"))
+            pressed, features = list(itertools.compress(pressed, good)), features[good]
+        start = len(self.refs)
+        self.features[start : start + len(pressed)] = features
+        for ref, size, sha256 in pressed:
+            self.refs.append(ref)
+            self.sizes.append(size)
+            self.hashes.append(sha256)
 
     def fail(self, ref: ImageRef, error: ImageError) -> None:
         self.failures.append(Failure(ref.uri, error.stage, " ".join(error.reason.split())))
@@ -231,9 +237,7 @@ def _press_in_batches(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder:
     waiting: list[tuple[ImageRef, tuple[int, int], str]] = []
 
     def run_batch() -> None:
-        features = _infer(backbone, batch)
-        for row, (ref, size, sha256) in zip(features, waiting, strict=False):
-            rows.add(ref, size, sha256, row)
+        rows.add(waiting, _infer(backbone, batch)[: len(waiting)])
         waiting.clear()
         pulse(rows)
 
@@ -271,7 +275,7 @@ def _press_carefully(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder: 
             try:
                 sha256, size, row, n_bytes, precision = _press_with_care(plan, ref, decoder, fresh_child)
                 rows.bytes_read += n_bytes
-                rows.add(ref, size, sha256, row)
+                rows.add([(ref, size, sha256)], row[np.newaxis])
             except ImageError as error:
                 rows.fail(ref, error)
             pulse(rows)
@@ -280,7 +284,7 @@ def _press_carefully(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder: 
 
 
 def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable[..., Child]) -> Any:
-    silence_seconds = silence_limit(plan)
+    silence_seconds = plan.settings.images.silence_seconds
     how = ""
     for renewed in (False, True):
         try:
@@ -339,11 +343,6 @@ class _Pulse:
             count = [len(rows.refs), len(rows.failures)]
             beat(("images", count[0] - self.told[0], count[1] - self.told[1]))
             self.told, self.last = count, clock
-
-
-def silence_limit(plan: Plan) -> float:
-    """Give the seconds after which a silent worker hangs: a read that times out, and a decode as long."""
-    return 2 * plan.settings.images.timeout_seconds + 30
 
 
 def _read(plan: Plan, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, bytes | ImageError]]:

@@ -55,7 +55,7 @@ class Constraint:
             if value not in self.choices:
                 raise SettingError(
                     f"The '{name}' setting must be {_spoken_list(self.choices)}. "
-                    f"Got {value!r}{nearest(str(value), self.choices)}."
+                    f"Got {value!r}{nearest(str(value), self.choices)}"
                 )
             return
         if not self._fits(value):
@@ -88,9 +88,9 @@ def _spoken_list(words: tuple[str, ...]) -> str:
 
 
 def nearest(given: str, known: tuple[str, ...] | list[str]) -> str:
-    """Give the end of an error sentence that names what is near to `given`, or an empty text."""
+    """Give the end of an error sentence, which names what is near to `given` if anything is."""
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
-    return f"; did you mean {_spoken_list(tuple(near))}?" if near else ""
+    return f"; did you mean {_spoken_list(tuple(near))}?" if near else "."
 
 
 class _Stage:
@@ -142,6 +142,11 @@ class ImageSettings(_Stage):
         identity=False,
     )
 
+    @property
+    def silence_seconds(self) -> float:
+        """Seconds after which a silent worker is taken for hung: a read that times out, and a decode as long."""
+        return 2 * self.timeout_seconds + 30
+
 
 @dataclass(frozen=True)
 class FeatureSettings(_Stage):
@@ -169,7 +174,7 @@ class OutputSettings(_Stage):
     images_per_part: int | None = _setting(
         None,
         int,
-        "Images a part (default: 512 for the first 16,384 images, growing to 4,096; a quarter for flatten).",
+        "Images a part (default: 128 at first, growing to 4,096 with the collection; a quarter for flatten).",
         minimum=1,
         maximum=1_000_000,
         optional=True,
@@ -243,7 +248,7 @@ class Settings:
         known = {item.name: stage for stage, item, _ in declared()}
         for name, value in options.items():
             if name not in known:
-                raise SettingError(f"There is no setting '{name}'{nearest(name, list(known))}.")
+                raise SettingError(f"There is no setting '{name}'{nearest(name, list(known))}")
             stages.setdefault(known[name], {})[name] = value
         defaults = cls()
         return cls(**{stage: replace(getattr(defaults, stage), **given) for stage, given in stages.items()})

@@ -55,8 +55,12 @@ class Storage(Protocol):
     def write(self, name: str, data: Data) -> None:
         """Create or replace the object, whole."""
 
-    def create(self, name: str, data: Data) -> bool:
-        """Create the object only if there is none; say whether this call did it."""
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        """Create the object only if there is none; say whether this call did it.
+
+        With `durable` it is sure to survive a power cut once this returns. Without, which is quicker on a
+        disk, a power cut may leave it out, or empty: good for what can be made again.
+        """
 
     def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
@@ -139,7 +143,7 @@ class FolderStorage:
         with self.stream(name) as file:
             file.write(data)
 
-    def create(self, name: str, data: Data) -> bool:
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Write without a name, fsync, link."""
         target = Path(self.root, name)
         try:
@@ -148,9 +152,11 @@ class FolderStorage:
                 return False
             with _nameless(target) as (file, link):
                 file.write(data)
-                _settle(file)
+                if durable:
+                    _settle(file)
                 link()
-            _settle_folder(target.parent)
+            if durable:
+                _settle_folder(target.parent)
         except FileExistsError:
             return False
         except OSError as error:

@@ -90,8 +90,7 @@ def grey_to_rgb(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 def by_pillow(data: bytes) -> tuple[str, npt.NDArray[np.uint8]]:
     """First frame by Pillow alone: its mode, and RGB upright over white; deep grey by the rules above."""
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as opened:
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
         opened.load()
         mode, tags = opened.mode, dict(getattr(opened, "tag_v2", {}))
         try:
@@ -180,6 +179,58 @@ def jpeg_with(data: bytes, *segments: tuple[int, bytes]) -> bytes:
     """Put (marker, body) segments right behind the start of a JPEG."""
     packed = b"".join(struct.pack(">HH", marker, len(body) + 2) + body for marker, body in segments)
     return data[:2] + packed + data[2:]
+
+
+def samples_of_all_formats() -> dict[str, bytes]:
+    """One small file of every format and mode, by name."""
+    rgb = Image.fromarray(picture())
+    rgba = rgb.copy()
+    rgba.putalpha(rgb.convert("L"))
+    return {
+        "jpeg": encode(rgb, "JPEG"),
+        "jpeg grey": encode(rgb.convert("L"), "JPEG"),
+        "jpeg cmyk": encode(rgb.convert("CMYK"), "JPEG"),
+        "jpeg progressive": encode(rgb, "JPEG", progressive=True),
+        "png": encode(rgb, "PNG"),
+        "png grey": encode(rgb.convert("L"), "PNG"),
+        "png bits": encode(rgb.convert("1"), "PNG"),
+        "png palette": encode(rgb.convert("P"), "PNG"),
+        "png alpha": encode(rgba, "PNG"),
+        "png grey alpha": encode(rgba.convert("LA"), "PNG"),
+        "png palette alpha": encode(rgb.convert("P"), "PNG", transparency=bytes(range(256))),
+        "webp": encode(rgb, "WEBP"),
+        "webp lossless": encode(rgb, "WEBP", lossless=True),
+        "webp alpha": encode(rgba, "WEBP"),
+        "gif": encode(rgb, "GIF"),
+        "gif transparent": encode(rgb.convert("P"), "GIF", transparency=3),
+        "bmp": encode(rgb, "BMP"),
+        "tiff": encode(rgb, "TIFF"),
+        "tiff lzw": encode(rgb, "TIFF", compression="tiff_lzw"),
+        "tiff jpeg": encode(rgb, "TIFF", compression="jpeg"),
+        "tiff alpha": encode(rgba, "TIFF"),
+        "tiff cmyk": encode(rgb.convert("CMYK"), "TIFF"),
+        "tiff lab": encode(Image.frombytes("LAB", rgb.size, rgb.tobytes()), "TIFF"),
+        "tiff ycbcr": encode(rgb.convert("YCbCr"), "TIFF"),
+        "tiff bits": encode(rgb.convert("1"), "TIFF", compression="group4"),
+        "ppm": encode(rgb, "PPM"),
+        "pgm": encode(rgb.convert("L"), "PPM"),
+        "pbm": encode(rgb.convert("1"), "PPM"),
+        "ico": encode(rgba, "ICO", sizes=[(32, 32)]),
+        "tga": encode(rgba, "TGA"),
+        "jpeg 2000": encode(rgb, "JPEG2000"),
+        "avif": encode(rgb, "AVIF"),
+        "avif alpha": encode(rgba, "AVIF"),
+        "qoi": encode(rgb, "QOI"),
+        "pcx": encode(rgb, "PCX"),
+        "sgi": encode(rgb, "SGI"),
+        "dds": encode(rgba, "DDS"),
+        "png of 16 bits": png_16(deep_picture(3)),
+        "png of 16 bits with alpha": png_16(deep_picture(4)),
+        "tiff of 16 bits": tiff(deep_picture(3), 2),
+        "tiff of floats": tiff(deep_picture(1).astype(np.float32), 1),
+        "tiff of floats in colour": tiff(deep_picture(3).astype(np.float32), 2),
+        "xbm": encode(rgb.convert("1"), "XBM"),
+    }
 
 
 def peak_bytes() -> int:

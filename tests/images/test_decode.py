@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import struct
-import subprocess
-import sys
 import threading
+import time
 import warnings
-from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +18,7 @@ from PIL import Image
 
 from featurepress.errors import ImageError
 from featurepress.images import header
-from featurepress.images.decode import LARGE_PIXELS, _one_at_a_time, decode
+from featurepress.images.decode import decode
 from tests.images.reference import (
     by_pillow,
     deep_picture,
@@ -34,11 +33,10 @@ from tests.images.reference import (
     png,
     png_16,
     png_chunk,
+    samples_of_all_formats,
     tiff,
     upright,
 )
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def assert_same(data: bytes, expected: Any, *, within: int = 0) -> None:
@@ -59,59 +57,17 @@ def reason(data: bytes, **options: Any) -> str:
     return caught.value.reason
 
 
-def samples_of_all_formats() -> dict[str, bytes]:
-    rgb = Image.fromarray(picture())
-    rgba = rgb.copy()
-    rgba.putalpha(rgb.convert("L"))
-    return {
-        "jpeg": encode(rgb, "JPEG"),
-        "jpeg grey": encode(rgb.convert("L"), "JPEG"),
-        "jpeg cmyk": encode(rgb.convert("CMYK"), "JPEG"),
-        "jpeg progressive": encode(rgb, "JPEG", progressive=True),
-        "png": encode(rgb, "PNG"),
-        "png grey": encode(rgb.convert("L"), "PNG"),
-        "png bits": encode(rgb.convert("1"), "PNG"),
-        "png palette": encode(rgb.convert("P"), "PNG"),
-        "png alpha": encode(rgba, "PNG"),
-        "png grey alpha": encode(rgba.convert("LA"), "PNG"),
-        "png palette alpha": encode(rgb.convert("P"), "PNG", transparency=bytes(range(256))),
-        "webp": encode(rgb, "WEBP"),
-        "webp lossless": encode(rgb, "WEBP", lossless=True),
-        "webp alpha": encode(rgba, "WEBP"),
-        "gif": encode(rgb, "GIF"),
-        "gif transparent": encode(rgb.convert("P"), "GIF", transparency=3),
-        "bmp": encode(rgb, "BMP"),
-        "tiff": encode(rgb, "TIFF"),
-        "tiff lzw": encode(rgb, "TIFF", compression="tiff_lzw"),
-        "tiff jpeg": encode(rgb, "TIFF", compression="jpeg"),
-        "tiff alpha": encode(rgba, "TIFF"),
-        "tiff cmyk": encode(rgb.convert("CMYK"), "TIFF"),
-        "tiff lab": encode(Image.frombytes("LAB", rgb.size, rgb.tobytes()), "TIFF"),
-        "tiff ycbcr": encode(rgb.convert("YCbCr"), "TIFF"),
-        "tiff bits": encode(rgb.convert("1"), "TIFF", compression="group4"),
-        "ppm": encode(rgb, "PPM"),
-        "pgm": encode(rgb.convert("L"), "PPM"),
-        "pbm": encode(rgb.convert("1"), "PPM"),
-        "ico": encode(rgba, "ICO", sizes=[(32, 32)]),
-        "tga": encode(rgba, "TGA"),
-        "jpeg 2000": encode(rgb, "JPEG2000"),
-        "avif": encode(rgb, "AVIF"),
-        "avif alpha": encode(rgba, "AVIF"),
-        "qoi": encode(rgb, "QOI"),
-        "pcx": encode(rgb, "PCX"),
-        "sgi": encode(rgb, "SGI"),
-        "dds": encode(rgba, "DDS"),
-        "xbm": encode(rgb.convert("1"), "XBM"),
-    }
-
-
 SAMPLES = samples_of_all_formats()
 
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_format_and_mode_agrees_with_the_reference(name: str) -> None:
-    _, expected = by_pillow(SAMPLES[name])
-    assert_same(SAMPLES[name], expected, within=1)
+    if name == "tiff of floats in colour":  # unknown to Pillow
+        expected = from_range(deep_picture(3).astype(np.float32), None)
+    else:
+        _, expected = by_pillow(SAMPLES[name])
+    # Of colours of 16 bits Pillow drops the low byte, of the alpha too.
+    assert_same(SAMPLES[name], expected, within=2 if "16 bits" in name else 1)
 
 
 def test_a_memoryview_is_read_like_bytes() -> None:
@@ -250,10 +206,9 @@ def test_16_bits_are_scaled_by_257_with_rounding() -> None:
     assert_same(tiff(every, 1), expected)
     assert_same(tiff(every, 0), 255 - expected)
     assert_same(encode(Image.fromarray(every[..., 0]), "TIFF", compression="tiff_lzw"), expected)
-    for channels in (3,):
-        deep = deep_picture(channels)
-        assert_same(png_16(deep), from_16_bits(deep))
-        assert_same(tiff(deep, 2), from_16_bits(deep))
+    deep = deep_picture(3)
+    assert_same(png_16(deep), from_16_bits(deep))
+    assert_same(tiff(deep, 2), from_16_bits(deep))
 
 
 def test_a_pgm_of_16_bits_has_its_own_top() -> None:
@@ -345,8 +300,8 @@ def test_a_cut_jpeg_is_what_pillow_makes_of_it(kind: str) -> None:
             assert cut < 3 or "truncated" in why, why
         else:
             assert_same(data[:cut], expected)
-    for missing in (1, 2, 3, 10, 100):
-        assert "truncated" in reason(data[:-missing]) or kind == "cmyk" or missing < 3
+    # Without its last bytes Pillow may still have every row; without its last tenth it has not.
+    assert "truncated" in reason(data[: len(data) * 19 // 20])
 
 
 def test_a_jpeg_whose_only_end_marker_is_its_thumbnails_is_not_decoded_by_opencv() -> None:
@@ -414,6 +369,14 @@ def test_zero_sized_images_are_refused() -> None:
     assert reason(tiff(np.zeros((0, 5, 1), np.uint8), 1))
 
 
+def test_a_png_whose_pixels_lost_their_name_is_refused_at_once() -> None:
+    # OpenCV alone takes up to ten seconds for it.
+    for name in (b"I\0AT", b"IDAX", b"idat"):
+        start = time.process_time()
+        assert reason(SAMPLES["png grey"].replace(b"IDAT", name))
+        assert time.process_time() - start < 1
+
+
 def test_too_many_scans_are_refused() -> None:
     data = SAMPLES["jpeg progressive"]
     scan = data.index(b"\xff\xda")
@@ -471,40 +434,8 @@ def test_threads_decode_at_the_same_time() -> None:
     assert list(warnings.filters) == before
 
 
-# Large images take turns
-
-
-def large_png() -> bytes:
-    width, height = 4096, LARGE_PIXELS // 4096 + 1
-    return png(width, height, 1, 0, (b"\0" + b"\xaa" * (width // 8)) * height)
-
-
-def test_large_images_wait_for_one_another() -> None:
-    data, done = large_png(), threading.Event()
-
-    def work() -> None:
-        decode(data)
-        done.set()
-
-    thread = threading.Thread(target=work)
-    with _one_at_a_time():
-        thread.start()
-        assert not done.wait(0.5)
-        assert decode(SAMPLES["png"]).size  # a small one does not wait
-    thread.join(30)
-    assert done.is_set()
-
-
-def test_the_turn_of_a_killed_process_passes_on() -> None:
-    code = (
-        "import time; from featurepress.images.decode import _one_at_a_time\n"
-        "with _one_at_a_time():\n    print('held', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        holder.kill()
-        assert decode(large_png())[0, :2, 0].tolist() == [255, 0]
+def test_opencv_is_single_threaded() -> None:
+    assert cv2.getNumThreads() == 1
 
 
 # Anything else

@@ -174,7 +174,9 @@ def _decode_png(data: bytes, png: header.PngHeader, max_pixels: int) -> Pixels:
 
 def _decode_tiff(data: bytes, max_pixels: int) -> Pixels:
     tags = header.tiff_tags(data)
-    width, height = (int(tags.get(tag, (0,))[0]) for tag in (header.TIFF_WIDTH, header.TIFF_HEIGHT))
+    if header.TIFF_WIDTH not in tags or header.TIFF_HEIGHT not in tags:
+        return _decode_pillow(data, max_pixels)
+    width, height = int(tags[header.TIFF_WIDTH][0]), int(tags[header.TIFF_HEIGHT][0])
     _check_size(width, height, max_pixels)
     tile = [int(tags.get(tag, (1,))[0]) for tag in (header.TIFF_TILE_WIDTH, header.TIFF_TILE_HEIGHT)]
     # A tile may be larger than the image, and small ones often are: 1024 x 1024 is always allowed.

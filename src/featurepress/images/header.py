@@ -173,7 +173,7 @@ class PngHeader(NamedTuple):
     transparent, animated, oriented : bool
         It has a tRNS chunk; an acTL chunk (APNG); EXIF or XMP that may turn it.
     complete : bool
-        The chunks follow one another to the end mark.
+        Sound chunks follow one another to the end chunk, with pixels among them.
     """
 
     width: int
@@ -197,14 +197,16 @@ def png_header(data: bytes) -> PngHeader | None:
     if data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
-    transparent = animated = oriented = complete = False
+    transparent = animated = oriented = complete = pixels = False
     position = 8
     while position + 12 <= len(data):
         length, name = _chunk(data, position)
         if name == b"IEND":
-            complete = True
+            complete = pixels
             break
-        if name == b"tRNS":
+        if name == b"IDAT":
+            pixels = True
+        elif name == b"tRNS":
             transparent = True
         elif name == b"acTL":
             animated = True
@@ -213,6 +215,8 @@ def png_header(data: bytes) -> PngHeader | None:
         elif name in (b"iTXt", b"zTXt", b"tEXt"):
             keyword = data[position + 8 : position + 40]
             oriented |= keyword.startswith((b"XML:com.adobe.xmp", b"Raw profile type"))
+        elif not name.isalpha() or (name[:1].isupper() and name not in (b"IHDR", b"PLTE")):
+            break  # OpenCV spends ten seconds on a file of 1 kB whose IDAT has lost its name
         position += 12 + length
     return PngHeader(width, height, depth, colour, transparent, animated, oriented, complete)
 

@@ -105,6 +105,6 @@ def find_card(name: str) -> ModelCard:
     names = {known: card for card in CARDS for known in (card.name, *card.aliases)}
     if name not in names:
         raise ModelError(
-            f"There is no model '{name}'{nearest(name, list(names))}. Known models: {', '.join(sorted(names))}."
+            f"There is no model '{name}'{nearest(name, list(names))} Known models: {', '.join(sorted(names))}."
         )
     return names[name]

@@ -23,15 +23,16 @@ KINDS = {
 }
 
 
-def describe(
-    locations: str | Path | Sequence[str | Path], *, all_files: bool, exclude: str = ""
-) -> tuple[SourceSpec, ...]:
+Locations = str | Path | SourceSpec | Sequence[str | Path | SourceSpec]
+
+
+def describe(locations: Locations, *, all_files: bool, exclude: str = "") -> tuple[SourceSpec, ...]:
     """Turn what the user wrote into descriptions of sources.
 
     Parameters
     ----------
-    locations : str, path, or sequence of them
-        Folders, globs or files. ``~`` stands for the home folder.
+    locations : str, path, SourceSpec, or sequence of them
+        Folders, globs or files. ``~`` stands for the home folder. Descriptions are taken as they are.
     all_files : bool
         Whether every regular file is listed, not only names with an image suffix.
     exclude : str
@@ -42,12 +43,12 @@ def describe(
     SourceError
         No location at all, a scheme without support, or two locations of which one holds the other.
     """
-    given = [locations] if isinstance(locations, str | Path) else list(locations)
+    given = [locations] if isinstance(locations, str | Path | SourceSpec) else list(locations)
     if not given:
         raise SourceError("No source was given: name a folder, a glob or a file with images.")
     options = {"all_files": all_files, "exclude": str(Path(exclude).resolve()) if exclude else ""}
-    specs = []
-    for location in map(str, given):
+    specs = [spec for spec in given if isinstance(spec, SourceSpec)]
+    for location in (str(place) for place in given if not isinstance(place, SourceSpec)):
         scheme, separator, _ = location.partition("://")
         if separator:
             raise SourceError(
@@ -56,7 +57,7 @@ def describe(
             )
         expanded = str(Path(location).expanduser()) if location.startswith("~") else location
         specs.append(SourceSpec("folder", expanded, str(Path.cwd()), options))
-    _refuse_overlap(specs)
+    _refuse_overlap([spec for spec in specs if spec.kind == "folder"])
     return tuple(specs)
 
 
@@ -191,4 +192,4 @@ def _overlap(one: SourceSpec, other: SourceSpec) -> str:
     )
 
 
-__all__ = ["KINDS", "Listing", "Source", "describe", "field_names", "open_source"]
+__all__ = ["KINDS", "Listing", "Locations", "Source", "describe", "field_names", "open_source"]

@@ -1,0 +1,1 @@
+"""The command line: it parses, calls the public function of the same name, prints, and sets the exit code."""

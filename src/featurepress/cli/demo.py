@@ -1,0 +1,26 @@
+"""featurepress demo."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(demo)
+
+
+def demo(
+    folder: Annotated[str, typer.Argument(help="Where to draw; made if need be.", metavar="FOLDER")] = "orchard",
+) -> None:
+    """Draw an orchard of fruit pictures, a few of them broken, to try featurepress on."""
+    from featurepress.cli import output
+    from featurepress.demo import draw_orchard
+
+    orchard = draw_orchard(folder)
+    output.console().print(
+        f"drew {orchard.images} pictures, {orchard.scenes} scenes and {orchard.broken} broken files into {folder}",
+        markup=False,
+    )

@@ -1,0 +1,74 @@
+"""featurepress embed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from featurepress.cli.options import with_settings
+from featurepress.errors import TooManyFailuresError
+
+DEFAULT_OUT = "results{time}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(embed)
+
+
+@with_settings()
+def embed(
+    sources: Annotated[list[str], typer.Argument(help="Folders, globs in quotes, or files.", metavar="SOURCES...")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
+    ] = DEFAULT_OUT,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List and count only; write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    options: dict[str, Any] = {},  # noqa: B006 - never changed
+) -> None:
+    """Press images into a feature set.
+
+    The same command again finishes what was interrupted, and does nothing when all is done.
+    """
+    from featurepress import run
+    from featurepress.cli import output
+
+    if dry_run:
+        _print_estimate(run.estimate(sources, out=out, **options), as_json=as_json)
+        return
+    destination = run.expand_time(out)
+    with output.resumable(destination, as_json=as_json):
+        try:
+            with output.live_line() as on_progress:
+                features = run.embed(sources, destination, on_progress=on_progress, **options)
+        except TooManyFailuresError as error:
+            report(error.features, as_json=as_json)
+            raise
+    report(features, as_json=as_json)
+
+
+def report(features: Any, *, as_json: bool) -> None:
+    """Show the result of a run."""
+    from featurepress.cli import output
+
+    output.print_summary(features)
+    if as_json:
+        output.print_json(output.result_json(features))
+
+
+def _print_estimate(estimate: Any, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from featurepress.cli import output
+
+    if as_json:
+        output.print_json(asdict(estimate))
+        return
+    skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in estimate.skipped.items())
+    screen = output.console()
+    screen.print(f"{estimate.images:,} images, {output.format_bytes(estimate.bytes)}{skipped}", markup=False)
+    screen.print(
+        f"would become {estimate.parts:,} parts of {estimate.n_features:,} features an image, "
+        f"{output.format_bytes(estimate.expected_bytes)} at most (compression saves a fifth and more)"
+    )

@@ -1,0 +1,113 @@
+"""Options of the commands, made from the settings' own declarations."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Collection
+from typing import Annotated, Any
+
+import typer
+
+from featurepress.errors import SettingError
+from featurepress.settings import Constraint, declared
+
+Command = Callable[..., Any]
+
+_UNITS = {
+    "": 1,
+    "K": 10**3,
+    "M": 10**6,
+    "G": 10**9,
+    "T": 10**12,
+    "KI": 2**10,
+    "MI": 2**20,
+    "GI": 2**30,
+    "TI": 2**40,
+}
+
+_PANELS = {
+    "listing": "Which images",
+    "features": "What is computed",
+    "images": "Limits of one image",
+    "output": "What is written",
+    "resources": "This machine",
+}
+
+
+def with_settings(names: Collection[str] | None = None) -> Callable[[Command], Command]:
+    """Give a command an option for each setting (or those named); it gets the given ones as `options`.
+
+    Only what the user has given is passed on, so that defaults stand in one place.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
+        chosen = [entry for entry in declared() if names is None or entry[1].name in names]
+
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> Any:
+            given = {item.name: arguments.pop(item.name) for _, item, _ in chosen}
+            options = {
+                item.name: _parsed(item.name, rule, given[item.name])
+                for _, item, rule in chosen
+                if given[item.name] is not None
+            }
+            return command(**arguments, options=options)
+
+        added = [_parameter(stage, item.name, item.default, rule) for stage, item, rule in chosen]
+        wrapper.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
+        # Typer resolves annotations from here, and the settings' are not in the command's own namespace.
+        hints = inspect.get_annotations(command, eval_str=True)
+        wrapper.__annotations__ = {p.name: hints[p.name] for p in own} | {p.name: p.annotation for p in added}
+        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(annotation=wrapper.__annotations__[p.name]) for p in [*own, *added]]
+        )
+        return wrapper
+
+    return decorate
+
+
+def _parameter(stage: str, name: str, default: Any, rule: Constraint) -> inspect.Parameter:
+    flag = rule.flag or "--" + name.replace("_", "-")
+    kind = str if name.endswith("_bytes") else rule.kind
+    help_text = rule.help
+    if not rule.optional and rule.kind is not bool:
+        help_text += f" \\[default: {_shown(name, default)}]"
+    option = typer.Option(
+        flag,
+        help=help_text,
+        show_default=False,
+        metavar=_metavar(name, rule),
+        rich_help_panel=_PANELS[stage],
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _metavar(name: str, rule: Constraint) -> str | None:
+    if rule.choices:
+        return "|".join(rule.choices)
+    if name.endswith("_bytes"):
+        return "BYTES"
+    return {int: "N", float: "NUMBER", str: "NAME"}.get(rule.kind)
+
+
+def _shown(name: str, default: Any) -> str:
+    if name.endswith("_bytes"):
+        return f"{default // 2**20}MiB"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _parsed(name: str, rule: Constraint, value: Any) -> Any:
+    return parse_bytes(name, value) if name.endswith("_bytes") else value
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """Turn ``4GB``, ``500 MiB`` or ``1000`` into a number of bytes."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
+    if match is None or match[2] not in _UNITS:
+        raise SettingError(f"The '{name}' setting must be a number of bytes such as 4GB or 500MiB. Got '{text}'.")
+    return int(float(match[1]) * _UNITS[match[2]])

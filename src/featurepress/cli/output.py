@@ -1,0 +1,216 @@
+"""What the commands show: the live line, the summary, and tables for people."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from featurepress.errors import FeaturepressError, RequestError
+
+if TYPE_CHECKING:
+    from featurepress.driver import Progress
+    from featurepress.featureset import FeatureSet
+
+
+def console(*, stderr: bool = True) -> Console:
+    """Give a console for people; results for machines go to stdout by themselves."""
+    return Console(stderr=stderr, highlight=False, soft_wrap=True)
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Give a size for people, as ``5.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if n_bytes < 1000 or unit == "TB":
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    raise AssertionError("unreachable")
+
+
+def format_seconds(seconds: float) -> str:
+    """Give a time for people, as ``3.4 s``, ``2 min 5 s`` or ``3 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def print_json(values: Mapping[str, Any]) -> None:
+    """Print a result for machines on stdout."""
+    sys.stdout.write(json.dumps(values, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def live_line() -> Iterator[Callable[[Progress], None]]:
+    """Give an `on_progress` that keeps one line up to date, or does nothing where there is no terminal."""
+    screen = console()
+    if not screen.is_terminal:
+        yield lambda progress: None
+        return
+    from rich.live import Live
+
+    shown = [0.0]
+    with Live(Text("starting …"), console=screen, auto_refresh=False, transient=True) as live:
+
+        def show(progress: Progress) -> None:
+            now = time.monotonic()
+            if now - shown[0] > 0.1 or progress.stage == "done":
+                shown[0] = now
+                live.update(Text(_progress_text(progress)), refresh=True)
+
+        yield show
+
+
+def _progress_text(progress: Progress) -> str:
+    done = progress.pressed + progress.failed
+    if progress.stage == "exporting":
+        return f"{done:,} images pressed, exporting"
+    speed = progress.images_per_second
+    of = f"{progress.listed:,}{'+' if progress.listing else ''}"
+    line = f"{progress.stage} {done:,} of {of} images · {speed:,.0f} images/s · {progress.failed:,} failed"
+    left = progress.listed - done
+    if speed > 0 and left > 0:
+        line += f" · {'at least ' if progress.listing else ''}{format_seconds(left / speed)} left"
+    return line
+
+
+@contextlib.contextmanager
+def resumable(destination: str, *, as_json: bool) -> Iterator[None]:
+    """Print the line that resumes a run, whatever stops it inside the block."""
+    try:
+        yield
+    except RequestError as error:
+        _tell_machine(error, as_json=as_json)
+        raise
+    except BaseException as error:
+        if _has_plan(destination) and getattr(error, "exit_code", 1) != 3:
+            console().print(Text(f"What is done is kept. Go on with: featurepress resume {_quoted(destination)}"))
+        if isinstance(error, FeaturepressError):
+            _tell_machine(error, as_json=as_json)
+        raise
+
+
+def _tell_machine(error: FeaturepressError, *, as_json: bool) -> None:
+    if as_json and error.exit_code != 3:
+        print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
+
+
+def _has_plan(destination: str) -> bool:
+    from featurepress.ledger import PLAN
+    from featurepress.storage import open_storage
+
+    try:
+        return open_storage(destination).read(PLAN) is not None
+    except FeaturepressError:
+        return True
+
+
+def _quoted(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def result_json(features: FeatureSet) -> dict[str, Any]:
+    """Give the result of a run for machines."""
+    from dataclasses import asdict
+
+    manifest = features.manifest or {}
+    return {
+        "location": features.location,
+        "status": manifest.get("status"),
+        "model": features.plan.backbone.model,
+        "pooling": features.plan.backbone.pooling,
+        "n_features": features.n_features,
+        "fingerprint": features.fingerprint,
+        "precision": manifest.get("precision", {}),
+        **(asdict(features.summary) if features.summary is not None else {}),
+    }
+
+
+def print_summary(features: FeatureSet) -> None:
+    """Print what a run did, for people, on stderr."""
+    summary, manifest = features.summary, features.manifest or {}
+    lines = _Lines()
+    lines.add("images", f"{summary.listed:,} listed, {summary.pressed:,} pressed, {summary.failed:,} failed")
+    lines.add_counts("failed", summary.failed_by_kind)
+    lines.add_counts("skipped", summary.skipped)
+    if summary.already_done:
+        lines.add("time", "nothing to do: an earlier run has pressed everything")
+    else:
+        lines.add("time", f"{format_seconds(summary.seconds)}, {summary.images_per_second:,.0f} images/s")
+    written = format_bytes(summary.bytes_written)
+    lines.add("bytes", f"{format_bytes(summary.bytes_read)} read, {written} of features in {summary.parts:,} parts")
+    _add_model(lines, features, manifest)
+    lines.add("where", features.location)
+    lines.print(console())
+    if features.plan.backbone.model == "embedded-v1":
+        console().print(Text(_EMBEDDED_ADVICE, style="dim"))
+
+
+_EMBEDDED_ADVICE = (
+    "The embedded model is for trying out: a linear probe on its features tells 81 groceries apart with 37 % "
+    "accuracy, where ImageNet's MobileNetV2 reaches 67 %."
+)
+
+
+def print_info(features: FeatureSet) -> None:
+    """Print what is known of a feature set, for people, on stdout."""
+    manifest, plan = features.manifest or {}, features.plan
+    lines = _Lines()
+    lines.add("where", features.location)
+    lines.add("status", "complete" if features.is_complete else "incomplete: featurepress resume finishes it")
+    lines.add("images", f"{len(features):,} pressed, {features.failures.num_rows:,} failed")
+    lines.add_counts("failed", manifest.get("failed_by_kind", {}))
+    lines.add_counts("skipped", manifest.get("skipped", {}))
+    lines.add("features", f"{features.n_features:,} float32 a row, {format_bytes(features.bytes)} in all")
+    lines.add("columns", ", ".join(features.schema.names))
+    labels = features.labels
+    if labels is not None:
+        lines.add("labels", f"{len(set(labels.tolist())):,} different")
+    _add_model(lines, features, manifest)
+    lines.add("fingerprint", features.fingerprint)
+    for i, spec in enumerate(plan.sources):
+        lines.add("sources" if i == 0 else "", f"{spec.location} (from {spec.base})")
+    lines.add("made", f"{plan.created} by featurepress {plan.library_version}")
+    lines.print(console(stderr=False))
+
+
+def _add_model(lines: _Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:
+    backbone, certificate = features.plan.backbone, features.plan.certificate
+    lines.add("model", f"{backbone.model}, {backbone.pooling}, {features.n_features:,} features")
+    precisions = manifest.get("precision", {}).get("images") or {features.plan.precision: 0}
+    text = " and ".join(sorted(precisions))
+    if "min_cosine" in certificate:
+        text += (
+            f" (bfloat16 against float32 on {certificate['n_images']} of these images: "
+            f"cosine at least {certificate['min_cosine']:.5f})"
+        )
+    lines.add("precision", text)
+
+
+class _Lines:
+    """Words in bold at the left, what they stand for beside them."""
+
+    def __init__(self) -> None:
+        self._lines: list[tuple[str, str]] = []
+
+    def add(self, word: str, text: str) -> None:
+        self._lines.append((word, text))
+
+    def add_counts(self, word: str, counts: Mapping[str, int]) -> None:
+        for i, (reason, count) in enumerate(sorted(counts.items(), key=lambda item: -item[1])):
+            self.add(word if i == 0 else "", f"{count:,} {reason}")
+
+    def print(self, screen: Console) -> None:
+        width = max(len(word) for word, _ in self._lines) + 2
+        for word, text in self._lines:
+            screen.print(Text.assemble((word.ljust(width), "bold"), text))

@@ -1,0 +1,420 @@
+"""One run of one plan, from any moment of its life to the manifest.
+
+Only the driver, the process that runs this, starts a run and declares it complete:
+
+1. list the first images and try them (`Probe`): nothing is written before one of them can be pressed;
+2. create plan.json; from here on everything can be resumed;
+3. list on in a thread, committing chunks; the engine presses their shards at the same time;
+4. check that every listed image is a row or a failure;
+5. export, if asked, and write the manifest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from featurepress import ledger
+from featurepress.engines import Engine, LocalEngine, Task
+from featurepress.errors import (
+    PlanMismatchError,
+    RequestError,
+    SettingError,
+    SourceError,
+    StoppedError,
+    TooManyFailuresError,
+    WorkerDeathError,
+)
+from featurepress.featureset import ExportCsv, FeatureSet, csv_name
+from featurepress.ledger import Plan, Totals
+from featurepress.lister import Lister
+from featurepress.records import ImageRef, Receipt, part_name
+from featurepress.settings import Settings, available_cores
+from featurepress.sources import Listing
+
+if TYPE_CHECKING:
+    from featurepress.pipeline import ProbeResult
+
+PROBE_IMAGES = 1_000
+# Measured resident memory: a worker with its libraries and the model, and the driver.
+WORKER_BYTES = 300 * 1024**2
+DRIVER_BYTES = 150 * 1024**2
+
+
+@dataclass
+class Progress:
+    """How a run gets on; the same object is updated and passed to `on_progress` again and again.
+
+    Attributes
+    ----------
+    stage : str
+        ``probing``, ``pressing``, ``exporting`` or ``done``.
+    listed : int
+        Images found so far, and whether there may be more (`listing`).
+    pressed, failed : int
+        Images done in this run or an earlier one of the same plan.
+    done_before : int
+        How many of them an earlier run did.
+    started : float
+        `time.perf_counter` when pressing began.
+    """
+
+    stage: str = "probing"
+    listed: int = 0
+    listing: bool = True
+    pressed: int = 0
+    failed: int = 0
+    done_before: int = 0
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def images_per_second(self) -> float:
+        """Images done by this run a second, since pressing began."""
+        seconds = time.perf_counter() - self.started
+        return (self.pressed + self.failed - self.done_before) / seconds if seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a finished run did.
+
+    Attributes
+    ----------
+    listed, pressed, failed : int
+        Images of the whole feature set.
+    failed_by_kind, skipped : mapping
+        Counts by reason.
+    seconds : float
+        Wall-clock time of this run, from the call to the manifest.
+    images_per_second : float
+        Images that this run pressed or failed, a second of it.
+    bytes_read, bytes_written : int
+        Of the images, and of the parts.
+    parts : int
+        Number of Parquet parts.
+    already_done : bool
+        The run had nothing to do.
+    """
+
+    listed: int
+    pressed: int
+    failed: int
+    failed_by_kind: dict[str, int]
+    skipped: dict[str, int]
+    seconds: float
+    images_per_second: float
+    bytes_read: int
+    bytes_written: int
+    parts: int
+    already_done: bool
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def ignore_progress(progress: Progress) -> None:
+    """Show nothing."""
+
+
+class Driver:
+    """One run of one plan, from its first or any later moment to the manifest."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Engine | None,
+        on_progress: OnProgress,
+        started: float,
+        press: Task[Receipt] | None = None,
+    ) -> None:
+        self.plan = plan
+        self._press = press
+        self.started = started
+        self.progress = Progress()
+        self._on_progress = on_progress
+        self._engine = engine
+        self._totals = Totals()
+        self._repaired: set[int] = set()
+
+    def run(self, *, is_new: bool) -> FeatureSet:
+        """Carry the plan out, from its beginning (`is_new`) or from wherever it stands."""
+        manifest = None if is_new else ledger.read_manifest(self.plan.storage)
+        if manifest is not None:
+            return FeatureSet(self.plan, manifest, _summary_again(manifest, self.started))
+        owned = None
+        if self._engine is None:
+            part = self.plan.layout.tiers[-1].part
+            workers = _n_workers(self.plan.settings, self.plan.backbone.n_features, part)
+            owned = LocalEngine(
+                workers,
+                silence_seconds=self.plan.settings.images.silence_seconds,
+                preload=("featurepress.pipeline",),
+            )
+            owned.warm_up(1)
+        engine = self._engine or owned
+        assert engine is not None
+        # Only now: the first worker imports the same libraries on another core meanwhile.
+        from featurepress.pipeline import Press
+
+        try:
+            lister = self._begin(engine) if is_new else Lister(self.plan)
+            manifest = self._finish(engine, lister, self._press or Press())
+        finally:
+            if owned is not None:
+                owned.close()
+        return self._result(manifest)
+
+    # -- the beginning ---------------------------------------------------------------------------------------
+
+    def _begin(self, engine: Engine) -> Lister:
+        """List the first images, try them, and create the plan."""
+        listing = Listing(self.plan.sources, self.plan.settings.listing)
+        stream = iter(listing)
+        head = list(itertools.islice(stream, PROBE_IMAGES))
+        if not head:
+            raise SourceError("The sources hold no image.")
+        if isinstance(engine, LocalEngine):
+            engine.warm_up(self.plan.layout.n_shards(len(head)))
+        result = _probe(engine, self.plan, tuple(head))
+        if result.n_good == 0:
+            raise SourceError(_all_failed(result))
+        self._require_precision(result)
+        self.plan = replace(self.plan, precision=result.precision, certificate=result.certificate)
+        self.plan.storage.prepare()
+        if not ledger.create_plan(self.plan):
+            standing = ledger.read_plan(self.plan.storage)
+            if standing is None:
+                raise StoppedError(f"The plan at '{self.plan.storage.location}' vanished while it was read.")
+            self.plan = same_plan(standing, self.plan)
+            return Lister(self.plan)
+        return Lister(self.plan, listing, itertools.chain(head, stream))
+
+    def _require_precision(self, result: ProbeResult) -> None:
+        asked = self.plan.settings.features.precision
+        if asked == "bfloat16" and result.precision != "bfloat16":
+            raise RequestError(
+                "The precision bfloat16 was asked for, and this CPU has no native bfloat16. "
+                "Use --precision auto or float32."
+            )
+
+    # -- the middle ------------------------------------------------------------------------------------------
+
+    def _finish(self, engine: Engine, lister: Lister, press: Task[Receipt]) -> dict[str, Any]:
+        """Press what is left, balance, export, and write the manifest."""
+        done = ledger.finished_shards(self.plan)
+        self.progress.stage = "pressing"
+        self.progress.started = time.perf_counter()
+        with lister:
+            for receipt in engine.run(press, self.plan, self._left(lister, done), self._hear):
+                self._count(receipt)
+        self._balance(engine, press)
+        self._export(engine)
+        ledger.clear_attempts(self.plan)
+        manifest = self._manifest()
+        ledger.write_manifest(self.plan, manifest)
+        return manifest
+
+    def _left(self, lister: Lister, done: set[int]) -> Iterator[int]:
+        """Yield the shards without a receipt as their chunks are committed; count those with one."""
+        for chunk in lister:
+            self.progress.listed += chunk.n_images
+            for shard in chunk.shards(self.plan.layout):
+                receipt = ledger.read_receipt(self.plan, shard) if shard in done else None
+                if receipt is None or not receipt.balances:
+                    yield shard
+                    continue
+                self._totals.add(receipt)
+                self.progress.pressed += receipt.pressed
+                self.progress.failed += receipt.failed
+                self.progress.done_before += receipt.listed
+            self._on_progress(self.progress)
+        self.progress.listing = False
+
+    def _hear(self, news: Any) -> None:
+        """Take a beat of a worker."""
+        if news[0] == "images":
+            self.progress.pressed += news[1]
+            self.progress.failed += news[2]
+            self._on_progress(self.progress)
+
+    def _count(self, receipt: Receipt) -> None:
+        if receipt.balances:
+            self._totals.add(receipt)
+        else:
+            self._repaired.add(receipt.shard)
+        self._on_progress(self.progress)
+
+    def _balance(self, engine: Engine, press: Task[Receipt]) -> None:
+        """Make sure that every listed image is a row or a failure; press again what is not."""
+        listing = ledger.read_listing(self.plan)
+        if listing is None:
+            raise StoppedError("The listing did not come to its end.")
+        expected = set(range(self.plan.layout.n_shards(listing["images"])))
+        missing = (expected - ledger.finished_shards(self.plan)) | self._repaired
+        if missing:
+            for shard in missing:
+                ledger.delete_receipt(self.plan, shard)
+                self.plan.storage.delete(part_name(shard))
+            for receipt in engine.run(press, self.plan, sorted(missing), self._hear):
+                if not receipt.balances:
+                    raise StoppedError(f"Shard {receipt.shard} does not balance: {receipt.to_json()}.")
+        if missing or self._totals.listed != listing["images"]:
+            self._recount(expected)
+        if self._totals.listed != listing["images"]:
+            raise StoppedError(
+                f"The ledger does not balance: {listing['images']} images are listed, the receipts tell of "
+                f"{self._totals.listed}. The feature set '{self.plan.storage.location}' was changed by "
+                "something else; embed into a new one."
+            )
+
+    def _recount(self, shards: Iterable[int]) -> None:
+        self._totals = Totals()
+        for shard in sorted(shards):
+            if (receipt := ledger.read_receipt(self.plan, shard)) is not None:
+                self._totals.add(receipt)
+
+    # -- the end ---------------------------------------------------------------------------------------------
+
+    def _export(self, engine: Engine) -> None:
+        output = self.plan.settings.output
+        if output.format != "csv":
+            return
+        self.progress.stage = "exporting"
+        self._on_progress(self.progress)
+        there = {entry.name for entry in self.plan.storage.list("csv")}
+        left = [i for i in range(output.parts) if csv_name(i) not in there]
+        for _ in engine.run(ExportCsv(output.parts), self.plan, left):
+            pass
+
+    def _manifest(self) -> dict[str, Any]:
+        totals = self._totals
+        listing = ledger.read_listing(self.plan) or {}
+        return {
+            "format": "featurepress",
+            "status": "complete",
+            "run_id": self.plan.run_id,
+            "generation": self.plan.generation,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "fingerprint": self.plan.backbone.fingerprint,
+            "model": self.plan.backbone.model,
+            "pooling": self.plan.backbone.pooling,
+            "n_features": self.plan.backbone.n_features,
+            "listed": totals.listed,
+            "pressed": totals.pressed,
+            "failed": totals.failed,
+            "failed_by_kind": totals.failed_by_kind,
+            "skipped": listing.get("skipped", {}),
+            "parts": totals.parts,
+            "bytes_read": totals.bytes_read,
+            "bytes_written": sum(entry.size for entry in self.plan.storage.list("features")),
+            "precision": {"images": totals.precisions, "certificate": dict(self.plan.certificate)},
+            "cpus": totals.cpus,
+        }
+
+    def _result(self, manifest: dict[str, Any]) -> FeatureSet:
+        """Give the finished set, unless too much failed."""
+        self.progress.stage = "done"
+        self._on_progress(self.progress)
+        seconds = time.perf_counter() - self.started
+        here = manifest["listed"] - self.progress.done_before
+        summary = Summary(
+            **{name: manifest[name] for name in _SHARED},
+            seconds=seconds,
+            images_per_second=here / seconds,
+            already_done=False,
+        )
+        share = manifest["failed"] / max(1, manifest["listed"])
+        allowed = self.plan.settings.output.max_failures
+        features = FeatureSet(self.plan, manifest, summary)
+        if share > allowed:
+            raise TooManyFailuresError(
+                f"{manifest['failed']} of {manifest['listed']} images failed ({share:.1%}), more than the allowed "
+                f"{allowed:.1%} (--max-failures). Everything is written to '{features.location}'.",
+                features,
+            )
+        return features
+
+
+def same_plan(standing: Plan, draft: Plan) -> Plan:
+    """Give the standing plan with the new request's resources, or refuse a request for another one."""
+    differences = standing.differences(draft)
+    if differences:
+        raise PlanMismatchError(
+            f"'{standing.storage.location}' holds another plan; it has {'; '.join(differences)}. "
+            "Choose another --out, or give the settings it was made with."
+        )
+    return replace(standing, settings=draft.settings)
+
+
+def _n_workers(settings: Settings, n_features: int, largest_part: int) -> int:
+    """Give the number of workers that cores, the user and the memory allow."""
+    wanted = settings.resources.workers or available_cores()
+    memory = settings.resources.memory_bytes
+    if memory is None:
+        return wanted
+    # A part is held once as an array and once, at most, encoded.
+    each = WORKER_BYTES + 2 * 4 * n_features * largest_part
+    fitting = (memory - DRIVER_BYTES) // each
+    if fitting < 1:
+        raise SettingError(
+            f"The 'memory_bytes' setting (--memory) must be at least {DRIVER_BYTES + each} for one worker with "
+            f"parts of {largest_part} images. Got {memory}. Smaller --images-per-part need less."
+        )
+    return int(min(wanted, fitting))
+
+
+_SHARED = (
+    "listed",
+    "pressed",
+    "failed",
+    "failed_by_kind",
+    "skipped",
+    "bytes_read",
+    "bytes_written",
+    "parts",
+)
+
+
+def _summary_again(manifest: dict[str, Any], started: float) -> Summary:
+    """Give the summary of a run that found everything done."""
+    return Summary(
+        **{name: manifest[name] for name in _SHARED},
+        seconds=time.perf_counter() - started,
+        images_per_second=0.0,
+        already_done=True,
+    )
+
+
+def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...]) -> ProbeResult:
+    """Try the first images; one that kills the process is left to the pressing, which knows what to do."""
+    from featurepress.pipeline import Probe
+
+    while True:
+        position = [0]
+
+        def hear(news: Any, position: list[int] = position) -> None:
+            if news[0] == "at":
+                position[0] = news[1]
+
+        try:
+            return next(iter(engine.run(Probe(refs), plan, [0], hear)))
+        except WorkerDeathError:
+            refs = refs[: position[0]] + refs[position[0] + 1 :]
+            if not refs:
+                raise
+
+
+def _all_failed(result: ProbeResult) -> str:
+    kinds: dict[str, int] = {}
+    for failure in result.failures:
+        kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
+    reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
+    first = result.failures[0]
+    which = "The only image" if result.n_tried == 1 else f"All of the first {result.n_tried} images"
+    return (
+        f"{which} failed, so nothing was written: {reasons}; the first one is '{first.uri}' "
+        f"({first.reason}). Check the source."
+    )

@@ -1,0 +1,306 @@
+"""Stand-ins for tests, ours and yours: sources, storages, backbones, decoders, an engine, that misbehave on demand.
+
+They follow the same contracts as the real ones, so that a test needs neither patches nor a network.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import errno
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+
+import numpy as np
+
+from featurepress.engines.base import Task
+from featurepress.errors import ImageError, StorageError
+from featurepress.images import decode
+from featurepress.ledger import Layout, Plan, new_plan
+from featurepress.records import BackboneSpec, ImageRef, PreprocessSpec, SourceSpec
+from featurepress.settings import Settings
+from featurepress.sources import field_names
+from featurepress.storage import Data, Entry, FolderStorage, Storage
+
+if TYPE_CHECKING:
+    from featurepress.records import Features, Pixels
+
+Result = TypeVar("Result")
+
+
+# -- sources -------------------------------------------------------------------------------------------------
+
+
+def memory_source(
+    images: Mapping[str, bytes], *, faults: Mapping[str, str] | None = None, delay_seconds: float = 0.0
+) -> SourceSpec:
+    """Describe a source that holds its images itself.
+
+    Parameters
+    ----------
+    images : mapping
+        uri -> bytes of the file.
+    faults : mapping, optional
+        uri -> what its read does: ``hang`` (for an hour), ``crash`` (an error of a kind nobody expects), or the
+        reason of an ImageError.
+    delay_seconds : float
+        Added to every read.
+    """
+    texts = {uri: base64.b64encode(data).decode() for uri, data in images.items()}
+    options = {"images": texts, "faults": dict(faults or {}), "delay_seconds": delay_seconds}
+    return SourceSpec("memory", "memory", options=options)
+
+
+class MemorySource:
+    """The source that `memory_source` describes."""
+
+    reads_in_flight = 2
+
+    def __init__(self, spec: SourceSpec) -> None:
+        self._images = spec.options["images"]
+        self._faults = spec.options["faults"]
+        self._delay_seconds = spec.options["delay_seconds"]
+        self.skipped: collections.Counter[str] = collections.Counter()
+
+    def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
+        """Yield the images in byte order of their uris."""
+        for uri in sorted(self._images, key=str.encode):
+            if uri.encode() > start_after:
+                yield ImageRef(uri, 0, len(base64.b64decode(self._images[uri])), "1")
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Give the bytes, or do what the faults say."""
+        if self._delay_seconds:
+            time.sleep(self._delay_seconds)
+        fault = self._faults.get(ref.uri)
+        if fault == "hang":
+            time.sleep(3600)
+        if fault == "crash":
+            raise ZeroDivisionError("nobody expects this")
+        if fault is not None:
+            raise ImageError("read", fault)
+        return base64.b64decode(self._images[ref.uri])
+
+
+# -- backbones -----------------------------------------------------------------------------------------------
+
+
+def fake_backbone(**options: Any) -> BackboneSpec:
+    """Describe a backbone of 12 features that needs no model: the mean colours of four quarters of the picture.
+
+    Parameters
+    ----------
+    **options
+        ``bfloat16`` (bool): whether it claims to compute in bfloat16; ``error`` (float): how far bfloat16
+        features are off, as a share; ``sabotage`` (str): ``nan`` gives NaN for pictures that are all black.
+    """
+    return BackboneSpec(
+        runtime="fake",
+        model="fake",
+        weights_sha256="0" * 64,
+        output="grid",
+        grid=(2, 2, 3),
+        pooling="flatten",
+        preprocess=PreprocessSpec(height=8, width=8),
+        options=options,
+    )
+
+
+class FakeBackbone:
+    """The backbone that `fake_backbone` describes."""
+
+    batch_size = 4
+    loads = 0  # in this process
+
+    def __init__(self, spec: BackboneSpec, precision: str) -> None:
+        type(self).loads += 1
+        self.precision = precision
+        self._options = spec.options
+
+    @staticmethod
+    def supports_bfloat16(spec: BackboneSpec) -> bool:
+        """Whatever the options say."""
+        return bool(spec.options.get("bfloat16", False))
+
+    def __call__(self, pixels: Pixels) -> Features:
+        """Give the mean colours: (4, 8, 8, 3) uint8 -> (4, 12) float32."""
+        cells = pixels.reshape(self.batch_size, 2, 4, 2, 4, 3)
+        features: Features = (
+            cells.mean(axis=(2, 4), dtype=np.float64).reshape(self.batch_size, 12).astype(np.float32)
+        )
+        if self.precision == "bfloat16":
+            features[:, ::2] *= np.float32(1 + self._options.get("error", 0.0))
+        if self._options.get("sabotage") == "nan":
+            features[features.max(axis=1) == 0] = np.nan
+        return features
+
+
+# -- decoders ------------------------------------------------------------------------------------------------
+
+ABORT, HANG = b"!ABORT!", b"!HANG!"
+
+
+def treacherous_decode(data: bytes, *, max_pixels: int) -> Pixels:
+    """Decode, but abort the process on data that hold `ABORT`, and sleep for an hour on `HANG`."""
+    if ABORT in data:
+        os.abort()
+    if HANG in data:
+        time.sleep(3600)
+    return decode(data, max_pixels=max_pixels)
+
+
+# -- storages ------------------------------------------------------------------------------------------------
+
+
+class MemoryStorage:
+    """A storage in a dictionary of this process."""
+
+    location = "memory"
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Do nothing."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below `prefix` in byte order."""
+        for name in sorted(self.objects, key=str.encode):
+            if not prefix or name.startswith(prefix + "/"):
+                yield Entry(name, len(self.objects[name]))
+
+    def read(self, name: str) -> bytes | None:
+        """Give the object's bytes, or None."""
+        return self.objects.get(name)
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the object."""
+        if name not in self.objects:
+            missing = FileNotFoundError(errno.ENOENT, "no such object", name)
+            raise StorageError(f"Cannot read '{name}': no such object.") from missing
+        return io.BytesIO(self.objects[name])
+
+    def write(self, name: str, data: Data) -> None:
+        """Create or replace."""
+        self.objects[name] = bytes(data)
+
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        """Create only if absent."""
+        with self._lock:
+            if name in self.objects:
+                return False
+            self.objects[name] = bytes(data)
+            return True
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Collect, then write."""
+        buffer = io.BytesIO()
+        # Whoever writes may close its file, as Arrow's writers do; the object is whole all the same.
+        buffer.close = lambda: None  # type: ignore[method-assign]
+        yield buffer
+        self.write(name, buffer.getvalue())
+
+    def delete(self, name: str) -> None:
+        """Delete, if there."""
+        self.objects.pop(name, None)
+
+
+@dataclass(frozen=True)
+class QuotaStorage(FolderStorage):
+    """A folder that is full when its objects have so many bytes; picklable, and shared by all processes.
+
+    Parameters
+    ----------
+    root : str
+        The folder.
+    quota_file : str
+        A file that holds the number of bytes; write a larger one to make space.
+    delay_seconds : float
+        Added to every write.
+    """
+
+    quota_file: str = ""
+    delay_seconds: float = 0.0
+
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        """Create, unless that would be more than the quota."""
+        time.sleep(self.delay_seconds)
+        self._require_space(name, len(data))
+        return super().create(name, data, durable=durable)
+
+    def write(self, name: str, data: Data) -> None:
+        """Write, unless that would be more than the quota."""
+        time.sleep(self.delay_seconds)
+        self._require_space(name, len(data))
+        super().write(name, data)
+
+    def _require_space(self, name: str, n_bytes: int) -> None:
+        with open(self.quota_file, encoding="utf-8") as file:  # noqa: PTH123 - one line
+            quota = int(file.read())
+        if sum(entry.size for entry in self.list("")) + n_bytes > quota:
+            raise StorageError(
+                f"Cannot write '{self.root}/{name}': no space left on device; make space and resume."
+            )
+
+
+# -- engines -------------------------------------------------------------------------------------------------
+
+
+class InlineEngine:
+    """Runs tasks one after the other in the calling process."""
+
+    def run(
+        self,
+        task: Task[Result],
+        plan: Plan,
+        shards: Iterable[int],
+        on_beat: Callable[[Any], None] = lambda news: None,
+    ) -> Iterator[Result]:
+        """Run; see `Engine`."""
+        for shard in shards:
+            yield task(plan, shard)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+# -- plans ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class PlanMaker:
+    """Makes drafts of plans for `featurepress.run.press_plan`, with the fake backbone unless told otherwise.
+
+    Parameters
+    ----------
+    storage : Storage
+        The destination.
+    backbone : BackboneSpec
+        What is computed.
+    """
+
+    storage: Storage
+    backbone: BackboneSpec = field(default_factory=fake_backbone)
+
+    def __call__(self, *sources: SourceSpec, **options: Any) -> Plan:
+        """Give a draft for some sources and settings."""
+        settings = Settings.from_options(**options)
+        return new_plan(
+            self.storage,
+            sources=sources,
+            backbone=self.backbone,
+            precision="float32",
+            certificate={},
+            settings=settings,
+            layout=Layout.of(settings.output.images_per_part, self.backbone.pooling),
+            field_names=field_names(settings.listing),
+            library_version="test",
+        )
