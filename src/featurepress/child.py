@@ -177,8 +177,8 @@ class Child:
         if code >= 0:
             return f"exited with code {code}"
         with contextlib.suppress(ValueError):
-            return f"killed by {signal.Signals(-code).name}"
-        return f"killed by signal {-code}"
+            return f"was killed by {signal.Signals(-code).name}"
+        return f"was killed by signal {-code}"
 
 
 def serve(preload: Sequence[str] = ()) -> None:

@@ -292,7 +292,7 @@ def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callabl
         except ChildDiedError as death:
             how = str(death)
     child(renewed=True)
-    raise ImageError("decode", f"decoder crashed: the process {how}, twice")
+    raise ImageError("decode", f"decoder crashed: its process {how}, twice")
 
 
 def press_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[str, tuple[int, int], Any, int, str]:
