@@ -355,7 +355,7 @@ def test_what_is_no_image_is_said_in_words(data: bytes, expected: str) -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_more_pixels_than_allowed_are_refused_with_their_number(name: str) -> None:
     height, width = decode(SAMPLES[name]).shape[:2]
-    expected = f"{width} x {height} pixels, above the limit of {width * height - 1} (--max-pixels)"
+    expected = f"too many pixels: {width} x {height}, above the limit of {width * height - 1} (--max-pixels)"
     assert reason(SAMPLES[name], max_pixels=width * height - 1) == expected
     decode(SAMPLES[name], max_pixels=width * height)
 

@@ -408,9 +408,9 @@ def _turn(pixels: Pixels, orientation: int) -> Pixels:
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height <= 0:
-        raise ImageError("decode", f"{width} x {height} pixels: nothing to see")
+        raise ImageError("decode", f"no pixels: {width} x {height}")
     if width * height > max_pixels:
-        reason = f"{width} x {height} pixels, above the limit of {max_pixels} (--max-pixels)"
+        reason = f"too many pixels: {width} x {height}, above the limit of {max_pixels} (--max-pixels)"
         raise ImageError("decode", reason)
 
 

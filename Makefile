@@ -1,0 +1,54 @@
+# make demo | test | lint | bench: each makes what it needs, first of all .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint format bench bench-memory clean
+
+help:
+	@echo "make demo     install, draw an orchard, press it, look at what came out"
+	@echo "make test     install what the tests need, run them (under 5 minutes)"
+	@echo "make lint     ruff check, ruff format --check, mypy --strict"
+	@echo "make bench    measure speed against its limits and against a plain script (about 8 minutes)"
+	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, start-up times (about 3 minutes)"
+
+$(BIN)/python:
+	$(PYTHON) -c "import sys; sys.exit('featurepress needs Python 3.11 or later') if sys.version_info < (3, 11) else None"
+	$(PYTHON) -m venv $(VENV)
+
+# Stamps say what is installed, so that a second call starts at once.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	@rm -rf demo
+	$(BIN)/featurepress demo demo/orchard
+	$(BIN)/featurepress embed demo/orchard --out demo/features --labels parent
+	$(BIN)/featurepress info demo/features
+	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses auto
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.speed
+
+bench-memory: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.memory
+
+clean:
+	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache
