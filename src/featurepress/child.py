@@ -15,6 +15,7 @@ which runs the user's script again). The life of a child:
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import pickle
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, BinaryIO, TypeVar
 
 Result = TypeVar("Result")
 
@@ -89,6 +90,7 @@ class Child:
             stdout=subprocess.PIPE,
             env={**os.environ, **_ENVIRONMENT, **(environment or {})},
         )
+        self._is_waiting = True
         self._inbox: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="featurepress-child", daemon=True)
         self._listener.start()
@@ -97,6 +99,11 @@ class Child:
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is alive and waits for a call."""
+        return self._is_waiting and self._process.poll() is None
 
     def call(
         self,
@@ -124,9 +131,10 @@ class Child:
             Whatever `function` raised.
         """
         assert self._process.stdin is not None
+        request = pickle.dumps((function, args), protocol=5)
+        self._is_waiting = False
         try:
-            pickle.dump((function, args), self._process.stdin, protocol=5)
-            self._process.stdin.flush()
+            _send(self._process.stdin, request)
         except (BrokenPipeError, ValueError):
             raise ChildDiedError(self._obituary()) from None
         while True:
@@ -141,15 +149,17 @@ class Child:
             kind, value = message
             if kind == "beat":
                 on_beat(value)
-            elif kind == "error":
+                continue
+            self._is_waiting = True
+            if kind == "error":
                 raise value
-            else:
-                return value  # type: ignore[no-any-return]
+            return value  # type: ignore[no-any-return]
 
     def close(self, patience_seconds: float = 5.0) -> None:
         """End the child: a call in flight is abandoned, and the child cleans up after it."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        self._is_waiting = False
         with contextlib.suppress(OSError):
             self._process.stdin.close()
         try:
@@ -167,10 +177,11 @@ class Child:
     def _listen(self) -> None:
         assert self._process.stdout is not None
         try:
-            while True:
-                self._inbox.put(pickle.load(self._process.stdout))
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError):
-            self._inbox.put(None)
+            while (data := _receive(self._process.stdout)) is not None:
+                self._inbox.put(_unpickled(data))
+        except (OSError, ValueError):  # closed by `close`
+            pass
+        self._inbox.put(None)
 
     def _obituary(self) -> str:
         code = self._process.wait()
@@ -191,15 +202,16 @@ def serve(preload: Sequence[str] = ()) -> None:
     lock = threading.Lock()
 
     def send(kind: str, value: Any) -> None:
+        message = pickle.dumps((kind, value), protocol=5)
         with lock:
-            pickle.dump((kind, value), outbox, protocol=5)
-            outbox.flush()
+            _send(outbox, message)
 
     _beats = lambda news: send("beat", news)  # noqa: E731
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(inbox, requests), daemon=True).start()
+    threading.Thread(target=_take_requests, args=(inbox, requests), daemon=True).start()
     for module in preload:
         importlib.import_module(module)
+    gc.freeze()  # what is imported stays; the collector need not look at it again and again
     while True:
         function, args = requests.get()
         try:
@@ -226,15 +238,33 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
     return inbox, outbox
 
 
-def _receive(inbox: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
+def _take_requests(inbox: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
+    while (data := _receive(inbox)) is not None:
+        kind, value = _unpickled(data)
+        requests.put((_raise, (value,)) if kind == "error" else (kind, value))
+    _leave()
+
+
+def _send(pipe: IO[bytes], message: bytes) -> None:
+    """Send a pickle whole, after its length: neither end loses its place at one that cannot be read."""
+    pipe.write(len(message).to_bytes(8, "little") + message)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes]) -> bytes | None:
+    """Give the next pickle, or None at the end of the pipe."""
+    size = int.from_bytes(pipe.read(8), "little")
+    message = pipe.read(size)
+    return message if size and len(message) == size else None
+
+
+def _unpickled(message: bytes) -> tuple[Any, Any]:
+    """Give the pair in a pickle, or what stands in its way as ("error", exception)."""
     try:
-        while True:
-            requests.put(pickle.load(inbox))
-    except EOFError:
-        _leave()
-    except Exception as error:  # noqa: BLE001 - a request that cannot be unpickled is answered by its error
-        requests.put((_raise, (_portable(error),)))
-        _receive(inbox, requests)
+        first, second = pickle.loads(message)
+    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for the message
+        return "error", _portable(error)
+    return first, second
 
 
 def _raise(error: Exception) -> None:

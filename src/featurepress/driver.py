@@ -11,20 +11,25 @@ Only the driver, the process that runs this, starts a run and declares it comple
 
 from __future__ import annotations
 
+import errno
+import functools
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featurepress import ledger
 from featurepress.engines import Engine, LocalEngine, Task
 from featurepress.errors import (
+    DestinationError,
     PlanMismatchError,
     RequestError,
     SettingError,
     SourceError,
     StoppedError,
+    StorageError,
     TooManyFailuresError,
     WorkerDeathError,
 )
@@ -34,11 +39,10 @@ from featurepress.lister import Lister
 from featurepress.records import ImageRef, Receipt, part_name
 from featurepress.settings import Settings, available_cores
 from featurepress.sources import Listing
-
-if TYPE_CHECKING:
-    from featurepress.pipeline import ProbeResult
+from featurepress.tasks import Decoder, Press, Probe, ProbeResult
 
 PROBE_IMAGES = 1_000
+MAX_PROBE_DEATHS = 8  # more than that is not the images' doing
 # Measured resident memory: a worker with its libraries and the model, and the driver.
 WORKER_BYTES = 300 * 1024**2
 DRIVER_BYTES = 150 * 1024**2
@@ -137,28 +141,29 @@ class Driver:
         self._on_progress = on_progress
         self._engine = engine
         self._totals = Totals()
+        self._counting = threading.Lock()  # shards are taken, and beats heard, in the engine's threads
         self._repaired: set[int] = set()
+        self._is_new = True
 
     def run(self, *, is_new: bool) -> FeatureSet:
         """Carry the plan out, from its beginning (`is_new`) or from wherever it stands."""
+        self._is_new = is_new
         manifest = None if is_new else ledger.read_manifest(self.plan.storage)
-        if manifest is not None:
-            return FeatureSet(self.plan, manifest, _summary_again(manifest, self.started))
+        if manifest is not None and self._parts_stand(manifest):
+            return self._checked(manifest, _summary_again(manifest, self.started))
         owned = None
         if self._engine is None:
             part = self.plan.layout.tiers[-1].part
             workers = _n_workers(self.plan.settings, self.plan.backbone.n_features, part)
             owned = LocalEngine(
                 workers,
-                silence_seconds=self.plan.settings.images.silence_seconds,
+                # A worker waits so long for the child to which it leaves a suspect image.
+                silence_seconds=self.plan.settings.images.silence_seconds + 30,
                 preload=("featurepress.pipeline",),
             )
             owned.warm_up(1)
         engine = self._engine or owned
         assert engine is not None
-        # Only now: the first worker imports the same libraries on another core meanwhile.
-        from featurepress.pipeline import Press
-
         try:
             lister = self._begin(engine) if is_new else Lister(self.plan)
             manifest = self._finish(engine, lister, self._press or Press())
@@ -166,6 +171,10 @@ class Driver:
             if owned is not None:
                 owned.close()
         return self._result(manifest)
+
+    def _parts_stand(self, manifest: dict[str, Any]) -> bool:
+        """Whether no part of a finished set has been lost since."""
+        return sum(1 for _ in self.plan.storage.list("features")) >= int(manifest["parts"])
 
     # -- the beginning ---------------------------------------------------------------------------------------
 
@@ -178,13 +187,19 @@ class Driver:
             raise SourceError("The sources hold no image.")
         if isinstance(engine, LocalEngine):
             engine.warm_up(self.plan.layout.n_shards(len(head)))
-        result = _probe(engine, self.plan, tuple(head))
-        if result.n_good == 0:
+        decoder = self._press.decode if isinstance(self._press, Press) else None
+        result = _probe(engine, self.plan, tuple(head), decoder)
+        if not result.cosines:
             raise SourceError(_all_failed(result))
-        self._require_precision(result)
-        self.plan = replace(self.plan, precision=result.precision, certificate=result.certificate)
-        self.plan.storage.prepare()
-        if not ledger.create_plan(self.plan):
+        asked = self.plan.settings.features.precision
+        precision, certificate = result.decide(asked)
+        if asked == "bfloat16" and precision != asked:
+            raise RequestError(
+                "The precision bfloat16 was asked for, and this CPU has no native bfloat16. "
+                "Use --precision auto or float32."
+            )
+        self.plan = replace(self.plan, precision=precision, certificate=certificate)
+        if not self._create_plan():
             standing = ledger.read_plan(self.plan.storage)
             if standing is None:
                 raise StoppedError(f"The plan at '{self.plan.storage.location}' vanished while it was read.")
@@ -192,13 +207,15 @@ class Driver:
             return Lister(self.plan)
         return Lister(self.plan, listing, itertools.chain(head, stream))
 
-    def _require_precision(self, result: ProbeResult) -> None:
-        asked = self.plan.settings.features.precision
-        if asked == "bfloat16" and result.precision != "bfloat16":
-            raise RequestError(
-                "The precision bfloat16 was asked for, and this CPU has no native bfloat16. "
-                "Use --precision auto or float32."
-            )
+    def _create_plan(self) -> bool:
+        """Write the first thing of a run; a destination that does not take it is a bad request."""
+        try:
+            self.plan.storage.prepare()
+            return ledger.create_plan(self.plan)
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
 
     # -- the middle ------------------------------------------------------------------------------------------
 
@@ -224,25 +241,31 @@ class Driver:
             for shard in chunk.shards(self.plan.layout):
                 receipt = ledger.read_receipt(self.plan, shard) if shard in done else None
                 if receipt is None or not receipt.balances:
+                    if not self._is_new:
+                        # One whose part is lost, or that a power cut left empty, stands in a new one's way.
+                        ledger.delete_receipt(self.plan, shard)
                     yield shard
                     continue
-                self._totals.add(receipt)
-                self.progress.pressed += receipt.pressed
-                self.progress.failed += receipt.failed
-                self.progress.done_before += receipt.listed
+                with self._counting:
+                    self._totals.add(receipt)
+                    self.progress.pressed += receipt.pressed
+                    self.progress.failed += receipt.failed
+                    self.progress.done_before += receipt.listed
             self._on_progress(self.progress)
         self.progress.listing = False
 
     def _hear(self, news: Any) -> None:
         """Take a beat of a worker."""
         if news[0] == "images":
-            self.progress.pressed += news[1]
-            self.progress.failed += news[2]
+            with self._counting:
+                self.progress.pressed += news[1]
+                self.progress.failed += news[2]
             self._on_progress(self.progress)
 
     def _count(self, receipt: Receipt) -> None:
         if receipt.balances:
-            self._totals.add(receipt)
+            with self._counting:
+                self._totals.add(receipt)
         else:
             self._repaired.add(receipt.shard)
         self._on_progress(self.progress)
@@ -315,7 +338,7 @@ class Driver:
         }
 
     def _result(self, manifest: dict[str, Any]) -> FeatureSet:
-        """Give the finished set, unless too much failed."""
+        """Say what this run did."""
         self.progress.stage = "done"
         self._on_progress(self.progress)
         seconds = time.perf_counter() - self.started
@@ -326,6 +349,10 @@ class Driver:
             images_per_second=here / seconds,
             already_done=False,
         )
+        return self._checked(manifest, summary)
+
+    def _checked(self, manifest: dict[str, Any], summary: Summary) -> FeatureSet:
+        """Give the finished set, unless too much failed."""
         share = manifest["failed"] / max(1, manifest["listed"])
         allowed = self.plan.settings.output.max_failures
         features = FeatureSet(self.plan, manifest, summary)
@@ -388,22 +415,31 @@ def _summary_again(manifest: dict[str, Any], started: float) -> Summary:
     )
 
 
-def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...]) -> ProbeResult:
-    """Try the first images; one that kills the process is left to the pressing, which knows what to do."""
-    from featurepress.pipeline import Probe
-
+def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...], decoder: Decoder | None) -> ProbeResult:
+    """Try the first images; one that kills its process is left to the pressing, which knows what to do."""
+    n_shards = 1
+    if isinstance(engine, LocalEngine):
+        # Every worker takes a share, and so has loaded the model when the pressing begins.
+        n_shards = min(engine.workers, plan.layout.n_shards(len(refs)))
+    n_deaths = 0
     while True:
-        position = [0]
+        being_tried: dict[int, str] = {}
 
-        def hear(news: Any, position: list[int] = position) -> None:
+        def hear(news: Any, being_tried: dict[int, str] = being_tried) -> None:
             if news[0] == "at":
-                position[0] = news[1]
+                being_tried[news[1]] = news[2]
 
         try:
-            return next(iter(engine.run(Probe(refs), plan, [0], hear)))
+            results = engine.run(Probe(refs, n_shards, decoder), plan, range(n_shards), hear)
+            return functools.reduce(ProbeResult.merge, results)
         except WorkerDeathError:
-            refs = refs[: position[0]] + refs[position[0] + 1 :]
-            if not refs:
+            n_deaths += 1
+            if n_shards > 1:
+                n_shards = 1  # with one worker it is known at which image it died
+                continue
+            suspects = set(being_tried.values())
+            refs = tuple(ref for ref in refs if ref.uri not in suspects)
+            if not refs or not suspects or n_deaths > MAX_PROBE_DEATHS:
                 raise
 
 

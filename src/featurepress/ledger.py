@@ -37,7 +37,9 @@ from featurepress.records import (
     SourceSpec,
     chunk_schema,
     failure_schema,
+    number_array,
     part_name,
+    text_array,
 )
 from featurepress.settings import Settings
 from featurepress.storage import Storage
@@ -228,7 +230,7 @@ def read_plan(storage: Storage) -> Plan | None:
                 for name in ("run_id", "created", "precision", "certificate", "library_version", "generation")
             },
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FeatureSetError(f"{where} is no featurepress plan: {error}.") from error
 
 
@@ -244,6 +246,7 @@ class Chunk:
     n_shards: int
     last_key: bytes
     skipped: Mapping[str, int]
+    positions: tuple[bytes, ...] = ()
 
     def shards(self, layout: Layout) -> range:
         """Give the numbers of its shards."""
@@ -251,7 +254,13 @@ class Chunk:
         return range(first, first + self.n_shards)
 
 
-def commit_chunk(plan: Plan, number: int, refs: Sequence[ImageRef], skipped: Mapping[str, int]) -> Chunk:
+def commit_chunk(
+    plan: Plan,
+    number: int,
+    refs: Sequence[ImageRef],
+    skipped: Mapping[str, int],
+    positions: Sequence[bytes] = (),
+) -> Chunk:
     """Write a chunk only if absent, and give the one that stands, which may be another driver's.
 
     Parameters
@@ -264,22 +273,26 @@ def commit_chunk(plan: Plan, number: int, refs: Sequence[ImageRef], skipped: Map
         At most as many as the layout allows, in order.
     skipped : mapping
         What the listing has passed over up to the end of this chunk.
+    positions : sequence of bytes
+        The last key of each source up to the end of this chunk, from which an interrupted listing goes on.
     """
+    import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = chunk_schema(plan.field_names)
     columns = {
-        "uri": [ref.uri for ref in refs],
-        "source": [ref.source for ref in refs],
-        "size": [ref.size for ref in refs],
-        "version": [ref.version for ref in refs],
-        "key": [ref.key for ref in refs],
-        "problem": [ref.problem for ref in refs],
-        **{name: [ref.fields[i] for ref in refs] for i, name in enumerate(plan.field_names)},
+        "uri": text_array([ref.uri for ref in refs]),
+        "source": number_array(np.array([ref.source for ref in refs], np.int32)),
+        "size": number_array(np.array([ref.size for ref in refs], np.int64)),
+        "version": text_array([ref.version for ref in refs]),
+        **{name: text_array([ref.fields[i] for ref in refs]) for i, name in enumerate(plan.field_names)},
     }
-    about = json.dumps({"last_key": refs[-1].order.hex(), "skipped": dict(skipped)})
-    table = pa.table(columns, schema=schema).replace_schema_metadata({"featurepress": about})
+    for name in ("key", "problem"):
+        values, kind = [getattr(ref, name) for ref in refs], schema.field(name).type
+        columns[name] = pa.array(values, kind) if any(values) else pa.nulls(len(refs), kind)
+    about = {"last_key": refs[-1].order.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
+    table = pa.table(columns, schema=schema).replace_schema_metadata({"featurepress": json.dumps(about)})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, row_group_size=plan.layout.tier(number).part, compression="zstd")
     plan.storage.create(_chunk_name(plan, number), memoryview(sink.getvalue()))
@@ -293,12 +306,18 @@ def read_chunk(plan: Plan, number: int) -> Chunk | None:
     """Read the footer of a chunk, or give None if it is not there yet."""
     import pyarrow.parquet as pq
 
-    if not any(entry.name == _chunk_name(plan, number) for entry in plan.storage.list(_plan_folder(plan))):
-        return None
-    with plan.storage.open(_chunk_name(plan, number)) as file:
-        footer = pq.read_metadata(file)
+    try:
+        with plan.storage.open(_chunk_name(plan, number)) as file:
+            footer = pq.read_metadata(file)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
     about = json.loads(footer.metadata[b"featurepress"])
-    return Chunk(number, footer.num_rows, footer.num_row_groups, bytes.fromhex(about["last_key"]), about["skipped"])
+    last_key, *positions = map(bytes.fromhex, (about["last_key"], *about["positions"]))
+    return Chunk(
+        number, footer.num_rows, footer.num_row_groups, last_key, about["skipped"], positions=tuple(positions)
+    )
 
 
 def read_shard(plan: Plan, shard: int) -> list[ImageRef]:
@@ -369,11 +388,13 @@ def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure]) -> N
     name = f"part-{receipt.shard:08d}"
     if failures:
         columns = list(zip(*failures, strict=True))
-        table = pa.table([pa.array(column) for column in columns], schema=failure_schema())
+        table = pa.table([text_array(column) for column in columns], schema=failure_schema())
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         plan.storage.write(f"failures/{name}.parquet", memoryview(sink.getvalue()))
-    plan.storage.create(_receipt_name(plan, receipt.shard), _dump(receipt.to_json()), durable=False)
+    receipt_name, values = _receipt_name(plan, receipt.shard), _dump(receipt.to_json())
+    if not plan.storage.create(receipt_name, values, durable=False) and read_receipt(plan, receipt.shard) is None:
+        plan.storage.write(receipt_name, values)  # a power cut left it empty
 
 
 def clear_attempts(plan: Plan) -> None:

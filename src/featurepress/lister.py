@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from featurepress import ledger
 from featurepress.ledger import Chunk, Plan
@@ -29,6 +30,8 @@ class Lister:
         self._listing = listing
         self._refs = refs
         self._outbox: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
+        self._last_listed = b""
+        self._skipped_before: Mapping[str, int] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._work, name="featurepress-list", daemon=True)
 
@@ -58,8 +61,8 @@ class Lister:
 
     def _chunks(self) -> Iterator[Chunk]:
         """Yield the chunks that stand, then those that this listing adds, then say that it is complete."""
-        plan, n_images, last_key = self._plan, 0, b""
-        skipped_before: dict[str, int] = {}
+        plan, n_images = self._plan, 0
+        last: Chunk | None = None
         complete = ledger.read_listing(plan)
         for number in itertools.count():
             if complete is not None and number == complete["chunks"]:
@@ -67,35 +70,46 @@ class Lister:
             chunk = ledger.read_chunk(plan, number) if self._refs is None or complete else None
             if chunk is None:
                 if self._refs is None:
-                    skipped_before = self._take_up(last_key, n_images, skipped_before)
-                chunk = self._commit(number, skipped_before)
+                    self._take_up(last, n_images)
+                chunk = self._commit(number, last)
             if chunk is None:
-                ledger.finish_listing(plan, number, n_images, self._skipped(skipped_before))
+                ledger.finish_listing(plan, number, n_images, self._skipped())
                 return
             n_images += chunk.n_images
-            if self._refs is None or chunk.last_key != self._last_listed:
+            if chunk.last_key != self._last_listed:
                 # Another driver's chunk, or an earlier run's: the listing goes on where that one ended.
-                self._refs, last_key, skipped_before = None, chunk.last_key, dict(chunk.skipped)
+                self._refs = None
+            last = chunk
             yield chunk
 
-    def _take_up(self, last_key: bytes, n_images: int, skipped: dict[str, int]) -> dict[str, int]:
+    def _take_up(self, last: Chunk | None, n_images: int) -> None:
+        """List on after the last chunk that stands."""
         self._listing = Listing(
-            self._plan.sources, self._plan.settings.listing, start_after=last_key, n_before=n_images
+            self._plan.sources,
+            self._plan.settings.listing,
+            start_after=b"" if last is None else last.last_key,
+            positions=() if last is None else last.positions,
+            n_before=n_images,
         )
         self._refs = iter(self._listing)
-        return skipped
+        self._skipped_before = {} if last is None else last.skipped
 
-    def _commit(self, number: int, skipped_before: dict[str, int]) -> Chunk | None:
+    def _commit(self, number: int, last: Chunk | None) -> Chunk | None:
+        """Commit the next chunk, or give None at the end of the listing."""
         assert self._refs is not None
-        size = self._plan.layout.tier(number).chunk
-        refs = list(itertools.islice(self._refs, size))
+        layout = self._plan.layout
+        refs: list[ImageRef] = []
+        # A chunk that is not full ends the listing for good, whatever has come to the sources since.
+        if last is None or last.n_images == layout.tier(last.number).chunk:
+            refs = list(itertools.islice(self._refs, layout.tier(number).chunk))
         if not refs:
+            collections.deque(self._refs, maxlen=0)  # to count what lies behind the last image
             return None
         self._last_listed = refs[-1].order
-        return ledger.commit_chunk(self._plan, number, refs, self._skipped(skipped_before))
+        positions = () if self._listing is None else self._listing.positions
+        return ledger.commit_chunk(self._plan, number, refs, self._skipped(), positions)
 
-    def _skipped(self, before: dict[str, int]) -> dict[str, int]:
-        skipped = dict(before)
-        for reason, count in (self._listing.skipped if self._listing else {}).items():
-            skipped[reason] = skipped.get(reason, 0) + count
-        return skipped
+    def _skipped(self) -> dict[str, int]:
+        skipped = collections.Counter(self._skipped_before)
+        skipped.update({} if self._listing is None else self._listing.skipped)
+        return dict(sorted(skipped.items()))

@@ -1,8 +1,6 @@
 """Press one shard: the one loop, and the only file that knows all stages.
 
-    references -> bytes (sources) -> pixels (images) -> features (backbones) -> part (sinks) -> receipt (ledger)
-
-`Press` and `Probe` are tasks: importable, picklable callables that any engine runs over shard numbers.
+references -> bytes (sources) -> pixels (images) -> features (backbones) -> part (sinks) -> receipt (ledger)
 """
 
 from __future__ import annotations
@@ -38,121 +36,88 @@ if TYPE_CHECKING:
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
 DEATHS_BEFORE_CARE = 2
-PROBE_SAMPLE = 64
-MIN_COSINE = 0.999
 _AHEAD_BYTES = 32 * 1024**2
 _BEAT_SECONDS = 0.2
 
 
-@dataclass(frozen=True)
-class Press:
-    """The task that presses a shard, writes its part, and gives its receipt.
+def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Receipt:
+    """Press a shard, write its part, and give its receipt; if its part already stands, give that one's.
 
     Parameters
     ----------
-    decode : callable
+    plan : Plan
+        Its destination holds the chunk with the shard's references.
+    shard : int
+        Number of the shard.
+    decoder : callable, optional
+        Bytes to pixels; `featurepress.images.decode` by default.
+
+    Raises
+    ------
+    StorageError
+        The destination refused, or a source stopped answering.
+    """
+    sink = ParquetSink(plan.field_names, plan.backbone.n_features)
+    with ledger.attempt(plan, shard) as n_deaths:
+        account = sink.account(plan.storage, shard)
+        if account is None:
+            refs = ledger.read_shard(plan, shard)
+            press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
+            account = sink.write(plan.storage, press(plan, shard, refs, decoder or decode))
+        ledger.settle_shard(plan, account.receipt, account.failures)
+    return account.receipt
+
+
+def probe_images(
+    plan: Plan,
+    refs: Sequence[ImageRef],
+    n_wanted: int,
+    *,
+    decoder: Decoder | None = None,
+    on_image: Callable[[ImageRef], None] = lambda ref: None,
+) -> tuple[list[Failure], list[float], bool]:
+    """Try images until some are good, and compare float32 with bfloat16 on those.
+
+    Parameters
+    ----------
+    plan : Plan
+        A draft; nothing is written.
+    refs : sequence of ImageRef
+        What to try, in order.
+    n_wanted : int
+        Stop after so many good ones; after the first if the precision needs no proof.
+    decoder : callable, optional
         Bytes to pixels.
+    on_image : callable
+        Called before each image is decoded.
+
+    Returns
+    -------
+    failures, cosines, can_choose
+        The failures; one cosine a good image (1.0 where nothing was compared); whether bfloat16 is to be had.
     """
-
-    decode: Decoder = decode
-
-    def __call__(self, plan: Plan, shard: int) -> Receipt:
-        """Press shard number `shard` of `plan`, unless its part already stands.
-
-        Raises
-        ------
-        StorageError
-            The destination refused, or a source stopped answering.
-        """
-        sink = ParquetSink(plan.field_names, plan.backbone.n_features)
-        with ledger.attempt(plan, shard) as n_deaths:
-            account = sink.account(plan.storage, shard)
-            if account is None:
-                refs = ledger.read_shard(plan, shard)
-                press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
-                account = sink.write(plan.storage, press(plan, shard, refs, self.decode))
-            ledger.settle_shard(plan, account.receipt, account.failures)
-        return account.receipt
+    can_choose = plan.settings.features.precision != "float32" and supports_bfloat16(plan.backbone)
+    pictures: list[Pixels] = []
+    failures: list[Failure] = []
+    batch = _batch(plan, 1)
+    for ref, data in _read(plan, refs):
+        on_image(ref)
+        try:
+            pixels = (decoder or decode)(_bytes(data), max_pixels=plan.settings.images.max_pixels)
+            preprocess(pixels, plan.backbone.preprocess, batch[0])
+            pictures.append(batch[0].copy())
+        except ImageError as error:
+            failures.append(Failure(ref.uri, error.stage, error.reason))
+        if len(pictures) == (n_wanted if can_choose else 1):
+            break
+    if not can_choose:
+        load_backbone(plan.backbone, "float32")  # while the other cores do the same
+        return failures, [1.0] * len(pictures), False
+    return failures, _cosines(plan, pictures) if pictures else [], True
 
 
-@dataclass(frozen=True)
-class ProbeResult:
-    """What the first images told: whether any can be pressed, and in which precision.
-
-    Parameters
-    ----------
-    n_tried, n_good : int
-        Images that were tried, and that gave pixels.
-    failures : tuple of Failure
-        What was wrong with the others.
-    precision : str
-        ``float32`` or ``bfloat16``.
-    certificate : dict
-        How the precision was decided, with the measured cosines.
-    """
-
-    n_tried: int
-    n_good: int
-    failures: tuple[Failure, ...]
-    precision: str
-    certificate: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The task that tries the first images before anything is written.
-
-    It stops at the first `PROBE_SAMPLE` good images (one, if the precision needs no proof).
-
-    Parameters
-    ----------
-    refs : tuple of ImageRef
-        The images to try, in order.
-    decode : callable
-        Bytes to pixels.
-    """
-
-    refs: tuple[ImageRef, ...]
-    decode: Decoder = decode
-
-    max_deaths = 1  # whoever runs the probe takes the deadly image out and probes again
-
-    def __call__(self, plan: Plan, shard: int) -> ProbeResult:
-        """Decode, and compare precisions; `plan` is a draft, and `shard` means nothing."""
-        asked = plan.settings.features.precision
-        can_choose = asked != "float32" and supports_bfloat16(plan.backbone)
-        pictures, failures = self._sample(plan, PROBE_SAMPLE if can_choose else 1)
-        precision, certificate = "float32", {"asked": asked, "bfloat16_supported": can_choose}
-        if asked == "float32":
-            certificate = {"asked": asked}
-        if pictures and can_choose:
-            cosines = _cosines(plan, pictures)
-            certificate.update(
-                n_images=len(pictures), min_cosine=float(cosines.min()), mean_cosine=float(cosines.mean())
-            )
-            if asked == "bfloat16" or cosines.min() >= MIN_COSINE:
-                precision = "bfloat16"
-        return ProbeResult(len(pictures) + len(failures), len(pictures), failures, precision, certificate)
-
-    def _sample(self, plan: Plan, n_wanted: int) -> tuple[list[Pixels], tuple[Failure, ...]]:
-        pictures: list[Pixels] = []
-        failures: list[Failure] = []
-        batch = _batch(plan, 1)
-        for index, (ref, data) in enumerate(_read(plan, self.refs)):
-            beat(("at", index))
-            try:
-                pixels = self.decode(_bytes(data), max_pixels=plan.settings.images.max_pixels)
-                preprocess(pixels, plan.backbone.preprocess, batch[0])
-                pictures.append(batch[0].copy())
-            except ImageError as error:
-                failures.append(Failure(ref.uri, error.stage, error.reason))
-            if len(pictures) == n_wanted:
-                break
-        return pictures, tuple(failures)
-
-
-def _cosines(plan: Plan, pictures: Sequence[Pixels]) -> Any:
-    """Give the cosine between float32 and bfloat16 features of each picture: array (n,) float64."""
+def _cosines(plan: Plan, pictures: Sequence[Pixels]) -> list[float]:
+    """Give the cosine between the float32 and bfloat16 features of each picture."""
     results = []
     for precision in ("float32", "bfloat16"):
         backbone = load_backbone(plan.backbone, precision)
@@ -167,7 +132,7 @@ def _cosines(plan: Plan, pictures: Sequence[Pixels]) -> Any:
     # Features that are all zero, in both, agree; one side only does not, nor does NaN.
     both_zero = ~full.any(axis=1) & ~low.any(axis=1)
     cosines = np.divide((full * low).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
-    return np.nan_to_num(np.where(both_zero, 1.0, cosines), nan=-1.0)
+    return [float(cosine) for cosine in np.nan_to_num(np.where(both_zero, 1.0, cosines), nan=-1.0)]
 
 
 # -- one shard -----------------------------------------------------------------------------------------------
@@ -287,6 +252,7 @@ def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callabl
     silence_seconds = plan.settings.images.silence_seconds
     how = ""
     for renewed in (False, True):
+        beat(("images", 0, 0))  # each try has its own silence
         try:
             return child(renewed=renewed).call(press_one, plan, ref, decoder, silence_seconds=silence_seconds)
         except ChildDiedError as death:
@@ -407,3 +373,6 @@ def library_versions() -> dict[str, str]:
 
     names = ("featurepress", "openvino", "opencv-python-headless", "pillow", "numpy", "pyarrow")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+from featurepress.tasks import Press, Probe  # noqa

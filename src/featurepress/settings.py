@@ -74,8 +74,8 @@ class Constraint:
     def _allowed(self) -> str:
         word = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.kind]
         if self.minimum is not None and self.maximum is not None:
-            return f"{word} from {self.minimum:g} to {self.maximum:g}"
-        return word if self.minimum is None else f"{word} of at least {self.minimum:g}"
+            return f"{word} from {self.minimum:.15g} to {self.maximum:.15g}"
+        return word if self.minimum is None else f"{word} of at least {self.minimum:.15g}"
 
 
 def _setting(default: Any, kind: type, help: str, **constraint: Any) -> Any:
@@ -138,6 +138,7 @@ class ImageSettings(_Stage):
         float,
         "Seconds after which a read or a decoder that hangs is given up.",
         minimum=0.1,
+        maximum=86_400,
         flag="--timeout",
         identity=False,
     )

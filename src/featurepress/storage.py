@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +50,10 @@ class Storage(Protocol):
         """Give the object's bytes, or None if there is none."""
 
     def open(self, name: str) -> BinaryIO:
-        """Open the object for reading at any position."""
+        """Open the object for reading at any position.
+
+        Where there is none, the StorageError is raised from a FileNotFoundError.
+        """
 
     def write(self, name: str, data: Data) -> None:
         """Create or replace the object, whole."""
@@ -117,10 +120,15 @@ class FolderStorage:
             name = f"{prefix}/{entry.name}" if prefix else entry.name
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from self.list(name)
-            else:
-                yield Entry(name, entry.stat().st_size)
+            try:
+                if entry.is_dir():
+                    yield from self.list(name)
+                elif stat.S_ISREG((status := entry.stat()).st_mode):
+                    yield Entry(name, status.st_size)
+            except FileNotFoundError:  # deleted since the folder was listed, or a link that leads nowhere
+                continue
+            except OSError as error:
+                raise _refused("list", top / entry.name, error) from error
 
     def read(self, name: str) -> bytes | None:
         """Give the file's bytes, or None."""
@@ -152,13 +160,15 @@ class FolderStorage:
                 return False
             with _nameless(target) as (file, link):
                 file.write(data)
+                file.flush()
                 if durable:
                     _settle(file)
-                link()
+                try:
+                    link()
+                except FileExistsError:
+                    return False
             if durable:
                 _settle_folder(target.parent)
-        except FileExistsError:
-            return False
         except OSError as error:
             raise _refused("write", target, error) from error
         return True
@@ -207,12 +217,13 @@ def _nameless(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
             raise
         temporary = _temporary_name(target)
         try:
-            with temporary.open("xb", buffering=0) as file:
+            with temporary.open("xb") as file:
                 yield file, _Link(str(temporary), target)
         finally:
             temporary.unlink(missing_ok=True)
         return
-    with io.FileIO(descriptor, "wb") as file:
+    # Buffered: a raw file's write stops short of a full disk, and of 2 GiB, without an error.
+    with os.fdopen(descriptor, "wb") as file:
         yield file, _Link(f"/proc/self/fd/{descriptor}", target)
 
 

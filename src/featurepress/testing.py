@@ -173,8 +173,9 @@ class MemoryStorage:
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects below `prefix` in byte order."""
         for name in sorted(self.objects, key=str.encode):
-            if not prefix or name.startswith(prefix + "/"):
-                yield Entry(name, len(self.objects[name]))
+            data = self.objects.get(name)
+            if data is not None and (not prefix or name.startswith(prefix + "/")):
+                yield Entry(name, len(data))
 
     def read(self, name: str) -> bytes | None:
         """Give the object's bytes, or None."""

@@ -83,15 +83,17 @@ class LocalEngine:
     def take(self) -> Child:
         """Give an idle worker, or a new one."""
         with self._lock:
+            while self._idle and not self._idle[-1].is_ready:
+                self._idle.pop().close()
             child = self._idle.pop() if self._idle else Child(self.preload)
             self._busy.add(child)
             return child
 
-    def give_back(self, child: Child, *, alive: bool) -> None:
-        """Keep a worker for later, or bury it."""
+    def give_back(self, child: Child) -> None:
+        """Keep a worker for later, or bury one that died or is still at a call that nobody waits for."""
         with self._lock:
             self._busy.discard(child)
-            if alive and not self._closed:
+            if child.is_ready and not self._closed:
                 self._idle.append(child)
                 return
         child.close(patience_seconds=0.5)
@@ -151,7 +153,7 @@ class _Run:
 
     def _drive(self) -> None:
         try:
-            while not self.stopping and (shard := self._next()) is not None:
+            while (shard := self._next()) is not None and not self.stopping:
                 self._outbox.put(("result", self._run_shard(shard)))
         except BaseException as error:  # noqa: BLE001 - raised again where the results are taken
             self._outbox.put(("error", error))
@@ -166,8 +168,9 @@ class _Run:
         max_deaths = getattr(self.task, "max_deaths", MAX_DEATHS)
         for n_deaths in range(1, max_deaths + 1):
             child = self.engine.take()
-            alive = True
             try:
+                if self.stopping:  # after the flights were dropped, and before this one was among them
+                    raise WorkerDeathError(f"Stopped before shard {shard}.")
                 return child.call(
                     self.task,
                     self.plan,
@@ -176,12 +179,11 @@ class _Run:
                     on_beat=self.on_beat,
                 )
             except ChildDiedError as death:
-                alive = False
                 if self.stopping or n_deaths == max_deaths:
                     raise WorkerDeathError(
                         f"Stopped at shard {shard}: its worker process {death}, {n_deaths} "
                         f"time{'s' if n_deaths > 1 else ''}. If memory is short, give --memory or fewer --workers."
                     ) from None
             finally:
-                self.engine.give_back(child, alive=alive)
+                self.engine.give_back(child)
         raise AssertionError("unreachable")

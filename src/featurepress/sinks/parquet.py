@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurepress.errors import StorageError
-from featurepress.records import Failure, Part, Receipt, part_name, part_schema
+from featurepress.records import Failure, Part, Receipt, number_array, part_name, part_schema, text_array
 from featurepress.sinks.base import Account
 from featurepress.storage import Storage
 
@@ -68,12 +68,12 @@ class ParquetSink:
     def _encode(self, part: Part) -> memoryview:
         schema = part_schema(self.field_names, self.n_features)
         columns = [
-            pa.array([ref.uri for ref in part.refs], pa.string()),
-            *(pa.array([ref.fields[i] for ref in part.refs], pa.string()) for i in range(len(self.field_names))),
-            pa.array(part.sizes[:, 0]),
-            pa.array(part.sizes[:, 1]),
-            pa.array(part.hashes, pa.string()),
-            pa.FixedSizeListArray.from_arrays(pa.array(part.features.reshape(-1)), self.n_features),
+            text_array([ref.uri for ref in part.refs]),
+            *(text_array([ref.fields[i] for ref in part.refs]) for i in range(len(self.field_names))),
+            number_array(part.sizes[:, 0].copy()),
+            number_array(part.sizes[:, 1].copy()),
+            text_array(part.hashes),
+            pa.FixedSizeListArray.from_arrays(number_array(part.features.reshape(-1)), self.n_features),
         ]
         footer = {"receipt": part.receipt.to_json(), "failures": part.failures}
         table = pa.table(columns, schema=schema.with_metadata({_FOOTER: json.dumps(footer)}))

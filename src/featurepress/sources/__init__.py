@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import heapq
 import itertools
-from collections.abc import Iterator, Sequence
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -14,7 +16,7 @@ from featurepress.errors import SourceError
 from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ListingSettings
 from featurepress.sources.base import Source, parent_label
-from featurepress.sources.folder import glob_root, has_magic
+from featurepress.sources.folder import glob_root, is_glob
 
 # kind of SourceSpec -> class. Closed: a plan read from disk cannot name other code.
 KINDS = {
@@ -55,7 +57,9 @@ def describe(locations: Locations, *, all_files: bool, exclude: str = "") -> tup
                 f"The source '{location}' has the scheme '{scheme}', which this version cannot read. "
                 "Allowed are folders, globs and files on disk."
             )
-        expanded = str(Path(location).expanduser()) if location.startswith("~") else location
+        if not location or "\0" in location:
+            raise SourceError(f"The source {location!r} is no path. Name a folder, a glob or a file with images.")
+        expanded = os.path.expanduser(location)  # noqa: PTH111 - a user without a home is a folder like any other
         specs.append(SourceSpec("folder", expanded, str(Path.cwd()), options))
     _refuse_overlap([spec for spec in specs if spec.kind == "folder"])
     return tuple(specs)
@@ -78,6 +82,8 @@ class Listing:
         Labels and limit.
     start_after : bytes
         Begin after this key: a listing that was interrupted goes on there.
+    positions : sequence of bytes
+        The `positions` of that listing, so that what it had passed over is not counted again.
     n_before : int
         How many references earlier chunks already hold; counts towards the limit.
     """
@@ -88,21 +94,31 @@ class Listing:
         settings: ListingSettings,
         *,
         start_after: bytes = b"",
+        positions: Sequence[bytes] = (),
         n_before: int = 0,
     ) -> None:
         self._specs = specs
         self._sources = [open_source(spec) for spec in specs]
         self._settings = settings
         self._start_after = start_after
-        self._limit = None if settings.limit is None else max(0, settings.limit - n_before)
+        # The keys after which the sources begin; whoever had looked further ahead than the last key looks again.
+        starts = [min(position, start_after) for position in positions]
+        self._positions = starts or [start_after] * len(specs)
+        self._counts: list[Mapping[str, int]] = [{} for _ in specs]
+        self._limit = None if settings.limit is None else min(max(0, settings.limit - n_before), sys.maxsize)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What has been passed over so far, counted by reason."""
+        """What has been passed over up to the last reference that was taken, counted by reason."""
         total: collections.Counter[str] = collections.Counter()
-        for source in self._sources:
-            total.update(source.skipped)
+        for counts in self._counts:
+            total.update(counts)
         return dict(sorted(total.items()))
+
+    @property
+    def positions(self) -> tuple[bytes, ...]:
+        """The key of the last reference that was taken from each source."""
+        return tuple(self._positions)
 
     def __iter__(self) -> Iterator[ImageRef]:
         """Yield the references.
@@ -118,8 +134,10 @@ class Listing:
     def _stream(self, number: int) -> Iterator[ImageRef]:
         source, with_label = self._sources[number], self._settings.labels == "parent"
         first = True
-        for ref in source.list(self._start_after):
+        for ref in source.list(self._positions[number]):
             first = False
+            if ref.order <= self._start_after:
+                continue  # new since that part of the listing was committed
             fields = (parent_label(ref.uri),) if with_label else ()
             yield ref._replace(source=number, fields=fields)
         if first and not self._start_after:
@@ -136,7 +154,11 @@ class Listing:
                     "Drop one of the sources, or narrow it."
                 )
             last = ref
+            # Of the other sources a merge has looked one reference ahead, and counted what lies before it.
+            self._positions[ref.source] = ref.order
+            self._counts[ref.source] = dict(self._sources[ref.source].skipped)
             yield ref
+        self._counts = [dict(source.skipped) for source in self._sources]
 
 
 def field_names(settings: ListingSettings) -> tuple[str, ...]:
@@ -147,7 +169,7 @@ def field_names(settings: ListingSettings) -> tuple[str, ...]:
 def _nothing_found(spec: SourceSpec, skipped: collections.Counter[str]) -> str:
     passed = ", ".join(f"{n} skipped ({reason})" for reason, n in skipped.most_common()) or "it is empty"
     hint = "; --all-files lists every regular file" if skipped["not an image's name"] else ""
-    if has_magic(spec.location):
+    if is_glob(spec):
         return f"No image matches '{spec.location}': {passed if skipped else 'nothing has such a path'}{hint}."
     return f"No image below '{spec.location}': {passed}{hint}."
 
@@ -157,9 +179,9 @@ def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
     roots: dict[Path, SourceSpec] = {}
     unsure = []
     for spec in specs:
-        location = glob_root(spec.location) if has_magic(spec.location) else spec.location
+        location = glob_root(spec.location) if is_glob(spec) else spec.location
         root = Path(spec.base, location).resolve()
-        if root in roots and not (has_magic(spec.location) or has_magic(roots[root].location)):
+        if root in roots and not (is_glob(spec) or is_glob(roots[root])):
             raise SourceError(_overlap(roots[root], spec))
         if root in roots:
             unsure += [roots[root], spec]
@@ -168,7 +190,7 @@ def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
         for above in root.parents:
             if (outer := roots.get(above)) is None:
                 continue
-            if not has_magic(outer.location):
+            if not is_glob(outer):
                 raise SourceError(_overlap(outer, spec))
             unsure += [outer, spec]
     _refuse_shared_images(list({spec.location: spec for spec in unsure}.values()))
@@ -179,7 +201,8 @@ def _refuse_shared_images(specs: Sequence[SourceSpec]) -> None:
     seen: dict[Path, SourceSpec] = {}
     for spec in specs:
         for ref in open_source(spec).list():
-            image = Path(spec.base, ref.uri).resolve().parent / Path(ref.uri).name
+            path = Path(spec.base, os.fsdecode(ref.order))
+            image = path.parent.resolve() / path.name
             if image in seen:
                 raise SourceError(_overlap(seen[image], spec))
             seen[image] = spec

@@ -97,6 +97,21 @@ class _Group:
         self.outcomes: list[bytes | ImageError] = []
         self.given_up = False
         self.done = threading.Event()
+        self._lock = threading.Lock()
+
+    def add(self, outcome: bytes | ImageError) -> bool:
+        """Take the outcome of the next reference; say False if the group was given up meanwhile."""
+        with self._lock:
+            if not self.given_up:
+                self.outcomes.append(outcome)
+            return not self.given_up
+
+    def give_up(self, reason: str) -> Sequence[ImageRef]:
+        """Fail the reference that is being read, and give those behind it."""
+        with self._lock:
+            self.given_up = True
+            self.outcomes.append(ImageError("read", reason))
+            return self.refs[len(self.outcomes) :]
 
 
 class _Reader:
@@ -140,9 +155,8 @@ class _Reader:
                     outcome = error
                 except Exception as error:  # noqa: BLE001 - one image fails, whatever its source raises
                     outcome = ImageError("read", f"{type(error).__name__}: {error}")
-                if group.given_up or self._closed:
+                if self._closed or not group.add(outcome):
                     return
-                group.outcomes.append(outcome)
             group.done.set()
 
 
@@ -199,14 +213,17 @@ def read_ahead(
             ahead -= group.bytes
             if not _wait(group, timeout_seconds):
                 n_timeouts += 1
+                rest = _Group(group.give_up(f"timed out: no answer in {timeout_seconds:g} seconds"))
                 if n_timeouts > MAX_TIMEOUTS:
                     raise StorageError(
                         f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} "
-                        f"seconds, the last one for '{group.refs[len(group.outcomes)].uri}'. Check the disk or the "
+                        f"seconds, the last one for '{group.refs[-1 - len(rest.refs)].uri}'. Check the disk or the "
                         "network, and resume."
                     )
-                pending.appendleft(_replace_hung(group, reader, timeout_seconds))
-                ahead += pending[0].bytes
+                reader.start_thread()
+                reader.submit(rest, first=True)
+                pending.appendleft(rest)
+                ahead += rest.bytes
             yield from zip(group.refs, group.outcomes, strict=False)
     finally:
         reader.close()
@@ -231,14 +248,3 @@ def _wait(group: _Group, timeout_seconds: float) -> bool:
         if group.done.wait(timeout_seconds):
             return True
     return group.done.is_set()
-
-
-def _replace_hung(group: _Group, reader: _Reader, timeout_seconds: float) -> _Group:
-    """Cut the hung read out of its group and give the references behind it to a new thread."""
-    group.given_up = True
-    hung = len(group.outcomes)
-    group.outcomes.append(ImageError("read", f"timed out: no answer in {timeout_seconds:g} seconds"))
-    rest = _Group(group.refs[hung + 1 :])
-    reader.start_thread()
-    reader.submit(rest, first=True)
-    return rest

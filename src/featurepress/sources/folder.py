@@ -11,10 +11,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from featurepress.errors import ImageError, SourceError
+from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.records import ImageRef, SourceSpec
 from featurepress.sources.base import is_image_name
 
+MAX_DEPTH = 250  # folders inside one another; Python's stack ends at a few hundred more
 _MAGIC = re.compile(r"[*?\[]")
 
 
@@ -28,6 +29,11 @@ def glob_root(location: str) -> str:
     parts = location.split("/")
     n_plain = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
     return "/".join(parts[:n_plain]) or ("/" if location.startswith("/") else "")
+
+
+def is_glob(spec: SourceSpec) -> bool:
+    """Whether a source is a glob: a path that is there under this very name, such as ``photos [2019]``, is none."""
+    return has_magic(spec.location) and not os.path.lexists(os.path.join(spec.base, spec.location))
 
 
 class FolderSource:
@@ -51,6 +57,7 @@ class FolderSource:
 
     def __init__(self, spec: SourceSpec) -> None:
         self.location = spec.location
+        self.is_glob = is_glob(spec)
         self.base = os.fsencode(spec.base)
         self.all_files = bool(spec.options.get("all_files", False))
         self.exclude = os.fsencode(str(spec.options.get("exclude", "")))
@@ -66,15 +73,17 @@ class FolderSource:
         self._skipped.clear()
         root = self.location
         patterns: Sequence[str] | None = None
-        if has_magic(root):
-            patterns, root = root.split("/"), glob_root(root)
+        if self.is_glob:
+            glob = re.sub("/+", "/", root)
+            # A closing slash asks for folders, with all that is below them.
+            patterns, root = (glob + "**" * glob.endswith("/")).split("/"), glob_root(glob)
         top = os.fsencode(root)
         try:
             status = os.stat(os.path.join(self.base, top or b"."))
         except (OSError, ValueError) as error:
             raise SourceError(_missing(self.location, root)) from error
         if not stat.S_ISDIR(status.st_mode):
-            if stat.S_ISREG(status.st_mode) and top > start_after:
+            if stat.S_ISREG(status.st_mode) and patterns is None and top > start_after:
                 yield _reference(top, status)
             return
         prefix = top if not top or top.endswith(b"/") else top + b"/"
@@ -89,18 +98,21 @@ class FolderSource:
     ) -> Iterator[ImageRef]:
         """Yield what lies below the folder `prefix` (with its closing slash, as the user spells it)."""
         folder = os.path.join(self.base, prefix or b".")
+        if len(above) > MAX_DEPTH:
+            yield from _unlisted(prefix, start_after, f"it lies more than {MAX_DEPTH} folders deep")
+            return
         try:
             with os.scandir(folder) as found:
-                entries = sorted(
-                    ((e.name + b"/" if _is_folder(e) else e.name), e)
-                    for e in found
-                    if self._is_visible(prefix, start_after, e)
-                )
+                entries = sorted(((e.name + b"/" if _is_folder(e) else e.name), e) for e in found)
         except OSError as error:
-            yield _problem(prefix, f"cannot list the folder: {(error.strerror or str(error)).lower()}")
+            yield from _unlisted(prefix, start_after, (error.strerror or str(error)).lower())
             return
         for name, entry in entries:
             path = prefix + name
+            if name.startswith(b"."):
+                if path > start_after:  # else the interrupted listing has counted it
+                    self._skipped["dot file"] += 1
+                continue
             if not name.endswith(b"/"):
                 wanted = patterns is None or _matches(_parts(path), patterns)
                 if wanted and path > start_after and (ref := self._file(path, entry)):
@@ -117,13 +129,6 @@ class FolderSource:
                     continue
             if (identity := self._enter(folder, name, above)) is not None:
                 yield from self._walk(path, start_after, (*above, identity), below)
-
-    def _is_visible(self, prefix: bytes, start_after: bytes, entry: os.DirEntry[bytes]) -> bool:
-        if not entry.name.startswith(b"."):
-            return True
-        if prefix + entry.name > start_after:  # else the interrupted listing has counted it
-            self._skipped["dot file"] += 1
-        return False
 
     def _file(self, path: bytes, entry: os.DirEntry[bytes]) -> ImageRef | None:
         """Give the reference of one directory entry that is no folder, or count why there is none."""
@@ -171,11 +176,10 @@ class FolderSource:
         except OSError as error:
             raise ImageError("read", (error.strerror or str(error)).lower()) from None
         try:
-            if _version(os.fstat(descriptor)) != ref.version:
-                raise ImageError("read", "changed since listing")
             data = os.read(descriptor, ref.size + 1)
             while len(data) < ref.size and (more := os.read(descriptor, ref.size + 1 - len(data))):
                 data += more
+            # One look, at the end, sees changes before the read and during it.
             if len(data) != ref.size or _version(os.fstat(descriptor)) != ref.version:
                 raise ImageError("read", "changed since listing")
         except OSError as error:
@@ -218,6 +222,17 @@ def _reference(path: bytes, status: os.stat_result) -> ImageRef:
 def _problem(path: bytes, reason: str) -> ImageRef:
     uri = _text(path)
     return ImageRef(uri, 0, 0, "", key=None if uri.encode() == path else path, problem=reason)
+
+
+def _unlisted(prefix: bytes, start_after: bytes, reason: str) -> Iterator[ImageRef]:
+    """Yield what stands for a folder that cannot be listed, in its place in the order."""
+    if prefix > start_after:
+        yield _problem(prefix, f"cannot list the folder: {reason}")
+    elif prefix < start_after:
+        raise StorageError(
+            f"The folder '{_text(prefix)}' cannot be listed to its end: {reason}. Some of its images are in the "
+            "listing already; make it readable, and resume."
+        )
 
 
 def _missing(location: str, root: str) -> str:

@@ -1,0 +1,1 @@
+"""Measurements that anybody can run again; none of them is a test."""

@@ -1,0 +1,193 @@
+"""Speed of `embed` beside its limits and a plain script; prints one table, all measured in the same run.
+
+    python -m benchmarks.speed [--quick] [--data DIR] [--rounds N]
+
+Every cell is the median of some rounds. In a round the limits, the baseline and `embed` follow one another, so
+that they see the same machine. Timings of a shared machine drift: compare by ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.limits import decode_limit, inference_limit, write_limit
+from featurepress.demo import draw_pictures
+from featurepress.models.catalog import find_card
+from featurepress.models.store import model_file
+from featurepress.settings import available_cores
+
+SHARED = Path(__file__).parents[2] / "shared"
+COLUMNS = (
+    "decode",
+    "infer",
+    "write",
+    "limit",
+    "threads",
+    "pressing",
+    "of limit",
+    "of threads",
+    "whole call",
+    "start s",
+)
+
+# Runs in a fresh process; prints what the run measured of itself.
+_EMBED = """
+import json, sys, time
+import featurepress as fp
+first = []
+def hear(progress):
+    if progress.pressed and not first:
+        first[:] = [time.perf_counter(), progress.pressed]
+called = time.perf_counter()
+options = json.loads(sys.argv[3])
+features = fp.embed(sys.argv[1], out=sys.argv[2], on_progress=hear, **options)
+ended = time.perf_counter()
+summary = features.summary
+print(json.dumps({
+    "images": summary.pressed, "failed": summary.failed, "bytes": summary.bytes_written,
+    "whole": summary.pressed / (ended - called),
+    "pressing": (summary.pressed - first[1]) / (ended - first[0]),
+    "start": first[0] - called,
+}))
+"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=SHARED / "data", help="folder with fruits/ and photos/")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the pictures, one round")
+    arguments = parser.parse_args()
+    rounds, share = (1, 4) if arguments.quick else (arguments.rounds, 1)
+    with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
+        work = Path(scratch)
+        sets = {
+            "100x100": _pictures(arguments.data, work / "pictures", 12_000 // share),
+            "photographs": _photographs(arguments.data, work / "photographs", 1_200 // share),
+        }
+        print(
+            f"{_cpu()}, {available_cores()} cores, Python {platform.python_version()}; median of {rounds} rounds\n"
+        )
+        print("| pictures | features | precision | " + " | ".join(COLUMNS) + " |")
+        print("|" + "---|" * (3 + len(COLUMNS)), flush=True)
+        for name, pooling, precision in _cells():
+            if sets[name] is not None:
+                _measure(work, name, sets[name], pooling, precision, rounds)
+
+
+def _cells() -> Iterator[tuple[str, str, str]]:
+    from featurepress.backbones import supports_bfloat16
+
+    precisions = ["float32"]
+    if supports_bfloat16(find_card("embedded").backbone("avg")):
+        precisions.append("bfloat16")
+    for name in ("100x100", "photographs"):
+        for pooling in ("avg", "flatten"):
+            for precision in precisions:
+                yield name, pooling, precision
+
+
+def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision: str, rounds: int) -> None:
+    assert folder is not None
+    model = model_file(find_card("embedded").weights_sha256)
+    shutil.copy(model, work / "model.onnx")
+    paths = sorted(str(path) for path in folder.rglob("*.*"))
+    n_cores = available_cores()
+    infer, _ = inference_limit(model, pooling, precision, n_cores)
+    seen: dict[str, list[float]] = {}
+    for _ in range(rounds):
+        run = _embed(work, folder, pooling=pooling, precision=precision)
+        assert run["images"] == len(paths), f"{run} of {len(paths)}"
+        values = {
+            "decode": decode_limit(paths, n_cores, area=True),
+            "infer": infer,
+            "write": write_limit(run["bytes"], len(paths), work),
+            "threads": _threads(work, folder, pooling, precision),
+            "pressing": run["pressing"],
+            "whole call": run["whole"],
+            "start s": run["start"],
+        }
+        values["limit"] = 1 / sum(1 / values[part] for part in ("decode", "infer", "write"))
+        values["of limit"] = values["pressing"] / values["limit"]
+        values["of threads"] = values["pressing"] / values["threads"]
+        for column, value in values.items():
+            seen.setdefault(column, []).append(value)
+    medians = {column: statistics.median(values) for column, values in seen.items()}
+    cells = [f"{medians[c]:.2f}" if c.startswith("of") or c == "start s" else f"{medians[c]:,.0f}" for c in COLUMNS]
+    print(f"| {name} | {pooling} | {precision} | " + " | ".join(cells) + " |", flush=True)
+
+
+def _embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    out = work / "features"
+    shutil.rmtree(out, ignore_errors=True)
+    command = [sys.executable, "-c", _EMBED, str(folder), str(out), json.dumps(options)]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return result
+
+
+def _threads(work: Path, folder: Path, pooling: str, precision: str) -> float:
+    """Give the images a second that the plain script of threads reports, without its start."""
+    script = SHARED / "baselines" / "threads_openvino.py"
+    if not script.exists():
+        return float("nan")
+    words = [{"float32": "f32", "bfloat16": "bf16"}[precision], {"avg": "avg", "flatten": "flat"}[pooling]]
+    temporary = work / "threads"
+    temporary.mkdir(exist_ok=True)
+    output = subprocess.run(
+        [sys.executable, str(script), *words, str(folder)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=work,
+        env={**os.environ, "TMPDIR": str(temporary)},
+    ).stdout
+    shutil.rmtree(temporary)
+    match = re.search(r"(\d+) img/s", output)
+    assert match, output
+    return float(match[1])
+
+
+def _pictures(data: Path, folder: Path, n: int) -> Path:
+    """Give `n` pictures of 100x100: Fruits-360's where they are, each once and then again, else drawn ones."""
+    real = sorted((data / "fruits").rglob("*.jpg"))
+    if not real:
+        draw_pictures(folder, n)
+        return folder
+    for number in range(n):
+        target = folder / f"{number // 500:04d}" / f"{number:06d}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(real[number % len(real)], target)
+    return folder
+
+
+def _photographs(data: Path, folder: Path, n: int) -> Path | None:
+    real = sorted((data / "photos").glob("*.JPEG"))
+    if not real:
+        return None
+    folder.mkdir()
+    for number in range(n):
+        shutil.copy(real[number % len(real)], folder / f"{number:05d}.jpg")
+    return folder
+
+
+def _cpu() -> str:
+    from featurepress.pipeline import cpu_name
+
+    return cpu_name()
+
+
+if __name__ == "__main__":
+    main()
