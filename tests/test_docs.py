@@ -1,0 +1,75 @@
+"""The examples of the documentation run, in order, on an orchard; what the README shows is what comes out."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from featurepress.demo import draw_orchard
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(language: str) -> list[str]:
+    return [text for name, text in BLOCK.findall(README) if name == language]
+
+
+@pytest.fixture(scope="module")
+def orchard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    draw_orchard(folder / "orchard")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def printed(orchard: Path) -> str:
+    """Run the README's embed command as it stands there; give what it prints."""
+    (command,) = re.findall(r"^\$ featurepress (embed .*)$", README, re.MULTILINE)
+    words = [sys.executable, "-m", "featurepress.cli.main", *command.split()]
+    run = subprocess.run(words, cwd=orchard, capture_output=True, text=True, timeout=120, check=True)
+    return run.stderr
+
+
+def test_readme_shows_what_the_command_prints(printed: str) -> None:
+    shown = next(text for text in blocks("") if "$ featurepress embed" in text).splitlines()[2:]
+
+    def stable(line: str) -> str:
+        """Drop times, places, compressed sizes and measured cosines, which differ between machines and runs."""
+        if line.startswith(("time", "where", "precision")):
+            return line.split()[0]
+        return re.sub(r"[\d.]+ MB of features", "MB of features", line)
+
+    assert [stable(line) for line in shown] == [stable(line) for line in printed.splitlines()]
+
+
+def test_readme_python_examples_run(printed: str, orchard: Path) -> None:
+    script = "\n".join(blocks("python"))
+    assert "open_features" in script
+    assert "duckdb" in script
+    guarded = "if __name__ == '__main__':\n" + "\n".join("    " + line for line in script.splitlines())
+    for text in (script, guarded):  # embed works in a plain script too, without the guard multiprocessing wants
+        run = subprocess.run(
+            [sys.executable, "-c", text], cwd=orchard, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert run.returncode == 0, run.stderr
+    assert "(572, 1280)" in run.stdout or "1280)" in run.stdout
+
+
+def test_options_of_embed_stand_in_its_help() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "featurepress.cli.main", "embed", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
+    )
+    for block in blocks(""):
+        for option in re.findall(r" (--[a-z-]+)", block):
+            assert option in run.stdout, option
