@@ -143,6 +143,7 @@ class Driver:
         self._totals = Totals()
         self._counting = threading.Lock()  # shards are taken, and beats heard, in the engine's threads
         self._repaired: set[int] = set()
+        self._lister: Lister | None = None
         self._is_new = True
 
     def run(self, *, is_new: bool) -> FeatureSet:
@@ -224,6 +225,7 @@ class Driver:
         done = ledger.finished_shards(self.plan)
         self.progress.stage = "pressing"
         self.progress.started = time.perf_counter()
+        self._lister = lister
         with lister:
             for receipt in engine.run(press, self.plan, self._left(lister, done), self._hear):
                 self._count(receipt)
@@ -237,7 +239,6 @@ class Driver:
     def _left(self, lister: Lister, done: set[int]) -> Iterator[int]:
         """Yield the shards without a receipt as their chunks are committed; count those with one."""
         for chunk in lister:
-            self.progress.listed += chunk.n_images
             for shard in chunk.shards(self.plan.layout):
                 receipt = ledger.read_receipt(self.plan, shard) if shard in done else None
                 if receipt is None or not receipt.balances:
@@ -251,8 +252,14 @@ class Driver:
                     self.progress.pressed += receipt.pressed
                     self.progress.failed += receipt.failed
                     self.progress.done_before += receipt.listed
-            self._on_progress(self.progress)
-        self.progress.listing = False
+            self._tell()
+
+    def _tell(self) -> None:
+        """Pass on how the run gets on."""
+        if self._lister is not None:
+            self.progress.listed = self._lister.n_images
+            self.progress.listing = not self._lister.is_complete
+        self._on_progress(self.progress)
 
     def _hear(self, news: Any) -> None:
         """Take a beat of a worker."""
@@ -260,7 +267,7 @@ class Driver:
             with self._counting:
                 self.progress.pressed += news[1]
                 self.progress.failed += news[2]
-            self._on_progress(self.progress)
+            self._tell()
 
     def _count(self, receipt: Receipt) -> None:
         if receipt.balances:
@@ -268,7 +275,7 @@ class Driver:
                 self._totals.add(receipt)
         else:
             self._repaired.add(receipt.shard)
-        self._on_progress(self.progress)
+        self._tell()
 
     def _balance(self, engine: Engine, press: Task[Receipt]) -> None:
         """Make sure that every listed image is a row or a failure; press again what is not."""
@@ -306,7 +313,7 @@ class Driver:
         if output.format != "csv":
             return
         self.progress.stage = "exporting"
-        self._on_progress(self.progress)
+        self._tell()
         there = {entry.name for entry in self.plan.storage.list("csv")}
         left = [i for i in range(output.parts) if csv_name(i) not in there]
         for _ in engine.run(ExportCsv(output.parts), self.plan, left):
@@ -340,7 +347,7 @@ class Driver:
     def _result(self, manifest: dict[str, Any]) -> FeatureSet:
         """Say what this run did."""
         self.progress.stage = "done"
-        self._on_progress(self.progress)
+        self._tell()
         seconds = time.perf_counter() - self.started
         here = manifest["listed"] - self.progress.done_before
         summary = Summary(

@@ -74,7 +74,7 @@ class Layout:
         if images_per_part is not None:
             return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
         share = 4 if pooling == "flatten" else 1
-        sizes = ((2_048, 128), (14_336, 512), (65_536, 2_048), (98_304, 4_096))
+        sizes = ((2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096))
         return cls(tuple(Tier(chunk, part // share) for chunk, part in sizes))
 
     def tier(self, chunk: int) -> Tier:

@@ -23,6 +23,13 @@ class Lister:
         Its destination may already hold chunks; the listing goes on after the last one.
     listing, refs
         A listing that is already under way, and its references from the very first.
+
+    Attributes
+    ----------
+    n_images : int
+        Images in the chunks that stand so far.
+    is_complete : bool
+        Whether there will be no more.
     """
 
     def __init__(self, plan: Plan, listing: Listing | None = None, refs: Iterator[ImageRef] | None = None) -> None:
@@ -33,6 +40,8 @@ class Lister:
         self._last_listed = b""
         self._skipped_before: Mapping[str, int] = {}
         self._stopping = False
+        self.n_images = 0
+        self.is_complete = False
         self._thread = threading.Thread(target=self._work, name="featurepress-list", daemon=True)
 
     def __enter__(self) -> Lister:
@@ -52,9 +61,12 @@ class Lister:
     def _work(self) -> None:
         try:
             for chunk in self._chunks():
+                self.n_images += chunk.n_images
                 self._outbox.put(chunk)
                 if self._stopping:
                     break
+            else:
+                self.is_complete = True
             self._outbox.put(None)
         except BaseException as error:  # noqa: BLE001 - raised again where the chunks are taken
             self._outbox.put(error)

@@ -5,6 +5,7 @@ references -> bytes (sources) -> pixels (images) -> features (backbones) -> part
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import itertools
@@ -13,7 +14,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +25,8 @@ from featurepress.child import Child, ChildDiedError, beat
 from featurepress.errors import ImageError, StoppedError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan
-from featurepress.records import Failure, ImageRef, Part, Receipt
-from featurepress.sinks import ParquetSink
+from featurepress.records import Failure, ImageRef, Receipt
+from featurepress.sinks import Account, ParquetSink
 from featurepress.sources import open_source
 from featurepress.sources.base import Source, read_ahead
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from featurepress.records import Pixels
 
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
+
+Pressed = tuple[ImageRef, tuple[int, int], str]  # an image, its (width, height), the sha256 of its bytes
 
 DEATHS_BEFORE_CARE = 2
 _AHEAD_BYTES = 32 * 1024**2
@@ -63,7 +65,7 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Recei
         if account is None:
             refs = ledger.read_shard(plan, shard)
             press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
-            account = sink.write(plan.storage, press(plan, shard, refs, decoder or decode))
+            account = press(plan, shard, refs, decoder or decode)
         ledger.settle_shard(plan, account.receipt, account.failures)
     return account.receipt
 
@@ -138,21 +140,22 @@ def _cosines(plan: Plan, pictures: Sequence[Pixels]) -> list[float]:
 # -- one shard -----------------------------------------------------------------------------------------------
 
 
-class _Rows:
-    """The rows and failures of a shard while it is pressed."""
+class _Shard:
+    """A shard while it is pressed: its part, which is being filled, and its account."""
 
-    def __init__(self, plan: Plan, refs: Sequence[ImageRef]) -> None:
+    def __init__(self, plan: Plan, number: int, n_listed: int) -> None:
         self._plan = plan
+        self._number = number
         self._started = time.perf_counter()
-        self.n_listed = len(refs)
-        self.refs: list[ImageRef] = []
-        self.sizes: list[tuple[int, int]] = []
-        self.hashes: list[str] = []
-        self.features = np.empty((len(refs), plan.backbone.n_features), np.float32)
+        self._part = ParquetSink(plan.field_names, plan.backbone.n_features).begin()
+        self._told = (0, 0)
+        self._beat_at = 0.0
+        self.n_listed = n_listed
+        self.n_pressed = 0
         self.failures: list[Failure] = []
         self.bytes_read = 0
 
-    def add(self, pressed: Sequence[tuple[ImageRef, tuple[int, int], str]], features: Any) -> None:
+    def add(self, pressed: Sequence[Pressed], features: Any) -> None:
         """Take the features of some images; those that are no numbers are failures."""
         good = np.isfinite(features).all(axis=1)
         if not good.all():
@@ -160,28 +163,25 @@ class _Rows:
                 if not is_good:
                     self.fail(ref, ImageError("infer", "features are not finite"))
             pressed, features = list(itertools.compress(pressed, good)), features[good]
-        start = len(self.refs)
-        self.features[start : start + len(pressed)] = features
-        for ref, size, sha256 in pressed:
-            self.refs.append(ref)
-            self.sizes.append(size)
-            self.hashes.append(sha256)
+        self._part.add(pressed, features)
+        self.n_pressed += len(pressed)
+        self._beat()
 
     def fail(self, ref: ImageRef, error: ImageError) -> None:
+        """Take an image that cannot be pressed."""
         self.failures.append(Failure(ref.uri, error.stage, " ".join(error.reason.split())))
+        self._beat()
 
-    def part(self, shard: int, precision: str) -> Part:
-        """Close the account."""
-        kinds: dict[str, int] = {}
-        for failure in self.failures:
-            kinds[failure.kind] = kinds.get(failure.kind, 0) + 1
+    def commit(self, precision: str) -> Account:
+        """Write the part; give the account of the one that stands."""
+        self._beat(now=True)
         receipt = Receipt(
-            shard=shard,
+            shard=self._number,
             generation=self._plan.generation,
             listed=self.n_listed,
-            pressed=len(self.refs),
+            pressed=self.n_pressed,
             failed=len(self.failures),
-            failed_by_kind=kinds,
+            failed_by_kind=dict(collections.Counter(failure.kind for failure in self.failures)),
             bytes_read=self.bytes_read,
             seconds=round(time.perf_counter() - self._started, 3),
             precision=precision,
@@ -189,63 +189,59 @@ class _Rows:
             host=socket.gethostname(),
             versions=library_versions(),
         )
-        sizes = np.array(self.sizes, np.int32).reshape(-1, 2)
-        features = self.features[: len(self.refs)]
-        return Part(self.refs, sizes, self.hashes, features, tuple(self.failures), receipt)
+        return self._part.commit(self._plan.storage, receipt, self.failures)
+
+    def _beat(self, *, now: bool = False) -> None:
+        """Tell the engine how the shard gets on, a few times a second."""
+        clock = time.monotonic()
+        if now or clock - self._beat_at > _BEAT_SECONDS:
+            pressed, failed = self._told
+            self._told, self._beat_at = (self.n_pressed, len(self.failures)), clock
+            beat(("images", self.n_pressed - pressed, len(self.failures) - failed))
 
 
-def _press_in_batches(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder: Decoder) -> Part:
+def _press_in_batches(plan: Plan, number: int, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
     """Press a shard: decode until a batch is full, run it, go on."""
     backbone = load_backbone(plan.backbone, plan.precision)
     batch = _batch(plan, backbone.batch_size)
-    rows, pulse = _Rows(plan, refs), _Pulse()
-    waiting: list[tuple[ImageRef, tuple[int, int], str]] = []
-
-    def run_batch() -> None:
-        rows.add(waiting, _infer(backbone, batch)[: len(waiting)])
-        waiting.clear()
-        pulse(rows)
-
+    shard = _Shard(plan, number, len(refs))
+    waiting: list[Pressed] = []
     max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
     for ref, data in _read(plan, refs):
         try:
             content = _bytes(data)
-            rows.bytes_read += len(content)
+            shard.bytes_read += len(content)
             pixels = decoder(content, max_pixels=max_pixels)
             preprocess(pixels, steps, batch[len(waiting)])
         except ImageError as error:
-            rows.fail(ref, error)
-            pulse(rows)
+            shard.fail(ref, error)
             continue
         height, width = pixels.shape[:2]
         waiting.append((ref, (width, height), hashlib.sha256(content).hexdigest()))
         if len(waiting) == len(batch):
-            run_batch()
+            shard.add(waiting, _infer(backbone, batch))
+            waiting.clear()
     if waiting:
-        run_batch()
-    pulse(rows, now=True)
-    return rows.part(shard, backbone.precision)
+        shard.add(waiting, _infer(backbone, batch)[: len(waiting)])
+    return shard.commit(backbone.precision)
 
 
-def _press_carefully(plan: Plan, shard: int, refs: Sequence[ImageRef], decoder: Decoder) -> Part:
+def _press_carefully(plan: Plan, number: int, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
     """Press a shard that killed processes before: image by image, in child processes.
 
     An image at which two children die in a row is the killer and becomes a failure. The features are the same
     bits as in batches.
     """
-    rows, pulse = _Rows(plan, refs), _Pulse()
-    precision = plan.precision
+    shard, precision = _Shard(plan, number, len(refs)), plan.precision
     with _children() as fresh_child:
         for ref in refs:
             try:
                 sha256, size, row, n_bytes, precision = _press_with_care(plan, ref, decoder, fresh_child)
-                rows.bytes_read += n_bytes
-                rows.add([(ref, size, sha256)], row[np.newaxis])
+                shard.bytes_read += n_bytes
+                shard.add([(ref, size, sha256)], row[np.newaxis])
             except ImageError as error:
-                rows.fail(ref, error)
-            pulse(rows)
-    pulse(rows, now=True)
-    return rows.part(shard, precision)
+                shard.fail(ref, error)
+    return shard.commit(precision)
 
 
 def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable[..., Child]) -> Any:
@@ -294,21 +290,6 @@ def _children() -> Iterator[Callable[..., Child]]:
 
 
 # -- pieces --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Pulse:
-    """Tells the engine how a shard gets on, a few times a second."""
-
-    told: list[int] = field(default_factory=lambda: [0, 0])
-    last: float = 0.0
-
-    def __call__(self, rows: _Rows, *, now: bool = False) -> None:
-        clock = time.monotonic()
-        if now or clock - self.last > _BEAT_SECONDS:
-            count = [len(rows.refs), len(rows.failures)]
-            beat(("images", count[0] - self.told[0], count[1] - self.told[1]))
-            self.told, self.last = count, clock
 
 
 def _read(plan: Plan, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, bytes | ImageError]]:

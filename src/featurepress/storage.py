@@ -147,7 +147,7 @@ class FolderStorage:
             raise _refused("read", Path(self.root, name), error) from error
 
     def write(self, name: str, data: Data) -> None:
-        """Write to a temporary name, fsync, rename."""
+        """Write without a name, fsync, link; over an object that is there, rename."""
         with self.stream(name) as file:
             file.write(data)
 
@@ -175,21 +175,17 @@ class FolderStorage:
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
-        """Give a file under a temporary dot name that takes the object's name when the block ends well."""
+        """Give a file without a name that takes the object's name when the block ends well."""
         target = Path(self.root, name)
-        temporary = _temporary_name(target)
         try:
             self._make_folder(target.parent)
-            with temporary.open("xb") as file:
+            with _nameless(target) as (file, link):
                 yield file
                 _settle(file)
-            temporary.replace(target)
+                link.replace()
             _settle_folder(target.parent)
         except OSError as error:
             raise _refused("write", target, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         """Unlink the file."""
@@ -242,6 +238,18 @@ class _Link:
             os.link(self.source, self.target.name, dst_dir_fd=folder, follow_symlinks=True)
         finally:
             os.close(folder)
+
+    def replace(self) -> None:
+        """Link to the target even if that exists: link(2) cannot, so a rename has to follow it."""
+        try:
+            self()
+        except FileExistsError:
+            temporary = _temporary_name(self.target)
+            try:
+                _Link(self.source, temporary)()
+                temporary.replace(self.target)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _temporary_name(target: Path) -> Path:

@@ -234,6 +234,8 @@ class QuotaStorage(FolderStorage):
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Create, unless that would be more than the quota."""
         time.sleep(self.delay_seconds)
+        if self.read(name) is not None:
+            return False
         self._require_space(name, len(data))
         return super().create(name, data, durable=durable)
 
@@ -242,6 +244,13 @@ class QuotaStorage(FolderStorage):
         time.sleep(self.delay_seconds)
         self._require_space(name, len(data))
         super().write(name, data)
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Stream, unless that would be more than the quota."""
+        with super().stream(name) as file:
+            yield file
+            self._require_space(name, file.tell())
 
     def _require_space(self, name: str, n_bytes: int) -> None:
         with open(self.quota_file, encoding="utf-8") as file:  # noqa: PTH123 - one line

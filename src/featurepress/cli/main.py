@@ -56,6 +56,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
         code = app(standalone_mode=False) or 0
+        if code == 130:  # typer turns Ctrl-C into this
+            _say("Stopped by Ctrl-C.", code)
     except _USAGE_ERRORS as error:
         message = " ".join(error.format_message().split()).rstrip(".")
         code = _say(f"{message}. See featurepress --help.", 2)

@@ -32,7 +32,17 @@ def model_file(weights_sha256: str) -> Path:
             f"No model with the weights {weights_sha256[:12]}… is known to this featurepress. "
             "Install the version that made the plan."
         )
-    path = BUNDLED / card.file
+    return verified(BUNDLED / card.file, weights_sha256)
+
+
+def verified(path: Path, weights_sha256: str) -> Path:
+    """Give `path` if its content has this hash.
+
+    Raises
+    ------
+    ModelError
+        It has not, or there is no such file.
+    """
     try:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
