@@ -26,7 +26,7 @@ from featurepress.errors import ImageError, StoppedError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan
 from featurepress.records import Failure, ImageRef, Receipt
-from featurepress.sinks import Account, ParquetSink
+from featurepress.sinks import Account, ParquetSink, Row
 from featurepress.sources import open_source
 from featurepress.sources.base import Source, read_ahead
 
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from featurepress.records import Pixels
 
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
-
-Pressed = tuple[ImageRef, tuple[int, int], str]  # an image, its (width, height), the sha256 of its bytes
 
 DEATHS_BEFORE_CARE = 2
 _AHEAD_BYTES = 32 * 1024**2
@@ -155,13 +153,13 @@ class _Shard:
         self.failures: list[Failure] = []
         self.bytes_read = 0
 
-    def add(self, pressed: Sequence[Pressed], features: Any) -> None:
+    def add(self, pressed: Sequence[Row], features: Any) -> None:
         """Take the features of some images; those that are no numbers are failures."""
         good = np.isfinite(features).all(axis=1)
         if not good.all():
-            for (ref, _, _), is_good in zip(pressed, good, strict=True):
+            for row, is_good in zip(pressed, good, strict=True):
                 if not is_good:
-                    self.fail(ref, ImageError("infer", "features are not finite"))
+                    self.fail(row.ref, ImageError("infer", "features are not finite"))
             pressed, features = list(itertools.compress(pressed, good)), features[good]
         self._part.add(pressed, features)
         self.n_pressed += len(pressed)
@@ -205,7 +203,7 @@ def _press_in_batches(plan: Plan, number: int, refs: Sequence[ImageRef], decoder
     backbone = load_backbone(plan.backbone, plan.precision)
     batch = _batch(plan, backbone.batch_size)
     shard = _Shard(plan, number, len(refs))
-    waiting: list[Pressed] = []
+    waiting: list[Row] = []
     max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
     for ref, data in _read(plan, refs):
         try:
@@ -217,7 +215,7 @@ def _press_in_batches(plan: Plan, number: int, refs: Sequence[ImageRef], decoder
             shard.fail(ref, error)
             continue
         height, width = pixels.shape[:2]
-        waiting.append((ref, (width, height), hashlib.sha256(content).hexdigest()))
+        waiting.append(Row(ref, width, height, hashlib.sha256(content).hexdigest()))
         if len(waiting) == len(batch):
             shard.add(waiting, _infer(backbone, batch))
             waiting.clear()
@@ -236,9 +234,9 @@ def _press_carefully(plan: Plan, number: int, refs: Sequence[ImageRef], decoder:
     with _children() as fresh_child:
         for ref in refs:
             try:
-                sha256, size, row, n_bytes, precision = _press_with_care(plan, ref, decoder, fresh_child)
+                row, features, n_bytes, precision = _press_with_care(plan, ref, decoder, fresh_child)
                 shard.bytes_read += n_bytes
-                shard.add([(ref, size, sha256)], row[np.newaxis])
+                shard.add([row], features)
             except ImageError as error:
                 shard.fail(ref, error)
     return shard.commit(precision)
@@ -257,17 +255,18 @@ def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callabl
     raise ImageError("decode", f"decoder crashed: its process {how}, twice")
 
 
-def press_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[str, tuple[int, int], Any, int, str]:
-    """Press a single image; give its sha256, (width, height), features (n_features,), bytes and precision."""
+def press_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, int, str]:
+    """Press a single image; give its row, features (1, n_features), number of bytes, and precision."""
     ((_, data),) = _read(plan, [ref])
     content = _bytes(data)
     backbone = load_backbone(plan.backbone, plan.precision)
     batch = _batch(plan, backbone.batch_size)
     pixels = decoder(content, max_pixels=plan.settings.images.max_pixels)
     preprocess(pixels, plan.backbone.preprocess, batch[0])
-    row = _infer(backbone, batch)[0].copy()
+    features = _infer(backbone, batch)[:1].copy()
     height, width = pixels.shape[:2]
-    return hashlib.sha256(content).hexdigest(), (width, height), row, len(content), backbone.precision
+    row = Row(ref, width, height, hashlib.sha256(content).hexdigest())
+    return row, features, len(content), backbone.precision
 
 
 @contextmanager
@@ -354,6 +353,3 @@ def library_versions() -> dict[str, str]:
 
     names = ("featurepress", "openvino", "opencv-python-headless", "pillow", "numpy", "pyarrow")
     return {"python": platform.python_version(), **{name: version(name) for name in names}}
-
-
-from featurepress.tasks import Press, Probe  # noqa

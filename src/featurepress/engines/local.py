@@ -68,10 +68,10 @@ class LocalEngine:
 
     def close(self) -> None:
         """End all workers."""
-        self._closed = True
-        self._drop_flights()
         with self._lock:
+            self._closed = True
             idle, self._idle = self._idle, []
+        self._drop_flights()
         _close_all(idle)
 
     def warm_up(self, n: int) -> None:
@@ -83,6 +83,8 @@ class LocalEngine:
     def take(self) -> Child:
         """Give an idle worker, or a new one."""
         with self._lock:
+            if self._closed:
+                raise WorkerDeathError("The engine is closed.")
             while self._idle and not self._idle[-1].is_ready:
                 self._idle.pop().close()
             child = self._idle.pop() if self._idle else Child(self.preload)

@@ -1,6 +1,6 @@
 """Write features."""
 
-from featurepress.sinks.base import Account, Sink
+from featurepress.sinks.base import Account, PartWriter, Row, Sink
 from featurepress.sinks.parquet import ParquetSink
 
-__all__ = ["Account", "ParquetSink", "Sink"]
+__all__ = ["Account", "ParquetSink", "PartWriter", "Row", "Sink"]

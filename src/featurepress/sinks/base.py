@@ -2,20 +2,24 @@
 
 The life of a part:
 
-1. A worker has pressed a shard and holds its `Part`.
-2. `write` creates the part only if absent. Of several attempts at the shard, in any processes on any
+1. A worker asks `account` whether the part of its shard stands already; then there is nothing to press.
+2. Else it calls `begin` and gives the new part rows with `add`, as they are pressed.
+3. `commit` creates the part only if absent. Of several attempts at the shard, in any processes on any
    machines, one wins; the others throw their rows away.
-3. `write` returns the account in the footer of the part that stands, whoever wrote it. From it the worker
+4. `commit` returns the account in the footer of the part that stands, whoever wrote it. From it the worker
    writes the failures and the receipt.
-4. A worker that finds a part before it starts asks `account` and presses nothing.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from featurepress.records import Failure, Part, Receipt
+from featurepress.records import Failure, ImageRef, Receipt
 from featurepress.storage import Storage
+
+if TYPE_CHECKING:
+    from featurepress.records import Features
 
 
 class Account(NamedTuple):
@@ -25,11 +29,30 @@ class Account(NamedTuple):
     failures: tuple[Failure, ...]
 
 
+class Row(NamedTuple):
+    """What a row says of its image beside the features."""
+
+    ref: ImageRef
+    width: int
+    height: int
+    sha256: str
+
+
+class PartWriter(Protocol):
+    """A part that is being filled, in memory; nothing is visible before `commit`."""
+
+    def add(self, rows: Sequence[Row], features: Features) -> None:
+        """Take some rows, with their features: (n_samples, n_features) float32, copied."""
+
+    def commit(self, storage: Storage, receipt: Receipt, failures: Sequence[Failure]) -> Account:
+        """Create the part only if absent; give the account of the one that stands."""
+
+
 class Sink(Protocol):
     """Writes parts to a storage."""
 
-    def write(self, storage: Storage, part: Part) -> Account:
-        """Create the part only if absent; give the account of the one that stands."""
+    def begin(self) -> PartWriter:
+        """Give an empty part."""
 
     def account(self, storage: Storage, shard: int) -> Account | None:
         """Give the account of the part of a shard, or None if there is none."""

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from featurepress.errors import StorageError
 from featurepress.records import (
     Failure,
-    ImageRef,
     Part,
     Receipt,
     number_array,
@@ -22,7 +21,7 @@ from featurepress.records import (
     part_schema,
     text_array,
 )
-from featurepress.sinks.base import Account
+from featurepress.sinks.base import Account, Row
 from featurepress.storage import Storage
 
 if TYPE_CHECKING:
@@ -61,8 +60,11 @@ class ParquetSink:
     def write(self, storage: Storage, part: Part) -> Account:
         """Create the part only if absent; give the account of the one that stands."""
         writer = self.begin()
-        sizes = [(int(width), int(height)) for width, height in part.sizes]
-        writer.add(list(zip(part.refs, sizes, part.hashes, strict=True)), part.features)
+        rows = [
+            Row(ref, int(width), int(height), sha256)
+            for ref, (width, height), sha256 in zip(part.refs, part.sizes, part.hashes, strict=True)
+        ]
+        writer.add(rows, part.features)
         return writer.commit(storage, part.receipt, part.failures)
 
     def account(self, storage: Storage, shard: int) -> Account | None:
@@ -84,7 +86,7 @@ class ParquetSink:
 
 
 class ParquetPart:
-    """A part that is being filled; see `Part` in `featurepress.sinks.base`.
+    """A part that is being filled; see `PartWriter`.
 
     Parameters
     ----------
@@ -106,10 +108,10 @@ class ParquetPart:
         )
         n_rows = max(16, _ROW_GROUP_BYTES // (4 * sink.n_features))
         self._features = np.empty((n_rows, sink.n_features), np.float32)
-        self._rows: list[tuple[ImageRef, tuple[int, int], str]] = []
+        self._rows: list[Row] = []
 
-    def add(self, rows: Sequence[tuple[ImageRef, tuple[int, int], str]], features: Features) -> None:
-        """Take some rows: their references, (width, height) and sha256, and (n_samples, n_features) float32."""
+    def add(self, rows: Sequence[Row], features: Features) -> None:
+        """Take some rows, with their features: (n_samples, n_features) float32, copied."""
         start = 0
         while start < len(rows):
             filled = len(self._rows)
@@ -139,13 +141,12 @@ class ParquetPart:
     def _write_row_group(self) -> None:
         if not self._rows:
             return
-        refs, sizes, hashes = zip(*self._rows, strict=True)
-        shape = np.array(sizes, np.int32)
+        refs, widths, heights, hashes = zip(*self._rows, strict=True)
         columns = [
             text_array([ref.uri for ref in refs]),
             *(text_array([ref.fields[i] for ref in refs]) for i in range(len(self._sink.field_names))),
-            number_array(shape[:, 0].copy()),
-            number_array(shape[:, 1].copy()),
+            number_array(np.array(widths, np.int32)),
+            number_array(np.array(heights, np.int32)),
             text_array(hashes),
             pa.FixedSizeListArray.from_arrays(
                 number_array(self._features[: len(refs)].reshape(-1)), self._sink.n_features
