@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
+from featurepress.child import beat
 from featurepress.errors import FeatureSetError, IncompleteError, SettingError
 from featurepress.ledger import Plan
 from featurepress.records import failure_schema, part_schema
@@ -245,8 +247,8 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
     features = FeatureSet(plan, manifest)
     if not features.is_complete and not allow_incomplete:
         raise IncompleteError(
-            f"The feature set '{location}' is not complete. Finish it with: featurepress resume {location} "
-            "(or open it with allow_incomplete=True)."
+            f"The feature set '{location}' is not complete. Finish it with: featurepress resume "
+            f"{shlex.quote(str(location))} (or open it with allow_incomplete=True)."
         )
     return features
 
@@ -276,6 +278,7 @@ class ExportCsv:
         with plan.storage.stream(csv_name(shard)) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
             for record_batch in rows:
                 writer.write(_csv_rows(record_batch, schema))
+                beat(("rows", len(record_batch)))
         return stop - start
 
 

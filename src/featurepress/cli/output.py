@@ -190,9 +190,10 @@ def _add_model(lines: _Lines, features: FeatureSet, manifest: Mapping[str, Any])
     precisions = manifest.get("precision", {}).get("images") or {features.plan.precision: 0}
     text = " and ".join(sorted(precisions))
     if "min_cosine" in certificate:
+        measured = f"cosine to float32 at least {certificate['min_cosine']:.5f} on {certificate['n_images']} images"
+        taken = features.plan.precision == "bfloat16"
         text += (
-            f" (bfloat16 against float32 on {certificate['n_images']} of these images: "
-            f"cosine at least {certificate['min_cosine']:.5f})"
+            f" ({measured})" if taken else f" (bfloat16 not taken: {measured}, {certificate['required']} required)"
         )
     lines.add("precision", text)
 

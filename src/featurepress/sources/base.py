@@ -51,6 +51,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 MAX_TIMEOUTS = 8
+_GROUP_BYTES = 2 * 1024**2
 
 
 class Source(Protocol):
@@ -115,18 +116,27 @@ class _Group:
 
 
 class _Reader:
-    """Threads that read groups in order; a thread that hangs is given up and replaced."""
+    """Threads that read groups in order; a thread that hangs is given up and replaced.
 
-    def __init__(self, read: Callable[[ImageRef], bytes], threads: int) -> None:
+    It begins with one thread. On files in the page cache that one is always ahead, and a second one would only
+    fight with it and the decoder for the interpreter; while it falls behind, `hurry` adds others.
+    """
+
+    def __init__(self, read: Callable[[ImageRef], bytes], most_threads: int) -> None:
         self._read = read
+        self._spare_threads = most_threads - 1
         self._waiting: collections.deque[_Group] = collections.deque()
         self._wake = threading.Condition()
         self._closed = False
-        for _ in range(threads):
-            self.start_thread()
+        self.start_thread()
 
     def start_thread(self) -> None:
         threading.Thread(target=self._work, name="featurepress-read", daemon=True).start()
+
+    def hurry(self) -> None:
+        if self._spare_threads:
+            self._spare_threads -= 1
+            self.start_thread()
 
     def submit(self, group: _Group, *, first: bool = False) -> None:
         with self._wake:
@@ -178,14 +188,14 @@ def read_ahead(
     refs : iterable of ImageRef
         What to read.
     threads : int
-        Reads in flight.
+        Most reads in flight.
     ahead_bytes : int
         Bytes, by their listed sizes, that may wait to be taken; one group always may.
     timeout_seconds : float
         A read that takes longer is given up: its image becomes an ImageError.
     group_size : int
-        References that a thread takes at once. More spares hand-overs between threads, which at a few
-        microseconds a read cost as much as the read.
+        Most references that a thread takes at once, as long as they have less than 2 MiB together. More spares
+        hand-overs between threads, which at a few microseconds a read cost as much as the read.
 
     Yields
     ------
@@ -200,7 +210,7 @@ def read_ahead(
     reader = _Reader(read, threads)
     pending: collections.deque[_Group] = collections.deque()
     groups = _grouped(refs, group_size)
-    ahead = n_timeouts = 0
+    ahead = n_timeouts = n_taken = 0
     try:
         while True:
             while (not pending or ahead < ahead_bytes) and (group := next(groups, None)):
@@ -211,6 +221,9 @@ def read_ahead(
                 return
             group = pending.popleft()
             ahead -= group.bytes
+            if n_taken and not group.done.is_set():
+                reader.hurry()
+            n_taken += 1
             if not _wait(group, timeout_seconds):
                 n_timeouts += 1
                 rest = _Group(group.give_up(f"timed out: no answer in {timeout_seconds:g} seconds"))
@@ -231,11 +244,13 @@ def read_ahead(
 
 def _grouped(refs: Iterable[ImageRef], size: int) -> Iterator[_Group]:
     run: list[ImageRef] = []
+    n_bytes = 0
     for ref in refs:
         run.append(ref)
-        if len(run) == size:
+        n_bytes += ref.size
+        if len(run) == size or n_bytes >= _GROUP_BYTES:
             yield _Group(run)
-            run = []
+            run, n_bytes = [], 0
     if run:
         yield _Group(run)
 

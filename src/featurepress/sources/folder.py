@@ -53,7 +53,7 @@ class FolderSource:
         ``exclude`` (an absolute path that is left out with all below it: the run's destination).
     """
 
-    reads_in_flight = 2
+    reads_in_flight = 8
 
     def __init__(self, spec: SourceSpec) -> None:
         self.location = spec.location
