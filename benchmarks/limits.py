@@ -88,13 +88,16 @@ def inference_limit(model_file: Path, pooling: str, precision: str, n_cores: int
     """Images a second of inference alone by OpenVINO's asynchronous queue, and the setting that reached it."""
     best, how = 0.0, ""
     for streams, batch in itertools.product(sorted({1, n_cores, 2 * n_cores}), (4, 8, 16, 32)):
-        speed = _infer(model_file, pooling, precision, streams=streams, batch=batch, n_cores=n_cores)
+        speed = infer_speed(model_file, pooling, precision, streams=streams, batch=batch, n_cores=n_cores)
         if speed > best:
             best, how = speed, f"{streams} streams, batch {batch}"
     return best, how
 
 
-def _infer(model_file: Path, pooling: str, precision: str, *, streams: int, batch: int, n_cores: int) -> float:
+def infer_speed(
+    model_file: Path, pooling: str, precision: str, *, streams: int, batch: int, n_cores: int, seconds: float = 0.7
+) -> float:
+    """Images a second of one setting of streams and batch."""
     core = ov.Core()
     model = core.read_model(model_file)
     model.reshape({model.input(0): [batch, SIZE, SIZE, 3]})
@@ -118,7 +121,7 @@ def _infer(model_file: Path, pooling: str, precision: str, *, streams: int, batc
         jobs.start_async({0: pixels}, share_inputs=True)
     jobs.wait_all()
     n_calls, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 0.7:
+    while time.perf_counter() - started < seconds:
         for _ in range(2 * streams):
             jobs.start_async({0: pixels}, share_inputs=True)
         n_calls += 2 * streams

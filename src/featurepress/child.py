@@ -84,12 +84,13 @@ class Child:
         bootstrap = (
             f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({tuple(preload)!r})"
         )
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", bootstrap],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **_ENVIRONMENT, **(environment or {})},
-        )
+        with _signals_held():
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", bootstrap],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, **_ENVIRONMENT, **(environment or {})},
+            )
         self._is_waiting = True
         self._inbox: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="featurepress-child", daemon=True)
@@ -192,12 +193,30 @@ class Child:
         return f"was killed by signal {-code}"
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back what a process inherits and would die of, with a traceback, before it has its own handlers."""
+    try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+    except AttributeError:  # Windows
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_HELD = (signal.SIGINT, signal.SIGTERM)
+
+
 def serve(preload: Sequence[str] = ()) -> None:
     """Be a child: take calls from standard input until it ends."""
     global _beats  # noqa: PLW0603 - one connection a process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGTERM, lambda number, frame: _leave(128 + number))  # no death: the callbacks run
     with contextlib.suppress(AttributeError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
     inbox, outbox = _own_pipes()
     lock = threading.Lock()
 
@@ -271,11 +290,11 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _leave() -> None:
+def _leave(code: int = 0) -> None:
     for callback in reversed(_callbacks):
         with contextlib.suppress(Exception):
             callback()
-    os._exit(0)
+    os._exit(code)
 
 
 def _portable(error: Exception) -> Exception:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 from featurepress import ledger
@@ -189,6 +190,8 @@ class Driver:
         if isinstance(engine, LocalEngine):
             engine.warm_up(self.plan.layout.n_shards(len(head)))
         decoder = self._press.decode if isinstance(self._press, Press) else None
+        # The first chunk will need it, and the workers are busy starting anyway.
+        import_module("pyarrow.parquet")
         result = _probe(engine, self.plan, tuple(head), decoder)
         if not result.cosines:
             raise SourceError(_all_failed(result))

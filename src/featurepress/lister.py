@@ -79,11 +79,15 @@ class Lister:
         for number in itertools.count():
             if complete is not None and number == complete["chunks"]:
                 return
+            # A chunk that is not full is the last for good, whatever has come to the sources since.
+            if last is not None and last.n_images < plan.layout.tier(last.number).chunk:
+                ledger.finish_listing(plan, number, n_images, last.skipped)
+                return
             chunk = ledger.read_chunk(plan, number) if self._refs is None or complete else None
             if chunk is None:
                 if self._refs is None:
                     self._take_up(last, n_images)
-                chunk = self._commit(number, last)
+                chunk = self._commit(number)
             if chunk is None:
                 ledger.finish_listing(plan, number, n_images, self._skipped())
                 return
@@ -106,16 +110,11 @@ class Lister:
         self._refs = iter(self._listing)
         self._skipped_before = {} if last is None else last.skipped
 
-    def _commit(self, number: int, last: Chunk | None) -> Chunk | None:
+    def _commit(self, number: int) -> Chunk | None:
         """Commit the next chunk, or give None at the end of the listing."""
         assert self._refs is not None
-        layout = self._plan.layout
-        refs: list[ImageRef] = []
-        # A chunk that is not full ends the listing for good, whatever has come to the sources since.
-        if last is None or last.n_images == layout.tier(last.number).chunk:
-            refs = list(itertools.islice(self._refs, layout.tier(number).chunk))
+        refs = list(itertools.islice(self._refs, self._plan.layout.tier(number).chunk))
         if not refs:
-            collections.deque(self._refs, maxlen=0)  # to count what lies behind the last image
             return None
         self._last_listed = refs[-1].order
         positions = () if self._listing is None else self._listing.positions

@@ -38,7 +38,7 @@ def embed(
         _print_estimate(run.estimate(sources, out=out, **options), as_json=as_json)
         return
     destination = run.expand_time(out)
-    with output.resumable(destination, as_json=as_json):
+    with output.resumable(destination):
         try:
             with output.live_line() as on_progress:
                 features = run.embed(sources, destination, on_progress=on_progress, **options)

@@ -15,7 +15,7 @@ import typer
 
 import featurepress
 from featurepress.cli import demo, embed, info, resume
-from featurepress.errors import FeaturepressError
+from featurepress.errors import FeaturepressError, TooManyFailuresError
 
 app = typer.Typer(
     name="featurepress",
@@ -55,21 +55,22 @@ def main() -> None:
     """Run the command and exit."""
     signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="featurepress", standalone_mode=False) or 0
         if code == 130:  # typer turns Ctrl-C into this
-            _say("Stopped by Ctrl-C.", code)
+            raise KeyboardInterrupt
     except _USAGE_ERRORS as error:
-        message = " ".join(error.format_message().split()).rstrip(".")
-        code = _say(f"{message}. See featurepress --help.", 2)
+        code = _refuse(" ".join(error.format_message().split()))
     except FeaturepressError as error:
-        code = _say(str(error), error.exit_code)
+        code = _say(str(error), type(error).__name__, error.exit_code)
     except KeyboardInterrupt:
-        code = _say("Stopped by Ctrl-C.", 130)
+        code = _say("Stopped by Ctrl-C.", "Interrupted", 130)
     except _Terminated:
-        code = _say("Stopped by SIGTERM.", 143)
+        code = _say("Stopped by SIGTERM.", "Terminated", 143)
     except BrokenPipeError:  # the reader of our output has gone, as in `featurepress info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    for number in (signal.SIGINT, signal.SIGTERM):  # one that comes now changes neither what is done nor the code
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
 
 
@@ -77,7 +78,19 @@ def _on_terminate(number: int, frame: object) -> None:
     raise _Terminated
 
 
-def _say(message: str, code: int) -> int:
+def _refuse(message: str) -> int:
+    if not message:  # the command alone: its help has been shown
+        return 2
+    ending = "" if message.endswith(("?", ".")) else "."
+    return _say(f"{message}{ending} See featurepress --help.", "UsageError", 2)
+
+
+def _say(message: str, kind: str, code: int) -> int:
+    """Tell people, and the machine that asked for JSON; too many failures come with the result, shown before."""
+    if "--json" in sys.argv[1:] and code != TooManyFailuresError.exit_code:
+        from featurepress.cli.output import print_json
+
+        print_json({"error": message, "kind": kind, "exit_code": code})
     typer.echo(f"featurepress: {message}", err=True)
     return code
 

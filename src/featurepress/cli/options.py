@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -71,7 +72,7 @@ def with_settings(names: Collection[str] | None = None) -> Callable[[Command], C
 
 def _parameter(stage: str, name: str, default: Any, rule: Constraint) -> inspect.Parameter:
     flag = rule.flag or "--" + name.replace("_", "-")
-    kind = str if name.endswith("_bytes") else rule.kind
+    kind = bool if rule.kind is bool else str  # numbers are read here, so that a wrong one gets our own sentence
     help_text = rule.help
     if not rule.optional and rule.kind is not bool:
         help_text += f" \\[default: {_shown(name, default)}]"
@@ -102,7 +103,12 @@ def _shown(name: str, default: Any) -> str:
 
 
 def _parsed(name: str, rule: Constraint, value: Any) -> Any:
-    return parse_bytes(name, value) if name.endswith("_bytes") else value
+    if name.endswith("_bytes"):
+        return parse_bytes(name, value)
+    if rule.kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return rule.kind(value)
+    return value
 
 
 def parse_bytes(name: str, text: str) -> int:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from featurepress.errors import FeaturepressError, RequestError
+from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
 
 if TYPE_CHECKING:
     from featurepress.driver import Progress
@@ -52,7 +52,7 @@ def print_json(values: Mapping[str, Any]) -> None:
 def live_line() -> Iterator[Callable[[Progress], None]]:
     """Give an `on_progress` that keeps one line up to date, or does nothing where there is no terminal."""
     screen = console()
-    if not screen.is_terminal:
+    if not sys.stderr.isatty():  # whatever FORCE_COLOR says
         yield lambda progress: None
         return
     from rich.live import Live
@@ -83,24 +83,16 @@ def _progress_text(progress: Progress) -> str:
 
 
 @contextlib.contextmanager
-def resumable(destination: str, *, as_json: bool) -> Iterator[None]:
+def resumable(destination: str) -> Iterator[None]:
     """Print the line that resumes a run, whatever stops it inside the block."""
     try:
         yield
-    except RequestError as error:
-        _tell_machine(error, as_json=as_json)
+    except (RequestError, TooManyFailuresError):
         raise
-    except BaseException as error:
-        if _has_plan(destination) and getattr(error, "exit_code", 1) != 3:
+    except BaseException:
+        if _has_plan(destination):
             console().print(Text(f"What is done is kept. Go on with: featurepress resume {_quoted(destination)}"))
-        if isinstance(error, FeaturepressError):
-            _tell_machine(error, as_json=as_json)
         raise
-
-
-def _tell_machine(error: FeaturepressError, *, as_json: bool) -> None:
-    if as_json and error.exit_code != 3:
-        print_json({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code})
 
 
 def _has_plan(destination: str) -> bool:

@@ -26,7 +26,7 @@ def resume(
     from featurepress import run
     from featurepress.cli import output
 
-    with output.resumable(destination, as_json=as_json):
+    with output.resumable(destination):
         try:
             with output.live_line() as on_progress:
                 features = run.resume(destination, on_progress=on_progress, **options)

@@ -233,8 +233,8 @@ def read_ahead(
                         f"seconds, the last one for '{group.refs[-1 - len(rest.refs)].uri}'. Check the disk or the "
                         "network, and resume."
                     )
+                reader.submit(rest, first=True)  # before there is a thread that could take another group
                 reader.start_thread()
-                reader.submit(rest, first=True)
                 pending.appendleft(rest)
                 ahead += rest.bytes
             yield from zip(group.refs, group.outcomes, strict=False)
