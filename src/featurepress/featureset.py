@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from featurepress import ledger
 from featurepress.child import beat
@@ -141,13 +141,12 @@ class FeatureSet:
             Only these; all by default, which takes ``4 * n_features`` bytes a row and more.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         names = self.schema.names if columns is None else columns
         tables = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
         for name in self._part_rows:
-            with self._storage.open(name) as file:
-                tables.append(pq.read_table(file, columns=names).replace_schema_metadata())
+            with self._storage.open(name) as file, _parquet(file) as parquet:
+                tables.append(parquet.read(names, use_threads=False).replace_schema_metadata())
         return pa.concat_tables(tables)
 
     def to_numpy(self) -> Features:
@@ -190,16 +189,14 @@ class FeatureSet:
         self, batch_size: int, columns: list[str], start: int = 0, stop: int | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows `start` to `stop` as record batches."""
-        import pyarrow.parquet as pq
-
         stop = len(self) if stop is None else stop
         first = 0
         for name, n_rows in self._part_rows.items():
             begin, end = max(start, first), min(stop, first + n_rows)
             if begin < end:
-                with self._storage.open(name) as file, pq.ParquetFile(file) as parquet:
+                with self._storage.open(name) as file, _parquet(file) as parquet:
                     row = first
-                    for record_batch in parquet.iter_batches(batch_size, columns=columns):
+                    for record_batch in parquet.iter_batches(batch_size, columns=columns, use_threads=False):
                         low, high = max(begin - row, 0), min(end - row, len(record_batch))
                         if low < high:
                             yield record_batch.slice(low, high - low)
@@ -210,12 +207,11 @@ class FeatureSet:
     def failures(self) -> pa.Table:
         """The images that could not be pressed: Arrow table with uri, stage, reason."""
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         tables = [failure_schema().empty_table()]
         for entry in self._storage.list("failures"):
-            with self._storage.open(entry.name) as file:
-                tables.append(pq.read_table(file))
+            with self._storage.open(entry.name) as file, _parquet(file) as parquet:
+                tables.append(parquet.read(use_threads=False))
         return pa.concat_tables(tables)
 
 
@@ -306,6 +302,13 @@ def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch
     features = pc.binary_join_element_wise("[", joined, "]", "")
     others = [record_batch.column(name) for name in schema.names[:-1]]
     return pa.record_batch([*others, features], schema=schema)
+
+
+def _parquet(file: BinaryIO) -> Any:
+    """Open a part, read without Arrow's threads: a process that ends while they start is aborted."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(file, pre_buffer=False)
 
 
 def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:

@@ -193,7 +193,7 @@ def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
             if not is_glob(outer):
                 raise SourceError(_overlap(outer, spec))
             unsure += [outer, spec]
-    _refuse_shared_images(list({spec.location: spec for spec in unsure}.values()))
+    _refuse_shared_images(list({id(spec): spec for spec in unsure}.values()))
 
 
 def _refuse_shared_images(specs: Sequence[SourceSpec]) -> None:
@@ -203,9 +203,8 @@ def _refuse_shared_images(specs: Sequence[SourceSpec]) -> None:
         for ref in open_source(spec).list():
             path = Path(spec.base, os.fsdecode(ref.order))
             image = path.parent.resolve() / path.name
-            if image in seen:
-                raise SourceError(_overlap(seen[image], spec))
-            seen[image] = spec
+            if (other := seen.setdefault(image, spec)) is not spec:
+                raise SourceError(_overlap(other, spec))
 
 
 def _overlap(one: SourceSpec, other: SourceSpec) -> str:

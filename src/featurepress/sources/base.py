@@ -125,6 +125,7 @@ class _Reader:
     def __init__(self, read: Callable[[ImageRef], bytes], most_threads: int) -> None:
         self._read = read
         self._spare_threads = most_threads - 1
+        self._has_begun = False
         self._waiting: collections.deque[_Group] = collections.deque()
         self._wake = threading.Condition()
         self._closed = False
@@ -133,10 +134,12 @@ class _Reader:
     def start_thread(self) -> None:
         threading.Thread(target=self._work, name="featurepress-read", daemon=True).start()
 
-    def hurry(self) -> None:
-        if self._spare_threads:
+    def hurry(self, group: _Group) -> None:
+        """Add a thread if somebody waits for this group, unless it is the first one."""
+        if self._spare_threads and self._has_begun and not group.done.is_set():
             self._spare_threads -= 1
             self.start_thread()
+        self._has_begun = True
 
     def submit(self, group: _Group, *, first: bool = False) -> None:
         with self._wake:
@@ -210,7 +213,7 @@ def read_ahead(
     reader = _Reader(read, threads)
     pending: collections.deque[_Group] = collections.deque()
     groups = _grouped(refs, group_size)
-    ahead = n_timeouts = n_taken = 0
+    ahead = n_timeouts = 0
     try:
         while True:
             while (not pending or ahead < ahead_bytes) and (group := next(groups, None)):
@@ -221,17 +224,15 @@ def read_ahead(
                 return
             group = pending.popleft()
             ahead -= group.bytes
-            if n_taken and not group.done.is_set():
-                reader.hurry()
-            n_taken += 1
+            reader.hurry(group)
             if not _wait(group, timeout_seconds):
                 n_timeouts += 1
                 rest = _Group(group.give_up(f"timed out: no answer in {timeout_seconds:g} seconds"))
                 if n_timeouts > MAX_TIMEOUTS:
+                    hung = group.refs[-1 - len(rest.refs)]
                     raise StorageError(
                         f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} "
-                        f"seconds, the last one for '{group.refs[-1 - len(rest.refs)].uri}'. Check the disk or the "
-                        "network, and resume."
+                        f"seconds, the last one for '{hung.uri}'. Check the disk or the network, and resume."
                     )
                 reader.submit(rest, first=True)  # before there is a thread that could take another group
                 reader.start_thread()

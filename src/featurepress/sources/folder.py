@@ -9,7 +9,6 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.records import ImageRef, SourceSpec
@@ -198,11 +197,17 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 def is_feature_set(folder: bytes) -> bool:
     """Whether a folder holds a featurepress plan."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
     try:
-        with Path(os.fsdecode(folder), "plan", "plan.json").open("rb") as file:
-            return b'"featurepress"' in file.read(256)
+        descriptor = os.open(os.path.join(folder, b"plan", b"plan.json"), flags)
     except OSError:
         return False
+    try:
+        return b'"featurepress"' in os.read(descriptor, 256)
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
 
 
 def _version(status: os.stat_result) -> str:

@@ -1,0 +1,153 @@
+"""What every backbone does. A new one adds rows to `BACKBONES`."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
+from featurepress.models.catalog import EMBEDDED_V1
+from featurepress.records import BackboneSpec
+from featurepress.testing import FakeBackbone, fake_backbone
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Case(NamedTuple):
+    spec: BackboneSpec
+    precision: str
+
+
+BACKBONES = {
+    **{
+        f"embedded {pooling} {precision}": Case(EMBEDDED_V1.backbone(pooling), precision)
+        for pooling in ("avg", "flatten", "max")
+        for precision in ("float32", "bfloat16")
+    },
+    "fake float32": Case(fake_backbone(), "float32"),
+    "fake bfloat16": Case(fake_backbone(bfloat16=True, error=0.01), "bfloat16"),
+}
+
+
+@pytest.fixture(params=BACKBONES, scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    case = BACKBONES[request.param]
+    if case.precision == "bfloat16" and not supports_bfloat16(case.spec):
+        pytest.skip("this CPU has no native bfloat16")
+    return case
+
+
+@pytest.fixture
+def backbone(case: Case) -> Backbone:
+    return load_backbone(case.spec, case.precision)
+
+
+def pictures(case: Case, n: int, seed: int = 0) -> Pixels:
+    """Give noise, gradients and flat colours: (n, H, W, 3) uint8."""
+    steps, rng = case.spec.preprocess, np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (n, steps.height, steps.width, 3), np.uint8)
+    noise[1::3] = np.linspace(0, 255, steps.width, dtype=np.uint8)[None, None, :, None]
+    noise[2::3] = rng.integers(0, 256, (len(noise[2::3]), 1, 1, 3), np.uint8)
+    return noise
+
+
+def run(backbone: Backbone, batch: Any) -> npt.NDArray[np.float32]:
+    return backbone(batch).copy()
+
+
+def test_features_have_the_declared_shape_and_are_finite(case: Case, backbone: Backbone) -> None:
+    features = run(backbone, pictures(case, backbone.batch_size))
+    assert features.shape == (backbone.batch_size, case.spec.n_features)
+    assert features.dtype == np.float32
+    assert np.isfinite(features).all()
+    assert features.any(axis=1).all()
+
+
+def test_features_tell_pictures_apart(case: Case, backbone: Backbone) -> None:
+    features = run(backbone, pictures(case, backbone.batch_size))
+    assert len(np.unique(features, axis=0)) >= backbone.batch_size * 2 // 3
+
+
+def test_it_says_what_it_computes_in(case: Case, backbone: Backbone) -> None:
+    assert backbone.precision == case.precision
+
+
+def test_the_same_batch_gives_the_same_bits(case: Case, backbone: Backbone) -> None:
+    batch = pictures(case, backbone.batch_size)
+    assert run(backbone, batch).tobytes() == run(backbone, batch.copy()).tobytes()
+
+
+def test_the_pixels_are_left_as_they_are(case: Case, backbone: Backbone) -> None:
+    batch = pictures(case, backbone.batch_size)
+    before = batch.copy()
+    backbone(batch)
+    np.testing.assert_array_equal(batch, before)
+
+
+def test_features_depend_on_neither_position_nor_mates_nor_padding(case: Case, backbone: Backbone) -> None:
+    n = backbone.batch_size
+    batch = pictures(case, n)
+    expected = run(backbone, batch)
+    assert run(backbone, batch[::-1].copy())[::-1].tobytes() == expected.tobytes()
+    assert run(backbone, np.roll(batch, 3, axis=0))[(np.arange(n) + 3) % n].tobytes() == expected.tobytes()
+    for position in (0, 1, n - 1):
+        for fill in (0, 255):
+            padded = np.full_like(batch, fill)
+            padded[position] = batch[0]
+            assert run(backbone, padded)[position].tobytes() == expected[0].tobytes()
+    strangers = pictures(case, n, seed=1)
+    strangers[2] = batch[1]
+    assert run(backbone, strangers)[2].tobytes() == expected[1].tobytes()
+
+
+def test_a_buffer_may_be_used_again_and_again(case: Case, backbone: Backbone) -> None:
+    room = np.zeros_like(pictures(case, backbone.batch_size))
+    for seed in range(3):
+        batch = pictures(case, backbone.batch_size, seed)
+        room[:] = batch
+        assert run(backbone, room).tobytes() == run(backbone, batch).tobytes()
+
+
+@pytest.mark.parametrize("way", ["pickle", "json"])
+def test_a_description_that_travelled_loads_the_same_backbone(case: Case, backbone: Backbone, way: str) -> None:
+    if way == "pickle":
+        spec = pickle.loads(pickle.dumps(case.spec))
+    else:
+        spec = BackboneSpec.from_json(json.loads(json.dumps(case.spec.to_json())))
+    assert spec == case.spec
+    assert spec.fingerprint == case.spec.fingerprint
+    assert load_backbone(spec, case.precision) is backbone
+
+
+def test_it_is_loaded_once_a_process_and_precision() -> None:
+    spec = fake_backbone(bfloat16=True, name="of this test alone")
+    before = FakeBackbone.loads
+    loaded = [load_backbone(spec, "float32") for _ in range(5)]
+    assert FakeBackbone.loads == before + 1
+    assert all(one is loaded[0] for one in loaded)
+    assert load_backbone(spec, "bfloat16").precision == "bfloat16"
+    assert FakeBackbone.loads == before + 2
+
+
+def test_bfloat16_without_support_is_float32_and_says_so() -> None:
+    spec = fake_backbone(bfloat16=False)
+    assert not supports_bfloat16(spec)
+    backbone = load_backbone(spec, "bfloat16")
+    assert backbone.precision == "float32"
+    assert backbone is load_backbone(spec, "float32")
+
+
+def test_precisions_differ_but_little(case: Case) -> None:
+    if case.precision == "float32":
+        return  # it is compared with the other one's row
+    full, low = (load_backbone(case.spec, precision) for precision in ("float32", "bfloat16"))
+    batch = pictures(case, full.batch_size)
+    one, other = run(full, batch), run(low, batch)
+    assert one.tobytes() != other.tobytes()
+    cosines = (one * other).sum(axis=1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+    assert cosines.min() > 0.99

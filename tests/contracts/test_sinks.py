@@ -1,0 +1,205 @@
+"""What every sink does. A new one adds a row to `SINKS`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurepress.errors import StorageError
+from featurepress.records import Failure, ImageRef, Receipt, part_name, part_schema
+from featurepress.sinks import Account, ParquetSink, Row, Sink
+from featurepress.storage import FolderStorage, Storage
+from featurepress.testing import MemoryStorage
+
+N_FEATURES = 12
+
+MakeSink = Callable[[tuple[str, ...]], Sink]
+SINKS: dict[str, MakeSink] = {
+    "parquet": lambda field_names: ParquetSink(field_names, N_FEATURES),
+}
+STORAGES: dict[str, Callable[[Path], Storage]] = {
+    "folder": lambda folder: FolderStorage(str(folder)),
+    "memory": lambda folder: MemoryStorage(),
+}
+
+
+@pytest.fixture(params=SINKS)
+def make_sink(request: pytest.FixtureRequest) -> MakeSink:
+    return SINKS[request.param]
+
+
+@pytest.fixture(params=STORAGES)
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return STORAGES[request.param](tmp_path)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to become a part."""
+
+    rows: list[Row]
+    features: npt.NDArray[np.float32]
+    failures: tuple[Failure, ...]
+    receipt: Receipt
+
+    @property
+    def account(self) -> Account:
+        return Account(self.receipt, self.failures)
+
+
+def draft(
+    n: int, *, shard: int = 3, field_names: tuple[str, ...] = (), seed: int = 0, n_features: int = N_FEATURES
+) -> Draft:
+    rng = np.random.default_rng(seed)
+    receipt = Receipt(
+        shard=shard, generation=1, listed=n + 2, pressed=n, failed=2,
+        failed_by_kind={"decode: truncated": 1, "read: vanished": 1}, bytes_read=1000 + seed, seconds=0.25,
+        precision="float32", cpu="a cpu", host="here", versions={"numpy": "2"},
+    )  # fmt: skip
+    refs = [
+        ImageRef(f"Äpfel/{i}\n.jpg", 0, 10, "1", tuple(f"{name} {i}" for name in field_names)) for i in range(n)
+    ]
+    hashes = [f"{i:064x}" for i in range(n)]
+    widths, heights = rng.integers(1, 5000, (2, n)).tolist()
+    return Draft(
+        rows=[Row(*row) for row in zip(refs, widths, heights, hashes, strict=True)],
+        features=rng.normal(size=(n, n_features)).astype(np.float32),
+        failures=(Failure("b.jpg", "decode", "truncated: 3 of 7 bytes"), Failure("ü.jpg", "read", "vanished")),
+        receipt=receipt,
+    )
+
+
+def write(sink: Sink, storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
+    """Write a part as a worker does: a batch at a time, from one room that is used again."""
+    writer = sink.begin()
+    room = np.zeros((at_once, part.features.shape[1]), np.float32)
+    for start in range(0, len(part.rows), at_once):
+        rows = part.rows[start : start + at_once]
+        room[: len(rows)] = part.features[start : start + at_once]
+        writer.add(rows, room[: len(rows)])
+    return writer.commit(storage, part.receipt, part.failures)
+
+
+def read_table(storage: Storage, shard: int) -> pa.Table:
+    with storage.open(part_name(shard)) as file:
+        return pq.read_table(file)
+
+
+@pytest.mark.parametrize("field_names", [(), ("label",), ("split", "label")])
+@pytest.mark.parametrize(("n", "at_once"), [(0, 1), (1, 16), (300, 16), (300, 300), (17, 1)])
+def test_what_is_written_is_read_again_bit_by_bit(
+    make_sink: MakeSink, storage: Storage, field_names: tuple[str, ...], n: int, at_once: int
+) -> None:
+    part = draft(n, field_names=field_names)
+    write(make_sink(field_names), storage, part, at_once=at_once)
+    table = read_table(storage, 3)
+    assert table.schema.equals(part_schema(field_names, N_FEATURES))
+    assert table["uri"].to_pylist() == [row.ref.uri for row in part.rows]
+    for i, name in enumerate(field_names):
+        assert table[name].to_pylist() == [row.ref.fields[i] for row in part.rows]
+    assert table["width"].to_pylist() == [row.width for row in part.rows]
+    assert table["height"].to_pylist() == [row.height for row in part.rows]
+    assert table["sha256"].to_pylist() == [row.sha256 for row in part.rows]
+    features = np.array(table["features"].to_pylist(), np.float32).reshape(-1, N_FEATURES)
+    assert features.tobytes() == part.features.tobytes()
+
+
+def test_the_account_is_the_receipt_and_the_failures(make_sink: MakeSink, storage: Storage) -> None:
+    sink, part = make_sink(()), draft(5)
+    assert sink.account(storage, 3) is None
+    assert write(sink, storage, part) == part.account
+    assert sink.account(storage, 3) == part.account
+    assert sink.account(storage, 2) is None
+
+
+def test_the_second_writer_loses_learns_from_the_winner_and_leaves_no_trace(
+    make_sink: MakeSink, storage: Storage, tmp_path: Path
+) -> None:
+    sink = make_sink(())
+    winner, loser = draft(5, seed=1), draft(4, seed=2)
+    write(sink, storage, winner)
+    data = storage.read(part_name(3))
+    assert write(sink, storage, loser) == winner.account
+    assert sink.account(storage, 3) == winner.account
+    assert storage.read(part_name(3)) == data
+    assert [entry.name for entry in storage.list("")] == [part_name(3)]
+    assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []
+
+
+def test_parts_of_several_shards_stand_side_by_side(make_sink: MakeSink, storage: Storage) -> None:
+    sink = make_sink(())
+    parts = [draft(3, shard=shard, seed=shard) for shard in (0, 1, 12_345_678, 123_456_789)]
+    for part in parts:
+        write(sink, storage, part)
+    assert [sink.account(storage, p.receipt.shard) for p in parts] == [p.account for p in parts]
+
+
+def test_an_account_without_failures(make_sink: MakeSink, storage: Storage) -> None:
+    part = replace(draft(2), failures=())
+    write(make_sink(()), storage, part)
+    assert make_sink(()).account(storage, 3) == Account(part.receipt, ())
+
+
+@pytest.mark.parametrize("data", [b"", b"something else", b"PAR1" * 10])
+def test_what_is_no_part_is_named(make_sink: MakeSink, storage: Storage, data: bytes) -> None:
+    storage.write(part_name(3), data)
+    message = r"part-00000003\.parquet' is no part of a feature set"
+    with pytest.raises(StorageError, match=message):
+        make_sink(()).account(storage, 3)
+    with pytest.raises(StorageError, match=message):
+        write(make_sink(()), storage, draft(2))
+    assert storage.read(part_name(3)) == data
+
+
+def test_another_parquet_file_is_no_part(make_sink: MakeSink, storage: Storage) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": ["a"]}), buffer)
+    storage.write(part_name(3), memoryview(buffer.getvalue()))
+    with pytest.raises(StorageError, match="is no part of a feature set"):
+        make_sink(()).account(storage, 3)
+
+
+def test_a_part_that_vanishes_between_is_named(make_sink: MakeSink) -> None:
+    class Forgetful(MemoryStorage):
+        """Says that everything is there already, and has nothing."""
+
+        def create(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> bool:
+            return False
+
+    with pytest.raises(StorageError, match="something else deletes parts"):
+        write(make_sink(()), Forgetful(), draft(2))
+
+
+def test_nothing_is_visible_before_the_commit(make_sink: MakeSink, storage: Storage) -> None:
+    part, writer = draft(50), make_sink(()).begin()
+    writer.add(part.rows, part.features)
+    assert list(storage.list("")) == []
+    writer.commit(storage, part.receipt, part.failures)
+    assert [entry.name for entry in storage.list("")] == [part_name(3)]
+
+
+def test_two_parts_may_be_filled_at_once(make_sink: MakeSink, storage: Storage) -> None:
+    sink = make_sink(())
+    parts = [draft(20, shard=shard, seed=shard) for shard in range(2)]
+    writers = [sink.begin() for _ in parts]
+    for start in range(0, 20, 5):
+        for part, writer in zip(parts, writers, strict=True):
+            writer.add(part.rows[start : start + 5], part.features[start : start + 5])
+    for part, writer in zip(parts, writers, strict=True):
+        assert writer.commit(storage, part.receipt, part.failures) == part.account
+        features = np.array(read_table(storage, part.receipt.shard)["features"].to_pylist(), np.float32)
+        assert features.tobytes() == part.features.tobytes()
+
+
+def test_a_sink_travels(make_sink: MakeSink, storage: Storage) -> None:
+    part = draft(2)
+    write(pickle.loads(pickle.dumps(make_sink(()))), storage, part)
+    assert make_sink(()).account(storage, 3) == part.account

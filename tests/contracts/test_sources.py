@@ -1,0 +1,204 @@
+"""What every source does. A new one adds a row to `KINDS`."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from featurepress.errors import ImageError, SourceError
+from featurepress.records import SourceSpec
+from featurepress.sources import Source, describe, open_source
+from featurepress.testing import memory_source
+
+IMAGES = {
+    f"pics/{name}": name.encode() * 7
+    for name in [
+        "a/1.jpg", "a/10.jpg", "a/2.jpg", "a b/1.jpg", "a-b.jpg", "a.jpg", "a.png/x.JPG", "a/b/c/d.webp", "a0.gif",
+        "z/(1).jpg", "z/!.jpg", "é/ü.png", "日本/語.jpg", "line\nbreak.jpg", "~.tiff", "[x].bmp",
+    ]
+}  # fmt: skip
+
+
+class Case(NamedTuple):
+    spec: SourceSpec
+    images: dict[str, bytes]
+
+
+def draw(folder: Path) -> None:
+    for name, data in IMAGES.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (folder / "pics" / "notes.txt").touch()
+    (folder / "pics" / ".hidden.jpg").touch()
+
+
+def folder_source(folder: Path, location: str) -> SourceSpec:
+    return SourceSpec("folder", location, str(folder), {"all_files": False, "exclude": ""})
+
+
+def in_a_folder(folder: Path) -> Case:
+    draw(folder)
+    return Case(folder_source(folder, "pics"), IMAGES)
+
+
+def by_an_absolute_path(folder: Path) -> Case:
+    draw(folder)
+    return Case(
+        folder_source(Path("/"), str(folder / "pics")), {f"{folder}/{uri}": data for uri, data in IMAGES.items()}
+    )
+
+
+def by_a_glob(folder: Path) -> Case:
+    draw(folder)
+    chosen = {uri: data for uri, data in IMAGES.items() if uri.startswith(("pics/a", "pics/z", "pics/~"))}
+    return Case(folder_source(folder, "pics/[az~]*"), chosen)
+
+
+def by_a_deep_glob(folder: Path) -> Case:
+    draw(folder)
+    return Case(folder_source(folder, "**/*.jpg"), {u: d for u, d in IMAGES.items() if u.endswith(".jpg")})
+
+
+def one_file(folder: Path) -> Case:
+    draw(folder)
+    return Case(folder_source(folder, "pics/é/ü.png"), {"pics/é/ü.png": IMAGES["pics/é/ü.png"]})
+
+
+def in_memory(folder: Path) -> Case:
+    return Case(memory_source(IMAGES), IMAGES)
+
+
+KINDS: dict[str, Callable[[Path], Case]] = {
+    "folder": in_a_folder,
+    "absolute": by_an_absolute_path,
+    "glob": by_a_glob,
+    "deep glob": by_a_deep_glob,
+    "file": one_file,
+    "memory": in_memory,
+}
+ON_DISK = [name for name in KINDS if name != "memory"]
+
+
+@pytest.fixture(params=KINDS)
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return KINDS[request.param](tmp_path)
+
+
+@pytest.fixture(params=ON_DISK)
+def disk_case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    return KINDS[request.param](tmp_path)
+
+
+def test_list_gives_every_image_once_in_byte_order(case: Case) -> None:
+    refs = list(open_source(case.spec).list())
+    assert [ref.uri for ref in refs] == sorted(case.images, key=str.encode)
+    assert [ref.order for ref in refs] == sorted(ref.order for ref in refs)
+    assert [ref.size for ref in refs] == [len(case.images[ref.uri]) for ref in refs]
+    assert all(ref.source == 0 and ref.fields == () and ref.problem is None for ref in refs)
+
+
+def test_list_again_gives_the_same(case: Case) -> None:
+    source = open_source(case.spec)
+    first = list(source.list())
+    skipped = dict(source.skipped)
+    assert list(source.list()) == first
+    assert dict(source.skipped) == skipped
+    assert list(open_source(case.spec).list()) == first
+
+
+def test_list_goes_on_exactly_after_any_key(case: Case) -> None:
+    source = open_source(case.spec)
+    refs = list(source.list())
+    for i, ref in enumerate(refs):
+        assert list(source.list(ref.order)) == refs[i + 1 :]
+        assert list(source.list(ref.order + b"\0")) == refs[i + 1 :]
+        assert list(source.list(ref.order[:-1])) == [r for r in refs if r.order > ref.order[:-1]]
+    assert list(source.list(b"\xff")) == []
+    assert list(source.list(b"!")) == [ref for ref in refs if ref.order > b"!"]
+
+
+def test_an_interrupted_listing_counts_what_it_passes_over_once(case: Case) -> None:
+    source = open_source(case.spec)
+    all_refs = list(source.list())
+    total = dict(source.skipped)
+    for n in range(1, len(all_refs) + 1):
+        before, after = open_source(case.spec), open_source(case.spec)
+        refs = before.list()
+        for _ in range(n):
+            last = next(refs)
+        list(after.list(last.order))
+        assert dict(before.skipped + after.skipped) == total
+
+
+def test_read_gives_the_bytes(case: Case) -> None:
+    source = open_source(case.spec)
+    for ref in source.list():
+        assert source.read(ref) == case.images[ref.uri]
+
+
+def test_read_is_safe_from_several_threads(case: Case) -> None:
+    source = open_source(case.spec)
+    refs = list(source.list()) * 10
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(source.read, refs)) == [case.images[ref.uri] for ref in refs]
+
+
+def test_reads_in_flight_is_a_number_of_threads(case: Case) -> None:
+    assert 1 <= open_source(case.spec).reads_in_flight <= 256
+
+
+@pytest.mark.parametrize("way", ["pickle", "json"])
+def test_a_description_survives_the_journey(case: Case, way: str) -> None:
+    if way == "pickle":
+        spec = pickle.loads(pickle.dumps(case.spec))
+    else:
+        spec = SourceSpec(**json.loads(json.dumps(case.spec.to_json())))
+    assert spec == case.spec
+    source, here = open_source(spec), open_source(case.spec)
+    refs = list(here.list())
+    assert list(source.list()) == refs
+    assert source.read(refs[0]) == case.images[refs[0].uri]
+
+
+def failure(source: Source, ref: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        source.read(ref)  # type: ignore[arg-type]
+    assert caught.value.stage == "read"
+    return caught.value.reason
+
+
+def test_an_image_that_vanished_or_changed_is_a_failure(disk_case: Case) -> None:
+    source = open_source(disk_case.spec)
+    ref = next(iter(source.list()))
+    path = Path(disk_case.spec.base, ref.uri)
+    for change in (b"longer than it was before " * 10, b"short", b"x" * ref.size, b""):
+        path.write_bytes(change)
+        os.utime(path, ns=(1, 1))
+        assert failure(source, ref) == "changed since listing"
+    path.unlink()
+    assert failure(source, ref) == "vanished since listing"
+
+
+def test_a_fault_of_a_memory_source_is_a_failure() -> None:
+    source = open_source(memory_source({"a": b"1", "b": b"2"}, faults={"a": "vanished since listing"}))
+    one, other = source.list()
+    assert failure(source, one) == "vanished since listing"
+    assert source.read(other) == b"2"
+
+
+def test_a_place_that_is_not_there_is_a_source_error(tmp_path: Path) -> None:
+    for location in ("nothing", "nothing/*.jpg"):
+        with pytest.raises(SourceError, match="nothing"):
+            list(open_source(folder_source(tmp_path, location)).list())
+
+
+def test_a_description_is_taken_as_it_is(case: Case) -> None:
+    assert describe(case.spec, all_files=False) == (case.spec,)

@@ -1,0 +1,138 @@
+"""Preprocessing against the stated rule, in plain NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from featurepress.images import preprocess
+from featurepress.models.catalog import EMBEDDED_V1
+from featurepress.records import PreprocessSpec
+
+Array = npt.NDArray[Any]
+SPEC = EMBEDDED_V1.preprocess
+
+
+def picture(height: int, width: int, seed: int = 0) -> Array:
+    """Give noise, the hardest picture to resize: (height, width, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def pressed(pixels: Array, spec: PreprocessSpec = SPEC) -> Array:
+    out = np.zeros((spec.height, spec.width, 3), np.uint8)
+    preprocess(pixels, spec, out)
+    return out
+
+
+def area_weights(n_source: int, n_target: int) -> Array:
+    """Give the share of each source pixel in each target pixel: (n_target, n_source)."""
+    edges = np.arange(n_target + 1) * (n_source / n_target)
+    weights = np.zeros((n_target, n_source))
+    for target in range(n_target):
+        for source in range(n_source):
+            overlap = min(edges[target + 1], source + 1) - max(edges[target], source)
+            weights[target, source] = max(0.0, overlap)
+    normalised: Array = weights / weights.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def linear_weights(n_source: int, n_target: int) -> Array:
+    """Give the weights of linear interpolation between pixel centres: (n_target, n_source)."""
+    weights = np.zeros((n_target, n_source))
+    for target in range(n_target):
+        position = (target + 0.5) * n_source / n_target - 0.5
+        below = int(np.floor(position))
+        for source, share in ((below, below + 1 - position), (below + 1, position - below)):
+            weights[target, min(max(source, 0), n_source - 1)] += share
+    return weights
+
+
+def reference(pixels: Array, height: int, width: int) -> Array:
+    """Resize by the stated rule: area where the shorter side is larger than the target, else linear."""
+    weights = area_weights if min(pixels.shape[:2]) > height else linear_weights
+    down, across = weights(pixels.shape[0], height), weights(pixels.shape[1], width)
+    exact: Array = np.einsum("ts,sxc,ux->tuc", down, pixels.astype(np.float64), across, optimize=True)
+    return np.rint(exact)
+
+
+SIZES = [
+    (100, 100), (97, 97), (192, 192), (500, 375), (375, 500), (97, 1000), (1000, 97), (288, 96 * 4), (131, 173),
+    (96, 100), (100, 96), (95, 2000), (2000, 95), (50, 50), (1, 1), (1, 300), (300, 1), (2, 3), (96, 95), (48, 48),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_the_stated_rule_within_one_level(height: int, width: int) -> None:
+    pixels = picture(height, width)
+    difference = np.abs(pressed(pixels) - reference(pixels, 96, 96))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 0.2
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_bit_equal_to_opencv(height: int, width: int) -> None:
+    pixels = picture(height, width)
+    how = cv2.INTER_AREA if min(height, width) > 96 else cv2.INTER_LINEAR
+    np.testing.assert_array_equal(pressed(pixels), cv2.resize(pixels, (96, 96), interpolation=how))
+
+
+def test_the_two_ways_differ_so_that_the_rule_matters() -> None:
+    pixels = picture(200, 200)
+    linear = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
+    assert np.abs(pressed(pixels).astype(int) - linear).mean() > 5
+
+
+def test_a_picture_of_the_right_size_is_copied() -> None:
+    pixels = picture(96, 96)
+    before = pixels.copy()
+    out = pressed(pixels)
+    np.testing.assert_array_equal(out, pixels)
+    np.testing.assert_array_equal(pixels, before)
+    assert not np.shares_memory(out, pixels)
+
+
+@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (500, 375), (50, 50), (1, 1)])
+def test_a_flat_picture_stays_flat(height: int, width: int, level: int) -> None:
+    out = pressed(np.full((height, width, 3), level, np.uint8))
+    assert (out == level).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(100, 100), (96, 96), (50, 50)])
+def test_it_writes_into_its_place_in_the_batch_and_nowhere_else(height: int, width: int) -> None:
+    batch = np.full((3, 96, 96, 3), 7, np.uint8)
+    pixels = picture(height, width)
+    preprocess(pixels, SPEC, batch[1])
+    np.testing.assert_array_equal(batch[1], pressed(pixels))
+    assert (batch[0] == 7).all()
+    assert (batch[2] == 7).all()
+
+
+def test_channels_and_sides_keep_their_places() -> None:
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[:100, :, 0] = 255  # red above
+    pixels[:, 150:, 2] = 255  # blue at the right
+    out = pressed(pixels)
+    assert (out[:48, :, 0] == 255).all()
+    assert (out[48:, :, 0] == 0).all()
+    assert (out[..., 1] == 0).all()
+    assert (out[:, 48:, 2] == 255).all()
+    assert (out[:, :48, 2] == 0).all()
+
+
+def test_both_sides_are_stretched_to_any_declared_size() -> None:
+    spec = PreprocessSpec(height=8, width=24)
+    assert pressed(picture(100, 100), spec).shape == (8, 24, 3)
+    np.testing.assert_array_equal(
+        pressed(picture(16, 48), spec), np.rint(picture(16, 48).reshape(8, 2, 24, 2, 3).mean(axis=(1, 3)) + 1e-9)
+    )
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 100_000), (100_000, 1), (97, 40_000)])
+def test_very_long_pictures(height: int, width: int) -> None:
+    pixels = np.full((height, width, 3), 9, np.uint8)
+    assert (pressed(pixels) == 9).all()

@@ -1,0 +1,97 @@
+"""Model cards, and the files they stand for."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import onnx
+import pytest
+
+from featurepress.errors import ModelError
+from featurepress.models.catalog import CARDS, EMBEDDED_V1, ModelCard, find_card
+from featurepress.models.store import BUNDLED, model_file, verified
+
+
+@pytest.fixture(params=CARDS, ids=lambda card: card.name)
+def card(request: pytest.FixtureRequest) -> ModelCard:
+    card: ModelCard = request.param
+    return card
+
+
+def test_every_line_of_a_card_is_filled_in(card: ModelCard) -> None:
+    for item in fields(card):
+        assert getattr(card, item.name), item.name
+    assert all(0 < accuracy < 1 for row in card.quality.values() for accuracy in row)
+
+
+def test_the_file_is_the_one_on_the_card(card: ModelCard) -> None:
+    path = model_file(card.weights_sha256)
+    assert path == BUNDLED / card.file
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == card.weights_sha256
+
+
+def test_the_file_is_what_the_card_says(card: ModelCard) -> None:
+    graph = onnx.load(str(model_file(card.weights_sha256))).graph
+    shapes = {
+        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+        for value in [*graph.input, *graph.output]
+    }
+    (given,) = (value.name for value in graph.input)
+    assert shapes[given][1:] == [card.preprocess.height, card.preprocess.width, 3]
+    assert tuple(shapes[card.output][1:]) == card.grid
+    n_weights = sum(onnx.numpy_helper.to_array(one).size for one in graph.initializer)
+    assert 0.9 < n_weights / card.n_parameters < 1.1
+
+
+def test_names_and_aliases_are_unique() -> None:
+    names = [name for card in CARDS for name in (card.name, *card.aliases)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_card_is_found_by_its_name_and_its_aliases() -> None:
+    assert find_card("embedded") is find_card("embedded-v1") is EMBEDDED_V1
+
+
+@pytest.mark.parametrize(("given", "near"), [("embeded", "'embedded"), ("embedded-v2", "'embedded-v1'")])
+def test_an_unknown_model_names_the_near_ones(given: str, near: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        find_card(given)
+    assert str(caught.value).startswith(f"There is no model '{given}'; did you mean ")
+    assert near in str(caught.value)
+    assert str(caught.value).endswith("Known models: embedded, embedded-v1.")
+
+
+def test_a_model_that_resembles_none_still_names_the_known() -> None:
+    with pytest.raises(ModelError, match=r"^There is no model 'resnet50'\. Known models: embedded, embedded-v1\.$"):
+        find_card("resnet50")
+
+
+def test_another_hash_is_refused(tmp_path: Path) -> None:
+    copy = tmp_path / EMBEDDED_V1.file
+    shutil.copy(BUNDLED / EMBEDDED_V1.file, copy)
+    assert verified(copy, EMBEDDED_V1.weights_sha256) == copy
+    with copy.open("r+b") as file:
+        file.seek(1_000_000)
+        file.write(b"!")
+    with pytest.raises(ModelError, match=r"has the hash [0-9a-f]{12}…, its card says 81ade05dd9a8…\. Reinstall"):
+        verified(copy, EMBEDDED_V1.weights_sha256)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing\.onnx' cannot be read .* Reinstall featurepress"):
+        verified(tmp_path / "nothing.onnx", "0" * 64)
+
+
+def test_unknown_weights_are_refused() -> None:
+    with pytest.raises(ModelError, match="No model with the weights ffffffffffff… is known"):
+        model_file("f" * 64)
+
+
+def test_a_card_describes_its_backbone(card: ModelCard) -> None:
+    spec = card.backbone("flatten")
+    assert spec.n_features == card.grid[0] * card.grid[1] * card.grid[2]
+    assert card.backbone("avg").n_features == card.backbone("max").n_features == card.grid[2]
+    assert len({card.backbone(pooling).fingerprint for pooling in ("avg", "flatten", "max")}) == 3

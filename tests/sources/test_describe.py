@@ -1,0 +1,291 @@
+"""What the user wrote, turned into sources and one listing: overlap, order, labels, limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurepress.errors import SourceError
+from featurepress.records import SourceSpec
+from featurepress.settings import ListingSettings
+from featurepress.sources import Listing, describe, field_names, open_source
+from featurepress.testing import memory_source
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Iterator[Path]:
+    """Stand in a folder with some pictures."""
+    for name in ("a/x.jpg", "a/y.png", "a/b/z.jpg", "a/b/c/x.jpg", "ab/x.jpg", "d/x.jpg", "e/n.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+def listing(*locations: Any, settings: ListingSettings | None = None, **options: Any) -> Listing:
+    specs = describe(list(locations), all_files=options.pop("all_files", False), exclude=options.pop("exclude", ""))
+    return Listing(specs, settings or ListingSettings(), **options)
+
+
+def uris(*locations: Any, **options: Any) -> list[str]:
+    return [ref.uri for ref in listing(*locations, **options)]
+
+
+# -- what is accepted ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("locations", ["a", Path("a"), ["a"], [Path("a")], ("a",)])
+def test_one_location_or_several_text_or_path(here: Path, locations: Any) -> None:
+    (spec,) = describe(locations, all_files=False)
+    assert spec == SourceSpec("folder", "a", str(here), {"all_files": False, "exclude": ""})
+
+
+def test_no_location_at_all() -> None:
+    with pytest.raises(SourceError, match="No source was given"):
+        describe([], all_files=False)
+
+
+@pytest.mark.parametrize("location", ["", "a\0b"])
+def test_what_is_no_path(here: Path, location: str) -> None:
+    with pytest.raises(SourceError, match="is no path"):
+        describe(location, all_files=False)
+
+
+@pytest.mark.parametrize(("location", "scheme"), [("s3://bucket/a", "s3"), ("gs://b", "gs"), ("file:///a", "file")])
+def test_a_scheme_of_a_later_version_is_named(location: str, scheme: str) -> None:
+    with pytest.raises(SourceError, match=f"^The source '{location}' has the scheme '{scheme}'"):
+        describe(location, all_files=False)
+
+
+def test_a_tilde_is_the_home_folder() -> None:
+    (spec,) = describe("~/pics", all_files=False)
+    assert spec.location == f"{Path.home()}/pics"
+
+
+def test_a_tilde_of_nobody_is_a_name_like_any_other(here: Path) -> None:
+    (here / "~nobody-of-this-name").mkdir()
+    (here / "~nobody-of-this-name" / "x.jpg").touch()
+    assert uris("~nobody-of-this-name") == ["~nobody-of-this-name/x.jpg"]
+
+
+def test_the_destination_is_made_absolute(here: Path) -> None:
+    (here / "link").symlink_to("d")
+    (spec,) = describe("a", all_files=True, exclude="link/out")
+    assert spec.options == {"all_files": True, "exclude": str(here / "d" / "out")}
+
+
+def test_a_source_is_found_from_another_folder(here: Path, tmp_path: Path) -> None:
+    specs = describe(["a/b", "d/*.jpg"], all_files=False)
+    os.chdir("/")
+    refs = list(Listing(specs, ListingSettings()))
+    assert [ref.uri for ref in refs] == ["a/b/c/x.jpg", "a/b/z.jpg", "d/x.jpg"]
+    assert [open_source(specs[ref.source]).read(ref) for ref in refs] == [ref.uri.encode() for ref in refs]
+
+
+# -- nothing there -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("nothing", "There is no source 'nothing': no such file or folder."),
+        ("nothing/*.jpg", "No image matches 'nothing/*.jpg': there is no folder 'nothing'."),
+        ("a/*.gif", "No image matches 'a/*.gif': nothing has such a path."),
+        ("empty", "No image below 'empty': it is empty."),
+        (
+            "e",
+            "No image below 'e': 1 skipped (not an image's name); --all-files lists every regular file.",
+        ),
+        ("dots", "No image below 'dots': 1 skipped (dot file)."),
+        (
+            "e/*.txt",
+            "No image matches 'e/*.txt': 1 skipped (not an image's name); --all-files lists every regular file.",
+        ),
+    ],
+)
+def test_nothing_to_press_is_an_error_that_says_why(here: Path, location: str, text: str) -> None:
+    (here / "empty").mkdir()
+    (here / "dots").mkdir()
+    (here / "dots" / ".x.jpg").touch()
+    with pytest.raises(SourceError) as caught:
+        uris(location)
+    assert str(caught.value) == text
+
+
+def test_one_empty_source_of_several_is_an_error(here: Path) -> None:
+    (here / "z").mkdir()
+    with pytest.raises(SourceError, match="No image below 'z'"):
+        uris("a", "z")
+
+
+# -- overlap -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "locations",
+    [
+        ("a", "a"),
+        ("a", "a/"),
+        ("a", "./a"),
+        ("a", "d/../a"),
+        ("a", "{here}/a"),
+        ("a", "a/b"),
+        ("a/b", "a"),
+        ("a/b/c", "a"),
+        (".", "a"),
+        ("a", "link to a"),
+        ("a/x.jpg", "a/x.jpg"),
+        ("a", "a/x.jpg"),
+        ("a/x.jpg", "a"),
+        ("a", "a/*.jpg"),
+        ("a/*.jpg", "a"),
+        ("a", "a/b/*.jpg"),
+        ("a/*.jpg", "a/*.jpg"),
+        ("a/*.jpg", "a/x.jpg"),
+        ("a/*.jpg", "a/*"),
+        ("a/*.jpg", "./a/*.jpg"),
+        ("a/x*", "{here}/a/*.jpg"),
+        ("a/*/*.jpg", "a/b"),
+        ("a/**/*.jpg", "a/b/c/x.jpg"),
+        ("**/*.jpg", "a/*.jpg"),
+        ("*/x.jpg", "d"),
+        ("d", "ab", "a/b", "a"),
+        ("a/*.png", "a/*.jpg", "a/x.*"),
+    ],
+)
+def test_sources_that_share_an_image_are_refused_by_name(here: Path, locations: tuple[str, ...]) -> None:
+    if "link to a" in locations:
+        (here / "link to a").symlink_to("a")
+    given = [location.format(here=here) for location in locations]
+    with pytest.raises(SourceError, match=r"^The sources '.*' and '.*' overlap: ") as caught:
+        describe(given, all_files=False)
+    assert sum(f"'{location}'" in str(caught.value) for location in given) >= min(2, len(set(given)))
+
+
+@pytest.mark.parametrize(
+    "locations",
+    [
+        ("a", "ab"),
+        ("a", "d"),
+        ("a/b", "a/x.jpg"),
+        ("a/*.jpg", "a/*.png"),
+        ("a/*.jpg", "a/b"),
+        ("a/*.jpg", "a/b/*.jpg"),
+        ("a/x.jpg", "a/y.png"),
+        ("*/x.jpg", "a/b/*"),
+        ("[ad]/x.jpg", "a/y.png", "a/b"),
+    ],
+)
+def test_sources_that_share_no_image_are_not(here: Path, locations: tuple[str, ...]) -> None:
+    found = uris(*locations)
+    assert len(found) == len(set(found)) == sum(len(uris(location)) for location in locations)
+    assert found == sorted(found, key=str.encode)
+
+
+def test_one_source_may_reach_an_image_by_two_links(here: Path) -> None:
+    (here / "d" / "link").symlink_to("../ab")
+    (here / "d" / "other").symlink_to("../ab")
+    assert uris("d/*/*.jpg", "d/*.jpg") == ["d/link/x.jpg", "d/other/x.jpg", "d/x.jpg"]
+
+
+def test_links_of_one_name_to_different_files_are_different_images(here: Path) -> None:
+    """Stores that name files by their content are seen through such links."""
+    for i, name in enumerate(("p/1/image.jpg", "p/1/q/image.jpg")):
+        (here / "store").mkdir(exist_ok=True)
+        (here / "store" / f"{i}.jpg").touch()
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).symlink_to(here / "store" / f"{i}.jpg")
+    assert uris("p/*/*.jpg", "p/*/q/*.jpg") == ["p/1/image.jpg", "p/1/q/image.jpg"]
+
+
+def test_two_sources_that_give_one_uri_are_refused_by_name() -> None:
+    one, other = memory_source({"a": b"", "b": b"", "d": b""}), memory_source({"c": b"", "d": b""})
+    with pytest.raises(SourceError, match="'memory' and 'memory' both hold 'd': every image may be listed once"):
+        list(Listing([one, other], ListingSettings()))
+
+
+# -- one listing of several ----------------------------------------------------------------------------------
+
+
+def test_several_sources_are_merged_in_byte_order(here: Path) -> None:
+    refs = list(listing("d", "a", "ab"))
+    assert [ref.uri for ref in refs] == ["a/b/c/x.jpg", "a/b/z.jpg", "a/x.jpg", "a/y.png", "ab/x.jpg", "d/x.jpg"]
+    assert [ref.source for ref in refs] == [1, 1, 1, 1, 2, 0]
+
+
+def test_interleaved_sources_are_merged_in_byte_order() -> None:
+    names = [f"{i:03d}" for i in range(100)]
+    parts: list[dict[str, bytes]] = [{}, {}, {}]
+    for i, name in enumerate(names):
+        parts[i * i % 3][name] = b""
+    refs = list(Listing([memory_source(part) for part in parts if part], ListingSettings()))
+    assert [ref.uri for ref in refs] == names
+
+
+def test_labels_are_the_folders_names(here: Path) -> None:
+    settings = ListingSettings(labels="parent")
+    assert field_names(settings) == ("label",)
+    assert [ref.fields for ref in listing("a", "d/x.jpg", settings=settings)] == [
+        ("c",), ("b",), ("a",), ("a",), ("d",),
+    ]  # fmt: skip
+    os.chdir("d")
+    assert [ref.fields for ref in listing("x.jpg", settings=settings)] == [("",)]
+
+
+def test_no_labels_no_fields(here: Path) -> None:
+    assert field_names(ListingSettings()) == ()
+    assert all(ref.fields == () for ref in listing("a"))
+
+
+@pytest.mark.parametrize("limit", [1, 3, 6, 100, 10**30])
+def test_limit(here: Path, limit: int) -> None:
+    assert uris("a", "ab", "d", settings=ListingSettings(limit=limit)) == uris("a", "ab", "d")[:limit]
+
+
+def test_limit_counts_what_earlier_chunks_hold(here: Path) -> None:
+    settings = ListingSettings(limit=5)
+    everything = uris("a", "ab", "d")
+    for n in range(1, 6):
+        rest = uris("a", "ab", "d", settings=settings, start_after=everything[n - 1].encode(), n_before=n)
+        assert rest == everything[n:5]
+    assert uris("a", settings=settings, start_after=b"a/x.jpg", n_before=7) == []
+
+
+def test_a_listing_goes_on_after_any_key(here: Path) -> None:
+    everything = list(listing("a", "ab", "d"))
+    for i, ref in enumerate(everything):
+        assert list(listing("a", "ab", "d", start_after=ref.order)) == everything[i + 1 :]
+
+
+def test_what_is_passed_over_is_counted_once_however_often_the_listing_is_interrupted(here: Path) -> None:
+    for name in ("a/.1", "a/0.txt", "a/b/.2", "a/b/zz.txt", "ab/1.txt", "ab/y.txt", "d/0.txt", "d/zz.txt"):
+        (here / name).touch()
+    whole = listing("d", "a", "ab")
+    n_images = sum(1 for _ in whole)
+    assert whole.skipped == {"dot file": 2, "not an image's name": 6}
+    for n in range(1, n_images + 1):
+        before = listing("d", "a", "ab")
+        refs = iter(before)
+        for _ in range(n):
+            last = next(refs)
+        after = listing("d", "a", "ab", start_after=last.order, positions=before.positions)
+        assert n + sum(1 for _ in after) == n_images
+        total = {reason: before.skipped.get(reason, 0) + after.skipped.get(reason, 0) for reason in whole.skipped}
+        assert total == whole.skipped
+
+
+def test_all_files_lists_what_has_no_images_name(here: Path) -> None:
+    assert uris("e", all_files=True) == ["e/n.txt"]
+
+
+def test_the_destination_is_left_out(here: Path) -> None:
+    one = listing("a", exclude="a/b")
+    assert [ref.uri for ref in one] == ["a/x.jpg", "a/y.png"]
+    assert one.skipped == {"the destination": 1}

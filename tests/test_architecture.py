@@ -1,0 +1,374 @@
+"""The house, and that nobody builds through its walls.
+
+The table is the picture of the house: each room with what it may enter. A room is a file of src/featurepress, or
+a folder with all its files. Rooms stand above what they enter, so that a reader may stop at any line and knows
+everything below by its contracts.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
+
+ARROWS = """
+    __init__    -> run driver engines featureset errors
+    testing     -> everything
+    cli         -> run driver featureset demo ledger storage settings errors __init__
+    run         -> driver engines featureset ledger sources models storage records settings errors __init__
+    driver      -> tasks lister engines featureset ledger sources records settings errors
+    tasks       -> pipeline ledger child records
+    pipeline    -> sources images backbones sinks ledger child records errors
+    lister      -> ledger sources records
+    engines     -> ledger child errors
+    featureset  -> ledger storage child records errors
+    sources     -> records settings errors
+    images      -> records errors
+    backbones   -> models records
+    sinks       -> storage records errors
+    models      -> records settings errors
+    ledger      -> storage child records settings errors
+    storage     -> errors
+    settings    -> errors
+    demo        -> fruit errors
+    fruit       ->
+    child       ->
+    records     ->
+    errors      ->
+"""
+
+# The libraries that cost time to import, or tie a room to one way of doing things: who may use them.
+LIBRARIES = {
+    "openvino": {"backbones"},
+    "cv2": {"images", "fruit", "demo"},
+    "PIL": {"images", "demo"},
+    "numpy": {
+        "images",
+        "backbones",
+        "sinks",
+        "pipeline",
+        "featureset",
+        "records",
+        "ledger",
+        "fruit",
+        "demo",
+        "testing",
+    },
+    "pyarrow": {"sinks", "ledger", "featureset", "records"},
+    "typer": {"cli"},
+    "rich": {"cli"},
+    "pyspark": set(),
+    "ray": set(),
+    "torch": set(),
+}
+
+STAGES = ("sources", "images", "backbones", "sinks")
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 40
+NO_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "manager", "base_utils"}
+
+
+def read_arrows() -> dict[str, set[str]]:
+    rooms = dict(line.split("->") for line in ARROWS.strip().splitlines())
+    arrows = {room.strip(): set(targets.split()) for room, targets in rooms.items()}
+    return {room: set(arrows) if targets == {"everything"} else targets for room, targets in arrows.items()}
+
+
+ALLOWED = read_arrows()
+FILES = sorted(HOUSE.rglob("*.py"))
+MODULES = {
+    ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
+}
+
+
+class Import(NamedTuple):
+    """One name that a file imports: `what` as a module of the house, or the top of a library's name."""
+
+    what: str
+    is_ours: bool
+    for_types_only: bool
+    line: int
+
+
+def module_name(path: Path) -> str:
+    return next(name for name, other in MODULES.items() if other == path)
+
+
+def room_of(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def imports_of(path: Path) -> list[Import]:
+    """Give all imports of a file, those inside functions and for types only as well."""
+    return list(_imports(ast.parse(path.read_text()), for_types_only=False, path=path))
+
+
+def _imports(node: ast.AST, *, for_types_only: bool, path: Path) -> Iterator[Import]:
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            yield _import(alias.name, node.lineno, for_types_only)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"{path}: imports are absolute in this house"
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}".removeprefix("featurepress.")
+            is_module = (node.module or "").startswith("featurepress") and inner in MODULES
+            yield _import(
+                f"{node.module}.{alias.name}" if is_module else node.module or "", node.lineno, for_types_only
+            )
+    elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        for statement in node.body:
+            yield from _imports(statement, for_types_only=True, path=path)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from _imports(child, for_types_only=for_types_only, path=path)
+
+
+def _import(name: str, line: int, for_types_only: bool) -> Import:
+    top, _, rest = name.partition(".")
+    if top != "featurepress":
+        return Import(top, False, for_types_only, line)
+    return Import(rest or "__init__", True, for_types_only, line)
+
+
+IMPORTS = {path: imports_of(path) for path in FILES}
+
+
+def identifier(path: Path) -> str:
+    return str(path.relative_to(HOUSE))
+
+
+every_file = pytest.mark.parametrize("path", FILES, ids=identifier)
+
+
+# -- arrows --------------------------------------------------------------------------------------------------
+
+
+def test_the_table_names_every_room_and_no_other() -> None:
+    assert set(ALLOWED) == {room_of(module) for module in MODULES}
+    assert all(targets <= set(ALLOWED) for targets in ALLOWED.values())
+
+
+@every_file
+def test_arrows(path: Path) -> None:
+    room = room_of(module_name(path))
+    wrong = [
+        f"{path}:{one.line}: {room} -> {one.what} is not in the table"
+        for one in IMPORTS[path]
+        if one.is_ours and room_of(one.what) not in ALLOWED[room] | {room}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_arrow_stands_in_the_table_for_nothing() -> None:
+    used = {
+        (room_of(module_name(path)), room_of(one.what)) for path in FILES for one in IMPORTS[path] if one.is_ours
+    }
+    unused = [
+        f"{room} -> {target}"
+        for room, targets in ALLOWED.items()
+        for target in targets
+        if room != "testing" and (room, target) not in used
+    ]
+    assert not unused
+
+
+def test_the_table_has_no_cycle() -> None:
+    below = {room: targets - {"__init__"} for room, targets in ALLOWED.items()}  # for its version only
+    assert not find_cycle(below)
+
+
+def test_the_files_have_no_cycle() -> None:
+    graph = {
+        name: {
+            one.what for one in IMPORTS[path] if one.is_ours and not one.for_types_only and one.what != "__init__"
+        }
+        for name, path in MODULES.items()
+    }
+    assert not find_cycle(graph)
+
+
+def find_cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Give the names on a cycle, or none: what is left after taking away, again and again, what enters nothing."""
+    left = {name: set(targets) & set(graph) - {name} for name, targets in graph.items()}
+    while ends := [name for name, targets in left.items() if not targets]:
+        for name in ends:
+            del left[name]
+        for targets in left.values():
+            targets.difference_update(ends)
+    return sorted(left)
+
+
+def test_a_cycle_would_be_found() -> None:
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert find_cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == ["a", "b", "c", "d"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_know_nothing_of_one_another(stage: str) -> None:
+    assert not ALLOWED[stage] & set(STAGES)
+    assert "pipeline" not in ALLOWED[stage]
+
+
+def test_nobody_but_the_pipeline_knows_all_stages() -> None:
+    all_knowing = {room for room, targets in ALLOWED.items() if targets >= set(STAGES)}
+    assert all_knowing == {"pipeline", "testing"}
+
+
+def test_engines_know_neither_pixels_nor_the_pipeline() -> None:
+    assert not ALLOWED["engines"] & {"pipeline", "tasks", *STAGES}
+    allowed = sys.stdlib_module_names | {"featurepress"}
+    for path in (HOUSE / "engines").glob("*.py"):
+        assert {one.what for one in IMPORTS[path] if not one.is_ours} <= allowed
+        names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
+        assert not [name for name in names if re.search("pixel|image|decod|backbone|featureset", name, re.I)]
+
+
+@pytest.mark.parametrize("word", ["spark", "pyspark", "ray", "partition"])
+def test_the_pipeline_never_mentions_an_engine(word: str) -> None:
+    text = (HOUSE / "pipeline.py").read_text().lower()
+    assert not re.search(rf"\b{word}s?\b(?!\()", re.sub(r"\.partition\(", "", text))
+
+
+def test_nobody_imports_the_stand_ins_for_tests() -> None:
+    for path in FILES:
+        assert not [one for one in IMPORTS[path] if one.what == "testing"], path
+
+
+def test_the_stand_ins_are_named_in_the_closed_tables_only() -> None:
+    found = {
+        (identifier(path), node.value)
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "featurepress.testing" in node.value
+    }
+    assert found == {
+        ("sources/__init__.py", "featurepress.testing:MemorySource"),
+        ("backbones/base.py", "featurepress.testing:FakeBackbone"),
+    }
+
+
+@every_file
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    room = room_of(module_name(path))
+    wrong = [
+        f"{path}:{one.line}: {one.what}"
+        for one in IMPORTS[path]
+        if not one.is_ours and not one.for_types_only and room not in LIBRARIES.get(one.what, {room})
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@every_file
+def test_every_library_is_known(path: Path) -> None:
+    known = sys.stdlib_module_names | set(LIBRARIES)
+    assert {one.what for one in IMPORTS[path] if not one.is_ours} <= known
+
+
+# -- sizes and names -----------------------------------------------------------------------------------------
+
+
+@every_file
+def test_files_are_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+
+
+def code_lines(function: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> int:
+    """Count the lines of a function from its signature on, without docstring, comments and blank lines."""
+    first = function.body[0]
+    is_docstring = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    skip = range(first.lineno, (first.end_lineno or first.lineno) + 1) if is_docstring else range(0)
+    numbers = range(function.lineno, (function.end_lineno or function.lineno) + 1)
+    return sum(
+        number not in skip and bool(line := lines[number - 1].strip()) and not line.startswith("#")
+        for number in numbers
+    )
+
+
+@every_file
+def test_functions_are_short(path: Path) -> None:
+    text = path.read_text()
+    functions = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    sizes = {function.name: code_lines(function, text.splitlines()) for function in functions}
+    assert not {name: size for name, size in sizes.items() if size > MAX_FUNCTION_LINES}
+
+
+@every_file
+def test_files_are_named_after_what_they_hold(path: Path) -> None:
+    assert not {*path.relative_to(HOUSE).with_suffix("").parts} & NO_NAMES
+
+
+@every_file
+def test_every_file_begins_with_its_purpose(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_a_folder_has_more_than_one_file() -> None:
+    for folder in {path.parent for path in FILES}:
+        assert len(list(folder.glob("*.py"))) > 1, folder
+
+
+# -- what an import costs ------------------------------------------------------------------------------------
+
+HEAVY = {"cv2", "numpy", "pyarrow", "openvino", "PIL", "pandas", "scipy"}
+
+WITH_ARGUMENTS = """
+import sys
+sys.argv = ["featurepress", {arguments}]
+from featurepress.cli.main import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+def loaded(program: str) -> set[str]:
+    """Run a program in a fresh interpreter; give the tops of the modules that it has loaded."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", f"{program}\nimport sys; print('\\nLOADED', *sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    names = done.stdout.rpartition("\nLOADED ")[2].split()
+    return {name.partition(".")[0] for name in names} | {n for n in names if n.startswith("featurepress")}
+
+
+def test_importing_the_package_costs_nothing() -> None:
+    modules = loaded("import featurepress; featurepress.__version__; dir(featurepress)")
+    assert not modules & HEAVY
+    assert {name for name in modules if name.startswith("featurepress.")} == set()
+
+
+@pytest.mark.parametrize("arguments", ["'--help'", "'--version'", "'embed', '--help'", "'info', '--help'"])
+def test_the_help_loads_nothing_heavy(arguments: str) -> None:
+    modules = loaded(WITH_ARGUMENTS.format(arguments=arguments))
+    assert "featurepress.cli.main" in modules
+    assert not modules & HEAVY
+
+
+def test_the_driver_loads_no_model_and_no_decoder() -> None:
+    modules = loaded("import featurepress.run")
+    assert "featurepress.driver" in modules
+    assert not modules & {"openvino", "cv2", "PIL"}
+
+
+def test_a_worker_starts_light() -> None:
+    modules = loaded("import featurepress.child, featurepress.ledger, featurepress.engines, featurepress.tasks")
+    assert not modules & HEAVY
+
+
+def test_every_public_name_is_there() -> None:
+    program = (
+        "import featurepress\nfor name in featurepress.__all__: assert getattr(featurepress, name) is not None"
+    )
+    assert "featurepress.run" in loaded(program)

@@ -1,0 +1,544 @@
+"""Embed, resume, estimate: the life of a destination from the caller's side."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import featurepress as fp
+from featurepress.errors import (
+    DestinationError,
+    FeatureSetError,
+    ModelError,
+    PlanMismatchError,
+    RequestError,
+    SettingError,
+    SourceError,
+    TooManyFailuresError,
+)
+from featurepress.run import expand_time, press_plan
+from featurepress.testing import ABORT, InlineEngine, fake_backbone, memory_source
+from tests.runs import (
+    draft,
+    draw,
+    leftovers,
+    names_below,
+    read_failures,
+    read_json,
+    read_rows,
+    snapshot,
+)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    return draw(tmp_path / "in", 20)
+
+
+def press(out: Path, *sources: Any, **options: Any) -> fp.FeatureSet:
+    return press_plan(draft(out, *sources, **{"images_per_part": 5, **options}), engine=InlineEngine())
+
+
+# -- finished runs -------------------------------------------------------------------------------------------
+
+
+def test_embed_presses_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = draw(tmp_path / "in", 10)
+    features = fp.embed(source, out, labels="parent", precision="float32", workers=1)
+    assert features.is_complete
+    assert features.to_numpy().shape == (10, 1280)
+    assert set(read_rows(out)) == {str(path) for path in source.rglob("*.jpg")}
+    summary = features.summary
+    assert (summary.listed, summary.pressed, summary.failed, summary.already_done) == (10, 10, 0, False)
+    assert summary.seconds > 0
+    assert summary.bytes_read == sum(path.stat().st_size for path in source.rglob("*.jpg"))
+    assert summary.bytes_written == sum(path.stat().st_size for path in out.glob("features/*"))
+    before = snapshot(out)
+    again = fp.embed(source, out, labels="parent", precision="float32", workers=2, memory_bytes=2**33)
+    assert again.summary.already_done
+    assert snapshot(out) == before
+    assert fp.resume(out).summary.already_done
+    assert snapshot(out) == before
+
+
+def test_the_same_call_after_the_end_does_nothing(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    before = snapshot(out)
+    again = press(out, pictures)
+    assert again.summary.already_done
+    assert again.summary.pressed == 20
+    assert snapshot(out) == before
+
+
+def test_what_shapes_no_feature_may_differ_in_a_later_call(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    again = press(out, pictures, workers=7, memory_bytes=10**9, max_failures=0.5, timeout_seconds=3.0)
+    assert again.summary.already_done
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("labels", "parent"),
+        ("limit", 7),
+        ("max_pixels", 1000),
+        ("max_bytes", 1000),
+        ("all_files", True),
+        ("images_per_part", 6),
+        ("format", "csv"),
+        ("parts", 3),
+        ("precision", "float32"),
+    ],
+)
+def test_another_plan_is_refused_with_the_difference_named(
+    tmp_path: Path, pictures: Path, option: str, value: object
+) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    before = snapshot(out)
+    with pytest.raises(PlanMismatchError) as caught:
+        press(out, pictures, **{option: value})
+    text = str(caught.value)
+    assert f"{option}: " in text
+    assert repr(value) in text
+    assert str(out) in text
+    assert "\n" not in text
+    others = {"labels", "limit", "max_pixels", "max_bytes", "images_per_part", "parts", "sources"} - {option}
+    assert not [other for other in others if f"{other}: " in text]
+    assert snapshot(out) == before
+
+
+def test_other_sources_are_refused_by_name(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    other = draw(tmp_path / "other", 2)
+    with pytest.raises(PlanMismatchError, match=re.escape(str(other))):
+        press(out, other)
+    with pytest.raises(PlanMismatchError, match=re.escape(str(other))):
+        press(out, pictures, other)
+
+
+def test_another_pooling_is_refused(tmp_path: Path) -> None:
+    source = draw(tmp_path / "in", 2)
+    fp.embed(source, tmp_path / "out", precision="float32", workers=1)
+    with pytest.raises(PlanMismatchError, match="pooling: 'avg', not 'max'"):
+        fp.embed(source, tmp_path / "out", precision="float32", workers=1, pooling="max")
+
+
+def test_another_model_is_refused(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    with pytest.raises(PlanMismatchError, match="weights"):
+        other = fp.run.find_card("embedded").backbone("avg")  # type: ignore[attr-defined]
+        press_plan(draft(out, pictures, backbone=other, images_per_part=5), engine=InlineEngine())
+
+
+# -- destinations --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "sub/deep.txt", ".hidden", "features/part-00000000.parquet"])
+def test_a_folder_with_something_else_in_it_is_untouched(tmp_path: Path, pictures: Path, name: str) -> None:
+    out = tmp_path / "out"
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(DestinationError) as caught:
+        press(out, pictures)
+    assert name.partition("/")[0] in str(caught.value)
+    assert str(out) in str(caught.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_the_source_itself_is_no_destination(tmp_path: Path, pictures: Path) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(DestinationError):
+        press(pictures, pictures)
+    assert snapshot(tmp_path) == before
+
+
+def test_an_empty_folder_is_a_destination(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "out").mkdir()
+    assert press(tmp_path / "out", pictures).is_complete
+
+
+def test_a_destination_below_the_source_is_not_listed(tmp_path: Path, pictures: Path) -> None:
+    out = pictures / "features"
+    assert press(out, pictures).summary.listed == 20
+    assert press(pictures / "second", pictures).summary.listed == 20
+
+
+def test_a_file_as_destination_is_refused(tmp_path: Path, pictures: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(DestinationError, match="is a file"):
+        press(tmp_path / "out", pictures)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["below a file", "/proc/featurepress-test", "/dev/null/out"])
+def test_a_destination_that_cannot_be_made_is_a_bad_request(tmp_path: Path, pictures: Path, place: str) -> None:
+    if place == "below a file":
+        (tmp_path / "file").write_text("mine")
+        place = str(tmp_path / "file" / "out")
+    before = snapshot(tmp_path)
+    with pytest.raises(DestinationError) as caught:
+        press(Path(place), pictures)
+    assert place in str(caught.value)
+    assert "--out" in str(caught.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_destination_with_parents_that_do_not_exist_is_made(tmp_path: Path, pictures: Path) -> None:
+    assert press(tmp_path / "a" / "b" / "out", pictures).is_complete
+
+
+def test_the_time_expands() -> None:
+    assert re.fullmatch(r"a/results\d{4}_\d\d_\d\d_\d\d_\d\d_\d\d", expand_time("a/results{time}"))
+    assert expand_time("plain {braces}") == "plain {braces}"
+
+
+def test_the_time_expands_in_embed(tmp_path: Path) -> None:
+    features = fp.embed(
+        draw(tmp_path / "in", 2), tmp_path / "results{time}", precision="float32", workers=1, images_per_part=2
+    )
+    assert re.fullmatch(r"results(\d+_){5}\d+", Path(features.location).name)
+
+
+# -- bad requests write nothing ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ({"poolin": "avg"}, SettingError, "did you mean 'pooling'"),
+        ({"pooling": "avgg"}, SettingError, "did you mean 'avg'"),
+        ({"workers": 0}, SettingError, "at least 1|from 1"),
+        ({"workers": 2.5}, SettingError, "integer"),
+        ({"limit": 0}, SettingError, "at least 1"),
+        ({"max_failures": 1.5}, SettingError, "from 0 to 1"),
+        ({"memory_bytes": 1000}, SettingError, "--memory"),
+        ({"images_per_part": 0}, SettingError, "from 1"),
+        ({"model": "embeded"}, ModelError, "embedded"),
+        ({"labels": True}, SettingError, "'none' or 'parent'"),
+    ],
+)
+def test_a_bad_setting_is_refused_and_nothing_is_written(
+    tmp_path: Path, pictures: Path, options: dict[str, Any], error: type[RequestError], text: str
+) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(error, match=text) as caught:
+        fp.embed(pictures, tmp_path / "out", **options)
+    assert "\n" not in str(caught.value)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for source, shown in ((tmp_path / "no", "no"), (tmp_path / "*.jpg", "*.jpg"), (tmp_path / "x" / "*", "x/*")):
+        with pytest.raises(SourceError, match=re.escape(shown)):
+            fp.embed(source, tmp_path / "out", workers=1)
+    with pytest.raises(SourceError, match="No source"):
+        fp.embed([], tmp_path / "out")
+    assert names_below(tmp_path) == []
+
+
+def test_overlapping_sources_are_refused(tmp_path: Path, pictures: Path) -> None:
+    inner = next(path for path in pictures.iterdir() if path.is_dir())
+    with pytest.raises(SourceError, match="overlap"):
+        press(tmp_path / "out", pictures, inner)
+    with pytest.raises(SourceError, match="overlap"):
+        press(tmp_path / "out", pictures, pictures)
+    assert not (tmp_path / "out").exists()
+
+
+# -- resume --------------------------------------------------------------------------------------------------
+
+
+def test_resume_of_nothing_is_refused(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "no"):
+        with pytest.raises(FeatureSetError, match="nothing to resume"):
+            fp.resume(place)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_finishes_with_a_limit(tmp_path: Path) -> None:
+    source, out = draw(tmp_path / "in", 12), tmp_path / "out"
+    options: dict[str, Any] = {"precision": "float32", "workers": 1, "images_per_part": 2}
+    whole = read_rows(Path(fp.embed(source, tmp_path / "whole", limit=7, **options).location))
+    assert len(whole) == 7
+    fp.embed(source, out, limit=7, **options)
+    for name in ("manifest.json", "plan/listing.json", "plan/chunk-00000000.parquet"):
+        (out / name).unlink()
+    shutil.rmtree(out / "features")
+    shutil.rmtree(out / "receipts")
+    features = fp.resume(out)
+    assert features.summary.listed == 7
+    assert read_rows(out) == whole
+
+
+def test_resume_refuses_to_change_what_shapes_the_features(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    with pytest.raises(SettingError, match="pooling"):
+        fp.resume(out, pooling="max")
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ["manifest.json"],
+        ["manifest.json", "receipts/part-00000001.json"],
+        ["manifest.json", "features/part-00000001.parquet"],
+        ["manifest.json", "features/part-00000001.parquet", "receipts/part-00000001.json"],
+        ["manifest.json", "features/part-00000003.parquet", "failures/part-00000003.parquet"],
+        ["manifest.json", "failures/part-00000000.parquet", "receipts/part-00000000.json"],
+        ["manifest.json", "plan/listing.json"],
+        ["features/part-00000002.parquet"],
+    ],
+    ids=lambda names: "+".join(name.split("/")[0] for name in names),
+)
+def test_what_is_lost_is_made_again(tmp_path: Path, lost: list[str]) -> None:
+    source, out = draw(tmp_path / "in", 20, broken=True), tmp_path / "out"
+    press(out, source, max_failures=0.5)
+    rows, failures, names = read_rows(out), read_failures(out), names_below(out)
+    manifest = read_json(out / "manifest.json")
+    for name in lost:
+        (out / name).unlink(missing_ok=True)
+    features = press(out, source, max_failures=0.5)
+    assert not features.summary.already_done
+    assert (read_rows(out), read_failures(out), names_below(out)) == (rows, failures, names)
+    again = read_json(out / "manifest.json")
+    for name in ("listed", "pressed", "failed", "failed_by_kind", "parts", "bytes_read"):
+        assert again[name] == manifest[name], name
+
+
+def test_a_receipt_that_a_power_cut_left_empty_is_written_again(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    receipt = out / "receipts" / "part-00000001.json"
+    before = receipt.read_bytes()
+    receipt.write_bytes(b"")
+    (out / "manifest.json").unlink()
+    assert press(out, pictures).summary.listed == 20
+    assert receipt.read_bytes() == before
+
+
+def test_the_listing_goes_on_behind_its_last_chunk(tmp_path: Path, pictures: Path) -> None:
+    """Images that come before the last listed one are not taken up again; those behind it are new."""
+    out = tmp_path / "out"
+    plan = draft(out, pictures, images_per_part=5, limit=10)
+    press_plan(plan, engine=InlineEngine())
+    first = sorted(read_rows(out))
+    assert first == sorted(str(path) for path in pictures.rglob("*.jpg"))[:10]
+
+
+def test_a_source_that_has_gone_before_a_resume_fails_image_by_image(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    (out / "manifest.json").unlink()
+    (out / "features" / "part-00000002.parquet").unlink()
+    shutil.rmtree(pictures)
+    with pytest.raises(TooManyFailuresError):
+        press(out, pictures)
+    assert {reason for _, _, reason in read_failures(out)} == {"vanished since listing"}
+    assert len(read_rows(out)) == 15
+    assert leftovers(out) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"format_version": 99}, "format version 99"),
+        ({"format": "something"}, "no featurepress plan"),
+        ({"settings": {"listing": {"surprise": 1}}}, "no featurepress plan"),
+        ({"sources": 7}, "no featurepress plan"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_refused(
+    tmp_path: Path, pictures: Path, change: dict[str, Any], text: str
+) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    plan = out / "plan" / "plan.json"
+    plan.write_text(json.dumps({**read_json(plan), **change}))
+    before = snapshot(out)
+    calls: list[Callable[[], object]] = [
+        functools.partial(fp.resume, out),
+        functools.partial(fp.open_features, out),
+        functools.partial(press, out, pictures),
+    ]
+    for call in calls:
+        with pytest.raises(FeatureSetError, match=text) as caught:
+            call()
+        assert str(plan) in str(caught.value)
+    assert snapshot(out) == before
+
+
+def test_a_plan_that_is_no_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "out" / "plan").mkdir(parents=True)
+    for content in (b"", b"{", b"[]", b"\xff"):
+        (tmp_path / "out" / "plan" / "plan.json").write_bytes(content)
+        with pytest.raises(FeatureSetError, match="no featurepress plan"):
+            fp.resume(tmp_path / "out")
+
+
+# -- too many failures ---------------------------------------------------------------------------------------
+
+
+def test_too_many_failures_are_told_after_everything_is_written(tmp_path: Path, pictures: Path) -> None:
+    (pictures / "empty.jpg").write_bytes(b"")
+    out = tmp_path / "out"
+    with pytest.raises(TooManyFailuresError, match=r"1 of 21 images failed \(4\.8%\).*4\.0%") as caught:
+        press(out, pictures, max_failures=0.04)
+    assert caught.value.features.is_complete
+    assert len(read_rows(out)) == 20
+    before = snapshot(out)
+    with pytest.raises(TooManyFailuresError):
+        press(out, pictures, max_failures=0.04)
+    assert press(out, pictures, max_failures=0.05).summary.already_done
+    assert snapshot(out) == before
+
+
+def test_as_many_failures_as_allowed_are_no_error(tmp_path: Path) -> None:
+    source = draw(tmp_path / "in", 9)
+    (source / "empty.jpg").write_bytes(b"")
+    assert press(tmp_path / "out", source, max_failures=0.1).summary.failed == 1
+
+
+# -- estimates -----------------------------------------------------------------------------------------------
+
+
+def test_an_estimate_agrees_with_the_run_and_writes_nothing(tmp_path: Path) -> None:
+    source = draw(tmp_path / "in", 20, broken=True)
+    (source / "notes.txt").write_text("no image")
+    (source / ".hidden.jpg").write_text("no image")
+    options: dict[str, Any] = {"images_per_part": 4, "pooling": "max"}
+    before = snapshot(tmp_path)
+    estimate = fp.estimate(source, tmp_path / "out", **options)
+    assert snapshot(tmp_path) == before
+    features = fp.embed(source, tmp_path / "out", workers=1, precision="float32", max_failures=1.0, **options)
+    summary = features.summary
+    assert estimate.images == summary.listed == 23
+    assert estimate.parts == summary.parts == 6
+    assert estimate.skipped == summary.skipped == {"not an image's name": 1, "dot file": 1}
+    assert estimate.n_features == features.n_features
+    assert estimate.bytes == sum(path.stat().st_size for path in source.rglob("*.jpg") if path.name[0] != ".")
+    assert summary.bytes_written <= estimate.expected_bytes + 6 * 20_000
+
+
+def test_an_estimate_honours_the_limit(tmp_path: Path, pictures: Path) -> None:
+    estimate = fp.estimate(pictures, limit=7, images_per_part=3)
+    assert (estimate.images, estimate.parts) == (7, 3)
+
+
+# -- the precision -------------------------------------------------------------------------------------------
+
+
+def with_precision(out: Path, source: Path, asked: str, **options: Any) -> dict[str, Any]:
+    plan = draft(out, source, backbone=fake_backbone(**options), precision=asked, images_per_part=5)
+    press_plan(plan, engine=InlineEngine())
+    return read_json(out / "plan" / "plan.json")  # type: ignore[no-any-return]
+
+
+def test_auto_takes_a_faithful_bfloat16(tmp_path: Path, pictures: Path) -> None:
+    plan = with_precision(tmp_path / "out", pictures, "auto", bfloat16=True, error=0.001)
+    assert plan["precision"] == "bfloat16"
+    assert plan["certificate"]["asked"] == "auto"
+    assert 0.999 < plan["certificate"]["min_cosine"] <= plan["certificate"]["mean_cosine"] < 1.0
+    assert plan["certificate"]["n_images"] == 20
+    manifest = read_json(tmp_path / "out" / "manifest.json")
+    assert manifest["precision"] == {"images": {"bfloat16": 20}, "certificate": plan["certificate"]}
+
+
+def test_auto_falls_back_to_float32_and_says_so(tmp_path: Path, pictures: Path) -> None:
+    plan = with_precision(tmp_path / "out", pictures, "auto", bfloat16=True, error=1.0)
+    assert plan["precision"] == "float32"
+    assert plan["certificate"]["bfloat16_supported"] is True
+    assert 0 < plan["certificate"]["min_cosine"] < 0.999
+    with_precision(tmp_path / "plain", pictures, "float32")
+    assert read_rows(tmp_path / "out") == read_rows(tmp_path / "plain")
+    assert read_json(tmp_path / "out" / "manifest.json")["precision"]["images"] == {"float32": 20}
+
+
+def test_one_unfaithful_image_is_enough_to_fall_back(tmp_path: Path, pictures: Path) -> None:
+    """The least cosine decides, not the mean: one picture whose features come out as zero or NaN."""
+    black = memory_source({"a.png": black_png(), **{p.name: p.read_bytes() for p in pictures.rglob("*.jpg")}})
+    backbone = fake_backbone(bfloat16=True, error=0.0, sabotage="nan")
+    press_plan(draft(tmp_path / "out", black, backbone=backbone), engine=InlineEngine())
+    plan = read_json(tmp_path / "out" / "plan" / "plan.json")
+    assert plan["precision"] == "float32"
+    assert plan["certificate"]["min_cosine"] < 0.999
+    assert read_failures(tmp_path / "out") == [("a.png", "infer", "features are not finite")]
+
+
+def test_features_that_are_zero_in_both_precisions_agree(tmp_path: Path) -> None:
+    source = memory_source({"a.png": black_png()})
+    press_plan(draft(tmp_path / "out", source, backbone=fake_backbone(bfloat16=True)), engine=InlineEngine())
+    plan = read_json(tmp_path / "out" / "plan" / "plan.json")
+    assert (plan["precision"], plan["certificate"]["min_cosine"]) == ("bfloat16", 1.0)
+
+
+def black_png() -> bytes:
+    import cv2
+    import numpy as np
+
+    return cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
+
+
+def test_bfloat16_as_asked_for_is_taken_with_its_certificate(tmp_path: Path, pictures: Path) -> None:
+    plan = with_precision(tmp_path / "out", pictures, "bfloat16", bfloat16=True, error=1.0)
+    assert plan["precision"] == "bfloat16"
+    assert plan["certificate"]["min_cosine"] < 0.999
+
+
+def test_bfloat16_without_the_hardware_is_refused(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(RequestError, match="bfloat16"):
+        with_precision(tmp_path / "out", pictures, "bfloat16", bfloat16=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_float32_is_not_compared_with_anything(tmp_path: Path, pictures: Path) -> None:
+    plan = with_precision(tmp_path / "out", pictures, "float32", bfloat16=True, error=1.0)
+    assert (plan["precision"], plan["certificate"]) == ("float32", {"asked": "float32"})
+
+
+# -- the probe -----------------------------------------------------------------------------------------------
+
+
+def test_a_thousand_bad_images_stop_the_run_before_anything_is_written(tmp_path: Path) -> None:
+    source = memory_source({f"{i:05d}.jpg": b"no image %d" % i for i in range(1_200)})
+    with pytest.raises(SourceError) as caught:
+        press_plan(draft(tmp_path / "out", source), engine=InlineEngine())
+    text = str(caught.value)
+    assert "All of the first 1000 images failed" in text
+    assert "'00000.jpg'" in text
+    assert "not an image" in text
+    assert "\n" not in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_only_image_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"The only image failed.*zero bytes"):
+        press_plan(draft(tmp_path / "out", memory_source({"a.jpg": b""})), engine=InlineEngine())
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_good_image_behind_many_bad_ones_is_enough(tmp_path: Path, pictures: Path) -> None:
+    good = next(pictures.rglob("*.jpg")).read_bytes()
+    source = memory_source({**{f"{i:05d}.jpg": b"bad" for i in range(990)}, "99999.jpg": good})
+    plan = draft(tmp_path / "out", source, max_failures=1.0)
+    assert press_plan(plan, engine=InlineEngine()).summary.pressed == 1
+
+
+def test_a_mark_of_the_testing_module_is_harmless_to_the_real_decoder(tmp_path: Path, pictures: Path) -> None:
+    data = next(pictures.rglob("*.jpg")).read_bytes()
+    source = memory_source({"a.jpg": data, "b.jpg": ABORT, "c.jpg": data + ABORT})
+    assert press_plan(draft(tmp_path / "out", source, max_failures=1.0), engine=InlineEngine()).summary.failed == 1
