@@ -26,7 +26,7 @@ from tests.runs import (
     wait_until,
 )
 
-N_PICTURES = 600
+N_PICTURES = 350
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def resume_line(out: Path) -> str:
 # -- a quota -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("quota", [12_000, 40_000, 80_000])
+@pytest.mark.parametrize("quota", [12_000, 50_000])
 def test_a_full_quota_stops_the_run_and_more_space_lets_it_finish(tmp_path: Path, source: Path, quota: int) -> None:
     out, limit = tmp_path / "out", tmp_path / "quota"
     plan = draft(QuotaStorage(str(out), str(limit)), source, images_per_part=16)
@@ -125,7 +125,7 @@ def test_a_full_disk_stops_the_run_and_more_space_lets_it_finish(
         assert_only_whole_parts(out)
         assert leftovers(out) == []
         assert not (out / "manifest.json").exists()
-    assert 0 < len(list(out.glob("features/*"))) < 38
+    assert 0 < len(list(out.glob("features/*"))) < 23
     grow(small_disk)
     done = run_cli("resume", out)
     assert done.returncode == 0, done.stderr

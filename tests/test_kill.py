@@ -27,7 +27,7 @@ from tests.runs import (
 )
 
 N_KILLS = 22
-N_PICTURES = 700
+N_PICTURES = 550
 VICTIMS = ("driver", "group", "worker", "driver", "group then driver at once")
 
 
@@ -113,7 +113,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, undisturbed: U
         assert_same_result(last, undisturbed.out)
 
 
-@pytest.mark.parametrize("moment_seconds", [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("moment_seconds", [0.2, 0.6])
 def test_kill_9_before_the_plan_stands_leaves_a_destination_that_can_be_used(
     tmp_path: Path, moment_seconds: float
 ) -> None:

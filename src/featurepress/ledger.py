@@ -372,9 +372,9 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
     n_deaths = sum(entry.name.startswith(prefix) for entry in plan.storage.list("attempts"))
     mark = f"{prefix}{secrets.token_hex(4)}"
     about = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
-    plan.storage.create(mark, _dump(about), durable=False)
     with when_abandoned(lambda: plan.storage.delete(mark)):
         try:
+            plan.storage.create(mark, _dump(about), durable=False)
             yield n_deaths
         finally:
             plan.storage.delete(mark)

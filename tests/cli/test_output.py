@@ -17,7 +17,7 @@ from tests.runs import COMMAND, draw, read_rows, run_cli, snapshot, started, wai
 
 SMALL = ("--precision", "float32", "--workers", "1")
 # Spaces, what rich takes for markup or an emoji, globs' brackets, quotes, letters beyond ASCII, a dash in front.
-ODD_NAMES = ("with space", "[red]x[/red]", "früh 柠檬", ":apple:", 'it\'s "quoted"', "[bold]", "-dash")
+ODD_NAMES = ('früh 柠檬 it\'s "quoted"', "[red]x[/red] [bold] :apple:", "-dash")
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,9 @@ def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [(), ("embed",), ("resume",), ("info",), ("demo",)])
 def test_help_is_printed_on_stdout(command: tuple[str, ...]) -> None:
-    for flag in ("--help", "-h"):
-        done = run_cli(*command, flag)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "Usage: featurepress" in done.stdout
+    done = run_cli(*command, "--help" if command else "-h")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Usage: featurepress" in done.stdout
 
 
 def test_help_names_every_setting() -> None:
@@ -274,7 +273,7 @@ def test_a_name_that_is_no_utf_8_is_printed_somehow(tmp_path: Path) -> None:
 
 def test_a_resume_line_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
     """Whatever the destination's name: the printed command finishes the run."""
-    source, out = draw(tmp_path / "in", 900), tmp_path / "it's [red] früh"
+    source, out = draw(tmp_path / "in", 400), tmp_path / "it's [red] früh"
     with started("embed", source, "--out", out, "--images-per-part", "6", "--precision", "float32") as process:
         wait_until(lambda: list(out.glob("features/*")), "a part")
         process.terminate()
@@ -321,18 +320,18 @@ def run_in_terminal(*arguments: str | Path) -> tuple[int, str]:
 
 
 def test_a_terminal_shows_one_live_line(tmp_path: Path) -> None:
-    source = draw(tmp_path / "in", 1_500, broken=True)
+    source = draw(tmp_path / "in", 1_200, broken=True)
     line = ("embed", source, "--out", tmp_path / "out", "--images-per-part", "50", *SMALL)
     code, text = run_in_terminal(*line)
     assert code == 0, text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    shown = re.findall(r"pressing ([\d,]+) of [^·]*1,503[^·]* · ([\d,]+) images/s · (\d+) failed", plain)
+    shown = re.findall(r"pressing ([\d,]+) of [^·]*1,203[^·]* · ([\d,]+) images/s · (\d+) failed", plain)
     assert len(shown) >= 2, plain
     done = [int(one[0].replace(",", "")) for one in shown]
     assert done == sorted(done)
-    assert done[-1] <= 1_503
+    assert done[-1] <= 1_203
     assert " left" in plain
-    assert "1,503 listed, 1,500 pressed, 3 failed" in plain
+    assert "1,203 listed, 1,200 pressed, 3 failed" in plain
     assert max(map(len, re.split(r"[\r\n]+", plain.partition("images     ")[0]))) < 120
 
 

@@ -365,7 +365,7 @@ def test_zero_sized_images_are_refused() -> None:
     place = jpeg.index(b"\xff\xc0")
     jpeg[place + 5 : place + 7] = b"\0\0"
     assert reason(bytes(jpeg)) == "no pixels: 67 x 0"
-    assert "0 x 5 pixels" in reason(png(0, 5, 8, 2, b""))
+    assert "no pixels: 0 x 5" in reason(png(0, 5, 8, 2, b""))
     assert reason(tiff(np.zeros((0, 5, 1), np.uint8), 1))
 
 
