@@ -200,7 +200,7 @@ class _Lines:
         self._lines.append((word, text))
 
     def add_counts(self, word: str, counts: Mapping[str, int]) -> None:
-        for i, (reason, count) in enumerate(sorted(counts.items(), key=lambda item: -item[1])):
+        for i, (reason, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
             self.add(word if i == 0 else "", f"{count:,} {reason}")
 
     def print(self, screen: Console) -> None:
