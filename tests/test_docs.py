@@ -42,7 +42,7 @@ def test_readme_shows_what_the_command_prints(printed: str) -> None:
     def stable(line: str) -> str:
         """Drop times, places, compressed sizes and measured cosines, which differ between machines and runs."""
         if line.startswith(("time", "where", "precision")):
-            return line.split()[0]
+            return line.split(maxsplit=1)[0]
         return re.sub(r"[\d.]+ MB of features", "MB of features", line)
 
     assert [stable(line) for line in shown] == [stable(line) for line in printed.splitlines()]

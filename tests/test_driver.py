@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,7 +111,7 @@ class ForgetfulEngine(InlineEngine):
         plan: Plan,
         shards: Iterable[int],
         on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         self.runs += isinstance(task, Press)
         left_out = 2 if self.runs == 1 and isinstance(task, Press) else -1
         return super().run(task, plan, (shard for shard in shards if shard != left_out), on_beat)

@@ -17,6 +17,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import Any
@@ -229,8 +230,9 @@ class Driver:
         self.progress.stage = "pressing"
         self.progress.started = time.perf_counter()
         self._lister = lister
-        with lister:
-            for receipt in engine.run(press, self.plan, self._left(lister, done), self._hear):
+        # Left in this order when something stops the run: first the listing, on which workers may be waiting.
+        with closing(engine.run(press, self.plan, self._left(lister, done), self._hear)) as receipts, lister:
+            for receipt in receipts:
                 self._count(receipt)
         self._balance(engine, press)
         self._export(engine)

@@ -218,34 +218,6 @@ class Receipt:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class Part:
-    """The rows and failures of one shard, before they are written.
-
-    Parameters
-    ----------
-    refs : sequence of ImageRef
-        The pressed images, in the order of the rows.
-    sizes : array (n_samples, 2) int32
-        Width and height in pixels, after EXIF orientation.
-    hashes : list of str
-        SHA-256 of each file's bytes, 64 hexadecimal digits.
-    features : array (n_samples, n_features) float32
-        The features.
-    failures : tuple of Failure
-        The images that are not among the rows.
-    receipt : Receipt
-        The account of this shard.
-    """
-
-    refs: list[ImageRef]
-    sizes: npt.NDArray[np.int32]
-    hashes: list[str]
-    features: Features
-    failures: tuple[Failure, ...]
-    receipt: Receipt
-
-
 # The next two do what pa.array does. That imports pandas where it is installed, which takes 0.16 s of a worker's
 # start, to see whether it was given a pandas object.
 

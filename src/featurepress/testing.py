@@ -13,7 +13,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -273,7 +273,7 @@ class InlineEngine:
         plan: Plan,
         shards: Iterable[int],
         on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """Run; see `Engine`."""
         for shard in shards:
             yield task(plan, shard)

@@ -129,7 +129,7 @@ def test_whoever_stops_early_stops_everything(engine: Engine, plan: Plan, tmp_pa
 
     results = engine.run(tasks.square, plan, shards())
     next(results)
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     n_taken = len(taken)
     time.sleep(0.1)
     assert len(taken) == n_taken < 1000
@@ -155,7 +155,7 @@ def test_flights_are_dropped_when_the_results_are_not_wanted(process_engine: Eng
     results = process_engine.run(first_shard_then_hang, plan, range(10))
     assert next(results) == 0
     begun = time.monotonic()
-    results.close()  # type: ignore[attr-defined]
+    results.close()
     assert time.monotonic() - begun < 10
 
 
@@ -184,7 +184,7 @@ def test_a_shard_that_comes_after_the_end_is_not_run(process_engine: Engine, pla
     results = process_engine.run(tasks.Noted(tmp_path), plan, shards())
     assert next(results) == 0
     assert waiting.wait(PATIENCE_SECONDS)
-    closer = threading.Thread(target=results.close)  # type: ignore[attr-defined]
+    closer = threading.Thread(target=results.close)
     closer.start()
     time.sleep(0.05)
     go_on.set()

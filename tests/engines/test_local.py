@@ -127,7 +127,7 @@ def test_close_ends_a_run_whose_results_nobody_takes_any_more(plan: Plan) -> Non
     engine.close()  # as an error in the caller's loop does, while its traceback holds the results
     time.sleep(0.3)
     assert tasks.running() <= before
-    results.close()  # type: ignore[attr-defined]
+    results.close()
 
 
 class FirstThenHang:
@@ -151,4 +151,4 @@ def test_shards_are_taken_only_as_workers_are_free(plan: Plan) -> None:
         results = engine.run(tasks.worker_id, plan, shards())
         next(results)
         assert len(taken) <= 4
-        results.close()  # type: ignore[attr-defined]
+        results.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,25 @@ class _Terminated(BaseException):
     """SIGTERM arrived."""
 
 
+class _Stop:
+    """Stops the run at a signal; what comes at its heels is ignored, what comes later ends the process at once.
+
+    Wrappers pass on a Ctrl-C that the terminal has sent to everybody already.
+    """
+
+    patience_seconds = 2.0
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self._since is None:
+            self._since = time.monotonic()
+            raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+        if time.monotonic() - self._since > self.patience_seconds:
+            os._exit(128 + number)  # the workers see that we are gone, and tidy up
+
+
 def _show_version(value: bool) -> None:
     if value:
         typer.echo(f"featurepress {featurepress.__version__}")
@@ -53,7 +73,10 @@ def _root(
 
 def main() -> None:
     """Run the command and exit."""
-    signal.signal(signal.SIGTERM, _on_terminate)
+    stop = _Stop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background
+            signal.signal(number, stop)
     try:
         code = app(prog_name="featurepress", standalone_mode=False) or 0
         if code == 130:  # typer turns Ctrl-C into this
@@ -72,10 +95,6 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # one that comes now changes neither what is done nor the code
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
-
-
-def _on_terminate(number: int, frame: object) -> None:
-    raise _Terminated
 
 
 def _refuse(message: str) -> int:

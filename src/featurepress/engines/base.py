@@ -7,7 +7,7 @@ once for the same shard (the parts see to it that this changes nothing), so an e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Protocol, TypeVar
 
 from featurepress.ledger import Plan
@@ -31,8 +31,10 @@ class Engine(Protocol):
         plan: Plan,
         shards: Iterable[int],
         on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """Run `task` for each shard; yield the results in the order in which they come.
+
+        Closing the generator drops the shards in flight.
 
         Parameters
         ----------

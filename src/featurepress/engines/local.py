@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from featurepress.child import Child, ChildDiedError
@@ -55,7 +55,7 @@ class LocalEngine:
         plan: Plan,
         shards: Iterable[int],
         on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Iterator[Result]:
+    ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
         run = _Run(self, task, plan, shards, on_beat)
         try:

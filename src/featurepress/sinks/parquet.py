@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 from featurepress.errors import StorageError
 from featurepress.records import (
     Failure,
-    Part,
     Receipt,
     number_array,
     part_name,
@@ -56,16 +55,6 @@ class ParquetSink:
     def begin(self) -> ParquetPart:
         """Give an empty part."""
         return ParquetPart(self)
-
-    def write(self, storage: Storage, part: Part) -> Account:
-        """Create the part only if absent; give the account of the one that stands."""
-        writer = self.begin()
-        rows = [
-            Row(ref, int(width), int(height), sha256)
-            for ref, (width, height), sha256 in zip(part.refs, part.sizes, part.hashes, strict=True)
-        ]
-        writer.add(rows, part.features)
-        return writer.commit(storage, part.receipt, part.failures)
 
     def account(self, storage: Storage, shard: int) -> Account | None:
         """Read the footer of the part of a shard."""
