@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
 DEATHS_BEFORE_CARE = 2
-_AHEAD_BYTES = 32 * 1024**2
+_AHEAD_BYTES = 8 * 1024**2
 _BEAT_SECONDS = 0.2
 
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from featurepress.records import Features
 
-# Measured on two cores with MobileNetV2 0.5 at 96: 8 and 16 run alike, 1 is 15 to 25 % slower and 32 about 5 %.
-BATCH_SIZE = 16
+# Measured with MobileNetV2 0.5 at 96 on one core, decoding in between: 6 to 12 run alike, 16 is 6 % slower in
+# float32 (the activations outgrow the core's cache), 2 is 9 % slower in bfloat16.
+BATCH_SIZE = 8
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 

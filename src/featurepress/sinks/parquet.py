@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _FOOTER = "featurepress"
 # A row group is compressed as soon as it is full, so that a worker holds this much of a part as numbers.
-_ROW_GROUP_BYTES = 4 * 1024**2
+_ROW_GROUP_BYTES = 2 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ParquetSink:
     -----
     About 16 microseconds an image of 1,280 features, two thirds of them zstd. Without compression it would
     be 5, and the files 1.3 times (the embedded model) to 2.2 times (sparser features) as large. Memory: a row
-    group of 4 MB as numbers, and the part as it is compressed.
+    group of 2 MB as numbers, and the part as it is compressed.
     """
 
     field_names: tuple[str, ...]
