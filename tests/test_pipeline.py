@@ -17,6 +17,7 @@ from featurepress.images import decode
 from featurepress.ledger import Plan
 from featurepress.records import Receipt
 from featurepress.sources import Listing
+from featurepress.storage import Data
 from featurepress.tasks import Press
 from featurepress.testing import MemoryStorage, fake_backbone, memory_source
 from tests.runs import draft, draw, names_below, read_failures, read_footers, read_json, read_rows
@@ -73,7 +74,7 @@ class HeldStorage(MemoryStorage):
         super().__init__()
         self.arrived, self.may_go = threading.Event(), threading.Event()
 
-    def create(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> bool:
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         if name.startswith("features/") and not self.arrived.is_set():
             self.arrived.set()
             assert self.may_go.wait(60)

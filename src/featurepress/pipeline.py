@@ -6,6 +6,7 @@ references -> bytes (sources) -> pixels (images) -> features (backbones) -> part
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -13,7 +14,6 @@ import platform
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
 DEATHS_BEFORE_CARE = 2
-_AHEAD_BYTES = 8 * 1024**2
+_AHEAD_BYTES = 3 * 1024**2
 _BEAT_SECONDS = 0.2
 
 
@@ -63,7 +63,8 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Recei
         if account is None:
             refs = ledger.read_shard(plan, shard)
             press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
-            account = press(plan, shard, refs, decoder or decode)
+            with contextlib.closing(_Shard(plan, shard, len(refs))) as pressed:
+                account = press(plan, pressed, refs, decoder or decode)
         ledger.settle_shard(plan, account.receipt, account.failures)
     return account.receipt
 
@@ -165,6 +166,10 @@ class _Shard:
         self.n_pressed += len(pressed)
         self._beat()
 
+    def close(self) -> None:
+        """Give back what the part takes."""
+        self._part.close()
+
     def fail(self, ref: ImageRef, error: ImageError) -> None:
         """Take an image that cannot be pressed."""
         self.failures.append(Failure(ref.uri, error.stage, " ".join(error.reason.split())))
@@ -198,11 +203,10 @@ class _Shard:
             beat(("images", self.n_pressed - pressed, len(self.failures) - failed))
 
 
-def _press_in_batches(plan: Plan, number: int, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
+def _press_in_batches(plan: Plan, shard: _Shard, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
     """Press a shard: decode until a batch is full, run it, go on."""
     backbone = load_backbone(plan.backbone, plan.precision)
     batch = _batch(plan, backbone.batch_size)
-    shard = _Shard(plan, number, len(refs))
     waiting: list[Row] = []
     max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
     for ref, data in _read(plan, refs):
@@ -224,13 +228,13 @@ def _press_in_batches(plan: Plan, number: int, refs: Sequence[ImageRef], decoder
     return shard.commit(backbone.precision)
 
 
-def _press_carefully(plan: Plan, number: int, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
+def _press_carefully(plan: Plan, shard: _Shard, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
     """Press a shard that killed processes before: image by image, in child processes.
 
     An image at which two children die in a row is the killer and becomes a failure. The features are the same
     bits as in batches.
     """
-    shard, precision = _Shard(plan, number, len(refs)), plan.precision
+    precision = plan.precision
     with _children() as fresh_child:
         for ref in refs:
             try:
@@ -269,7 +273,7 @@ def press_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, in
     return row, features, len(content), backbone.precision
 
 
-@contextmanager
+@contextlib.contextmanager
 def _children() -> Iterator[Callable[..., Child]]:
     """Give a function that gives the present child, or a new one in place of a dead one."""
     child: list[Child] = []

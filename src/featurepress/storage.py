@@ -11,14 +11,14 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from featurepress.errors import StorageError
 
-Data = bytes | memoryview
+Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow one another
 TEMPORARY_SUFFIX = ".featurepress-tmp"
 
 
@@ -70,6 +70,11 @@ class Storage(Protocol):
 
     def delete(self, name: str) -> None:
         """Delete the object; it is no error if there is none."""
+
+
+def pieces(data: Data) -> Iterable[bytes | memoryview]:
+    """Give data as the pieces that they consist of; an iterator can be taken once."""
+    return [data] if isinstance(data, bytes | memoryview) else data
 
 
 def open_storage(location: str) -> Storage:
@@ -149,7 +154,7 @@ class FolderStorage:
     def write(self, name: str, data: Data) -> None:
         """Write without a name, fsync, link; over an object that is there, rename."""
         with self.stream(name) as file:
-            file.write(data)
+            file.writelines(pieces(data))
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Write without a name, fsync, link."""
@@ -159,7 +164,7 @@ class FolderStorage:
             if target.exists():
                 return False
             with _nameless(target) as (file, link):
-                file.write(data)
+                file.writelines(pieces(data))
                 file.flush()
                 if durable:
                     _settle(file)

@@ -26,7 +26,7 @@ from featurepress.ledger import Layout, Plan, new_plan
 from featurepress.records import BackboneSpec, ImageRef, PreprocessSpec, SourceSpec
 from featurepress.settings import Settings
 from featurepress.sources import field_names
-from featurepress.storage import Data, Entry, FolderStorage, Storage
+from featurepress.storage import Data, Entry, FolderStorage, Storage, pieces
 
 if TYPE_CHECKING:
     from featurepress.records import Features, Pixels
@@ -190,14 +190,14 @@ class MemoryStorage:
 
     def write(self, name: str, data: Data) -> None:
         """Create or replace."""
-        self.objects[name] = bytes(data)
+        self.objects[name] = b"".join(pieces(data))
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Create only if absent."""
         with self._lock:
             if name in self.objects:
                 return False
-            self.objects[name] = bytes(data)
+            self.objects[name] = b"".join(pieces(data))
             return True
 
     @contextlib.contextmanager
@@ -236,12 +236,14 @@ class QuotaStorage(FolderStorage):
         time.sleep(self.delay_seconds)
         if self.read(name) is not None:
             return False
+        data = b"".join(pieces(data))
         self._require_space(name, len(data))
         return super().create(name, data, durable=durable)
 
     def write(self, name: str, data: Data) -> None:
         """Write, unless that would be more than the quota."""
         time.sleep(self.delay_seconds)
+        data = b"".join(pieces(data))
         self._require_space(name, len(data))
         super().write(name, data)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import pytest
 from featurepress.errors import StorageError
 from featurepress.records import Failure, ImageRef, Receipt, part_name, part_schema
 from featurepress.sinks import Account, ParquetSink, Row, Sink
-from featurepress.storage import FolderStorage, Storage
+from featurepress.storage import Data, FolderStorage, Storage
 from featurepress.testing import MemoryStorage
 
 N_FEATURES = 12
@@ -79,13 +80,13 @@ def draft(
 
 def write(sink: Sink, storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
     """Write a part as a worker does: a batch at a time, from one room that is used again."""
-    writer = sink.begin()
     room = np.zeros((at_once, part.features.shape[1]), np.float32)
-    for start in range(0, len(part.rows), at_once):
-        rows = part.rows[start : start + at_once]
-        room[: len(rows)] = part.features[start : start + at_once]
-        writer.add(rows, room[: len(rows)])
-    return writer.commit(storage, part.receipt, part.failures)
+    with closing(sink.begin()) as writer:
+        for start in range(0, len(part.rows), at_once):
+            rows = part.rows[start : start + at_once]
+            room[: len(rows)] = part.features[start : start + at_once]
+            writer.add(rows, room[: len(rows)])
+        return writer.commit(storage, part.receipt, part.failures)
 
 
 def read_table(storage: Storage, shard: int) -> pa.Table:
@@ -171,7 +172,7 @@ def test_a_part_that_vanishes_between_is_named(make_sink: MakeSink) -> None:
     class Forgetful(MemoryStorage):
         """Says that everything is there already, and has nothing."""
 
-        def create(self, name: str, data: bytes | memoryview, *, durable: bool = True) -> bool:
+        def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
             return False
 
     with pytest.raises(StorageError, match="something else deletes parts"):
@@ -179,22 +180,36 @@ def test_a_part_that_vanishes_between_is_named(make_sink: MakeSink) -> None:
 
 
 def test_nothing_is_visible_before_the_commit(make_sink: MakeSink, storage: Storage) -> None:
-    part, writer = draft(50), make_sink(()).begin()
-    writer.add(part.rows, part.features)
-    assert list(storage.list("")) == []
-    writer.commit(storage, part.receipt, part.failures)
+    part = draft(50)
+    with closing(make_sink(()).begin()) as writer:
+        writer.add(part.rows, part.features)
+        assert list(storage.list("")) == []
+        writer.commit(storage, part.receipt, part.failures)
     assert [entry.name for entry in storage.list("")] == [part_name(3)]
+
+
+def test_a_part_that_is_given_up_leaves_no_trace(make_sink: MakeSink, storage: Storage) -> None:
+    part = draft(50)
+    writer = make_sink(()).begin()
+    writer.add(part.rows, part.features)
+    writer.close()
+    writer.close()
+    assert list(storage.list("")) == []
 
 
 def test_two_parts_may_be_filled_at_once(make_sink: MakeSink, storage: Storage) -> None:
     sink = make_sink(())
     parts = [draft(20, shard=shard, seed=shard) for shard in range(2)]
-    writers = [sink.begin() for _ in parts]
-    for start in range(0, 20, 5):
-        for part, writer in zip(parts, writers, strict=True):
-            writer.add(part.rows[start : start + 5], part.features[start : start + 5])
-    for part, writer in zip(parts, writers, strict=True):
-        assert writer.commit(storage, part.receipt, part.failures) == part.account
+    with ExitStack() as stack:
+        writers = [stack.enter_context(closing(sink.begin())) for _ in parts]
+        for start in range(0, 20, 5):
+            for part, writer in zip(parts, writers, strict=True):
+                writer.add(part.rows[start : start + 5], part.features[start : start + 5])
+        accounts = [
+            writer.commit(storage, part.receipt, part.failures) for part, writer in zip(parts, writers, strict=True)
+        ]
+    assert accounts == [part.account for part in parts]
+    for part in parts:
         features = np.array(read_table(storage, part.receipt.shard)["features"].to_pylist(), np.float32)
         assert features.tobytes() == part.features.tobytes()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import duckdb
@@ -13,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
+from featurepress.errors import StorageError
 from featurepress.records import part_name
 from featurepress.sinks import ParquetSink
 from featurepress.storage import FolderStorage
@@ -40,7 +42,7 @@ def test_zstd_and_no_dictionary(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at_once", [5, 16, 40])
 def test_large_parts_have_several_row_groups_and_every_row(tmp_path: Path, at_once: int) -> None:
-    n_features = 65_536  # a row group of 4 MiB then holds 16 rows
+    n_features = 65_536  # a row group holds 16 rows at least
     part = draft(40, shard=0, n_features=n_features)
     write(ParquetSink((), n_features), FolderStorage(str(tmp_path)), part, at_once=at_once)
     footer = pq.read_metadata(tmp_path / part_name(0))
@@ -66,3 +68,12 @@ def test_a_glob_of_other_readers_sees_every_row(tmp_path: Path) -> None:
     frame = pd.read_parquet(tmp_path / "features")
     np.testing.assert_array_equal(np.stack(frame["features"].tolist()), expected)
     assert ds.dataset(tmp_path / "features").count_rows() == 100
+
+
+def test_a_temporary_folder_that_takes_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_features = 65_536
+    part = draft(40, n_features=n_features)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StorageError, match=r"temporary folder .*gone.* set TMPDIR"):
+        write(ParquetSink((), n_features), FolderStorage(str(tmp_path)), part)
+    assert list(tmp_path.iterdir()) == []

@@ -8,6 +8,7 @@ The life of a part:
    machines, one wins; the others throw their rows away.
 4. `commit` returns the account in the footer of the part that stands, whoever wrote it. From it the worker
    writes the failures and the receipt.
+5. `close` gives back what the part took, committed or not.
 """
 
 from __future__ import annotations
@@ -39,13 +40,16 @@ class Row(NamedTuple):
 
 
 class PartWriter(Protocol):
-    """A part that is being filled, in memory; nothing is visible before `commit`."""
+    """A part that is being filled; nothing is visible before `commit`."""
 
     def add(self, rows: Sequence[Row], features: Features) -> None:
         """Take some rows, with their features: (n_samples, n_features) float32, copied."""
 
     def commit(self, storage: Storage, receipt: Receipt, failures: Sequence[Failure]) -> Account:
         """Create the part only if absent; give the account of the one that stands."""
+
+    def close(self) -> None:
+        """Give back what the part takes, committed or not."""
 
 
 class Sink(Protocol):
