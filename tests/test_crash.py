@@ -19,7 +19,7 @@ from featurepress.run import press_plan
 from featurepress.settings import ImageSettings
 from featurepress.tasks import Press
 from featurepress.testing import ABORT, HANG, InlineEngine, memory_source, treacherous_decode
-from tests.runs import draft, draw, leftovers, read_failures, read_json, read_rows
+from tests.runs import draft, draw, leftovers, read_failures, read_json, read_rows, wait_until
 
 PRELOAD = ("featurepress.pipeline", "featurepress.testing")
 
@@ -129,6 +129,12 @@ def test_an_image_at_which_the_decoder_hangs_is_a_failure(tmp_path: Path, images
     assert "no sign of life for 3 seconds" in read_failures(tmp_path / "out")[0][2]
 
 
+def wait_until_dead(process: psutil.Process) -> None:
+    """Wait, and leave it to the parent to learn how the process ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        wait_until(lambda: process.status() == psutil.STATUS_ZOMBIE, "a killed process to be gone")
+
+
 def press_and_kill(out: Path, images: dict[str, bytes], n_kills: int) -> int:
     """Press slowly with one worker; kill it each time it has begun a shard; give the number of kills."""
     plan = draft(out, memory_source(images, delay_seconds=0.1), images_per_part=6)
@@ -147,7 +153,7 @@ def press_and_kill(out: Path, images: dict[str, bytes], n_kills: int) -> int:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         child.kill()
                         kills += 1
-                        child.wait(10)
+                        wait_until_dead(child)
 
     killer = threading.Thread(target=kill)
     killer.start()

@@ -67,7 +67,8 @@ def kill(process: subprocess.Popen[str], victim: str, rng: random.Random) -> Non
                 rng.choice(workers).kill()
         time.sleep(rng.uniform(0.0, 0.3))
     if victim.startswith("group"):
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # the run is over
+            os.killpg(process.pid, signal.SIGKILL)
     process.kill()
 
 
