@@ -25,7 +25,7 @@ from featurepress.sources import describe
 from featurepress.storage import FolderStorage, Storage
 from featurepress.testing import PlanMaker, fake_backbone
 
-COMMAND = (sys.executable, "-m", "featurepress.cli.main")
+COMMAND = (sys.executable, "-m", "featurepress")
 PATIENCE_SECONDS = 120  # against hanging only
 
 

@@ -21,6 +21,7 @@ HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
     __init__    -> run driver engines featureset errors
+    __main__    -> cli
     testing     -> everything
     cli         -> run driver featureset demo ledger storage settings errors __init__
     run         -> driver engines featureset ledger sources models storage records settings errors __init__

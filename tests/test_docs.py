@@ -31,7 +31,7 @@ def orchard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(orchard: Path) -> str:
     """Run the README's embed command as it stands there; give what it prints."""
     (command,) = re.findall(r"^\$ featurepress (embed .*)$", README, re.MULTILINE)
-    words = [sys.executable, "-m", "featurepress.cli.main", *command.split()]
+    words = [sys.executable, "-m", "featurepress", *command.split()]
     run = subprocess.run(words, cwd=orchard, capture_output=True, text=True, timeout=120, check=True)
     return run.stderr
 
@@ -63,7 +63,7 @@ def test_readme_python_examples_run(printed: str, orchard: Path) -> None:
 
 def test_options_of_embed_stand_in_its_help() -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "featurepress.cli.main", "embed", "--help"],
+        [sys.executable, "-m", "featurepress", "embed", "--help"],
         capture_output=True,
         text=True,
         timeout=60,

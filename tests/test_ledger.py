@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -51,11 +52,16 @@ LAYOUTS = {
 
 def cut(layout: Layout, n_images: int) -> Iterator[tuple[int, int, int]]:
     """Cut a listing as plainly as it can be said: (chunk, row group, images) of each shard."""
+    evenly = {tier.least > 0 for tier in layout.tiers} == {True}
     for chunk in range(n_images + 1):
         tier = layout.tier(chunk)
         in_chunk = min(tier.chunk, n_images)
-        for row_group, start in enumerate(range(0, in_chunk, tier.part)):
-            yield chunk, row_group, min(tier.part, in_chunk - start)
+        size = tier.part
+        if evenly and in_chunk < tier.chunk:
+            n_parts = next(n for n in itertools.count(4, 4) if n * tier.part >= in_chunk)
+            size = max(32, next(size for size in itertools.count(1) if size * n_parts >= in_chunk))
+        for row_group, start in enumerate(range(0, in_chunk, size)):
+            yield chunk, row_group, min(size, in_chunk - start)
         n_images -= in_chunk
         if not n_images:
             return
@@ -65,6 +71,7 @@ def cut(layout: Layout, n_images: int) -> Iterator[tuple[int, int, int]]:
 def test_parts_fill_chunks_without_a_rest(layout: Layout) -> None:
     for tier in layout.tiers:
         assert tier.chunk % tier.part == 0
+        assert not tier.least or tier.chunk % (4 * tier.part) == 0
         assert 1 <= tier.part <= tier.chunk <= 1_000_000
 
 
@@ -102,7 +109,7 @@ def test_a_listing_of_22_7_million() -> None:
         layout = Layout.of(None, pooling)
         n_shards = layout.n_shards(n_images)
         assert n_shards == sum(1 for _ in cut(layout, n_images))
-        assert abs(n_shards - n_parts) < 100
+        assert abs(n_shards - n_parts) < 100, n_shards
         chunk, row_group = layout.locate(n_shards - 1)
         assert layout.first_shard(chunk) + row_group == n_shards - 1
         assert chunk < 1_000
@@ -114,6 +121,33 @@ def test_the_first_parts_are_small_and_the_last_as_large_as_decided() -> None:
     assert Layout.of(None, "avg").tiers[-1].part == 4_096
     assert Layout.of(None, "flatten").tiers[-1].part == 1_024
     assert Layout.of(500, "flatten").tiers == (Tier(100_000, 500),)
+
+
+@pytest.mark.parametrize(
+    ("n_images", "sizes"),
+    [
+        (1, {1}),
+        (32, {32}),
+        (33, {32, 1}),
+        (120, {32, 24}),
+        (160, {40}),
+        (1_200, {100}),  # 12 parts: six each for two workers, three each for four
+        (1_201, {101, 90}),
+        (2_047, {128, 127}),
+        (2_048, {128}),
+        (12_000, {128, 498, 490}),
+    ],
+)
+def test_the_last_chunk_is_cut_evenly(n_images: int, sizes: set[int]) -> None:
+    """So that the workers end together; a part is never too small for what it costs to write."""
+    layout = Layout.of(None, "avg")
+    plan, refs = replace(small_plan(MemoryStorage()), layout=layout), iter(range(n_images))
+    for chunk in range(2):
+        if here := [ImageRef(f"{i:05d}", 0, i, "v") for i in itertools.islice(refs, layout.tier(chunk).chunk)]:
+            ledger.commit_chunk(plan, chunk, here, {})
+    lengths = [len(ledger.read_shard(plan, layout.first_shard(k) + i)) for k, i, _ in cut(layout, n_images)]
+    assert sum(lengths) == n_images
+    assert set(lengths) == sizes
 
 
 # -- plan ----------------------------------------------------------------------------------------------------

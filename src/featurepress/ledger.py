@@ -17,6 +17,7 @@ The part decides: failures and receipt are copies for people and for quick listi
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import socket
@@ -50,10 +51,22 @@ MANIFEST = "manifest.json"
 
 
 class Tier(NamedTuple):
-    """The size of one chunk of the listing and of the parts in it, in images."""
+    """The size of one chunk of the listing and of the parts in it, in images.
+
+    With `least`, the last chunk, which is not full, is cut evenly into a multiple of four parts of at least that
+    size, so that two or four workers end together; else all but the very last part have the full size.
+    """
 
     chunk: int
     part: int
+    least: int = 0
+
+    def part_of(self, n_images: int) -> int:
+        """Give the size of the parts of a chunk that holds `n_images`."""
+        if not self.least or n_images == self.chunk:
+            return self.part
+        n_parts = 4 * math.ceil(n_images / (4 * self.part))
+        return max(self.least, math.ceil(n_images / n_parts))
 
 
 @dataclass(frozen=True)
@@ -75,7 +88,7 @@ class Layout:
             return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
         share = 4 if pooling == "flatten" else 1
         sizes = ((2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096))
-        return cls(tuple(Tier(chunk, part // share) for chunk, part in sizes))
+        return cls(tuple(Tier(chunk, part // share, least=32) for chunk, part in sizes))
 
     def tier(self, chunk: int) -> Tier:
         """Give the sizes of a chunk."""
@@ -100,8 +113,9 @@ class Layout:
         shards = chunk = 0
         while n_images > 0:
             tier = self.tier(chunk)
-            shards += -(-min(n_images, tier.chunk) // tier.part)
-            n_images -= tier.chunk
+            n_here = min(n_images, tier.chunk)
+            shards += math.ceil(n_here / tier.part_of(n_here))
+            n_images -= n_here
             chunk += 1
         return shards
 
@@ -294,7 +308,7 @@ def commit_chunk(
     about = {"last_key": refs[-1].order.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
     table = pa.table(columns, schema=schema).replace_schema_metadata({"featurepress": json.dumps(about)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, row_group_size=plan.layout.tier(number).part, compression="zstd")
+    pq.write_table(table, sink, row_group_size=plan.layout.tier(number).part_of(len(refs)), compression="zstd")
     plan.storage.create(_chunk_name(plan, number), memoryview(sink.getvalue()))
     chunk = read_chunk(plan, number)
     if chunk is None:

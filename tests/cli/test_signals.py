@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -81,7 +82,7 @@ def test_a_signal_at_any_early_moment_leaves_no_traceback_and_no_orphan(
         wait_until(lambda: psutil.Process(process.pid).children(), "the first worker")
         time.sleep(delay_seconds)
         _, err = interrupt(process, number, group=True)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     assert "Error" not in err
     assert (resume_line(out) in err) == (out / "plan" / "plan.json").exists()
@@ -164,9 +165,41 @@ def test_the_default_destination_is_named_by_the_time(tmp_path: Path) -> None:
     assert "manifest.json" in names_below(made)
 
 
+IN_A_DESTRUCTOR = """
+import os, signal, sys, time
+from featurepress.cli.main import _Stop
+
+class Victim:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.01)  # the exception is raised here, where Python drops it
+
+_Stop().install()
+try:
+    victim = Victim()
+    del victim
+    time.sleep(60)
+except BaseException as stopped:
+    print(type(stopped).__name__)
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "_Terminated")]
+)
+def test_a_signal_that_meets_a_destructor_is_not_lost(number: signal.Signals, raised: str) -> None:
+    begun = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", IN_A_DESTRUCTOR, str(int(number))], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [raised]
+    assert done.stderr == ""
+    assert time.monotonic() - begun < 30
+
+
 def test_a_run_without_any_warning(tmp_path: Path) -> None:
     source, out = draw(tmp_path / "in", 20, broken=True), tmp_path / "out"
-    command = (sys.executable, "-W", "error", "-X", "dev", "-m", "featurepress.cli.main")
+    command = (sys.executable, "-W", "error", "-X", "dev", "-m", "featurepress")
     options = ("--max-failures", "1", "--format", "csv", "--parts", "2", "--images-per-part", "5")
     with started("embed", source, "--out", out, *options, command=command) as process:
         _, err = process.communicate(timeout=120)

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from typing import Annotated, Any
 
@@ -48,12 +50,28 @@ class _Stop:
     def __init__(self) -> None:
         self._since: float | None = None
 
+    def install(self) -> None:
+        """Take the signals that stop a command, but those that are ignored, as in a shell's background."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self)
+        sys.unraisablehook = self._once_more
+
     def __call__(self, number: int, frame: object) -> None:
         if self._since is None:
             self._since = time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
         if time.monotonic() - self._since > self.patience_seconds:
             os._exit(128 + number)  # the workers see that we are gone, and tidy up
+
+    def _once_more(self, unraisable: Any) -> None:
+        """Send a signal again that arrived where Python drops every exception, in a destructor or callback."""
+        numbers = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}
+        if unraisable.exc_type not in numbers:
+            sys.__unraisablehook__(unraisable)
+            return
+        self._since = None
+        threading.Timer(0.05, os.kill, (os.getpid(), numbers[unraisable.exc_type])).start()
 
 
 def _show_version(value: bool) -> None:
@@ -73,10 +91,7 @@ def _root(
 
 def main() -> None:
     """Run the command and exit."""
-    stop = _Stop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background
-            signal.signal(number, stop)
+    _Stop().install()
     try:
         code = app(prog_name="featurepress", standalone_mode=False) or 0
         if code == 130:  # typer turns Ctrl-C into this
@@ -94,6 +109,11 @@ def main() -> None:
         code = 1
     for number in (signal.SIGINT, signal.SIGTERM):  # one that comes now changes neither what is done nor the code
         signal.signal(number, signal.SIG_IGN)
+    if code in (130, 143):
+        # Python itself would end with another code if the Ctrl-C met it at an import.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
@@ -112,7 +132,3 @@ def _say(message: str, kind: str, code: int) -> int:
         print_json({"error": message, "kind": kind, "exit_code": code})
     typer.echo(f"featurepress: {message}", err=True)
     return code
-
-
-if __name__ == "__main__":
-    main()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from featurepress.records import Pixels
 
+_FLOAT_VALUES = 3 * 2**20
+
 
 def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[np.uint8]) -> None:
     """Resize one picture into its place in a batch.
@@ -37,20 +39,33 @@ def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[np.uint8])
     -----
     ``area``: every target pixel is the mean of the source area that it covers, edges weighted by their share,
     rounded to the nearest level (OpenCV's INTER_AREA; where a mean lies next to a half, one level off on some
-    ten thousandths of the values of the sizes below). About 430 microseconds for 500x375 to 96x96, half of what
-    decoding such a photograph costs; OpenCV has no faster exact way. For 100x100 it takes 58, and 32 by the
-    detour of `_area_positions`.
+    ten thousandths of the values of the sizes below). For 500x375 to 96x96 OpenCV takes 420 microseconds, a third
+    of what decoding such a photograph costs, and 345 for the same bits by the detour over float32. For 100x100
+    it takes 58, and 32 by the detour of `_area_positions`.
     """
     height, width = out.shape[:2]
     if pixels.shape == out.shape:
         out[:] = pixels
         return
-    shrinks = pixels.shape[0] > height and pixels.shape[1] > width
-    if shrinks and (maps := _area_maps(*pixels.shape[:2], height, width)) is not None:
+    if pixels.shape[0] > height and pixels.shape[1] > width:
+        _resize_by_area(pixels, out)
+    else:
+        cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+
+
+def _resize_by_area(pixels: Pixels, out: npt.NDArray[np.uint8]) -> None:
+    """Do what INTER_AREA does, in the fastest way for the sizes."""
+    (height, width), (to_height, to_width) = pixels.shape[:2], out.shape[:2]
+    if (maps := _area_maps(height, width, to_height, to_width)) is not None:
         cv2.remap(pixels, *maps, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
         return
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    cv2.resize(pixels, (width, height), dst=out, interpolation=how)
+    is_whole = height % to_height == 0 and width % to_width == 0  # OpenCV's own fast way, with integers
+    if is_whole or pixels.size > _FLOAT_VALUES:
+        cv2.resize(pixels, (to_width, to_height), dst=out, interpolation=cv2.INTER_AREA)
+        return
+    # OpenCV makes a float of every level in its inner loop; to do that at once is faster while caches hold it.
+    mean = cv2.resize(pixels.astype(np.float32), (to_width, to_height), interpolation=cv2.INTER_AREA)
+    np.copyto(out, np.rint(mean, out=mean), casting="unsafe")
 
 
 @functools.lru_cache(maxsize=256)
