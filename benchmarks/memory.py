@@ -49,7 +49,7 @@ def main() -> None:
 def _run(pictures: Path, out: Path, pooling: str) -> tuple[float, float]:
     command = ["embed", str(pictures), "--out", str(out), "--pooling", pooling]
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-m", "featurepress.cli.main", *command], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-m", "featurepress", *command], stderr=subprocess.DEVNULL)
     peak = [0.0]
     watcher = threading.Thread(target=_watch, args=(process.pid, peak))
     watcher.start()
@@ -79,7 +79,7 @@ def _watch(pid: int, peak: list[float]) -> None:
 def _starts(work: Path) -> None:
     """Print the median time of --help and of one picture, each in a fresh process."""
     one = draw_pictures(work / "one", 1)[0]
-    module = [sys.executable, "-m", "featurepress.cli.main"]
+    module = [sys.executable, "-m", "featurepress"]
     for name, command in (
         ("featurepress --help", [*module, "--help"]),
         ("one picture", [*module, "embed", str(one), "--out", str(work / "one-{time}-N")]),

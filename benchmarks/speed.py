@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import decode_limit, inference_limit, write_limit
+from featurepress.backbones import supports_bfloat16
 from featurepress.demo import draw_pictures
 from featurepress.models.catalog import find_card
 from featurepress.models.store import model_file
+from featurepress.pipeline import cpu_name
 from featurepress.settings import available_cores
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -35,9 +37,11 @@ COLUMNS = (
     "write",
     "limit",
     "threads",
+    "threads area",
     "pressing",
     "of limit",
     "of threads",
+    "of threads area",
     "whole call",
     "start s",
 )
@@ -74,23 +78,30 @@ def main() -> None:
     rounds, share = (1, 4) if arguments.quick else (arguments.rounds, 1)
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
         work = Path(scratch)
-        sets = {
-            "100x100": _pictures(arguments.data, work / "pictures", 12_000 // share),
-            "photographs": _photographs(arguments.data, work / "photographs", 1_200 // share),
-        }
-        print(
-            f"{_cpu()}, {available_cores()} cores, Python {platform.python_version()}; median of {rounds} rounds\n"
-        )
+        sets = picture_sets(arguments.data, work, share)
+        print(f"{headline()}; median of {rounds} rounds\n")
         print("| pictures | features | precision | " + " | ".join(COLUMNS) + " |")
         print("|" + "---|" * (3 + len(COLUMNS)), flush=True)
-        for name, pooling, precision in _cells():
+        for name, pooling, precision in cells():
             if sets[name] is not None:
                 _measure(work, name, sets[name], pooling, precision, rounds)
 
 
-def _cells() -> Iterator[tuple[str, str, str]]:
-    from featurepress.backbones import supports_bfloat16
+def headline() -> str:
+    """Name the machine."""
+    return f"{cpu_name()}, {available_cores()} cores, Python {platform.python_version()}"
 
+
+def picture_sets(data: Path, folder: Path, share: int = 1) -> dict[str, Path | None]:
+    """Lay out the pictures, or one part in `share` of them; None where there are none."""
+    return {
+        "100x100": _pictures(data, folder / "pictures", 12_000 // share),
+        "photographs": _photographs(data, folder / "photographs", 1_200 // share),
+    }
+
+
+def cells() -> Iterator[tuple[str, str, str]]:
+    """Yield what is measured: (pictures, pooling, precision)."""
     precisions = ["float32"]
     if supports_bfloat16(find_card("embedded").backbone("avg")):
         precisions.append("bfloat16")
@@ -109,13 +120,14 @@ def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision
     infer, _ = inference_limit(model, pooling, precision, n_cores)
     seen: dict[str, list[float]] = {}
     for _ in range(rounds):
-        run = _embed(work, folder, pooling=pooling, precision=precision)
+        run = embed(work, folder, pooling=pooling, precision=precision)
         assert run["images"] == len(paths), f"{run} of {len(paths)}"
         values = {
             "decode": decode_limit(paths, n_cores, area=True),
             "infer": infer,
             "write": write_limit(run["bytes"], len(paths), work),
-            "threads": _threads(work, folder, pooling, precision),
+            "threads": _threads(work, folder, pooling, precision, resize="LINEAR"),
+            "threads area": _threads(work, folder, pooling, precision, resize="AREA"),
             "pressing": run["pressing"],
             "whole call": run["whole"],
             "start s": run["start"],
@@ -123,6 +135,7 @@ def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision
         values["limit"] = 1 / sum(1 / values[part] for part in ("decode", "infer", "write"))
         values["of limit"] = values["pressing"] / values["limit"]
         values["of threads"] = values["pressing"] / values["threads"]
+        values["of threads area"] = values["pressing"] / values["threads area"]
         for column, value in values.items():
             seen.setdefault(column, []).append(value)
     medians = {column: statistics.median(values) for column, values in seen.items()}
@@ -130,7 +143,8 @@ def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision
     print(f"| {name} | {pooling} | {precision} | " + " | ".join(cells) + " |", flush=True)
 
 
-def _embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
+def embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
+    """Press a folder in a fresh process; give what the run measured of itself."""
     out = work / "features"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-c", _EMBED, str(folder), str(out), json.dumps(options)]
@@ -138,16 +152,21 @@ def _embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
     return result
 
 
-def _threads(work: Path, folder: Path, pooling: str, precision: str) -> float:
-    """Give the images a second that the plain script of threads reports, without its start."""
+def _threads(work: Path, folder: Path, pooling: str, precision: str, *, resize: str) -> float:
+    """Give the images a second that the plain script of threads reports, without its start.
+
+    As it stands it resizes by INTER_LINEAR; with "AREA" it does the same work as we do.
+    """
     script = SHARED / "baselines" / "threads_openvino.py"
     if not script.exists():
         return float("nan")
+    as_told = work / "threads.py"
+    as_told.write_text(script.read_text().replace("cv2.INTER_LINEAR", f"cv2.INTER_{resize}"))
     words = [{"float32": "f32", "bfloat16": "bf16"}[precision], {"avg": "avg", "flatten": "flat"}[pooling]]
     temporary = work / "threads"
     temporary.mkdir(exist_ok=True)
     output = subprocess.run(
-        [sys.executable, str(script), *words, str(folder)],
+        [sys.executable, str(as_told), *words, str(folder)],
         check=True,
         capture_output=True,
         text=True,
@@ -181,12 +200,6 @@ def _photographs(data: Path, folder: Path, n: int) -> Path | None:
     for number in range(n):
         shutil.copy(real[number % len(real)], folder / f"{number:05d}.jpg")
     return folder
-
-
-def _cpu() -> str:
-    from featurepress.pipeline import cpu_name
-
-    return cpu_name()
 
 
 if __name__ == "__main__":

@@ -86,9 +86,9 @@ class Layout:
         """Give the layout for a fixed number of images a part, or the default for a pooling."""
         if images_per_part is not None:
             return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
-        share = 4 if pooling == "flatten" else 1
-        sizes = ((2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096))
-        return cls(tuple(Tier(chunk, part // share, least=32) for chunk, part in sizes))
+        small = [(2_048, 64), (14_336, 256), (32_768, 1_024)]
+        large = [(2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096)]
+        return cls(tuple(Tier(*sizes, least=32) for sizes in (small if pooling == "flatten" else large)))
 
     def tier(self, chunk: int) -> Tier:
         """Give the sizes of a chunk."""
