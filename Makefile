@@ -9,8 +9,8 @@ help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
 	@echo "make test     install what the tests need, run them (under 5 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
-	@echo "make bench    measure speed against its limits and against a plain script (about 8 minutes)"
-	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, start-up times (about 3 minutes)"
+	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
+	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, start-up times (about a minute)"
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit('featurepress needs Python 3.11 or later') if sys.version_info < (3, 11) else None"
