@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Generator, Iterable
 from copy import copy
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from featurepress import ledger
 from featurepress.driver import DRIVER_BYTES, WORKER_BYTES, Progress, _n_workers
 from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
@@ -72,28 +75,24 @@ def test_progress_of_a_resumed_run_counts_what_was_done_before(tmp_path: Path, s
 
 
 def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
-    assert _n_workers(Settings(), 1280, 4096) == available_cores()
-    assert _n_workers(Settings.from_options(workers=7), 1280, 4096) == 7
+    assert _n_workers(Settings()) == available_cores()
+    assert _n_workers(Settings.from_options(workers=7)) == 7
 
 
 def test_memory_limits_the_workers() -> None:
-    def workers(memory_bytes: int, images_per_part: int = 4096) -> int:
-        settings = Settings.from_options(workers=100, memory_bytes=memory_bytes)
-        return _n_workers(settings, 1280, images_per_part)
+    def workers(memory_bytes: int) -> int:
+        return _n_workers(Settings.from_options(workers=100, memory_bytes=memory_bytes))
 
     assert workers(2**40) == 100
-    found = [workers(gigabytes * 2**30) for gigabytes in (1, 2, 4, 8, 16)]
-    assert found == sorted(found)
-    assert 1 <= found[0] <= 3
-    assert found[-1] <= 16 * 2**30 // WORKER_BYTES
-    assert workers(4 * 2**30, 100_000) < workers(4 * 2**30, 100)
+    assert [workers(DRIVER_BYTES + n * WORKER_BYTES) for n in (1, 2, 7)] == [1, 2, 7]
+    assert workers(DRIVER_BYTES + 2 * WORKER_BYTES - 1) == 1
 
 
 def test_too_little_memory_is_refused_with_what_would_be_enough() -> None:
-    with pytest.raises(SettingError, match=r"at least (\d+) for one worker") as caught:
-        _n_workers(Settings.from_options(memory_bytes=DRIVER_BYTES), 1280, 4096)
-    enough = int(next(word for word in str(caught.value).split() if word.isdecimal()))
-    assert _n_workers(Settings.from_options(memory_bytes=enough), 1280, 4096) == 1
+    with pytest.raises(SettingError, match=r"at least \d+, for the driver and one worker") as caught:
+        _n_workers(Settings.from_options(memory_bytes=DRIVER_BYTES))
+    enough = int(re.findall(r"\d+", str(caught.value))[0])
+    assert _n_workers(Settings.from_options(memory_bytes=enough)) == 1
 
 
 # -- what is not complete is not called so -------------------------------------------------------------------
@@ -123,6 +122,20 @@ def test_a_shard_that_the_engine_forgot_is_pressed(tmp_path: Path, source: Path)
     assert engine.runs == 2
     assert len(read_rows(out)) + len(read_failures(out)) == 33
     assert read_json(out / "manifest.json")["listed"] == 33
+
+
+def test_a_source_that_goes_away_under_a_plan_is_a_stop_that_can_be_resumed(tmp_path: Path, source: Path) -> None:
+    out, away = tmp_path / "out", tmp_path / "away"
+    here = Path(shutil.copytree(source, tmp_path / "here"))
+    plan = draft(out, here, images_per_part=4, max_failures=1.0)
+    plan.storage.prepare()
+    assert ledger.create_plan(plan)
+    here.rename(away)
+    with pytest.raises(StoppedError, match=r"The listing stopped: .*here") as caught:
+        press_plan(plan, engine=InlineEngine())
+    assert caught.value.exit_code == 1
+    away.rename(here)
+    assert press_plan(plan, engine=InlineEngine()).summary.listed == 33
 
 
 class LossyPress(Press):

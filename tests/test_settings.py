@@ -63,7 +63,8 @@ def test_a_value_of_another_type_is_refused(name: str) -> None:
     rule = DECLARED[name][2]
     for value in STRANGERS[rule.kind]:
         text = message(**{name: value})
-        assert text.startswith(f"The '{name}' setting must be ")
+        assert text.startswith(f"The '{name}' setting")
+        assert " must be " in text
         assert f"Got {value!r}" in text
         assert text[-1] in ".?"
         assert "\n" not in text
@@ -101,7 +102,10 @@ def test_none_is_for_optional_settings_only(name: str) -> None:
         ),
         ({"parts": 100_000}, "The 'parts' setting must be an integer from 1 to 99999. Got 100000."),
         ({"max_failures": 1.5}, "The 'max_failures' setting must be a number from 0 to 1. Got 1.5."),
-        ({"timeout_seconds": 0}, "The 'timeout_seconds' setting must be a number from 0.1 to 86400. Got 0."),
+        (
+            {"timeout_seconds": 0},
+            "The 'timeout_seconds' setting (--timeout) must be a number from 0.1 to 86400. Got 0.",
+        ),
         ({"all_files": "yes"}, "The 'all_files' setting must be true or false. Got 'yes'."),
         ({"model": ""}, "The 'model' setting must be a text. Got ''."),
         (

@@ -190,8 +190,8 @@ class Plan:
         return [f"{name}: {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
     def _identity(self) -> dict[str, Any]:
-        sources = [(spec.location, spec.base) for spec in self.sources]
-        space = {f"model {name}": value for name, value in self.backbone.feature_space.items()}
+        sources = [f"{spec.location} (from {spec.base})" for spec in self.sources]
+        space = {f"model {name}": value for name, value in self.backbone.feature_space.items() if name != "pooling"}
         return {"sources": sources, **self.settings.identity(), **space}
 
 

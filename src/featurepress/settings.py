@@ -47,6 +47,10 @@ class Constraint:
     flag: str | None = None
     identity: bool = True
 
+    def called(self, name: str) -> str:
+        """Give what errors call the setting `name`."""
+        return f"The '{name}' setting" + (f" ({self.flag})" if self.flag else "")
+
     def check(self, name: str, value: object) -> None:
         """Raise SettingError unless `value` is allowed for the setting `name`."""
         if value is None and self.optional:
@@ -54,12 +58,12 @@ class Constraint:
         if self.choices:
             if value not in self.choices:
                 raise SettingError(
-                    f"The '{name}' setting must be {_spoken_list(self.choices)}. "
+                    f"{self.called(name)} must be {_spoken_list(self.choices)}. "
                     f"Got {value!r}{nearest(str(value), self.choices)}"
                 )
             return
         if not self._fits(value):
-            raise SettingError(f"The '{name}' setting must be {self._allowed()}. Got {value!r}.")
+            raise SettingError(f"{self.called(name)} must be {self._allowed()}. Got {value!r}.")
 
     def _fits(self, value: object) -> bool:
         if isinstance(value, bool) or self.kind is bool:

@@ -97,7 +97,7 @@ def main() -> None:
         if code == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
     except _USAGE_ERRORS as error:
-        code = _refuse(" ".join(error.format_message().split()))
+        code = _refuse(error)
     except FeaturepressError as error:
         code = _say(str(error), type(error).__name__, error.exit_code)
     except KeyboardInterrupt:
@@ -117,11 +117,14 @@ def main() -> None:
     sys.exit(code)
 
 
-def _refuse(message: str) -> int:
+def _refuse(error: Any) -> int:
+    """Tell of a wrong option or argument, and where the right ones are listed."""
+    message = " ".join(error.format_message().split())
     if not message:  # the command alone: its help has been shown
         return 2
     ending = "" if message.endswith(("?", ".")) else "."
-    return _say(f"{message}{ending} See featurepress --help.", "UsageError", 2)
+    command = error.ctx.command_path if error.ctx is not None else "featurepress"
+    return _say(f"{message}{ending} See {command} --help.", "UsageError", 2)
 
 
 def _say(message: str, kind: str, code: int) -> int:

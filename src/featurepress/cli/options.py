@@ -104,16 +104,16 @@ def _shown(name: str, default: Any) -> str:
 
 def _parsed(name: str, rule: Constraint, value: Any) -> Any:
     if name.endswith("_bytes"):
-        return parse_bytes(name, value)
+        return parse_bytes(rule.called(name), value)
     if rule.kind in (int, float):
         with contextlib.suppress(ValueError):
             return rule.kind(value)
     return value
 
 
-def parse_bytes(name: str, text: str) -> int:
-    """Turn ``4GB``, ``500 MiB`` or ``1000`` into a number of bytes."""
+def parse_bytes(what: str, text: str) -> int:
+    """Turn ``4GB``, ``500 MiB`` or ``1000`` into a number of bytes; an error begins with `what` it is."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
     if match is None or match[2] not in _UNITS:
-        raise SettingError(f"The '{name}' setting must be a number of bytes such as 4GB or 500MiB. Got '{text}'.")
+        raise SettingError(f"{what} must be a number of bytes such as 4GB or 500MiB. Got '{text}'.")
     return int(float(match[1]) * _UNITS[match[2]])

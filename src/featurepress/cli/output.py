@@ -144,7 +144,7 @@ def print_summary(features: FeatureSet) -> None:
     _add_model(lines, features, manifest)
     lines.add("where", features.location)
     lines.print(console())
-    if features.plan.backbone.model == "embedded-v1":
+    if features.plan.backbone.model == "embedded-v1" and not summary.already_done:
         console().print(Text(_EMBEDDED_ADVICE, style="dim"))
 
 
