@@ -23,8 +23,8 @@ ARROWS = """
     __init__    -> run driver engines featureset errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run driver featureset demo ledger storage settings errors __init__
-    run         -> driver engines featureset ledger sources models storage records settings errors __init__
+    cli         -> run driver featureset demo ledger storage records settings errors __init__
+    run         -> driver engines featureset ledger layout sources models storage records settings errors __init__
     driver      -> tasks lister engines featureset ledger sources records settings errors
     tasks       -> pipeline ledger child records
     pipeline    -> sources images backbones sinks ledger child records errors
@@ -36,7 +36,8 @@ ARROWS = """
     backbones   -> models records
     sinks       -> storage records errors
     models      -> records settings errors
-    ledger      -> storage child records settings errors
+    ledger      -> layout storage child records settings errors
+    layout      ->
     storage     -> errors
     settings    -> errors
     demo        -> fruit errors

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from featurepress import ledger
-from featurepress.driver import DRIVER_BYTES, WORKER_BYTES, Progress, _n_workers
+from featurepress.driver import DRIVER_BYTES, WORKER_BYTES, Progress, n_workers
 from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan
@@ -22,7 +22,7 @@ from featurepress.run import press_plan
 from featurepress.settings import Settings, available_cores
 from featurepress.storage import FolderStorage
 from featurepress.tasks import Press
-from featurepress.testing import InlineEngine, memory_source
+from featurepress.testing import InlineEngine, MemoryStorage, memory_source
 from tests.runs import draft, draw, read_failures, read_json, read_rows
 
 Result = TypeVar("Result")
@@ -71,17 +71,65 @@ def test_progress_of_a_resumed_run_counts_what_was_done_before(tmp_path: Path, s
     assert features.summary.images_per_second * features.summary.seconds == pytest.approx(4)
 
 
+class StutteringEngine(InlineEngine):
+    """Tells of an attempt at each shard that gets lost, and of the beginning of the next one."""
+
+    def run(
+        self,
+        task: Task[Result],
+        plan: Plan,
+        shards: Iterable[int],
+        on_beat: Callable[[Any], None] = lambda news: None,
+    ) -> Generator[Result]:
+        for shard in shards:
+            if isinstance(task, Press):
+                on_beat(("images", shard, 0, 1))
+                on_beat(("images", shard, 0, 0))
+            yield from super().run(task, plan, [shard], on_beat)
+
+
+def test_progress_takes_back_what_a_lost_attempt_has_told(tmp_path: Path, source: Path) -> None:
+    seen: list[Progress] = []
+    plan = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0)
+    press_plan(plan, engine=StutteringEngine(), on_progress=lambda progress: seen.append(copy(progress)))
+    assert (seen[-1].pressed, seen[-1].failed) == (30, 3)
+    assert max(progress.pressed + progress.failed for progress in seen) == 33
+
+
+class Watched(MemoryStorage):
+    """Remembers what is deleted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted: list[str] = []
+
+    def delete(self, name: str) -> None:
+        self.deleted.append(name)
+        super().delete(name)
+
+
+def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: Path) -> None:
+    storage = Watched()
+    options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0}
+    press_plan(draft(storage, source, **options), engine=InlineEngine())
+    for name in ("manifest.json", "receipts/part-00000001.json", "features/part-00000002.parquet"):
+        del storage.objects[name]
+    storage.deleted.clear()
+    assert press_plan(draft(storage, source, **options), engine=InlineEngine()).summary.listed == 33
+    assert {name.partition("/")[0] for name in storage.deleted} <= {"attempts", "failures"}
+
+
 # -- workers -------------------------------------------------------------------------------------------------
 
 
 def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
-    assert _n_workers(Settings()) == available_cores()
-    assert _n_workers(Settings.from_options(workers=7)) == 7
+    assert n_workers(Settings()) == available_cores()
+    assert n_workers(Settings.from_options(workers=7)) == 7
 
 
 def test_memory_limits_the_workers() -> None:
     def workers(memory_bytes: int) -> int:
-        return _n_workers(Settings.from_options(workers=100, memory_bytes=memory_bytes))
+        return n_workers(Settings.from_options(workers=100, memory_bytes=memory_bytes))
 
     assert workers(2**40) == 100
     assert [workers(DRIVER_BYTES + n * WORKER_BYTES) for n in (1, 2, 7)] == [1, 2, 7]
@@ -90,9 +138,9 @@ def test_memory_limits_the_workers() -> None:
 
 def test_too_little_memory_is_refused_with_what_would_be_enough() -> None:
     with pytest.raises(SettingError, match=r"at least \d+, for the driver and one worker") as caught:
-        _n_workers(Settings.from_options(memory_bytes=DRIVER_BYTES))
+        n_workers(Settings.from_options(memory_bytes=DRIVER_BYTES))
     enough = int(re.findall(r"\d+", str(caught.value))[0])
-    assert _n_workers(Settings.from_options(memory_bytes=enough)) == 1
+    assert n_workers(Settings.from_options(memory_bytes=enough)) == 1
 
 
 # -- what is not complete is not called so -------------------------------------------------------------------

@@ -12,7 +12,8 @@ import pytest
 
 from featurepress import ledger
 from featurepress.errors import SourceError, StorageError
-from featurepress.ledger import Chunk, Layout, Plan, Tier
+from featurepress.layout import Layout, Tier
+from featurepress.ledger import Chunk, Plan
 from featurepress.lister import Lister
 from featurepress.records import SourceSpec
 from featurepress.sources import Listing, describe

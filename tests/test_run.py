@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from featurepress.errors import (
     RequestError,
     SettingError,
     SourceError,
+    StorageError,
     TooManyFailuresError,
 )
+from featurepress.layout import Layout, Tier
 from featurepress.run import expand_time, press_plan
 from featurepress.testing import InlineEngine
 from tests.runs import (
@@ -334,22 +337,74 @@ def test_a_receipt_that_a_power_cut_left_empty_is_written_again(tmp_path: Path, 
 def test_the_listing_goes_on_behind_its_last_chunk(tmp_path: Path, pictures: Path) -> None:
     """Images that come before the last listed one are not taken up again; those behind it are new."""
     out = tmp_path / "out"
-    plan = draft(out, pictures, images_per_part=5, limit=10)
-    press_plan(plan, engine=InlineEngine())
-    first = sorted(read_rows(out))
-    assert first == sorted(str(path) for path in pictures.rglob("*.jpg"))[:10]
+    layout = Layout((Tier(10, 5),))
+    press_plan(replace(draft(out, pictures), layout=layout), engine=InlineEngine())
+    listed = sorted(read_rows(out))
+    lost = ["manifest.json", "plan/listing.json", "plan/chunk-00000001.parquet", "plan/chunk-00000002.parquet"]
+    lost += [f"{kind}-0000000{i}{end}" for i in (2, 3) for kind, end in (("features/part", ".parquet"),)]
+    for name in lost:
+        (out / name).unlink(missing_ok=True)
+    for name in ("!before.jpg", "~behind.jpg"):
+        shutil.copy(pictures / Path(listed[0]).relative_to(pictures), pictures / name)
+    press_plan(replace(draft(out, pictures), layout=layout), engine=InlineEngine())
+    assert sorted(read_rows(out)) == [*listed, str(pictures / "~behind.jpg")]
 
 
-def test_a_source_that_has_gone_before_a_resume_fails_image_by_image(tmp_path: Path, pictures: Path) -> None:
+def test_a_lost_csv_file_is_made_again(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures, format="csv", parts=3)
+    before = snapshot(out / "csv")
+    (out / "csv" / "part-00001.csv").unlink()
+    assert not press(out, pictures, format="csv", parts=3).summary.already_done
+    assert snapshot(out / "csv").keys() == before.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "lost"),
+    [
+        ("manifest.json", []),
+        ("plan/listing.json", ["manifest.json"]),
+        ("plan/chunk-00000000.parquet", ["manifest.json", "features/part-00000000.parquet"]),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, pictures: Path, name: str, lost: list[str]) -> None:
     out = tmp_path / "out"
     press(out, pictures)
+    (out / name).write_bytes((out / name).read_bytes()[:40])
+    for other in lost:
+        (out / other).unlink()
+    with pytest.raises(FeatureSetError, match=f"{name}' is damaged: "):
+        press(out, pictures)
+
+
+@pytest.mark.parametrize("kind", ["features", "failures"])
+def test_a_damaged_part_is_named(tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "out"
+    features = press(out, draw(tmp_path / "in", 20, broken=True), max_failures=1.0)
+    path = next((out / kind).iterdir())
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(FeatureSetError, match=f"{kind}/{path.name}' is damaged: "):
+        len(fp.open_features(out)), features.failures
+
+
+def test_unknown_columns_are_refused(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(SettingError, match=r"columns are uri, width.* Got 'nope'"):
+        press(tmp_path / "out", pictures).to_table(["nope"])
+
+
+def test_a_source_that_has_gone_before_a_resume_stops_it_until_it_is_back(tmp_path: Path, pictures: Path) -> None:
+    out = tmp_path / "out"
+    press(out, pictures)
+    rows = sorted(read_rows(out))
     (out / "manifest.json").unlink()
     (out / "features" / "part-00000002.parquet").unlink()
-    shutil.rmtree(pictures)
-    with pytest.raises(TooManyFailuresError):
+    pictures.rename(tmp_path / "away")
+    with pytest.raises(StorageError, match=f"The source '{pictures}' is gone: .* Bring it back and resume"):
         press(out, pictures)
-    assert {reason for _, _, reason in read_failures(out)} == {"vanished since listing"}
-    assert len(read_rows(out)) == 15
+    (tmp_path / "away").rename(pictures)
+    press(out, pictures)
+    assert sorted(read_rows(out)) == rows
+    assert read_failures(out) == []
     assert leftovers(out) == []
 
 
@@ -411,29 +466,3 @@ def test_as_many_failures_as_allowed_are_no_error(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 9)
     (source / "empty.jpg").write_bytes(b"")
     assert press(tmp_path / "out", source, max_failures=0.1).summary.failed == 1
-
-
-# -- estimates -----------------------------------------------------------------------------------------------
-
-
-def test_an_estimate_agrees_with_the_run_and_writes_nothing(tmp_path: Path) -> None:
-    source = draw(tmp_path / "in", 20, broken=True)
-    (source / "notes.txt").write_text("no image")
-    (source / ".hidden.jpg").write_text("no image")
-    options: dict[str, Any] = {"images_per_part": 4, "pooling": "max"}
-    before = snapshot(tmp_path)
-    estimate = fp.estimate(source, tmp_path / "out", **options)
-    assert snapshot(tmp_path) == before
-    features = fp.embed(source, tmp_path / "out", workers=1, precision="float32", max_failures=1.0, **options)
-    summary = features.summary
-    assert estimate.images == summary.listed == 23
-    assert estimate.parts == summary.parts == 6
-    assert estimate.skipped == summary.skipped == {"not an image's name": 1, "dot file": 1}
-    assert estimate.n_features == features.n_features
-    assert estimate.bytes == sum(path.stat().st_size for path in source.rglob("*.jpg") if path.name[0] != ".")
-    assert summary.bytes_written <= estimate.expected_bytes + 6 * 20_000
-
-
-def test_an_estimate_honours_the_limit(tmp_path: Path, pictures: Path) -> None:
-    estimate = fp.estimate(pictures, limit=7, images_per_part=3)
-    assert (estimate.images, estimate.parts) == (7, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from featurepress.child import Child, ChildDiedError
-from featurepress.errors import StorageError
+from featurepress.errors import DestinationError, StorageError
 from featurepress.storage import FolderStorage, Storage, open_storage
 from featurepress.testing import QuotaStorage
 
@@ -160,6 +161,35 @@ def test_a_process_killed_while_it_writes_leaves_nothing_visible(storage: Folder
     assert storage.create("a", b"again")
 
 
+@pytest.mark.parametrize("nameless", [True, False])
+def test_without_links_one_driver_is_served(
+    storage: FolderStorage, monkeypatch: pytest.MonkeyPatch, nameless: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    if not nameless:
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    assert storage.create("features/part", b"one")
+    assert not storage.create("features/part", b"two")
+    assert storage.read("features/part") == b"one"
+    storage.write("features/part", b"three")
+    assert storage.read("features/part") == b"three"
+    assert hidden(storage) == []
+
+
+@pytest.mark.parametrize("location", ["", "s3://bucket/features", "hdfs://host/x", "a\0b"])
+def test_what_is_no_path_is_no_destination(location: str) -> None:
+    with pytest.raises(DestinationError, match="a folder on disk"):
+        open_storage(location)
+
+
+def test_a_destination_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_storage("~/features").location == str(tmp_path / "features")
+
+
 WITHOUT_NAMELESS_FILES = """
 import os, sys, threading
 del os.O_TMPFILE  # as on systems that are no Linux
@@ -202,7 +232,7 @@ def test_a_full_quota_refuses_and_space_helps(tmp_path: Path) -> None:
     storage.prepare()
     assert storage.create("a", b"x" * 60)
     for refused in (storage.create, storage.write):
-        with pytest.raises(StorageError, match="no space left on device; make space and resume"):
+        with pytest.raises(StorageError, match="no space left on device; make space and go on"):
             refused("b", b"x" * 60)
     with pytest.raises(StorageError, match="no space left"), storage.stream("b") as file:
         file.write(b"x" * 60)

@@ -16,7 +16,7 @@ from featurepress import ledger
 from featurepress.backbones import load_backbone
 from featurepress.child import Child, ChildDiedError, ChildSilentError
 from featurepress.errors import ImageError, StorageError
-from featurepress.ledger import Layout
+from featurepress.layout import Layout
 from featurepress.settings import ListingSettings
 from featurepress.sources import Listing, open_source
 from featurepress.storage import FolderStorage

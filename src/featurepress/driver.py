@@ -44,7 +44,7 @@ from featurepress.sources import Listing
 from featurepress.tasks import Decoder, Press, Probe, ProbeResult
 
 PROBE_IMAGES = 1_000
-MAX_PROBE_DEATHS = 8  # more than that is not the images' doing
+MAX_PROBE_DEATHS = 32  # more than that is not the images' doing
 # Resident memory. Measured: 205 to 227 MiB a worker, 91 the driver; the rest is room for larger pictures and
 # listings.
 WORKER_BYTES = 300 * 1024**2
@@ -145,20 +145,19 @@ class Driver:
         self._engine = engine
         self._totals = Totals()
         self._counting = threading.Lock()  # shards are taken, and beats heard, in the engine's threads
+        self._noted: dict[int, tuple[int, int]] = {}  # images pressed and failed, by shard
         self._repaired: set[int] = set()
         self._lister: Lister | None = None
-        self._is_new = True
 
     def run(self, *, is_new: bool) -> FeatureSet:
         """Carry the plan out, from its beginning (`is_new`) or from wherever it stands."""
-        self._is_new = is_new
         manifest = None if is_new else ledger.read_manifest(self.plan.storage)
         if manifest is not None and self._parts_stand(manifest):
             return self._checked(manifest, _summary_again(manifest, self.started))
         owned = None
         if self._engine is None:
             owned = LocalEngine(
-                _n_workers(self.plan.settings),
+                n_workers(self.plan.settings),
                 # A worker waits so long for the child to which it leaves a suspect image.
                 silence_seconds=self.plan.settings.images.silence_seconds + 30,
                 preload=("featurepress.pipeline",),
@@ -175,8 +174,12 @@ class Driver:
         return self._result(manifest)
 
     def _parts_stand(self, manifest: dict[str, Any]) -> bool:
-        """Whether no part of a finished set has been lost since."""
-        return sum(1 for _ in self.plan.storage.list("features")) >= int(manifest["parts"])
+        """Whether no part or exported file of a finished set has been lost since."""
+        output, storage = self.plan.settings.output, self.plan.storage
+        n_files = output.parts if output.format == "csv" else 0
+        return sum(1 for _ in storage.list("features")) >= int(manifest["parts"]) and (
+            sum(1 for _ in storage.list("csv")) >= n_files
+        )
 
     # -- the beginning ---------------------------------------------------------------------------------------
 
@@ -249,9 +252,6 @@ class Driver:
             for shard in chunk.shards(self.plan.layout):
                 receipt = ledger.read_receipt(self.plan, shard) if shard in done else None
                 if receipt is None or not receipt.balances:
-                    if not self._is_new:
-                        # One whose part is lost, or that a power cut left empty, stands in a new one's way.
-                        ledger.delete_receipt(self.plan, shard)
                     yield shard
                     continue
                 with self._counting:
@@ -271,12 +271,19 @@ class Driver:
     def _hear(self, news: Any) -> None:
         """Take a beat of a worker."""
         if news[0] == "images":
-            with self._counting:
-                self.progress.pressed += news[1]
-                self.progress.failed += news[2]
+            self._note(*news[1:])
             self._tell()
 
+    def _note(self, shard: int, pressed: int, failed: int) -> None:
+        """Take how far a shard is; a second attempt begins at nothing again."""
+        with self._counting:
+            before = self._noted.get(shard, (0, 0))
+            self._noted[shard] = (pressed, failed)
+            self.progress.pressed += pressed - before[0]
+            self.progress.failed += failed - before[1]
+
     def _count(self, receipt: Receipt) -> None:
+        self._note(receipt.shard, receipt.pressed, receipt.failed)
         if receipt.balances:
             with self._counting:
                 self._totals.add(receipt)
@@ -292,7 +299,7 @@ class Driver:
         expected = set(range(self.plan.layout.n_shards(listing["images"])))
         missing = (expected - ledger.finished_shards(self.plan)) | self._repaired
         if missing:
-            for shard in missing:
+            for shard in self._repaired:
                 ledger.delete_receipt(self.plan, shard)
                 self.plan.storage.delete(part_name(shard))
             for receipt in engine.run(press, self.plan, sorted(missing), self._hear):
@@ -390,7 +397,7 @@ def same_plan(standing: Plan, draft: Plan) -> Plan:
     return replace(standing, settings=draft.settings)
 
 
-def _n_workers(settings: Settings) -> int:
+def n_workers(settings: Settings) -> int:
     """Give the number of workers that cores, the user and the memory allow."""
     wanted = settings.resources.workers or available_cores()
     memory = settings.resources.memory_bytes

@@ -106,7 +106,7 @@ class ImageError(Exception):
     Parameters
     ----------
     stage : str
-        Where it failed: ``list``, ``read``, ``decode``, ``preprocess`` or ``infer``.
+        Where it failed: ``list``, ``read``, ``decode`` or ``infer``.
     reason : str
         What is wrong with it, in one line that does not repeat the uri.
     """

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
 from featurepress.child import beat
 from featurepress.errors import FeatureSetError, IncompleteError, SettingError
 from featurepress.ledger import Plan
 from featurepress.records import failure_schema, part_schema
-from featurepress.storage import Storage, open_storage
+from featurepress.storage import Storage, open_storage, undamaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,7 +100,7 @@ class FeatureSet:
 
         rows = {}
         for entry in self._storage.list("features"):
-            with self._storage.open(entry.name) as file:
+            with undamaged(self._storage, entry.name), self._storage.open(entry.name) as file:
                 rows[entry.name] = pq.read_metadata(file).num_rows
         return rows
 
@@ -143,9 +144,11 @@ class FeatureSet:
         import pyarrow as pa
 
         names = self.schema.names if columns is None else columns
+        if unknown := [name for name in names if name not in self.schema.names]:
+            raise SettingError(f"The columns are {', '.join(self.schema.names)}. Got {unknown[0]!r}.")
         tables = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
         for name in self._part_rows:
-            with self._storage.open(name) as file, _parquet(file) as parquet:
+            with self._parquet(name) as parquet:
                 tables.append(parquet.read(names, use_threads=False).replace_schema_metadata())
         return pa.concat_tables(tables)
 
@@ -194,7 +197,7 @@ class FeatureSet:
         for name, n_rows in self._part_rows.items():
             begin, end = max(start, first), min(stop, first + n_rows)
             if begin < end:
-                with self._storage.open(name) as file, _parquet(file) as parquet:
+                with self._parquet(name) as parquet:
                     row = first
                     for record_batch in parquet.iter_batches(batch_size, columns=columns, use_threads=False):
                         low, high = max(begin - row, 0), min(end - row, len(record_batch))
@@ -203,6 +206,18 @@ class FeatureSet:
                         row += len(record_batch)
             first += n_rows
 
+    @contextlib.contextmanager
+    def _parquet(self, name: str) -> Iterator[Any]:
+        """Open a file, read without Arrow's threads: a process that ends while they start is aborted."""
+        import pyarrow.parquet as pq
+
+        with (
+            undamaged(self._storage, name),
+            self._storage.open(name) as file,
+            pq.ParquetFile(file, pre_buffer=False) as parquet,
+        ):
+            yield parquet
+
     @property
     def failures(self) -> pa.Table:
         """The images that could not be pressed: Arrow table with uri, stage, reason."""
@@ -210,7 +225,7 @@ class FeatureSet:
 
         tables = [failure_schema().empty_table()]
         for entry in self._storage.list("failures"):
-            with self._storage.open(entry.name) as file, _parquet(file) as parquet:
+            with self._parquet(entry.name) as parquet:
                 tables.append(parquet.read(use_threads=False))
         return pa.concat_tables(tables)
 
@@ -302,13 +317,6 @@ def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch
     features = pc.binary_join_element_wise("[", joined, "]", "")
     others = [record_batch.column(name) for name in schema.names[:-1]]
     return pa.record_batch([*others, features], schema=schema)
-
-
-def _parquet(file: BinaryIO) -> Any:
-    """Open a part, read without Arrow's threads: a process that ends while they start is aborted."""
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(file, pre_buffer=False)
 
 
 def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:

@@ -17,7 +17,6 @@ The part decides: failures and receipt are copies for people and for quick listi
 from __future__ import annotations
 
 import json
-import math
 import os
 import secrets
 import socket
@@ -25,10 +24,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from featurepress.child import when_abandoned
 from featurepress.errors import FeatureSetError, StorageError
+from featurepress.layout import Layout, Tier
 from featurepress.records import (
     FORMAT_VERSION,
     BackboneSpec,
@@ -43,81 +44,10 @@ from featurepress.records import (
     text_array,
 )
 from featurepress.settings import Settings
-from featurepress.storage import Storage
+from featurepress.storage import Storage, undamaged
 
 PLAN = "plan/plan.json"
-LISTING = "plan/listing.json"
 MANIFEST = "manifest.json"
-
-
-class Tier(NamedTuple):
-    """The size of one chunk of the listing and of the parts in it, in images.
-
-    With `least`, the last chunk, which is not full, is cut evenly into a multiple of four parts of at least that
-    size, so that two or four workers end together; else all but the very last part have the full size.
-    """
-
-    chunk: int
-    part: int
-    least: int = 0
-
-    def part_of(self, n_images: int) -> int:
-        """Give the size of the parts of a chunk that holds `n_images`."""
-        if not self.least or n_images == self.chunk:
-            return self.part
-        n_parts = 4 * math.ceil(n_images / (4 * self.part))
-        return max(self.least, math.ceil(n_images / n_parts))
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the listing is cut into chunks and shards, known before the first image is listed.
-
-    Chunk k has the size of tier k, all later ones that of the last tier. Parts grow with the collection:
-    small first parts keep every core busy on a small collection and give the first result early, large later
-    ones keep the number of files low on a large one. The cut depends on nothing else, so that any driver on
-    any machine cuts the same listing the same way.
-    """
-
-    tiers: tuple[Tier, ...]
-
-    @classmethod
-    def of(cls, images_per_part: int | None, pooling: str) -> Layout:
-        """Give the layout for a fixed number of images a part, or the default for a pooling."""
-        if images_per_part is not None:
-            return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
-        small = [(2_048, 64), (14_336, 256), (32_768, 1_024)]
-        large = [(2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096)]
-        return cls(tuple(Tier(*sizes, least=32) for sizes in (small if pooling == "flatten" else large)))
-
-    def tier(self, chunk: int) -> Tier:
-        """Give the sizes of a chunk."""
-        return self.tiers[min(chunk, len(self.tiers) - 1)]
-
-    def first_shard(self, chunk: int) -> int:
-        """Give the number of the first shard of a chunk."""
-        steps = [t.chunk // t.part for t in self.tiers]
-        return sum(steps[:chunk]) + max(0, chunk - len(steps)) * steps[-1]
-
-    def locate(self, shard: int) -> tuple[int, int]:
-        """Give the chunk of a shard, and the row group that the shard is in it."""
-        chunk = 0
-        while chunk < len(self.tiers) - 1 and shard >= self.first_shard(chunk + 1):
-            chunk += 1
-        tier = self.tier(chunk)
-        more, row_group = divmod(shard - self.first_shard(chunk), tier.chunk // tier.part)
-        return chunk + more, row_group
-
-    def n_shards(self, n_images: int) -> int:
-        """Give the number of shards of a whole listing."""
-        shards = chunk = 0
-        while n_images > 0:
-            tier = self.tier(chunk)
-            n_here = min(n_images, tier.chunk)
-            shards += math.ceil(n_here / tier.part_of(n_here))
-            n_images -= n_here
-            chunk += 1
-        return shards
 
 
 @dataclass(frozen=True)
@@ -190,7 +120,7 @@ class Plan:
         return [f"{name}: {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
 
     def _identity(self) -> dict[str, Any]:
-        sources = [f"{spec.location} (from {spec.base})" for spec in self.sources]
+        sources = [str(spec) for spec in self.sources]
         space = {f"model {name}": value for name, value in self.backbone.feature_space.items() if name != "pooling"}
         return {"sources": sources, **self.settings.identity(), **space}
 
@@ -320,15 +250,16 @@ def read_chunk(plan: Plan, number: int) -> Chunk | None:
     """Read the footer of a chunk, or give None if it is not there yet."""
     import pyarrow.parquet as pq
 
+    name = _chunk_name(plan, number)
     try:
-        with plan.storage.open(_chunk_name(plan, number)) as file:
+        with undamaged(plan.storage, name), plan.storage.open(name) as file:
             footer = pq.read_metadata(file)
+            about = json.loads(footer.metadata[b"featurepress"])
+            last_key, *positions = map(bytes.fromhex, (about["last_key"], *about["positions"]))
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise
-    about = json.loads(footer.metadata[b"featurepress"])
-    last_key, *positions = map(bytes.fromhex, (about["last_key"], *about["positions"]))
     return Chunk(
         number, footer.num_rows, footer.num_row_groups, last_key, about["skipped"], positions=tuple(positions)
     )
@@ -339,7 +270,8 @@ def read_shard(plan: Plan, shard: int) -> list[ImageRef]:
     import pyarrow.parquet as pq
 
     chunk, row_group = plan.layout.locate(shard)
-    with plan.storage.open(_chunk_name(plan, chunk)) as file, pq.ParquetFile(file) as parquet:
+    name = _chunk_name(plan, chunk)
+    with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         columns = parquet.read_row_group(row_group).to_pydict()
     n_refs = len(columns["uri"])
     own = zip(*(columns[name] for name in plan.field_names), strict=True) if plan.field_names else [()] * n_refs
@@ -356,8 +288,7 @@ def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[st
 
 def read_listing(plan: Plan) -> dict[str, Any] | None:
     """Read what `finish_listing` wrote, or give None while the listing is not complete."""
-    data = plan.storage.read(f"{_plan_folder(plan)}/listing.json")
-    return None if data is None else json.loads(data)
+    return _read_json(plan.storage, f"{_plan_folder(plan)}/listing.json")
 
 
 def _plan_folder(plan: Plan) -> str:
@@ -380,12 +311,14 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
     """Mark that this process is at a shard; give the number of deaths that earlier attempts met at it.
 
     The mark is taken away when the block ends, by an error too, and when the process is given up by its
-    parent. It stays when the process is killed.
+    parent. It stays when the process is killed. A mark whose process is still at work, for another driver, is
+    no death; on other machines that cannot be told.
     """
     prefix = f"attempts/part-{shard:08d}-"
-    n_deaths = sum(entry.name.startswith(prefix) for entry in plan.storage.list("attempts"))
+    marks = [entry.name for entry in plan.storage.list("attempts") if entry.name.startswith(prefix)]
+    n_deaths = sum(not _is_at_work(plan.storage.read(mark)) for mark in marks)
     mark = f"{prefix}{secrets.token_hex(4)}"
-    about = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": time.time()}
     with when_abandoned(lambda: plan.storage.delete(mark)):
         try:
             plan.storage.create(mark, _dump(about), durable=False)
@@ -394,8 +327,29 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
             plan.storage.delete(mark)
 
 
+def _is_at_work(mark: bytes | None) -> bool:
+    """Whether the process that left a mark is alive on this machine, or has just taken the mark away."""
+    if mark is None:
+        return True
+    try:
+        about = json.loads(mark)
+        start = _start_of(about["pid"])
+        return about["host"] == socket.gethostname() and start is not None and start == about.get("start")
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _start_of(pid: int) -> str | None:
+    """Give when a live process began, in ticks since the machine did; with its number that names it for good."""
+    try:
+        state, *values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else values[18]
+
+
 def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure]) -> None:
-    """Write the failures and the receipt of a shard whose part stands, and forget its deaths."""
+    """Write the failures and the receipt of a shard whose part stands, in place of those of a lost part."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -407,8 +361,11 @@ def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure]) -> N
         pq.write_table(table, sink, compression="zstd")
         plan.storage.write(f"failures/{name}.parquet", memoryview(sink.getvalue()))
     receipt_name, values = _receipt_name(plan, receipt.shard), _dump(receipt.to_json())
-    if not plan.storage.create(receipt_name, values, durable=False) and read_receipt(plan, receipt.shard) is None:
-        plan.storage.write(receipt_name, values)  # a power cut left it empty
+    is_first = plan.storage.create(receipt_name, values, durable=False)
+    if not is_first and read_receipt(plan, receipt.shard) != receipt:
+        if not failures:
+            plan.storage.delete(f"failures/{name}.parquet")
+        plan.storage.write(receipt_name, values)
 
 
 def clear_attempts(plan: Plan) -> None:
@@ -479,8 +436,13 @@ def write_manifest(plan: Plan, values: Mapping[str, Any]) -> None:
 
 def read_manifest(storage: Storage) -> dict[str, Any] | None:
     """Read the manifest, or give None if there is none."""
-    data = storage.read(MANIFEST)
-    return None if data is None else json.loads(data)
+    return _read_json(storage, MANIFEST)
+
+
+def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
+    data = storage.read(name)
+    with undamaged(storage, name):
+        return None if data is None else json.loads(data)
 
 
 def _dump(values: Mapping[str, Any]) -> bytes:

@@ -147,7 +147,6 @@ class _Shard:
         self._number = number
         self._started = time.perf_counter()
         self._part = ParquetSink(plan.field_names, plan.backbone.n_features).begin()
-        self._told = (0, 0)
         self._beat_at = 0.0
         self.n_listed = n_listed
         self.n_pressed = 0
@@ -198,9 +197,8 @@ class _Shard:
         """Tell the engine how the shard gets on, a few times a second."""
         clock = time.monotonic()
         if now or clock - self._beat_at > _BEAT_SECONDS:
-            pressed, failed = self._told
-            self._told, self._beat_at = (self.n_pressed, len(self.failures)), clock
-            beat(("images", self.n_pressed - pressed, len(self.failures) - failed))
+            self._beat_at = clock
+            beat(("images", self._number, self.n_pressed, len(self.failures)))
 
 
 def _press_in_batches(plan: Plan, shard: _Shard, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
@@ -250,7 +248,7 @@ def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callabl
     silence_seconds = plan.settings.images.silence_seconds
     how = ""
     for renewed in (False, True):
-        beat(("images", 0, 0))  # each try has its own silence
+        beat(("alive",))  # each try has its own silence
         try:
             return child(renewed=renewed).call(press_one, plan, ref, decoder, silence_seconds=silence_seconds)
         except ChildDiedError as death:

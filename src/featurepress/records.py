@@ -25,7 +25,8 @@ class ImageRef(NamedTuple):
     Attributes
     ----------
     uri : str
-        The name people see, spelled as their source spelled it. Unique in a run.
+        The name people see, spelled as their source spelled it. Unique in a run: bytes that are no UTF-8, and a
+        backslash that could be taken for the escape of one, are shown as escapes.
     source : int
         Index of the source in the plan.
     size : int
@@ -78,7 +79,7 @@ class SourceSpec:
     location : str
         What the user wrote.
     base : str
-        Folder that a relative location starts from.
+        Folder that a relative location starts from; ``/`` for an absolute one.
     options : mapping
         JSON values that the implementation understands.
     """
@@ -87,6 +88,10 @@ class SourceSpec:
     location: str
     base: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Give what people are told: what the user wrote, and where from if that matters."""
+        return self.location if self.base in ("", "/") else f"{self.location} (from {self.base})"
 
     def to_json(self) -> dict[str, Any]:
         """Give the description as JSON values."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import featurepress
 from featurepress import ledger
-from featurepress.driver import Driver, OnProgress, ignore_progress, same_plan
+from featurepress.driver import Driver, OnProgress, ignore_progress, n_workers, same_plan
 from featurepress.engines import Engine, Task
-from featurepress.errors import DestinationError, FeatureSetError, SettingError
+from featurepress.errors import DestinationError, FeatureSetError, SettingError, StorageError
 from featurepress.featureset import FeatureSet
-from featurepress.ledger import Layout, Plan
+from featurepress.layout import Layout
+from featurepress.ledger import Plan
 from featurepress.models.catalog import find_card
 from featurepress.records import Receipt
 from featurepress.settings import Settings
@@ -21,6 +23,8 @@ from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.storage import Storage, open_storage
 
 DEFAULT_OUT = "results{time}"
+# Of a row beside its features and its uri, of a part beside its rows, of a number as text: at most.
+_ROW_BYTES, _PART_BYTES, _CSV_BYTES = 80, 4_000, 16
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,14 @@ def embed(
     >>> X, y = features.to_numpy(), features.labels  # doctest: +SKIP
     """
     started = time.perf_counter()
+    return press_plan(_draft(sources, out, options), engine=engine, on_progress=on_progress, started=started)
+
+
+def _draft(sources: Locations, out: str | Path, options: Mapping[str, Any]) -> Plan:
+    """Turn a request into a plan whose precision is still to be decided."""
     settings = Settings.from_options(**options)
-    destination = expand_time(str(out))
-    storage = open_storage(destination)
-    draft = ledger.new_plan(
+    storage = open_storage(expand_time(str(out)))
+    return ledger.new_plan(
         storage,
         sources=describe(sources, all_files=settings.listing.all_files, exclude=storage.location),
         backbone=find_card(settings.features.model).backbone(settings.features.pooling),
@@ -97,7 +105,6 @@ def embed(
         field_names=field_names(settings.listing),
         library_version=featurepress.__version__,
     )
-    return press_plan(draft, engine=engine, on_progress=on_progress, started=started)
 
 
 def resume(
@@ -124,7 +131,10 @@ def resume(
         There is no plan.
     """
     started = time.perf_counter()
-    plan = ledger.read_plan(open_storage(str(destination)))
+    try:
+        plan = ledger.read_plan(open_storage(str(destination)))
+    except StorageError as error:
+        raise FeatureSetError(str(error)) from error
     if plan is None:
         raise FeatureSetError(
             f"There is nothing to resume in '{destination}': no {ledger.PLAN} in it. "
@@ -144,25 +154,23 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
     Parameters
     ----------
     sources, out, **options
-        As for `embed`; nothing is written to `out`, but it is left out of the listing.
+        As for `embed`, and refused like there; nothing is written to `out`, but it is left out of the listing.
     """
-    settings = Settings.from_options(**options)
-    backbone = find_card(settings.features.model).backbone(settings.features.pooling)
-    specs = describe(sources, all_files=settings.listing.all_files, exclude=str(out))
-    listing = Listing(specs, settings.listing)
+    plan = _draft(sources, out, options)
+    _standing(plan)
+    n_workers(plan.settings)
+    settings, backbone = plan.settings, plan.backbone
+    listing = Listing(plan.sources, settings.listing)
     images = n_bytes = name_bytes = 0
     for ref in listing:
         images += 1
         n_bytes += ref.size
         name_bytes += len(ref.order)
-    return Estimate(
-        images=images,
-        bytes=n_bytes,
-        skipped=listing.skipped,
-        parts=Layout.of(settings.output.images_per_part, settings.features.pooling).n_shards(images),
-        n_features=backbone.n_features,
-        expected_bytes=images * (4 * backbone.n_features + 72) + name_bytes,
-    )
+    parts = plan.layout.n_shards(images)
+    expected = images * (4 * backbone.n_features + _ROW_BYTES) + name_bytes + parts * _PART_BYTES
+    if settings.output.format == "csv":
+        expected += images * _CSV_BYTES * backbone.n_features + 2 * name_bytes
+    return Estimate(images, n_bytes, listing.skipped, parts, backbone.n_features, expected)
 
 
 def press_plan(
@@ -182,18 +190,25 @@ def press_plan(
     engine, on_progress
         As for `embed`.
     press : Task, optional
-        What presses a shard; `featurepress.pipeline.Press` by default.
+        What presses a shard; `featurepress.tasks.Press` by default.
     started : float, optional
         `time.perf_counter` when the request came.
     """
     started = time.perf_counter() if started is None else started
-    standing = ledger.read_plan(draft.storage)
-    if standing is None:
-        _require_free(draft.storage)
-    else:
-        standing = same_plan(standing, draft)
+    standing = _standing(draft)
     driver = Driver(standing or draft, engine, on_progress, started, press)
     return driver.run(is_new=standing is None)
+
+
+def _standing(draft: Plan) -> Plan | None:
+    """Give the plan at the draft's destination, which must be the same one, or None if the place is free."""
+    try:
+        standing = ledger.read_plan(draft.storage)
+        if standing is None:
+            _require_free(draft.storage)
+    except StorageError as error:
+        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
+    return None if standing is None else same_plan(standing, draft)
 
 
 def expand_time(out: str) -> str:

@@ -179,7 +179,7 @@ class OutputSettings(_Stage):
     images_per_part: int | None = _setting(
         None,
         int,
-        "Images a part (default: 128 at first, growing to 4,096 with the collection; a quarter for flatten).",
+        "Images a part (default: 128 at first, growing to 4,096 with the collection; half as many for flatten).",
         minimum=1,
         maximum=1_000_000,
         optional=True,

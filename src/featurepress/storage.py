@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
-from featurepress.errors import StorageError
+from featurepress.errors import DestinationError, FeatureSetError, StorageError
 
 Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow one another
 TEMPORARY_SUFFIX = ".featurepress-tmp"
@@ -78,8 +80,30 @@ def pieces(data: Data) -> Iterable[bytes | memoryview]:
 
 
 def open_storage(location: str) -> Storage:
-    """Give the storage at `location`, a path. Nothing is created or touched."""
-    return FolderStorage(str(Path(location).absolute()))
+    """Give the storage at `location`, a path. Nothing is created or touched.
+
+    Raises
+    ------
+    DestinationError
+        The location cannot be a folder's path.
+    """
+    if not location or "\0" in location or re.match(r"[a-z][a-z0-9+.-]+://", location, re.IGNORECASE):
+        raise DestinationError(
+            f"A feature set lies in a folder on disk. Got {location!r}; give a path such as 'features/'."
+        )
+    return FolderStorage(str(Path(location).expanduser().absolute()))
+
+
+@contextlib.contextmanager
+def undamaged(storage: Storage, name: str) -> Iterator[None]:
+    """Say which object it is that a reader inside the block cannot make sense of."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError) as error:  # Arrow's errors are ValueErrors and OSErrors
+        reason = " ".join(str(error).split())
+        raise FeatureSetError(
+            f"'{storage.location}/{name}' is damaged: {reason}. Restore it, or embed into a new folder."
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -228,6 +252,7 @@ def _nameless(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
         yield file, _Link(f"/proc/self/fd/{descriptor}", target)
 
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
@@ -237,12 +262,33 @@ class _Link:
     target: Path
 
     def __call__(self) -> None:
+        try:
+            self._link()
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            self._rename_a_copy()
+
+    def _link(self) -> None:
         # A directory descriptor makes Python call linkat(2), whose AT_SYMLINK_FOLLOW /proc/self/fd needs.
         folder = os.open(self.target.parent, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.link(self.source, self.target.name, dst_dir_fd=folder, follow_symlinks=True)
         finally:
             os.close(folder)
+
+    def _rename_a_copy(self) -> None:
+        """Do without links, where there are none: that is safe for one driver, but not for two at once."""
+        if self.target.exists():
+            raise FileExistsError(errno.EEXIST, "it exists", str(self.target))
+        temporary = _temporary_name(self.target)
+        try:
+            shutil.copyfile(self.source, temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(self.target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def replace(self) -> None:
         """Link to the target even if that exists: link(2) cannot, so a rename has to follow it."""
@@ -279,8 +325,8 @@ def _settle_folder(folder: Path) -> None:
 def _refused(verb: str, path: Path, error: OSError) -> StorageError:
     reason = (error.strerror or str(error)).lower()
     advice = {
-        errno.ENOSPC: "; make space and resume",
-        errno.EDQUOT: "; raise the quota or make space, and resume",
+        errno.ENOSPC: "; make space and go on",
+        errno.EDQUOT: "; raise the quota or make space, and go on",
         errno.EACCES: "; give this user the right and try again",
         errno.EROFS: "; choose another place with --out",
     }.get(error.errno or 0, "")

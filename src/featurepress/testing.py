@@ -22,7 +22,8 @@ import numpy as np
 from featurepress.engines.base import Task
 from featurepress.errors import ImageError, StorageError
 from featurepress.images import decode
-from featurepress.ledger import Layout, Plan, new_plan
+from featurepress.layout import Layout
+from featurepress.ledger import Plan, new_plan
 from featurepress.records import BackboneSpec, ImageRef, PreprocessSpec, SourceSpec
 from featurepress.settings import Settings
 from featurepress.sources import field_names
@@ -258,9 +259,7 @@ class QuotaStorage(FolderStorage):
         with open(self.quota_file, encoding="utf-8") as file:  # noqa: PTH123 - one line
             quota = int(file.read())
         if sum(entry.size for entry in self.list("")) + n_bytes > quota:
-            raise StorageError(
-                f"Cannot write '{self.root}/{name}': no space left on device; make space and resume."
-            )
+            raise StorageError(f"Cannot write '{self.root}/{name}': no space left on device; make space and go on.")
 
 
 # -- engines -------------------------------------------------------------------------------------------------

@@ -220,6 +220,28 @@ def test_a_reader_that_goes_away_is_no_error(finished: Path) -> None:
         assert done.stderr == ""
 
 
+def test_output_that_cannot_be_written_is_told(finished: Path) -> None:
+    for options in ([], ["--json"]):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*COMMAND, "info", str(finished), *options],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert done.returncode == 1
+        assert done.stderr == "featurepress: Cannot write the output: no space left on device.\n"
+
+
+def test_a_closed_standard_error_does_no_harm(finished: Path) -> None:
+    line = f"{' '.join(COMMAND)} info {finished} --json 2>&-"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["status"] == "complete"
+
+
 def test_a_reader_that_is_gone_from_the_start_is_no_error(finished: Path) -> None:
     for options in ([], ["--json"]):
         reading, writing = os.pipe()

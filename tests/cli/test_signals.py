@@ -72,7 +72,7 @@ def test_a_signal_in_the_middle_stops_cleanly_and_resume_finishes(
 
 
 @pytest.mark.parametrize("delay_seconds", [0.0, 0.15, 0.4])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_at_any_early_moment_leaves_no_traceback_and_no_orphan(
     tmp_path: Path, source: Path, number: signal.Signals, delay_seconds: float
 ) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from featurepress.engines import LocalEngine
-from featurepress.errors import WorkerDeathError
+from featurepress.errors import SettingError, WorkerDeathError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
 from featurepress.testing import PlanMaker, memory_source
@@ -30,6 +30,11 @@ def test_workers_are_kept_from_run_to_run(plan: Plan) -> None:
         assert len(first) == 2
         assert first <= tasks.running()
     assert not first & tasks.running()
+
+
+def test_no_workers_are_refused() -> None:
+    with pytest.raises(SettingError, match=r"at least 1\. Got 0"):
+        LocalEngine(0)
 
 
 def test_no_more_workers_than_shards_are_started(plan: Plan) -> None:

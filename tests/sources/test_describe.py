@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,16 @@ from typing import Any
 import pytest
 
 from featurepress.errors import SourceError
-from featurepress.records import SourceSpec
+from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ListingSettings
-from featurepress.sources import Listing, describe, field_names, open_source
+from featurepress.sources import (
+    Listing,
+    _label,
+    _refuse_shared_images,
+    describe,
+    field_names,
+    open_source,
+)
 from featurepress.testing import memory_source
 
 
@@ -89,6 +97,41 @@ def test_a_source_is_found_from_another_folder(here: Path, tmp_path: Path) -> No
     assert [open_source(specs[ref.source]).read(ref) for ref in refs] == [ref.uri.encode() for ref in refs]
 
 
+@pytest.mark.parametrize("location", ["{here}/a", "{here}/a/", "{here}/a/*.jpg", "{here}/a/x.jpg", "{here}/a/b/.."])
+def test_an_absolute_source_is_the_same_from_everywhere(here: Path, location: str) -> None:
+    location = location.format(here=here)
+    specs = describe(location, all_files=False)
+    found = list(Listing(specs, ListingSettings()))
+    assert f"{here}/a" in found[0].uri
+    assert [open_source(specs[0]).read(ref) for ref in found] == [
+        os.path.relpath(Path(ref.uri).resolve(), here).encode() for ref in found
+    ]
+    os.chdir("d")
+    assert describe(location, all_files=False) == specs
+    assert list(Listing(specs, ListingSettings())) == found
+
+
+@pytest.mark.parametrize(
+    ("location", "same"),
+    [
+        ("a/", "a"),
+        ("./", "."),
+        ("{here}/a/", "{here}/a"),
+        ("photos [2019]/", "photos [2019]"),
+        ("nothing/", "nothing"),
+        ("a//", "a//"),
+        ("/", "/"),
+        ("//", "//"),
+        ("a*/", "a*/"),
+        ("a/x.jpg/", "a/x.jpg/"),
+    ],
+)
+def test_a_closing_slash_that_changes_nothing_is_dropped(here: Path, location: str, same: str) -> None:
+    (here / "photos [2019]").mkdir()
+    (spec,) = describe(location.format(here=here), all_files=False)
+    assert spec.location == same.format(here=here)
+
+
 # -- nothing there -------------------------------------------------------------------------------------------
 
 
@@ -99,6 +142,11 @@ def test_a_source_is_found_from_another_folder(here: Path, tmp_path: Path) -> No
         ("nothing/*.jpg", "No image matches 'nothing/*.jpg': there is no folder 'nothing'."),
         ("a/*.gif", "No image matches 'a/*.gif': nothing has such a path."),
         ("empty", "No image below 'empty': it is empty."),
+        ("loop", "The source 'loop' cannot be looked up: too many levels of symbolic links. {check}"),
+        ("loop/", "The source 'loop' cannot be looked up: too many levels of symbolic links. {check}"),
+        ("loop/*.jpg", "The source 'loop/*.jpg' cannot be looked up: too many levels of symbolic links. {check}"),
+        ("pipe", "The source 'pipe' is neither a regular file nor a folder. {name}"),
+        ("/dev/null", "The source '/dev/null' is neither a regular file nor a folder. {name}"),
         (
             "e",
             "No image below 'e': 1 skipped (not an image's name); --all-files lists every regular file.",
@@ -114,9 +162,23 @@ def test_nothing_to_press_is_an_error_that_says_why(here: Path, location: str, t
     (here / "empty").mkdir()
     (here / "dots").mkdir()
     (here / "dots" / ".x.jpg").touch()
+    (here / "loop").symlink_to("loop")
+    os.mkfifo(here / "pipe")
     with pytest.raises(SourceError) as caught:
         uris(location)
-    assert str(caught.value) == text
+    advice = {"check": "Check it and the folders above it.", "name": "Name a folder, a glob or a file with images."}
+    assert str(caught.value) == text.format(**advice)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
+@pytest.mark.parametrize("location", ["a/b/z.jpg", "a/b/c", "a/b/c/", "a/b/c/*.jpg"])
+def test_what_lies_in_a_folder_that_may_not_be_entered(here: Path, location: str) -> None:
+    (here / "a" / "b").chmod(0)
+    try:
+        with pytest.raises(SourceError, match="cannot be looked up: permission denied"):
+            uris(location)
+    finally:
+        (here / "a" / "b").chmod(0o700)
 
 
 def test_one_empty_source_of_several_is_an_error(here: Path) -> None:
@@ -140,6 +202,9 @@ def test_one_empty_source_of_several_is_an_error(here: Path) -> None:
         ("a/b", "a"),
         ("a/b/c", "a"),
         (".", "a"),
+        ("a*/", "a/x.jpg"),
+        ("{here}/a//*.jpg", "a/x.jpg"),
+        (".", "*/*/*.jpg"),
         ("a", "link to a"),
         ("a/x.jpg", "a/x.jpg"),
         ("a", "a/x.jpg"),
@@ -166,7 +231,8 @@ def test_sources_that_share_an_image_are_refused_by_name(here: Path, locations: 
     given = [location.format(here=here) for location in locations]
     with pytest.raises(SourceError, match=r"^The sources '.*' and '.*' overlap: ") as caught:
         describe(given, all_files=False)
-    assert sum(f"'{location}'" in str(caught.value) for location in given) >= min(2, len(set(given)))
+    named = {location if "*" in location else location.rstrip("/") for location in given}
+    assert sum(f"'{location}'" in str(caught.value) for location in named) >= min(2, len(named))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +253,26 @@ def test_sources_that_share_no_image_are_not(here: Path, locations: tuple[str, .
     found = uris(*locations)
     assert len(found) == len(set(found)) == sum(len(uris(location)) for location in locations)
     assert found == sorted(found, key=str.encode)
+
+
+def test_sources_are_compared_without_holding_their_images(here: Path) -> None:
+    """One path of each source at a time: what the comparison holds does not grow with the images."""
+    (here / "many").mkdir()
+    for i in range(3000):
+        (here / "many" / f"{i}.jpg").touch()
+        (here / "many" / f"{i}.png").touch()
+    specs = [SourceSpec("folder", f"many/*.{kind}", str(here)) for kind in ("jpg", "png")]
+    tracemalloc.start()
+    try:
+        for _ in open_source(SourceSpec("folder", "many", str(here))).list():
+            pass
+        _, listing_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.reset_peak()
+        _refuse_shared_images(specs)
+        _, comparing_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert comparing_bytes < 2.2 * listing_bytes  # both walk the folder at once
 
 
 def test_one_source_may_reach_an_image_by_two_links(here: Path) -> None:
@@ -236,7 +322,35 @@ def test_labels_are_the_folders_names(here: Path) -> None:
         ("c",), ("b",), ("a",), ("a",), ("d",),
     ]  # fmt: skip
     os.chdir("d")
-    assert [ref.fields for ref in listing("x.jpg", settings=settings)] == [("",)]
+    assert [ref.fields for ref in listing("x.jpg", settings=settings)] == [("d",)]
+
+
+@pytest.mark.parametrize(
+    ("location", "labels"),
+    [
+        (".", ["b", "c", "Apple"]),
+        ("./", ["b", "c", "Apple"]),
+        ("*.jpg", ["Apple"]),
+        ("./*.jpg", ["Apple"]),
+        ("x.jpg", ["Apple"]),
+        ("../Apple/*.jpg", ["Apple"]),
+        ("b/..", ["b", "c", "Apple"]),
+        ("b/../*.jpg", ["Apple"]),
+        ("{here}/Apple/.", ["b", "c", "Apple"]),
+        ("..//Apple//", ["b", "c", "Apple"]),
+    ],
+)
+def test_labels_are_the_names_of_real_folders(tmp_path: Path, here: Path, location: str, labels: list[str]) -> None:
+    (here / "a").rename(here / "Apple")
+    (here / "Apple" / "y.png").unlink()
+    os.chdir("Apple")
+    refs = listing(location.format(here=here), settings=ListingSettings(labels="parent"))
+    assert sorted(ref.fields[0] for ref in refs) == sorted(labels)
+
+
+def test_an_image_at_the_root_of_the_disk_has_no_label() -> None:
+    assert _label(SourceSpec("folder", "/x.jpg", "/"), ImageRef("/x.jpg", 0, 0, "")) == ""
+    assert _label(SourceSpec("folder", "x.jpg", "/"), ImageRef("x.jpg", 0, 0, "")) == ""
 
 
 def test_no_labels_no_fields(here: Path) -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from featurepress.errors import ImageError, StorageError
+from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.records import ImageRef, SourceSpec
-from featurepress.sources.folder import MAX_DEPTH, FolderSource
+from featurepress.sources.folder import MAX_DEPTH, FolderSource, path_text
 
 AS_ROOT = os.geteuid() == 0
 PATIENCE_SECONDS = 20.0
@@ -67,6 +69,44 @@ def test_names_that_are_no_utf_8_are_shown_escaped_and_read_by_their_bytes(tmp_p
     assert sorted(one.read(ref) for ref in refs) == sorted(names)
     for i, ref in enumerate(refs):
         assert list(one.list(ref.order)) == refs[i + 1 :]
+
+
+def test_no_two_names_give_one_uri(tmp_path: Path) -> None:
+    names = [
+        b"\xff.jpg",
+        b"\\xff.jpg",
+        b"\\xFF.jpg",
+        b"\\\xff.jpg",
+        b"\\x5cxff.jpg",
+        b"\\x5c\xff.jpg",
+        b"\\x5c.jpg",
+        b"\\xf.jpg",
+    ]
+    touch(tmp_path / "pics", *names)
+    one = source(tmp_path)
+    refs = list(one.list())
+    assert {ref.uri for ref in refs} == {
+        "pics/" + name
+        for name in (
+            r"\xff.jpg", r"\x5cxff.jpg", r"\x5cxFF.jpg", r"\\xff.jpg", r"\x5cx5cxff.jpg", r"\x5cx5c\xff.jpg",
+            r"\x5cx5c.jpg", r"\xf.jpg",
+        )
+    }  # fmt: skip
+    assert (
+        [b"pics/" + one.read(ref) for ref in refs]
+        == [ref.order for ref in refs]
+        == sorted(b"pics/" + n for n in names)
+    )
+
+
+@given(
+    names=st.lists(
+        st.lists(st.sampled_from([b"\\", b"x", b"5", b"c", b"f", b"\xff", b"\\x5c", b"\\xff"]), max_size=8)
+    )
+)
+def test_the_text_of_a_path_is_its_own(names: list[list[bytes]]) -> None:
+    paths = {b"".join(parts) for parts in names}
+    assert len({path_text(path) for path in paths}) == len(paths)
 
 
 @pytest.mark.parametrize("name", ["a.JPG", "a.Jpeg", "a.PNG", "a.b.webp", "a.HEIC", "a.tif", "a..gif"])
@@ -217,9 +257,10 @@ def test_pipes_sockets_and_devices_are_counted_and_never_opened(tmp_path: Path) 
         assert skipped == {"not a regular file": 4}
 
 
-def test_a_pipe_as_the_source_itself_gives_nothing(tmp_path: Path) -> None:
+def test_a_pipe_as_the_source_itself_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pics")
-    assert uris(tmp_path) == []
+    with pytest.raises(SourceError, match="'pics' is neither a regular file nor a folder"):
+        uris(tmp_path)
 
 
 @pytest.mark.parametrize("replacement", ["pipe", "folder", "link to /dev/zero", "link to another", "socket"])

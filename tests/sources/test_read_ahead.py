@@ -151,6 +151,21 @@ def test_too_many_hanging_reads_mean_that_the_source_is_lost() -> None:
     assert MAX_TIMEOUTS == 8
 
 
+@pytest.mark.parametrize("n_threads", [1, 4])
+def test_a_source_that_is_gone_ends_the_reading(n_threads: int) -> None:
+    def read(ref: ImageRef) -> bytes:
+        if int(ref.uri) >= 20:
+            raise StorageError("The source is gone.")
+        return ref.uri.encode()
+
+    refs = make_refs(100)
+    taken = []
+    with pytest.raises(StorageError, match="is gone"):
+        for outcome in read_ahead(read, refs, threads=n_threads, ahead_bytes=500, timeout_seconds=10):
+            taken.append(outcome)
+    assert taken == [(ref, ref.uri.encode()) for ref in refs[:20]]
+
+
 def test_as_many_hanging_reads_as_are_allowed() -> None:
     with Reads(hang=set(range(0, 40, 5))) as reads:
         outcomes = run(reads, make_refs(40), timeout_seconds=0.2)

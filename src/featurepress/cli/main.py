@@ -1,17 +1,19 @@
 """The command `featurepress`: its subcommands, and how errors and signals become exit codes.
 
 0 done; 1 stopped, can be resumed; 2 bad request, nothing written; 3 finished with too many failures;
-130 and 143 stopped by SIGINT and SIGTERM.
+130, 143 and 129 stopped by SIGINT, SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,12 +33,13 @@ app = typer.Typer(
 for module in (embed, resume, info, demo):
     module.register(app)
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Unknown options, missing arguments and the like, by the class that they share.
 _USAGE_ERRORS: Any = typer.BadParameter.__bases__
 
 
 class _Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM or SIGHUP arrived."""
 
 
 class _Stop:
@@ -52,7 +55,7 @@ class _Stop:
 
     def install(self) -> None:
         """Take the signals that stop a command, but those that are ignored, as in a shell's background."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self)
         sys.unraisablehook = self._once_more
@@ -60,18 +63,18 @@ class _Stop:
     def __call__(self, number: int, frame: object) -> None:
         if self._since is None:
             self._since = time.monotonic()
-            raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+            raise KeyboardInterrupt if number == signal.SIGINT else _Terminated(number)
         if time.monotonic() - self._since > self.patience_seconds:
             os._exit(128 + number)  # the workers see that we are gone, and tidy up
 
     def _once_more(self, unraisable: Any) -> None:
         """Send a signal again that arrived where Python drops every exception, in a destructor or callback."""
-        numbers = {KeyboardInterrupt: signal.SIGINT, _Terminated: signal.SIGTERM}
-        if unraisable.exc_type not in numbers:
+        if unraisable.exc_type not in (KeyboardInterrupt, _Terminated):
             sys.__unraisablehook__(unraisable)
             return
+        number = signal.SIGINT if unraisable.exc_type is KeyboardInterrupt else unraisable.exc_value.args[0]
         self._since = None
-        threading.Timer(0.05, os.kill, (os.getpid(), numbers[unraisable.exc_type])).start()
+        threading.Timer(0.05, os.kill, (os.getpid(), number)).start()
 
 
 def _show_version(value: bool) -> None:
@@ -92,8 +95,12 @@ def _root(
 def main() -> None:
     """Run the command and exit."""
     _Stop().install()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by `2>&-`
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the end
     try:
         code = app(prog_name="featurepress", standalone_mode=False) or 0
+        sys.stdout.flush()
         if code == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
     except _USAGE_ERRORS as error:
@@ -102,14 +109,20 @@ def main() -> None:
         code = _say(str(error), type(error).__name__, error.exit_code)
     except KeyboardInterrupt:
         code = _say("Stopped by Ctrl-C.", "Interrupted", 130)
-    except _Terminated:
-        code = _say("Stopped by SIGTERM.", "Terminated", 143)
+    except _Terminated as stop:
+        number = signal.Signals(stop.args[0])
+        code = _say(f"Stopped by {number.name}.", "Terminated", 128 + number)
     except BrokenPipeError:  # the reader of our output has gone, as in `featurepress info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    for number in (signal.SIGINT, signal.SIGTERM):  # one that comes now changes neither what is done nor the code
+    except OSError as error:  # as in `featurepress info > /dev/full`; all other files are a storage's or a source's
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        typer.echo(f"featurepress: Cannot write the output: {os.strerror(error.errno).lower()}.", err=True)
+        os._exit(1)  # what is still held back cannot be written either
+    for number in _SIGNALS:  # one that comes now changes neither what is done nor the code
         signal.signal(number, signal.SIG_IGN)
-    if code in (130, 143):
+    if code > 128:
         # Python itself would end with another code if the Ctrl-C met it at an import.
         with contextlib.suppress(OSError):
             sys.stdout.flush()

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +157,15 @@ _EMBEDDED_ADVICE = (
 
 def print_info(features: FeatureSet) -> None:
     """Print what is known of a feature set, for people, on stdout."""
+    from featurepress.records import Failure
+
     manifest, plan = features.manifest or {}, features.plan
     lines = _Lines()
     lines.add("where", features.location)
     lines.add("status", "complete" if features.is_complete else "incomplete: featurepress resume finishes it")
     lines.add("images", f"{len(features):,} pressed, {features.failures.num_rows:,} failed")
-    lines.add_counts("failed", manifest.get("failed_by_kind", {}))
+    kinds = Counter(Failure(**row).kind for row in features.failures.to_pylist())
+    lines.add_counts("failed", kinds)
     lines.add_counts("skipped", manifest.get("skipped", {}))
     lines.add("features", f"{features.n_features:,} float32 a row, {format_bytes(features.bytes)} in all")
     lines.add("columns", ", ".join(features.schema.names))
@@ -171,7 +175,7 @@ def print_info(features: FeatureSet) -> None:
     _add_model(lines, features, manifest)
     lines.add("fingerprint", features.fingerprint)
     for i, spec in enumerate(plan.sources):
-        lines.add("sources" if i == 0 else "", f"{spec.location} (from {spec.base})")
+        lines.add("sources" if i == 0 else "", str(spec))
     lines.add("made", f"{plan.created} by featurepress {plan.library_version}")
     lines.print(console(stderr=False))
 

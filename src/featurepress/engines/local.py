@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from featurepress.child import Child, ChildDiedError
 from featurepress.engines.base import Task
-from featurepress.errors import WorkerDeathError
+from featurepress.errors import SettingError, WorkerDeathError
 from featurepress.ledger import Plan
 
 Result = TypeVar("Result")
@@ -35,6 +35,8 @@ class LocalEngine:
     """
 
     def __init__(self, workers: int, *, silence_seconds: float = 150.0, preload: Sequence[str] = ()) -> None:
+        if workers < 1:
+            raise SettingError(f"The 'workers' setting must be an integer of at least 1. Got {workers!r}.")
         self.workers = workers
         self.preload = preload
         self.silence_seconds = silence_seconds

@@ -168,7 +168,8 @@ def _spooling() -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        where = f"'{tempfile.tempdir}'" if tempfile.tempdir else ""  # known once a file has been made there
         raise StorageError(
-            f"Cannot write to the temporary folder '{tempfile.gettempdir()}': {error.strerror or error}. "
-            "Make space there or set TMPDIR, and resume."
+            f"Cannot write to the temporary folder {where}: {error.strerror or error}. "
+            "Make space there or set TMPDIR, and go on."
         ) from error

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import collections
+import functools
 import heapq
 import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from featurepress.errors import SourceError
 from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ListingSettings
 from featurepress.sources.base import Source, parent_label
-from featurepress.sources.folder import glob_root, is_glob
+from featurepress.sources.folder import FolderSource, glob_root, is_glob, path_text
 
 # kind of SourceSpec -> class. Closed: a plan read from disk cannot name other code.
 KINDS = {
@@ -34,7 +36,9 @@ def describe(locations: Locations, *, all_files: bool, exclude: str = "") -> tup
     Parameters
     ----------
     locations : str, path, SourceSpec, or sequence of them
-        Folders, globs or files. ``~`` stands for the home folder. Descriptions are taken as they are.
+        Folders, globs or files. ``~`` stands for the home folder. A location with ``*``, ``?`` or ``[`` is a glob
+        unless a file or folder has this very name: then it stands for that one alone. Descriptions are taken as
+        they are.
     all_files : bool
         Whether every regular file is listed, not only names with an image suffix.
     exclude : str
@@ -59,10 +63,21 @@ def describe(locations: Locations, *, all_files: bool, exclude: str = "") -> tup
             )
         if not location or "\0" in location:
             raise SourceError(f"The source {location!r} is no path. Name a folder, a glob or a file with images.")
-        expanded = os.path.expanduser(location)  # noqa: PTH111 - a user without a home is a folder like any other
-        specs.append(SourceSpec("folder", expanded, str(Path.cwd()), options))
+        specs.append(_folder_spec(location, options))
     _refuse_overlap([spec for spec in specs if spec.kind == "folder"])
     return tuple(specs)
+
+
+def _folder_spec(location: str, options: Mapping[str, Any]) -> SourceSpec:
+    """Describe what the user wrote so that other spellings with the same uris give the same description."""
+    expanded = os.path.expanduser(location)  # noqa: PTH111 - a user without a home is a folder like any other
+    spec = SourceSpec("folder", expanded, "/" if Path(expanded).is_absolute() else str(Path.cwd()), options)
+    bare = expanded[:-1]
+    if not expanded.endswith("/") or not bare or bare.endswith("/"):
+        return spec  # "//" would stand in the uris
+    if is_glob(spec) or os.path.isfile(os.path.join(spec.base, bare)):  # noqa: PTH113 - False where one may not look
+        return spec  # behind a glob a slash asks for folders, behind a file it is a mistake
+    return replace(spec, location=bare)
 
 
 def open_source(spec: SourceSpec) -> Source:
@@ -138,7 +153,7 @@ class Listing:
             first = False
             if ref.order <= self._start_after:
                 continue  # new since that part of the listing was committed
-            fields = (parent_label(ref.uri),) if with_label else ()
+            fields = (_label(self._specs[number], ref),) if with_label else ()
             yield ref._replace(source=number, fields=fields)
         if first and not self._start_after:
             raise SourceError(_nothing_found(self._specs[number], source.skipped))
@@ -166,6 +181,19 @@ def field_names(settings: ListingSettings) -> tuple[str, ...]:
     return ("label",) if settings.labels == "parent" else ()
 
 
+def _label(spec: SourceSpec, ref: ImageRef) -> str:
+    label = parent_label(ref.uri)
+    if spec.kind != "folder" or label not in ("", ".", ".."):
+        return label
+    return _real_name(spec.base, ref.order.rpartition(b"/")[0])
+
+
+@functools.lru_cache(maxsize=64)
+def _real_name(base: str, folder: bytes) -> str:
+    """Give the name of a folder that its path does not tell, such as ``.``; "" for the root of the disk."""
+    return path_text(os.fsencode(_resolved(base, os.fsdecode(folder)).name))
+
+
 def _nothing_found(spec: SourceSpec, skipped: collections.Counter[str]) -> str:
     passed = ", ".join(f"{n} skipped ({reason})" for reason, n in skipped.most_common()) or "it is empty"
     hint = "; --all-files lists every regular file" if skipped["not an image's name"] else ""
@@ -180,7 +208,7 @@ def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
     unsure = []
     for spec in specs:
         location = glob_root(spec.location) if is_glob(spec) else spec.location
-        root = Path(spec.base, location).resolve()
+        root = _resolved(spec.base, location)
         if root in roots and not (is_glob(spec) or is_glob(roots[root])):
             raise SourceError(_overlap(roots[root], spec))
         if root in roots:
@@ -198,13 +226,27 @@ def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
 
 def _refuse_shared_images(specs: Sequence[SourceSpec]) -> None:
     """List sources of which a glob may reach into another, and refuse them if they share an image."""
-    seen: dict[Path, SourceSpec] = {}
-    for spec in specs:
-        for ref in open_source(spec).list():
-            path = Path(spec.base, os.fsdecode(ref.order))
-            image = path.parent.resolve() / path.name
-            if (other := seen.setdefault(image, spec)) is not spec:
-                raise SourceError(_overlap(other, spec))
+    # Each listing is sorted, so equal paths of two become neighbours, and no listing is ever held whole.
+    merged = heapq.merge(*map(_real_paths, specs), key=lambda found: found[0])
+    for (path, one), (next_path, other) in itertools.pairwise(merged):
+        if path == next_path:
+            raise SourceError(_overlap(one, other))
+
+
+def _real_paths(spec: SourceSpec) -> Iterator[tuple[bytes, SourceSpec]]:
+    """Yield the paths of a source's images, sorted, with the root resolved and the links below it as they are."""
+    source = FolderSource(spec)
+    place = Path(spec.base, os.fsdecode(source.root))
+    # The last name of a single file stays: two links to one file are two images.
+    image, folder = os.fsencode(_resolved(place.parent) / place.name), os.fsencode(_resolved(place))
+    for ref in source.list():
+        below = ref.order[len(source.root) :].lstrip(b"/")
+        yield (os.path.join(folder, below) if below else image), spec
+
+
+def _resolved(*parts: str | Path) -> Path:
+    """Resolve links as far as they lead; unlike `Path.resolve`, one that leads to itself is left to the listing."""
+    return Path(os.path.realpath(Path(*parts)))
 
 
 def _overlap(one: SourceSpec, other: SourceSpec) -> str:

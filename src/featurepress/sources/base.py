@@ -68,13 +68,15 @@ class Source(Protocol):
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of `ImageRef.order`, beginning after that of `start_after`.
 
-        References carry no fields yet, and `source` 0. Raises SourceError if there is no such place.
+        References carry no fields yet, and `source` 0. Raises SourceError if there is no such place, or no more:
+        a place that goes away while it is listed ends the listing, it does not become a problem of single images.
         """
 
     def read(self, ref: ImageRef) -> bytes:
         """Give the bytes of one image; safe from several threads.
 
-        Raises ImageError with stage ``read`` if it is gone, unreadable, or changed since it was listed.
+        Raises ImageError with stage ``read`` if it is gone, unreadable, or changed since it was listed, and
+        StorageError if the whole source is away, which stops the run until it is back.
         """
 
 
@@ -97,6 +99,7 @@ class _Group:
         self.bytes = sum(ref.size for ref in refs)
         self.outcomes: list[bytes | ImageError] = []
         self.given_up = False
+        self.lost: StorageError | None = None  # the source is away: there are no more outcomes
         self.done = threading.Event()
         self._lock = threading.Lock()
 
@@ -166,6 +169,9 @@ class _Reader:
                     outcome = self._read(ref)
                 except ImageError as error:
                     outcome = error
+                except StorageError as error:
+                    group.lost = error
+                    break
                 except Exception as error:  # noqa: BLE001 - one image fails, whatever its source raises
                     outcome = ImageError("read", f"{type(error).__name__}: {error}")
                 if self._closed or not group.add(outcome):
@@ -208,7 +214,7 @@ def read_ahead(
     Raises
     ------
     StorageError
-        More than 8 reads hung: the source is lost, not one image.
+        The source is lost, not one image: its `read` says so, or more than 8 reads hung.
     """
     reader = _Reader(read, threads)
     pending: collections.deque[_Group] = collections.deque()
@@ -230,17 +236,23 @@ def read_ahead(
                 rest = _Group(group.give_up(f"timed out: no answer in {timeout_seconds:g} seconds"))
                 if n_timeouts > MAX_TIMEOUTS:
                     hung = group.refs[-1 - len(rest.refs)]
-                    raise StorageError(
-                        f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} "
-                        f"seconds, the last one for '{hung.uri}'. Check the disk or the network, and resume."
-                    )
+                    raise _no_answer(hung, n_timeouts, timeout_seconds)
                 reader.submit(rest, first=True)  # before there is a thread that could take another group
                 reader.start_thread()
                 pending.appendleft(rest)
                 ahead += rest.bytes
             yield from zip(group.refs, group.outcomes, strict=False)
+            if group.lost is not None:
+                raise group.lost
     finally:
         reader.close()
+
+
+def _no_answer(hung: ImageRef, n_timeouts: int, timeout_seconds: float) -> StorageError:
+    return StorageError(
+        f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} seconds, the last "
+        f"one for '{hung.uri}'. Check the disk or the network, and resume."
+    )
 
 
 def _grouped(refs: Iterable[ImageRef], size: int) -> Iterator[_Group]:

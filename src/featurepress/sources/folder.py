@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import fnmatch
 import os
@@ -16,6 +17,7 @@ from featurepress.sources.base import is_image_name
 
 MAX_DEPTH = 250  # folders inside one another; Python's stack ends at a few hundred more
 _MAGIC = re.compile(r"[*?\[]")
+_ESCAPE = re.compile(rb"\\(?=x[0-9a-fA-F]{2})")  # a backslash in a name that reads like an escape of `path_text`
 
 
 def has_magic(location: str) -> bool:
@@ -42,14 +44,18 @@ class FolderSource:
     folders are followed, except into a folder that the walk is already inside. Dot files, everything below
     dot folders, feature sets and whatever is not a regular file are passed over and counted. A folder that
     cannot be read, or a broken link with an image's name, is listed with its problem and so ends up in the
-    failure ledger.
+    failure ledger. While the root is away (the folder, what stands before a glob's first pattern, or the folder
+    of a file) neither listing nor reading says anything about single images: both stop.
+
+    A location with ``*``, ``?`` or ``[`` is a glob only while nothing has this very name: where a file or folder
+    is called ``a*.jpg``, the location ``a*.jpg`` stands for that one alone, and ``[a]*.jpg`` asks for the glob.
 
     Parameters
     ----------
     spec : SourceSpec
         `location`: a folder, a glob (``*``, ``?``, ``[…]`` in a name; ``**`` for any folders) or a file;
-        `base`: the folder that a relative location starts from; options ``all_files`` (bool) and
-        ``exclude`` (an absolute path that is left out with all below it: the run's destination).
+        `base`: the folder that a relative location starts from, ``/`` for an absolute one; options ``all_files``
+        (bool) and ``exclude`` (an absolute path that is left out with all below it: the run's destination).
     """
 
     reads_in_flight = 8
@@ -58,6 +64,9 @@ class FolderSource:
         self.location = spec.location
         self.is_glob = is_glob(spec)
         self.base = os.fsencode(spec.base)
+        self._glob = re.sub("/+", "/", spec.location) if self.is_glob else ""
+        self.root = os.fsencode(glob_root(self._glob) if self.is_glob else spec.location)
+        self._seen: tuple[int, int] | None = None  # device and inode of the root when this object first saw it
         self.all_files = bool(spec.options.get("all_files", False))
         self.exclude = os.fsencode(str(spec.options.get("exclude", "")))
         self._skipped: collections.Counter[str] = collections.Counter()
@@ -70,23 +79,27 @@ class FolderSource:
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their paths."""
         self._skipped.clear()
-        root = self.location
+        top = self.root
         patterns: Sequence[str] | None = None
         if self.is_glob:
-            glob = re.sub("/+", "/", root)
             # A closing slash asks for folders, with all that is below them.
-            patterns, root = (glob + "**" * glob.endswith("/")).split("/"), glob_root(glob)
-        top = os.fsencode(root)
+            patterns = (self._glob + "**" * self._glob.endswith("/")).split("/")
         try:
             status = os.stat(os.path.join(self.base, top or b"."))
         except (OSError, ValueError) as error:
-            raise SourceError(_missing(self.location, root)) from error
-        if not stat.S_ISDIR(status.st_mode):
-            if stat.S_ISREG(status.st_mode) and patterns is None and top > start_after:
-                yield _reference(top, status)
-            return
-        prefix = top if not top or top.endswith(b"/") else top + b"/"
-        yield from self._walk(prefix, start_after, ((status.st_dev, status.st_ino),), patterns)
+            raise SourceError(_missing(self.location, os.fsdecode(top), error)) from error
+        if stat.S_ISDIR(status.st_mode):
+            self._seen = (status.st_dev, status.st_ino)
+            prefix = top if not top or top.endswith(b"/") else top + b"/"
+            yield from self._walk(prefix, start_after, (self._seen,), patterns)
+            self._stop_listing_if_gone()  # else what was not to be seen any more would count as not there
+        elif patterns is None and not stat.S_ISREG(status.st_mode):
+            raise SourceError(
+                f"The source '{self.location}' is neither a regular file nor a folder. "
+                "Name a folder, a glob or a file with images."
+            )
+        elif patterns is None and top > start_after:
+            yield _reference(top, status)
 
     def _walk(
         self,
@@ -104,6 +117,7 @@ class FolderSource:
             with os.scandir(folder) as found:
                 entries = sorted(((e.name + b"/" if _is_folder(e) else e.name), e) for e in found)
         except OSError as error:
+            self._stop_listing_if_gone()
             yield from _unlisted(prefix, start_after, (error.strerror or str(error)).lower())
             return
         for name, entry in entries:
@@ -137,6 +151,7 @@ class FolderSource:
         try:
             status = entry.stat()
         except OSError as error:
+            self._stop_listing_if_gone()
             if error.errno == errno.ELOOP or entry.is_symlink():
                 return _problem(path, "broken link: it leads nowhere")
             return _problem(path, f"cannot be examined: {(error.strerror or str(error)).lower()}")
@@ -166,14 +181,14 @@ class FolderSource:
 
     def read(self, ref: ImageRef) -> bytes:
         """Read a whole file and make sure that it is the one that was listed."""
+        if self._seen is None:
+            self._remember(self._root_of(ref))
         # O_NONBLOCK: a pipe that took the file's place since the listing must not block us.
         flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             descriptor = os.open(os.path.join(self.base, ref.order), flags)
-        except FileNotFoundError:
-            raise ImageError("read", "vanished since listing") from None
         except OSError as error:
-            raise ImageError("read", (error.strerror or str(error)).lower()) from None
+            raise self._failed_read(ref, error) from None
         try:
             data = os.read(descriptor, ref.size + 1)
             while len(data) < ref.size and (more := os.read(descriptor, ref.size + 1 - len(data))):
@@ -182,10 +197,51 @@ class FolderSource:
             if len(data) != ref.size or _version(os.fstat(descriptor)) != ref.version:
                 raise ImageError("read", "changed since listing")
         except OSError as error:
-            raise ImageError("read", (error.strerror or str(error)).lower()) from None
+            raise self._failed_read(ref, error) from None
         finally:
             os.close(descriptor)
         return data
+
+    # -- whether the root still stands -----------------------------------------------------------------------
+
+    def _failed_read(self, ref: ImageRef, error: OSError) -> ImageError | StorageError:
+        """Give the error of one image, or that of the whole source if it is away."""
+        if reason := self._gone(self._root_of(ref)):
+            return StorageError(f"The source '{self.location}' is gone: {reason}. Bring it back and resume.")
+        if isinstance(error, FileNotFoundError):
+            return ImageError("read", "vanished since listing")
+        return ImageError("read", (error.strerror or str(error)).lower())
+
+    def _stop_listing_if_gone(self) -> None:
+        if reason := self._gone(self.root):
+            raise SourceError(
+                f"The source '{self.location}' is gone: {reason}. Bring it back and run the same command again."
+            )
+
+    def _root_of(self, ref: ImageRef) -> bytes:
+        """Give the folder without which no image of this source can be read."""
+        location = os.fsencode(self.location)
+        if ref.order == location:  # a single file
+            return location.rpartition(b"/")[0]
+        # A folder called "[2019]" looks like a glob while it is away; its images tell what it was.
+        return location if ref.order.startswith(os.path.join(location, b"")) else self.root
+
+    def _remember(self, root: bytes) -> None:
+        with contextlib.suppress(OSError):  # the read that follows fails, and tells why
+            status = os.stat(os.path.join(self.base, root or b"."))
+            self._seen = (status.st_dev, status.st_ino)
+
+    def _gone(self, root: bytes) -> str:
+        """Say in what way the root is away, or give "" if it stands."""
+        path = os.path.join(self.base, root or b".")
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            return f"'{path_text(path)}': {(error.strerror or str(error)).lower()}"
+        if self._seen is None or self._seen == (status.st_dev, status.st_ino):
+            return ""
+        # A disk that was unmounted leaves the empty folder that it was mounted on.
+        return f"'{path_text(path)}' is not the folder that it was when the work on it began"
 
 
 def _is_folder(entry: os.DirEntry[bytes]) -> bool:
@@ -214,18 +270,22 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_size}"
 
 
-def _text(path: bytes) -> str:
-    """Spell a path as text; bytes that are no UTF-8 are shown as backslash escapes."""
-    return path.decode("utf-8", "backslashreplace")
+def path_text(path: bytes) -> str:
+    r"""Spell a path as text, no two paths alike.
+
+    Bytes that are no UTF-8 are shown as ``\xff``. A backslash before what reads like that is shown as ``\x5c``, so
+    that a file with this text for its name is told from the other.
+    """
+    return _ESCAPE.sub(rb"\\x5c", path).decode("utf-8", "backslashreplace")
 
 
 def _reference(path: bytes, status: os.stat_result) -> ImageRef:
-    uri = _text(path)
+    uri = path_text(path)
     return ImageRef(uri, 0, status.st_size, _version(status), key=None if uri.encode() == path else path)
 
 
 def _problem(path: bytes, reason: str) -> ImageRef:
-    uri = _text(path)
+    uri = path_text(path)
     return ImageRef(uri, 0, 0, "", key=None if uri.encode() == path else path, problem=reason)
 
 
@@ -235,12 +295,15 @@ def _unlisted(prefix: bytes, start_after: bytes, reason: str) -> Iterator[ImageR
         yield _problem(prefix, f"cannot list the folder: {reason}")
     elif prefix < start_after:
         raise StorageError(
-            f"The folder '{_text(prefix)}' cannot be listed to its end: {reason}. Some of its images are in the "
-            "listing already; make it readable, and resume."
+            f"The folder '{path_text(prefix)}' cannot be listed to its end: {reason}. Some of its images are in "
+            "the listing already; make it readable, and resume."
         )
 
 
-def _missing(location: str, root: str) -> str:
+def _missing(location: str, root: str, error: OSError | ValueError) -> str:
+    if isinstance(error, OSError) and error.errno not in (errno.ENOENT, errno.ENOTDIR):
+        reason = (error.strerror or str(error)).lower()
+        return f"The source '{location}' cannot be looked up: {reason}. Check it and the folders above it."
     if root == location:
         return f"There is no source '{location}': no such file or folder."
     return f"No image matches '{location}': there is no folder '{root}'."
