@@ -43,7 +43,7 @@ ARROWS = """
     demo        -> fruit errors
     fruit       ->
     child       ->
-    records     ->
+    records     -> errors
     errors      ->
 """
 

@@ -59,7 +59,7 @@ def test_the_fingerprint_of_the_embedded_model_never_changes() -> None:
         {"pooling": "max"},
         {"preprocess": PreprocessSpec(height=96, width=97)},
         {"preprocess": PreprocessSpec(height=96, width=96, mean=(0.0,))},
-        {"preprocess": PreprocessSpec(height=96, width=96, interpolation="linear")},
+        {"preprocess": PreprocessSpec(height=96, width=96, interpolation="bilinear")},
     ],
 )
 def test_the_fingerprint_changes_with_the_feature_space(change: dict[str, Any]) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from featurepress.errors import SettingError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -98,6 +100,13 @@ class SourceSpec:
         return asdict(self)
 
 
+# dtype of the model's input -> how the picture may be resized on the way there.
+INTERPOLATIONS = {
+    "uint8": ("area-or-linear", "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+    "float32": ("bilinear", "bicubic", "area"),
+}
+
+
 @dataclass(frozen=True)
 class PreprocessSpec:
     """How pixels become the model's input, said so that any implementation can be held against it.
@@ -107,26 +116,96 @@ class PreprocessSpec:
     height, width : int
         Size of the input in pixels.
     resize : str
-        ``stretch``: both sides are resized, the aspect ratio is not kept.
+        ``stretch``: both sides are resized, the aspect ratio is not kept. ``crop``: the shorter side is resized
+        to `shortest_edge`, the aspect ratio is kept, and the middle is cut out.
+    shortest_edge : int or None
+        For ``crop``, in pixels; at least the larger of height and width.
     interpolation : str
-        ``area-or-linear``: each target pixel is the mean of the source area below it where the shorter side
-        of the picture is larger than the target's, else bilinear between pixel centres.
+        One of `INTERPOLATIONS`. ``area-or-linear``: each target pixel is the mean of the source area below it
+        where the shorter side of the picture is larger than the target's, else bilinear between pixel centres.
+    antialias : bool
+        Whether the kernel grows as the picture shrinks. For uint8 and for area it always does.
     dtype : str
-        ``uint8``: the resized picture is rounded to whole levels before normalisation.
+        ``uint8``: the resized picture is rounded to whole levels before normalisation, as Pillow does.
+        ``float32``: it is not, as in TensorFlow.
     mean, scale : tuple of float
-        The input is ``(level - mean) / scale``, a value a channel or one for all.
+        The input is ``(level - mean) / scale``, levels from 0 to 255; a value a channel, in the order of
+        `channel_order`, or one for all.
     channel_order : str
-        ``RGB``.
+        ``RGB`` or ``BGR``.
+
+    Raises
+    ------
+    SettingError
+        Such a way does not exist.
     """
 
     height: int
     width: int
     resize: str = "stretch"
+    shortest_edge: int | None = None
     interpolation: str = "area-or-linear"
+    antialias: bool = True
     dtype: str = "uint8"
     mean: tuple[float, ...] = (127.5,)
     scale: tuple[float, ...] = (127.5,)
     channel_order: str = "RGB"
+
+    def __post_init__(self) -> None:
+        _require("resize", self.resize, ("stretch", "crop"))
+        _require("dtype", self.dtype, tuple(INTERPOLATIONS))
+        _require("interpolation", self.interpolation, INTERPOLATIONS[self.dtype], f" for {self.dtype}")
+        _require("channel_order", self.channel_order, ("RGB", "BGR"))
+        _require("antialias", self.antialias, (True,) if self.dtype == "uint8" else (True, False))
+        if self.interpolation == "area-or-linear":
+            _require("resize", self.resize, ("stretch",), " for area-or-linear")
+        if self.interpolation == "area":
+            _require("antialias", self.antialias, (True,), " for area")
+        largest = max(self.height, self.width)
+        if (self.resize == "crop") != (self.shortest_edge is not None) or (self.shortest_edge or largest) < largest:
+            raise SettingError(
+                f"The 'shortest_edge' of the preprocessing must be at least {largest} for 'crop', and None for "
+                f"'stretch'. Got {self.shortest_edge} for '{self.resize}'."
+            )
+        for name, values in (("mean", self.mean), ("scale", self.scale)):
+            if len(values) not in (1, 3) or (name == "scale" and 0 in values):
+                raise SettingError(
+                    f"The '{name}' of the preprocessing must be one number or three"
+                    f"{', none of them 0' if name == 'scale' else ''}. Got {values}."
+                )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PreprocessSpec:
+        """Rebuild a description from JSON values."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "scale": tuple(values["scale"])})
+
+    def applied(self) -> dict[str, Any]:
+        """Give the fields that make a difference: two ways with the same ones are the same way."""
+        values = asdict(self)
+        if self.shortest_edge is None:
+            del values["shortest_edge"]
+        if self.dtype == "uint8" or self.interpolation == "area":
+            del values["antialias"]
+        return values
+
+    def __str__(self) -> str:
+        """Give one line for people."""
+        kept = f", the shorter side to {self.shortest_edge}" if self.shortest_edge is not None else ""
+        edges = " with antialias" if self.dtype == "float32" and self.antialias else ""
+        return (
+            f"{self.channel_order} {self.width}x{self.height}, {self.resize}{kept}, {self.interpolation}{edges} in "
+            f"{self.dtype}, (level - {_numbers(self.mean)}) / {_numbers(self.scale)}"
+        )
+
+
+def _require(name: str, value: object, allowed: tuple[Any, ...], when: str = "") -> None:
+    if value not in allowed:
+        listed = ", ".join(map(repr, allowed))
+        raise SettingError(f"The '{name}' of the preprocessing must be one of {listed}{when}. Got {value!r}.")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values) if len(values) == 1 else f"({', '.join(f'{v:g}' for v in values)})"
 
 
 @dataclass(frozen=True)
@@ -149,6 +228,8 @@ class BackboneSpec:
         ``avg``, ``flatten`` or ``max``.
     preprocess : PreprocessSpec
         What the pixels go through first.
+    file : str
+        Where the model's file lies in the store of models.
     options : mapping
         JSON values that the implementation understands; they must not change the feature space.
     """
@@ -160,6 +241,7 @@ class BackboneSpec:
     grid: tuple[int, int, int]
     pooling: str
     preprocess: PreprocessSpec
+    file: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -174,7 +256,7 @@ class BackboneSpec:
         return {
             "weights_sha256": self.weights_sha256,
             "output": self.output,
-            "preprocess": asdict(self.preprocess),
+            "preprocess": self.preprocess.applied(),
             "pooling": self.pooling,
         }
 
@@ -191,9 +273,8 @@ class BackboneSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> BackboneSpec:
         """Rebuild a description that `to_json` gave."""
-        steps = dict(values["preprocess"])
-        steps.update(mean=tuple(steps["mean"]), scale=tuple(steps["scale"]))
-        return cls(**{**values, "grid": tuple(values["grid"]), "preprocess": PreprocessSpec(**steps)})
+        preprocess = PreprocessSpec.from_json(values["preprocess"])
+        return cls(**{**values, "grid": tuple(values["grid"]), "preprocess": preprocess})
 
 
 @dataclass(frozen=True)

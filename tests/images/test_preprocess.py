@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from featurepress.images import preprocess
-from featurepress.images.preprocess import _area_maps, _area_positions
+from featurepress.images.area import _area_maps, _area_positions
 from featurepress.models.catalog import EMBEDDED_V1
 from featurepress.records import PreprocessSpec
 

@@ -1,18 +1,20 @@
 """Pixels to the model's input, as a declared `PreprocessSpec` says.
 
-Mean and scale are not applied here: the backbone folds them into its graph, where they cost nothing and where
-eight-bit pixels are a quarter of the memory traffic.
+Mean, scale and channel order are not applied here: the backbone folds them into its graph, where they cost nothing
+and where eight-bit pixels are a quarter of the memory traffic.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from featurepress.images.area import resize_by_area_or_linear
+from featurepress.images.resample import Span, resample
 from featurepress.records import PreprocessSpec
 
 if TYPE_CHECKING:
@@ -20,10 +22,20 @@ if TYPE_CHECKING:
 
     from featurepress.records import Pixels
 
-_FLOAT_VALUES = 3 * 2**20
+_PILLOW_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "box": Image.Resampling.BOX,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_MAX_PIXELS = 2**24  # 48 MB of RGB
+_MAX_EXACT = 512
 
 
-def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[np.uint8]) -> None:
+def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[Any]) -> None:
     """Resize one picture into its place in a batch.
 
     Parameters
@@ -31,80 +43,71 @@ def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[np.uint8])
     pixels : array (H, W, 3) uint8
         RGB.
     spec : PreprocessSpec
-        ``stretch`` with ``area-or-linear``, the only way this version knows.
-    out : array (spec.height, spec.width, 3) uint8
-        Written in place; must be contiguous.
-
-    Notes
-    -----
-    ``area``: every target pixel is the mean of the source area that it covers, edges weighted by their share,
-    rounded to the nearest level (OpenCV's INTER_AREA; where a mean lies next to a half, one level off on some
-    ten thousandths of the values of the sizes below). For 500x375 to 96x96 OpenCV takes 420 microseconds, a third
-    of what decoding such a photograph costs, and 345 for the same bits by the detour over float32. For 100x100
-    it takes 58, and 32 by the detour of `_area_positions`.
+        How.
+    out : array (spec.height, spec.width, 3) of spec.dtype
+        Levels from 0 to 255 (bicubic in float32 may go beyond); written in place; must be contiguous.
     """
-    height, width = out.shape[:2]
-    if pixels.shape == out.shape:
-        out[:] = pixels
-        return
-    if pixels.shape[0] > height and pixels.shape[1] > width:
-        _resize_by_area(pixels, out)
+    down, across = spans(pixels.shape[0], pixels.shape[1], spec)
+    if pixels.shape[:2] == (down.of, across.of):
+        out[:] = pixels[down.start : down.stop, across.start : across.stop]
+    elif spec.interpolation == "area-or-linear":
+        resize_by_area_or_linear(pixels, out)
+    elif spec.dtype == "uint8":
+        out[:] = _resized_by_pillow(pixels, spec.interpolation, down, across)
+    elif _fits_cv2(pixels, spec):
+        _resize_by_cv2(pixels, out)
     else:
-        cv2.resize(pixels, (width, height), dst=out, interpolation=cv2.INTER_LINEAR)
+        resample(pixels, spec.interpolation, antialias=spec.antialias, spans=(down, across), out=out)
 
 
-def _resize_by_area(pixels: Pixels, out: npt.NDArray[np.uint8]) -> None:
-    """Do what INTER_AREA does, in the fastest way for the sizes."""
-    (height, width), (to_height, to_width) = pixels.shape[:2], out.shape[:2]
-    if (maps := _area_maps(height, width, to_height, to_width)) is not None:
-        cv2.remap(pixels, *maps, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
-        return
-    is_whole = height % to_height == 0 and width % to_width == 0  # OpenCV's own fast way, with integers
-    if is_whole or pixels.size > _FLOAT_VALUES:
-        cv2.resize(pixels, (to_width, to_height), dst=out, interpolation=cv2.INTER_AREA)
-        return
-    # OpenCV makes a float of every level in its inner loop; to do that at once is faster while caches hold it.
-    mean = cv2.resize(pixels.astype(np.float32), (to_width, to_height), interpolation=cv2.INTER_AREA)
-    np.copyto(out, np.rint(mean, out=mean), casting="unsafe")
+def spans(height: int, width: int, spec: PreprocessSpec) -> tuple[Span, Span]:
+    """Give what is kept of a picture's height and width after resizing.
 
-
-@functools.lru_cache(maxsize=256)
-def _area_maps(
-    height: int, width: int, to_height: int, to_width: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """Give the maps with which `cv2.remap` does what INTER_AREA does, where there are such, for one size."""
-    down, across = _area_positions(height, to_height), _area_positions(width, to_width)
-    if down is None or across is None:
-        return None
-    maps = np.meshgrid(across, down)
-    # An OpenCV whose remap rounds its weights to 1/32, as those before 4.11 did, is not used this way.
-    sample = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    area = cv2.resize(sample, (to_width, to_height), interpolation=cv2.INTER_AREA)
-    mapped = cv2.remap(sample, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    differences = np.abs(area.astype(np.int16) - mapped)
-    return (maps[0], maps[1]) if differences.max() <= 1 and differences.mean() < 1e-3 else None
-
-
-def _area_positions(n: int, to: int) -> npt.NDArray[np.float32] | None:
-    """Give the places between pixels at which bilinear interpolation is the mean over the area.
-
-    Parameters
-    ----------
-    n, to : int
-        Length of one side before and after, in pixels; `n` is larger.
-
-    Returns
-    -------
-    array (to,) float32, or None
-        None unless every target pixel covers at most two source pixels. Target pixel i covers the stretch from
-        i * n / to to (i + 1) * n / to. Its start lies at most (to - g) / to behind a pixel's edge, with g the
-        greatest common divisor of both lengths, so that two pixels hold it if n <= to + g: 100 to 96, 128 to
-        96. Then the mean gives the second pixel the share of the stretch that lies in it.
+    For ``crop`` the shorter side is resized to `shortest_edge`, the longer one in proportion, rounded down, and the
+    middle is kept, a pixel more at the end where it is odd: as the image processors of transformers do.
     """
-    if n > to + math.gcd(n, to):
-        return None
-    starts = np.arange(to) * n // to
-    ends = np.arange(1, to + 1) * n  # in units of 1 / to, as integers: no rounding
-    shares = np.clip(ends - (starts + 1) * to, 0, None) / n
-    positions: npt.NDArray[np.float32] = (starts + shares).astype(np.float32)
-    return positions
+    if spec.shortest_edge is None:
+        return Span(0, spec.height, spec.height), Span(0, spec.width, spec.width)
+    short, long = sorted((height, width))
+    long = int(spec.shortest_edge * long / short)
+    tall, wide = (spec.shortest_edge, long) if height <= width else (long, spec.shortest_edge)
+    top, left = (tall - spec.height) // 2, (wide - spec.width) // 2
+    return Span(top, top + spec.height, tall), Span(left, left + spec.width, wide)
+
+
+def _resized_by_pillow(pixels: Pixels, filter_name: str, down: Span, across: Span) -> Any:
+    """Resize with Pillow and cut."""
+    image, method = Image.fromarray(pixels), _PILLOW_FILTERS[filter_name]
+    if down.of * across.of <= _MAX_PIXELS:
+        whole = np.asarray(image.resize((across.of, down.of), method))
+        return whole[down.start : down.stop, across.start : across.stop]
+    # A long strip is never made in full. Pillow's own cutting is a level or two off, bicubic at edges 20.
+    height, width = pixels.shape[0] / down.of, pixels.shape[1] / across.of
+    box = (across.start * width, down.start * height, across.stop * width, down.stop * height)
+    return np.asarray(image.resize((across.stop - across.start, down.stop - down.start), method, box=box))
+
+
+def _fits_cv2(pixels: Pixels, spec: PreprocessSpec) -> bool:
+    """Whether OpenCV can do it: plain interpolation of the whole, of no more than 32,767 pixels a side."""
+    is_plain = spec.interpolation == "bilinear" and not spec.antialias and spec.resize == "stretch"
+    return is_plain and max(pixels.shape) < 2**15
+
+
+def _resize_by_cv2(pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
+    """Interpolate linearly as TensorFlow does; cv2.resize strays from it by 2e-5 of a level a source pixel."""
+    levels = pixels.astype(np.float32)
+    (height, width), (to_height, to_width) = pixels.shape[:2], out.shape[:2]
+    if max(height, width) <= _MAX_EXACT:
+        cv2.resize(levels, (to_width, to_height), dst=out, interpolation=cv2.INTER_LINEAR)
+    else:
+        maps = _linear_maps(height, width, to_height, to_width)
+        cv2.remap(levels, *maps, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+
+
+@functools.lru_cache(maxsize=32)
+def _linear_maps(height: int, width: int, to_height: int, to_width: int) -> Any:
+    """Give the places between source pixels at which to look, in TensorFlow's own float32 arithmetic."""
+    half = np.float32(0.5)
+    down = (np.arange(to_height, dtype=np.float32) + half) * np.float32(height / to_height) - half
+    across = (np.arange(to_width, dtype=np.float32) + half) * np.float32(width / to_width) - half
+    return np.meshgrid(across, down)
