@@ -28,7 +28,7 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed
 	@rm -rf demo
 	$(BIN)/featurepress demo demo/orchard
-	$(BIN)/featurepress embed demo/orchard --out demo/features --labels parent
+	$(BIN)/featurepress embed demo/orchard --model embedded --out demo/features --labels parent
 	$(BIN)/featurepress info demo/features
 	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
 

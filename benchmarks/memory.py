@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def _run(pictures: Path, out: Path, pooling: str) -> tuple[float, float]:
-    command = ["embed", str(pictures), "--out", str(out), "--pooling", pooling]
+    command = ["embed", str(pictures), "--model", "embedded", "--out", str(out), "--pooling", pooling]
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "featurepress", *command], stderr=subprocess.DEVNULL)
     peak = [0.0]
@@ -82,7 +82,7 @@ def _starts(work: Path) -> None:
     module = [sys.executable, "-m", "featurepress"]
     for name, command in (
         ("featurepress --help", [*module, "--help"]),
-        ("one picture", [*module, "embed", str(one), "--out", str(work / "one-{time}-N")]),
+        ("one picture", [*module, "embed", str(one), "--model", "embedded", "--out", str(work / "one-{time}-N")]),
     ):
         seconds = []
         for number in range(7):

@@ -55,7 +55,7 @@ def hear(progress):
     if progress.pressed and not first:
         first[:] = [time.perf_counter(), progress.pressed]
 called = time.perf_counter()
-options = json.loads(sys.argv[3])
+options = {"model": "embedded", **json.loads(sys.argv[3])}
 features = fp.embed(sys.argv[1], out=sys.argv[2], on_progress=hear, **options)
 ended = time.perf_counter()
 summary = features.summary
@@ -113,7 +113,7 @@ def cells() -> Iterator[tuple[str, str, str]]:
 
 def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision: str, rounds: int) -> None:
     assert folder is not None
-    model = model_file(find_card("embedded").weights_sha256)
+    model = model_file("embedded-v1.onnx", find_card("embedded").weights_sha256)
     shutil.copy(model, work / "model.onnx")
     paths = sorted(str(path) for path in folder.rglob("*.*"))
     n_cores = available_cores()

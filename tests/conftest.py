@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,14 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the folder {SHARED_DATA} with real pictures is not here")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def model_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep models in a folder of the tests, shared by the workers of pytest-xdist; never in the user's."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATUREPRESS_HOME", str(folder))
+        patch.setenv("KERAS_HOME", str(folder / "no-keras"))
+        yield folder

@@ -17,9 +17,12 @@ from typing import Any, NamedTuple
 import psutil
 import pyarrow.parquet as pq
 
+import featurepress as fp
 from featurepress.demo import draw_pictures
+from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, SourceSpec
+from featurepress.run import DEFAULT_OUT, Estimate
 from featurepress.settings import ListingSettings
 from featurepress.sources import describe
 from featurepress.storage import FolderStorage, Storage
@@ -52,6 +55,16 @@ def draft(
     return PlanMaker(storage, backbone or fake_backbone())(*specs, **options)
 
 
+def embed(sources: Any, out: Any = DEFAULT_OUT, **options: Any) -> FeatureSet:
+    """Press with the model that needs no network."""
+    return fp.embed(sources, out, **{"model": "embedded", **options})
+
+
+def estimate(sources: Any, out: Any = DEFAULT_OUT, **options: Any) -> Estimate:
+    """Estimate with the model that needs no network."""
+    return fp.estimate(sources, out, **{"model": "embedded", **options})
+
+
 # -- processes -----------------------------------------------------------------------------------------------
 
 
@@ -72,7 +85,12 @@ def started(
     stderr: int = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a session of its own; whatever is left of that session is killed at the end."""
+    """Start the command in a session of its own; whatever is left of that session is killed at the end.
+
+    An embed that names no model gets the one that needs no network.
+    """
+    if arguments and arguments[0] == "embed" and "--model" not in arguments:
+        arguments = ("embed", "--model", "embedded", *arguments[1:])
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         stdin=subprocess.DEVNULL,

@@ -35,7 +35,7 @@ ARROWS = """
     images      -> records errors
     backbones   -> models records
     sinks       -> storage records errors
-    models      -> records settings errors
+    models      -> child records settings errors
     ledger      -> layout storage child records settings errors
     layout      ->
     storage     -> errors
@@ -49,11 +49,16 @@ ARROWS = """
 
 # The libraries that cost time to import, or tie a room to one way of doing things: who may use them.
 LIBRARIES = {
-    "openvino": {"backbones"},
+    "openvino": {"backbones", "models"},
+    "keras": {"models"},
+    "pooch": {"models"},
+    "requests": {"models"},
+    "platformdirs": {"models"},
     "cv2": {"images", "fruit", "demo"},
     "PIL": {"images", "demo"},
     "numpy": {
         "images",
+        "models",
         "backbones",
         "sinks",
         "pipeline",

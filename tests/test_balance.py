@@ -16,7 +16,7 @@ from featurepress.errors import TooManyFailuresError
 from featurepress.run import press_plan
 from featurepress.tasks import Press
 from featurepress.testing import ABORT, InlineEngine
-from tests.runs import draft, draw, leftovers, read_failures, read_footers, read_json, read_rows
+from tests.runs import draft, draw, embed, leftovers, read_failures, read_footers, read_json, read_rows
 
 MAX_BYTES, MAX_PIXELS = 20_000, 10_000
 
@@ -166,7 +166,7 @@ def test_an_unreadable_folder_and_file_are_failures(tmp_path: Path) -> None:
 def test_the_real_model_balances_too(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     bad = plant_every_kind_of_bad_file(source)
-    fp.embed(
+    embed(
         source,
         out,
         max_bytes=MAX_BYTES,

@@ -29,7 +29,8 @@ def test_decoding_alone_really_decodes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pooling", ["avg", "flatten"])
 def test_inference_alone_is_measured(pooling: str) -> None:
-    model = model_file(find_card("embedded").weights_sha256)
+    card = find_card("embedded")
+    model = model_file(card.file, card.weights_sha256)
     assert 10 < infer_speed(model, pooling, "float32", streams=1, batch=4, n_cores=1, seconds=0.05) < 1e6
 
 

@@ -12,7 +12,7 @@ import featurepress as fp
 from featurepress.engines import LocalEngine
 from featurepress.run import press_plan
 from featurepress.testing import InlineEngine
-from tests.runs import assert_same_result, draft, draw, read_json, read_rows
+from tests.runs import assert_same_result, draft, draw, embed, read_json, read_rows
 
 PRECISIONS = ("float32", "auto")
 
@@ -34,17 +34,17 @@ def test_batch_mates_position_and_part_size_change_no_bit(tmp_path: Path, source
     for i, path in enumerate(paths):
         shutil.copy(path, shuffled / f"{i:02d}.jpg")
     with LocalEngine(2) as engine:
-        fp.embed(source, tmp_path / "whole", precision=precision, engine=engine)
+        embed(source, tmp_path / "whole", precision=precision, engine=engine)
         expected = features_of(tmp_path / "whole")
         assert len(set(expected.values())) == 70
         precision = read_json(tmp_path / "whole" / "plan" / "plan.json")["precision"]
         for size in (1, 5, 33):
             out = tmp_path / str(size)
-            fp.embed(source, out, precision=precision, engine=engine, images_per_part=size, limit=40)
+            embed(source, out, precision=precision, engine=engine, images_per_part=size, limit=40)
             found = features_of(out)
             assert len(found) >= 37
             assert found == {name: expected[name] for name in found}
-        fp.embed(shuffled, tmp_path / "mixed", precision=precision, engine=engine)
+        embed(shuffled, tmp_path / "mixed", precision=precision, engine=engine)
     found = features_of(tmp_path / "mixed")
     assert found == {f"{i:02d}.jpg": expected[path.name] for i, path in enumerate(paths)}
 
@@ -52,7 +52,7 @@ def test_batch_mates_position_and_part_size_change_no_bit(tmp_path: Path, source
 @pytest.fixture(scope="module")
 def one_worker(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("one") / "out"
-    fp.embed(source, out, precision="float32", workers=1, images_per_part=6, labels="parent")
+    embed(source, out, precision="float32", workers=1, images_per_part=6, labels="parent")
     return out
 
 
@@ -61,14 +61,14 @@ def test_any_number_of_workers_writes_the_same_files(
     tmp_path: Path, source: Path, one_worker: Path, workers: int
 ) -> None:
     out = tmp_path / "out"
-    fp.embed(source, out, precision="float32", workers=workers, images_per_part=6, labels="parent")
+    embed(source, out, precision="float32", workers=workers, images_per_part=6, labels="parent")
     assert_same_result(out, one_worker)
 
 
 def test_image_by_image_gives_the_same_files(tmp_path: Path, source: Path, one_worker: Path) -> None:
     """As if two processes had died at shards 0 and 4."""
     out = tmp_path / "out"
-    fp.embed(source, out, precision="float32", workers=1, images_per_part=6, labels="parent")
+    embed(source, out, precision="float32", workers=1, images_per_part=6, labels="parent")
     for shard in (0, 4):
         (out / "features" / f"part-{shard:08d}.parquet").unlink()
         (out / "receipts" / f"part-{shard:08d}.json").unlink()

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
-import featurepress as fp
 from featurepress.engines import LocalEngine
 from featurepress.errors import DestinationError, PlanMismatchError, SettingError
-from tests.runs import draw, snapshot
+from tests.runs import draw, embed, estimate, snapshot
 from tests.test_run import press
 
 
@@ -25,24 +24,24 @@ def test_an_estimate_agrees_with_the_run_and_writes_nothing(tmp_path: Path) -> N
     (source / ".hidden.jpg").write_text("no image")
     options: dict[str, Any] = {"images_per_part": 4, "pooling": "max"}
     before = snapshot(tmp_path)
-    estimate = fp.estimate(source, tmp_path / "out", **options)
+    found = estimate(source, tmp_path / "out", **options)
     assert snapshot(tmp_path) == before
-    features = fp.embed(source, tmp_path / "out", workers=1, precision="float32", max_failures=1.0, **options)
+    features = embed(source, tmp_path / "out", workers=1, precision="float32", max_failures=1.0, **options)
     summary = features.summary
-    assert estimate.images == summary.listed == 23
-    assert estimate.parts == summary.parts == 6
-    assert estimate.skipped == summary.skipped == {"not an image's name": 1, "dot file": 1}
-    assert estimate.n_features == features.n_features
-    assert estimate.bytes == sum(path.stat().st_size for path in source.rglob("*.jpg") if path.name[0] != ".")
-    assert summary.bytes_written <= estimate.expected_bytes + 6 * 20_000
+    assert found.images == summary.listed == 23
+    assert found.parts == summary.parts == 6
+    assert found.skipped == summary.skipped == {"not an image's name": 1, "dot file": 1}
+    assert found.n_features == features.n_features
+    assert found.bytes == sum(path.stat().st_size for path in source.rglob("*.jpg") if path.name[0] != ".")
+    assert summary.bytes_written <= found.expected_bytes + 6 * 20_000
 
 
 @pytest.mark.parametrize("options", [{"images_per_part": 1}, {"format": "csv", "parts": 3, "pooling": "flatten"}])
 def test_an_estimate_is_never_too_small(tmp_path: Path, options: dict[str, Any]) -> None:
     source, out = draw(tmp_path / "in", 30), tmp_path / "out"
-    expected = fp.estimate(source, out, **options).expected_bytes
+    expected = estimate(source, out, **options).expected_bytes
     with LocalEngine(1) as engine:
-        fp.embed(source, out, engine=engine, precision="float32", **options)
+        embed(source, out, engine=engine, precision="float32", **options)
     written = sum(path.stat().st_size for kind in ("features", "csv") for path in (out / kind).glob("*"))
     assert written <= expected < 5 * written
 
@@ -50,13 +49,13 @@ def test_an_estimate_is_never_too_small(tmp_path: Path, options: dict[str, Any])
 def test_an_estimate_refuses_what_the_run_would_refuse(tmp_path: Path, pictures: Path) -> None:
     press(tmp_path / "out", pictures)
     with pytest.raises(PlanMismatchError):
-        fp.estimate(pictures, tmp_path / "out", pooling="max")
+        estimate(pictures, tmp_path / "out", pooling="max")
     with pytest.raises(DestinationError):
-        fp.estimate(pictures, tmp_path / ("x" * 300))
+        estimate(pictures, tmp_path / ("x" * 300))
     with pytest.raises(SettingError, match="--memory"):
-        fp.estimate(pictures, tmp_path / "other", memory_bytes=1)
+        estimate(pictures, tmp_path / "other", memory_bytes=1)
 
 
 def test_an_estimate_honours_the_limit(tmp_path: Path, pictures: Path) -> None:
-    estimate = fp.estimate(pictures, limit=7, images_per_part=3)
-    assert (estimate.images, estimate.parts) == (7, 3)
+    found = estimate(pictures, limit=7, images_per_part=3)
+    assert (found.images, found.parts) == (7, 3)

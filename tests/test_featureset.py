@@ -25,7 +25,7 @@ from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, PreprocessSpec
 from featurepress.run import press_plan
 from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
-from tests.runs import draft, draw, names_below, read_failures, read_rows, snapshot
+from tests.runs import draft, draw, embed, names_below, read_failures, read_rows, snapshot
 
 N_PICTURES, PART = 23, 5
 NAMES = ("plain.jpg", "com,ma.jpg", 'quo"te.jpg', "new\nline.jpg", "früh 柠檬.jpg", " space .jpg", "[red]x[/].jpg")
@@ -268,7 +268,7 @@ def test_csv_files_hold_all_rows_once_in_order_bit_equal(
 
 
 def test_csv_of_a_flatten_set_of_the_real_model(tmp_path: Path) -> None:
-    features = fp.embed(
+    features = embed(
         draw(tmp_path / "in", 3),
         tmp_path / "out",
         pooling="flatten",

@@ -31,6 +31,7 @@ from featurepress.testing import InlineEngine
 from tests.runs import (
     draft,
     draw,
+    embed,
     leftovers,
     names_below,
     read_failures,
@@ -55,7 +56,7 @@ def press(out: Path, *sources: Any, **options: Any) -> fp.FeatureSet:
 def test_embed_presses_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = draw(tmp_path / "in", 10)
-    features = fp.embed(source, out, labels="parent", precision="float32", workers=1)
+    features = embed(source, out, labels="parent", precision="float32", workers=1)
     assert features.is_complete
     assert features.to_numpy().shape == (10, 1280)
     assert set(read_rows(out)) == {str(path) for path in source.rglob("*.jpg")}
@@ -65,7 +66,7 @@ def test_embed_presses_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
     assert summary.bytes_read == sum(path.stat().st_size for path in source.rglob("*.jpg"))
     assert summary.bytes_written == sum(path.stat().st_size for path in out.glob("features/*"))
     before = snapshot(out)
-    again = fp.embed(source, out, labels="parent", precision="float32", workers=2, memory_bytes=2**33)
+    again = embed(source, out, labels="parent", precision="float32", workers=2, memory_bytes=2**33)
     assert again.summary.already_done
     assert snapshot(out) == before
     assert fp.resume(out).summary.already_done
@@ -133,9 +134,9 @@ def test_other_sources_are_refused_by_name(tmp_path: Path, pictures: Path) -> No
 
 def test_another_pooling_is_refused(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 2)
-    fp.embed(source, tmp_path / "out", precision="float32", workers=1)
+    embed(source, tmp_path / "out", precision="float32", workers=1)
     with pytest.raises(PlanMismatchError, match="pooling: 'avg', not 'max'"):
-        fp.embed(source, tmp_path / "out", precision="float32", workers=1, pooling="max")
+        embed(source, tmp_path / "out", precision="float32", workers=1, pooling="max")
 
 
 def test_another_model_is_refused(tmp_path: Path, pictures: Path) -> None:
@@ -210,7 +211,7 @@ def test_the_time_expands() -> None:
 
 
 def test_the_time_expands_in_embed(tmp_path: Path) -> None:
-    features = fp.embed(
+    features = embed(
         draw(tmp_path / "in", 2), tmp_path / "results{time}", precision="float32", workers=1, images_per_part=2
     )
     assert re.fullmatch(r"results(\d+_){5}\d+", Path(features.location).name)
@@ -239,7 +240,7 @@ def test_a_bad_setting_is_refused_and_nothing_is_written(
 ) -> None:
     before = snapshot(tmp_path)
     with pytest.raises(error, match=text) as caught:
-        fp.embed(pictures, tmp_path / "out", **options)
+        embed(pictures, tmp_path / "out", **options)
     assert "\n" not in str(caught.value)
     assert snapshot(tmp_path) == before
 
@@ -247,9 +248,9 @@ def test_a_bad_setting_is_refused_and_nothing_is_written(
 def test_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for source, shown in ((tmp_path / "no", "no"), (tmp_path / "*.jpg", "*.jpg"), (tmp_path / "x" / "*", "x/*")):
         with pytest.raises(SourceError, match=re.escape(shown)):
-            fp.embed(source, tmp_path / "out", workers=1)
+            embed(source, tmp_path / "out", workers=1)
     with pytest.raises(SourceError, match="No source"):
-        fp.embed([], tmp_path / "out")
+        embed([], tmp_path / "out")
     assert names_below(tmp_path) == []
 
 
@@ -275,9 +276,9 @@ def test_resume_of_nothing_is_refused(tmp_path: Path) -> None:
 def test_resume_finishes_with_a_limit(tmp_path: Path) -> None:
     source, out = draw(tmp_path / "in", 12), tmp_path / "out"
     options: dict[str, Any] = {"precision": "float32", "workers": 1, "images_per_part": 2}
-    whole = read_rows(Path(fp.embed(source, tmp_path / "whole", limit=7, **options).location))
+    whole = read_rows(Path(embed(source, tmp_path / "whole", limit=7, **options).location))
     assert len(whole) == 7
-    fp.embed(source, out, limit=7, **options)
+    embed(source, out, limit=7, **options)
     for name in ("manifest.json", "plan/listing.json", "plan/chunk-00000000.parquet"):
         (out / name).unlink()
     shutil.rmtree(out / "features")

@@ -58,7 +58,11 @@ class Progress:
     Attributes
     ----------
     stage : str
-        ``probing``, ``pressing``, ``exporting`` or ``done``.
+        ``preparing`` (the model), ``probing``, ``pressing``, ``exporting`` or ``done``.
+    doing : str
+        While ``preparing``: what is being done, such as a download.
+    done_bytes, of_bytes : int
+        How much of it, of how much; 0 where that is not known.
     listed : int
         Images found so far, and whether there may be more (`listing`).
     pressed, failed : int
@@ -76,6 +80,9 @@ class Progress:
     failed: int = 0
     done_before: int = 0
     started: float = field(default_factory=time.perf_counter)
+    doing: str = ""
+    done_bytes: int = 0
+    of_bytes: int = 0
 
     @property
     def images_per_second(self) -> float:

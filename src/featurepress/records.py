@@ -205,7 +205,11 @@ def _require(name: str, value: object, allowed: tuple[Any, ...], when: str = "")
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return ", ".join(f"{value:g}" for value in values) if len(values) == 1 else f"({', '.join(f'{v:g}' for v in values)})"
+    return (
+        ", ".join(f"{value:g}" for value in values)
+        if len(values) == 1
+        else f"({', '.join(f'{v:g}' for v in values)})"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,15 @@ from typing import Any
 
 import featurepress
 from featurepress import ledger
-from featurepress.driver import Driver, OnProgress, ignore_progress, n_workers, same_plan
+from featurepress.driver import Driver, OnProgress, Progress, ignore_progress, n_workers, same_plan
 from featurepress.engines import Engine, Task
 from featurepress.errors import DestinationError, FeatureSetError, SettingError, StorageError
 from featurepress.featureset import FeatureSet
 from featurepress.layout import Layout
 from featurepress.ledger import Plan
-from featurepress.models.catalog import find_card
-from featurepress.records import Receipt
+from featurepress.models.catalog import find_card, say_nothing
+from featurepress.models.weights import Tell
+from featurepress.records import BackboneSpec, Receipt
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.storage import Storage, open_storage
@@ -62,9 +63,9 @@ def embed(
     on_progress : callable
         Called with a `Progress` several times a second.
     **options
-        The settings of the run: `model`, `pooling`, `precision`, `labels`, `all_files`, `limit`,
-        `max_pixels`, `max_bytes`, `timeout_seconds`, `images_per_part`, `format`, `parts`, `max_failures`,
-        `workers`, `memory_bytes`. `featurepress embed --help` explains each.
+        The settings of the run: `model`, `size`, `alpha`, `weights`, `pooling`, `precision`, `labels`,
+        `all_files`, `limit`, `max_pixels`, `max_bytes`, `timeout_seconds`, `images_per_part`, `format`, `parts`,
+        `max_failures`, `workers`, `memory_bytes`. `featurepress embed --help` explains each.
 
     Returns
     -------
@@ -87,17 +88,24 @@ def embed(
     >>> X, y = features.to_numpy(), features.labels  # doctest: +SKIP
     """
     started = time.perf_counter()
-    return press_plan(_draft(sources, out, options), engine=engine, on_progress=on_progress, started=started)
+    progress = Progress(stage="preparing")
+
+    def tell(what: str, done: int, of: int) -> None:
+        progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
+        on_progress(progress)
+
+    draft = _draft(sources, out, options, tell)
+    return press_plan(draft, engine=engine, on_progress=on_progress, started=started)
 
 
-def _draft(sources: Locations, out: str | Path, options: Mapping[str, Any]) -> Plan:
+def _draft(sources: Locations, out: str | Path, options: Mapping[str, Any], tell: Tell = say_nothing) -> Plan:
     """Turn a request into a plan whose precision is still to be decided."""
     settings = Settings.from_options(**options)
     storage = open_storage(expand_time(str(out)))
     return ledger.new_plan(
         storage,
         sources=describe(sources, all_files=settings.listing.all_files, exclude=storage.location),
-        backbone=find_card(settings.features.model).backbone(settings.features.pooling),
+        backbone=find_backbone(settings, tell),
         precision="float32",
         certificate={},
         settings=settings,
@@ -105,6 +113,15 @@ def _draft(sources: Locations, out: str | Path, options: Mapping[str, Any]) -> P
         field_names=field_names(settings.listing),
         library_version=featurepress.__version__,
     )
+
+
+def find_backbone(settings: Settings, tell: Tell = say_nothing) -> BackboneSpec:
+    """Give the backbone that the settings ask for; its model is made ready if it never was."""
+    asked = settings.features
+    card = find_card(
+        asked.model, size=asked.size, alpha=asked.alpha, weights=asked.weights, pooling=asked.pooling, tell=tell
+    )
+    return card.backbone(asked.pooling)
 
 
 def resume(

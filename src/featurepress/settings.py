@@ -15,6 +15,8 @@ from typing import Any
 
 from featurepress.errors import SettingError
 
+DEFAULT_MODEL = "mobilenet_v2"
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -157,7 +159,25 @@ class ImageSettings(_Stage):
 class FeatureSettings(_Stage):
     """What is computed from each image."""
 
-    model: str = _setting("embedded", str, "The model: 'embedded' (ships with the package).")
+    model: str = _setting(
+        DEFAULT_MODEL,
+        str,
+        "The model: a name from 'featurepress models list', a model file, or hf:org/repo.",
+    )
+    size: int | None = _setting(
+        None,
+        int,
+        "Side of the model's input in pixels, where it leaves a choice (default: the model's own).",
+        minimum=1,
+        maximum=4096,
+        optional=True,
+    )
+    alpha: float | None = _setting(
+        None, float, "Width of a MobileNet (default: 1).", minimum=0.01, maximum=10, optional=True
+    )
+    weights: str | None = _setting(
+        None, str, "Weights of a Keras model: 'imagenet' (default), or a .h5 file.", optional=True
+    )
     pooling: str = _setting(
         "avg",
         str,

@@ -35,7 +35,7 @@ def pixels() -> Array:
 def reference_grid() -> Array:
     """Give the file's own output for x / 127.5 - 1 in float32: (16, 3, 3, 1280)."""
     compiled = ov.Core().compile_model(
-        str(model_file(EMBEDDED_V1.weights_sha256)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        str(model_file(EMBEDDED_V1.file, EMBEDDED_V1.weights_sha256)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
     inputs = pixels().astype(np.float32) / np.float32(127.5) - np.float32(1)
     grid: Array = compiled({0: inputs})[0].copy()
@@ -107,6 +107,6 @@ def test_a_batch_of_another_size_is_refused_not_padded() -> None:
 
 
 def test_weights_that_nobody_knows_are_refused() -> None:
-    spec = replace(EMBEDDED_V1.backbone("avg"), weights_sha256="0" * 64)
-    with pytest.raises(ModelError, match="No model with the weights 000000000000"):
+    spec = replace(EMBEDDED_V1.backbone("avg"), file="0" * 32)
+    with pytest.raises(ModelError, match="The model of this plan"):
         load_backbone(spec, "float32")

@@ -29,7 +29,18 @@ TENSORFLOW_TOLERANCE = 1e-4 * 127.5
 FLOAT_WAYS = [("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True), ("area", True)]
 FILTERS = ["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 # Larger and smaller than the targets, both at once, one side the same, a single row, and past OpenCV's exact range.
-SIZES = [(137, 91), (100, 100), (375, 500), (20, 30), (1, 50), (96, 96), (1000, 97), (96, 200), (513, 500), (2000, 1500)]
+SIZES = [
+    (137, 91),
+    (100, 100),
+    (375, 500),
+    (20, 30),
+    (1, 50),
+    (96, 96),
+    (1000, 97),
+    (96, 200),
+    (513, 500),
+    (2000, 1500),
+]
 TARGETS = [(96, 96), (224, 160)]
 
 
@@ -55,8 +66,10 @@ def tensorflow(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...]
     folder = tmp_path_factory.mktemp("tensorflow")
     cases = [(name, *target, *way) for name in PICTURES for target in TARGETS for way in FLOAT_WAYS]
     # For crop: the whole of 137x91 with the shorter side at 120, and of 375x500 with the shorter one at 256.
-    cases += [("137x91", 180, 120, *way) for way in FLOAT_WAYS] + [("375x500", 256, 341, *way) for way in FLOAT_WAYS]
-    np.savez(folder / "pictures.npz", **PICTURES)
+    cases += [("137x91", 180, 120, *way) for way in FLOAT_WAYS] + [
+        ("375x500", 256, 341, *way) for way in FLOAT_WAYS
+    ]
+    np.savez(folder / "pictures.npz", **dict[str, Any](PICTURES))
     script = Path(__file__).parents[1] / "references" / "tensorflow_resize.py"
     command = [sys.executable, str(script), "pictures.npz", "results.npz", json.dumps(cases)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
@@ -79,7 +92,12 @@ def test_float32_equals_tensorflow(
 @pytest.mark.parametrize(("method", "antialias"), FLOAT_WAYS)
 @pytest.mark.parametrize(("name", "edge", "size"), [("137x91", 120, (96, 112)), ("375x500", 256, (224, 224))])
 def test_crop_in_float32_is_tensorflow_resized_and_cut(
-    tensorflow: dict[tuple[Any, ...], Array], method: str, antialias: bool, name: str, edge: int, size: tuple[int, int]
+    tensorflow: dict[tuple[Any, ...], Array],
+    method: str,
+    antialias: bool,
+    name: str,
+    edge: int,
+    size: tuple[int, int],
 ) -> None:
     spec = PreprocessSpec(
         *size, resize="crop", shortest_edge=edge, interpolation=method, antialias=antialias, dtype="float32"

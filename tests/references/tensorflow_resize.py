@@ -1,6 +1,6 @@
-"""Resize pictures with TensorFlow: a program of its own, since importing TensorFlow into the tests is slow and loud.
+"""Resize pictures with TensorFlow: a program of its own, since importing TensorFlow is slow and loud.
 
-tensorflow_resize.py PICTURES.npz RESULTS.npz CASES with CASES as JSON: [[picture, height, width, method, antialias]]
+tensorflow_resize.py PICTURES.npz RESULTS.npz CASES, these as JSON: [[picture, height, width, method, antialias]]
 """
 
 import json

@@ -101,13 +101,13 @@ def _resize_by_cv2(pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
         cv2.resize(levels, (to_width, to_height), dst=out, interpolation=cv2.INTER_LINEAR)
     else:
         maps = _linear_maps(height, width, to_height, to_width)
-        cv2.remap(levels, *maps, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
+        cv2.remap(levels, maps[0], maps[1], cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
 
 
 @functools.lru_cache(maxsize=32)
-def _linear_maps(height: int, width: int, to_height: int, to_width: int) -> Any:
+def _linear_maps(height: int, width: int, to_height: int, to_width: int) -> list[Any]:
     """Give the places between source pixels at which to look, in TensorFlow's own float32 arithmetic."""
     half = np.float32(0.5)
     down = (np.arange(to_height, dtype=np.float32) + half) * np.float32(height / to_height) - half
     across = (np.arange(to_width, dtype=np.float32) + half) * np.float32(width / to_width) - half
-    return np.meshgrid(across, down)
+    return list(np.meshgrid(across, down))

@@ -142,4 +142,7 @@ def _cubic(x: Array) -> Array:
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-_KERNELS: dict[str, tuple[float, Callable[[Array], Array]]] = {"bilinear": (1.0, _triangle), "bicubic": (2.0, _cubic)}
+_KERNELS: dict[str, tuple[float, Callable[[Array], Array]]] = {
+    "bilinear": (1.0, _triangle),
+    "bicubic": (2.0, _cubic),
+}

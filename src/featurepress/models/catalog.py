@@ -1,70 +1,19 @@
-"""Model cards: what a model is, takes, gives, was trained on, may be used for, and how good it was measured."""
+"""From what people ask for to a model that is ready: embedded, Keras Applications, named, a file, or a hub's."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featurepress.errors import ModelError
-from featurepress.records import BackboneSpec, PreprocessSpec
+from featurepress.models import store
+from featurepress.models.card import ModelCard
+from featurepress.models.weights import Tell
+from featurepress.records import PreprocessSpec
 from featurepress.settings import nearest
 
-
-@dataclass(frozen=True)
-class ModelCard:
-    """A model that can be asked for by name.
-
-    Parameters
-    ----------
-    name : str
-        Versioned name; what it stands for never changes.
-    aliases : tuple of str
-        Short names.
-    architecture, training_data, licence, source, advice : str
-        For people.
-    n_parameters : int
-        Number of weights.
-    preprocess : PreprocessSpec
-        What the pixels go through.
-    output : str
-        The tensor of the model file that is pooled.
-    grid : tuple of int
-        Height, width and channels of that tensor.
-    file : str
-        File name in the package's ``models/bundled``.
-    weights_sha256 : str
-        Content hash of the file.
-    quality : mapping
-        Measured accuracies: set -> (linear probe, 5 nearest neighbours).
-    """
-
-    name: str
-    aliases: tuple[str, ...]
-    architecture: str
-    n_parameters: int
-    preprocess: PreprocessSpec
-    output: str
-    grid: tuple[int, int, int]
-    file: str
-    weights_sha256: str
-    training_data: str
-    licence: str
-    source: str
-    advice: str
-    quality: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-
-    def backbone(self, pooling: str) -> BackboneSpec:
-        """Give the description of this model's backbone with a pooling."""
-        return BackboneSpec(
-            runtime="openvino",
-            model=self.name,
-            weights_sha256=self.weights_sha256,
-            output=self.output,
-            grid=self.grid,
-            pooling=pooling,
-            preprocess=self.preprocess,
-        )
-
+if TYPE_CHECKING:
+    from featurepress.models.zoo import Architecture
 
 EMBEDDED_V1 = ModelCard(
     name="embedded-v1",
@@ -93,18 +42,97 @@ EMBEDDED_V1 = ModelCard(
 
 CARDS = (EMBEDDED_V1,)
 
+# What a file or folder with a model is told by.
+MODEL_SUFFIXES = (".keras", ".onnx", ".tflite", ".xml", ".pb")
+HUB = "hf:"
 
-def find_card(name: str) -> ModelCard:
-    """Give the card of a model.
+
+def say_nothing(what: str, done: int, of: int) -> None:
+    """Take the news of a preparation, and do nothing."""
+
+
+def find_card(
+    name: str,
+    *,
+    size: int | None = None,
+    alpha: float | None = None,
+    weights: str | None = None,
+    pooling: str = "avg",
+    tell: Tell = say_nothing,
+) -> ModelCard:
+    """Give the card of a model that is ready to run, made ready now if it never was.
+
+    Parameters
+    ----------
+    name : str
+        A name of the list, of Keras Applications or given by ``models add``; the path of a model file; or
+        ``hf:org/repo[@revision][:file]``.
+    size : int, optional
+        Side of the input in pixels, where the model leaves a choice.
+    alpha : float, optional
+        Width of a MobileNet.
+    weights : str, optional
+        ``imagenet`` (default) or a keras weights file, for Keras Applications.
+    pooling : str
+        What is wanted of the model.
+    tell : callable
+        Hears of downloads and conversions.
 
     Raises
     ------
     ModelError
-        There is no such model; the near names are listed.
+        There is no such model (the near names are listed), or it cannot be had so.
     """
-    names = {known: card for card in CARDS for known in (card.name, *card.aliases)}
-    if name not in names:
-        raise ModelError(
-            f"There is no model '{name}'{nearest(name, list(names))} Known models: {', '.join(sorted(names))}."
-        )
-    return names[name]
+    for card in CARDS:
+        if name in (card.name, *card.aliases):
+            _refuse_choices(card.name, size=size, alpha=alpha, weights=weights)
+            return card
+    if name.startswith(HUB):
+        from featurepress.models import hub
+
+        _refuse_choices(name, alpha=alpha, weights=weights)
+        return hub.prepare(name, size=size, tell=tell)
+    if (card_named := store.named(name)) is not None:
+        _refuse_choices(name, size=size, alpha=alpha, weights=weights)
+        return card_named
+    if looks_like_a_path(name):
+        from featurepress.models import files
+
+        _refuse_choices(name, alpha=alpha, weights=weights)
+        return files.prepare(name, files.Choices(size=size), tell=tell)
+    from featurepress.models import zoo
+
+    architecture = find_architecture(name)
+    return zoo.prepare(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, tell=tell)
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether a model's name is meant as the path of a file or folder."""
+    return "/" in name or name.endswith(MODEL_SUFFIXES) or Path(name).expanduser().exists()
+
+
+def find_architecture(name: str) -> Architecture:
+    """Give an architecture of Keras Applications, however its name is written.
+
+    Raises
+    ------
+    ModelError
+        There is none; the near names are listed.
+    """
+    from featurepress.models import zoo
+
+    known = zoo.architectures()
+    by_plain = {zoo.plain(one): one for one in known}
+    if (found := by_plain.get(zoo.plain(name))) is not None:
+        return known[found]
+    all_names = [*(n for card in CARDS for n in (card.name, *card.aliases)), *store.names(), *known]
+    raise ModelError(
+        f"There is no model '{name}'{nearest(name.lower(), all_names)} "
+        f"featurepress models list names all {len(all_names)}; a file or hf:org/repo serves too."
+    )
+
+
+def _refuse_choices(name: str, **choices: object) -> None:
+    given = [f"--{choice}" for choice, value in choices.items() if value is not None]
+    if given:
+        raise ModelError(f"The model {name} leaves no choice of {' and '.join(given)}. Leave it out.")

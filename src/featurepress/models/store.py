@@ -1,55 +1,219 @@
-"""Where the files of models lie, found by the hash of their content."""
+"""Where the files of models lie.
+
+Below FEATUREPRESS_HOME, by default the platform's cache folder:
+
+    models/<key>/model.xml, model.bin, card.json    a model ready to run; the key is a hash of all it was made from
+    models/<key>/certificate.json                   how near its features are to the reference's
+    requests/<hash>.json                            which key a request led to: keras need not be asked again
+    names/<name>.json                               models that were given a name, and their keys
+    weights/<file>, weights/<file>.sha256           what was downloaded, and the hash of what was first used
+    keras/                                          keras's own settings, kept apart from the user's
+
+Everything appears whole, by a rename; two processes that make the same model at once are welcome to it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from featurepress.errors import ModelError
-from featurepress.models.catalog import CARDS
+from featurepress.models.card import ModelCard
 
 BUNDLED = Path(__file__).parent / "bundled"
+FILES = ("model.xml", "model.bin")
+CARD = "card.json"
+CERTIFICATE = "certificate.json"
+
+
+def home() -> Path:
+    """Give the folder in which models are kept."""
+    if given := os.environ.get("FEATUREPRESS_HOME"):
+        return Path(given).expanduser().absolute()
+    from platformdirs import user_cache_path
+
+    return user_cache_path("featurepress", appauthor=False)
+
+
+def content_hash(path: Path) -> str:
+    """Give the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def key_of(made_from: Mapping[str, Any]) -> str:
+    """Give the key of a model, 32 hexadecimal digits, from all that it is made from."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:32]
+
+
+# -- ready models --------------------------------------------------------------------------------------------
 
 
 @functools.cache
-def model_file(weights_sha256: str) -> Path:
-    """Give the model file with this content.
+def model_file(file: str, weights_sha256: str) -> Path:
+    """Give the path of a model that can be read by OpenVINO, its content checked.
 
     Parameters
     ----------
+    file : str
+        Key or bundled file, as on the card.
     weights_sha256 : str
-        64 hexadecimal digits.
+        Of the bundled file's content, as on the card.
 
     Raises
     ------
     ModelError
-        There is no such file here, or its content is not what its name promises.
+        It is not here, or its content has changed.
     """
-    card = next((card for card in CARDS if card.weights_sha256 == weights_sha256), None)
-    if card is None:
+    if (BUNDLED / file).is_file():
+        _require(BUNDLED / file, weights_sha256, "Reinstall featurepress.")
+        return BUNDLED / file
+    folder = home() / "models" / file
+    hashes = _read_json(folder / CARD).get("files", {})
+    if not file or set(hashes) != set(FILES):
         raise ModelError(
-            f"No model with the weights {weights_sha256[:12]}… is known to this featurepress. "
-            "Install the version that made the plan."
+            f"The model of this plan ({file or weights_sha256[:12]}) is not in '{home()}'. "
+            "Get it there with the same --model, by featurepress models pull or add."
         )
-    return verified(BUNDLED / card.file, weights_sha256)
+    for name, expected in hashes.items():
+        _require(folder / name, expected, f"Remove the folder '{folder}' and run again.")
+    return folder / FILES[0]
 
 
-def verified(path: Path, weights_sha256: str) -> Path:
-    """Give `path` if its content has this hash.
-
-    Raises
-    ------
-    ModelError
-        It has not, or there is no such file.
-    """
+def _require(path: Path, sha256: str, remedy: str) -> None:
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = content_hash(path)
     except OSError as error:
-        raise ModelError(f"The model file '{path}' cannot be read ({error}). Reinstall featurepress.") from error
-    if found != weights_sha256:
+        raise ModelError(f"The model file '{path}' cannot be read ({error}). {remedy}") from error
+    if found != sha256:
         raise ModelError(
-            f"The model file '{path}' has the hash {found[:12]}…, its card says {weights_sha256[:12]}…. "
-            "Reinstall featurepress."
+            f"The model file '{path}' has the hash {found[:12]}…, not {sha256[:12]}… as noted. {remedy}"
         )
-    return path
+
+
+def find_prepared(key: str) -> ModelCard | None:
+    """Give the card of a model that is ready, or None."""
+    values = _read_json(home() / "models" / key / CARD)
+    return ModelCard.from_json(values["card"]) if key and values else None
+
+
+def prepared() -> list[ModelCard]:
+    """Give the cards of all models that are ready, by name."""
+    folders = (home() / "models").glob(f"*/{CARD}")
+    cards = [card for path in folders if (card := find_prepared(path.parent.name)) is not None]
+    return sorted(cards, key=lambda card: (card.name, card.preprocess.height, card.file))
+
+
+@contextlib.contextmanager
+def workplace() -> Iterator[Path]:
+    """Give an empty folder beside the models, to make one in; it is gone afterwards."""
+    folder = home() / "models"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+    except OSError as error:
+        raise ModelError(
+            f"Models cannot be kept in '{folder}' ({error.strerror}). Name another folder in FEATUREPRESS_HOME."
+        ) from error
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def publish(place: Path, card: ModelCard) -> None:
+    """Make what lies in a workplace the model of its card, unless it is there already."""
+    hashes = {name: content_hash(place / name) for name in FILES}
+    _write_json(place / CARD, {"format_version": 1, "card": card.to_json(), "files": hashes})
+    for name in FILES:
+        with (place / name).open("rb") as file:
+            os.fsync(file.fileno())
+    target = home() / "models" / card.file
+    with contextlib.suppress(OSError):  # somebody else has made it at the same time
+        place.rename(target)
+    if not (target / CARD).is_file():
+        raise ModelError(f"The model could not be kept at '{target}'. Remove what lies there and run again.")
+
+
+# -- requests and names --------------------------------------------------------------------------------------
+
+
+def remembered(request: Mapping[str, Any]) -> ModelCard | None:
+    """Give the model that a request led to before."""
+    return find_prepared(_read_json(_request_path(request)).get("key", ""))
+
+
+def remember(request: Mapping[str, Any], key: str) -> None:
+    """Note which model a request leads to."""
+    path = _request_path(request)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, {"request": dict(request), "key": key})
+
+
+def _request_path(request: Mapping[str, Any]) -> Path:
+    return home() / "requests" / f"{key_of(request)}.json"
+
+
+def named(name: str) -> ModelCard | None:
+    """Give the model that was given a name."""
+    return find_prepared(_read_json(home() / "names" / f"{name}.json").get("key", ""))
+
+
+def give_name(name: str, key: str) -> None:
+    """Give a ready model a name."""
+    path = home() / "names" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write_json(path, {"key": key})
+
+
+def names() -> list[str]:
+    """Give all names, in order."""
+    return sorted(path.stem for path in (home() / "names").glob("*.json"))
+
+
+# -- notes beside a model ------------------------------------------------------------------------------------
+
+
+def read_certificate(key: str) -> dict[str, Any]:
+    """Give the parity certificate of a model, empty if there is none."""
+    return _read_json(home() / "models" / key / CERTIFICATE)
+
+
+def write_note(key: str, name: str, values: Mapping[str, Any]) -> None:
+    """Put a certificate, or measured speeds, beside a model."""
+    folder = home() / "models" / key
+    folder.mkdir(parents=True, exist_ok=True)  # a bundled model has no folder yet
+    _write_json(folder / name, values)
+
+
+def read_note(key: str, name: str) -> dict[str, Any]:
+    """Give what `write_note` has put beside a model, empty if nothing."""
+    return _read_json(home() / "models" / key / name)
+
+
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or damaged: it is made again
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(path)

@@ -1,0 +1,354 @@
+"""Make an OpenVINO model ready: one input of pixels (N, H, W, 3), one output of features, any number of images.
+
+Runs in a child process: a damaged file may crash the reader. The ready model takes what its card's preprocessing
+gives before mean and scale, in the card's channel order; its output is (N, h, w, C) or (N, D), whatever the
+layout of the file was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+from featurepress.errors import ModelError
+
+BATCH = 8
+_DEFAULT_SIZE = 224
+
+
+def read(path: Path) -> Any:
+    """Read a model file of any format that OpenVINO knows.
+
+    Raises
+    ------
+    ModelError
+        It is no model.
+    """
+    try:
+        return ov.Core().read_model(path)
+    except Exception as error:
+        raise ModelError(f"The model '{path}' cannot be read: {first_sentence(error)}") from error
+
+
+def first_sentence(error: Exception) -> str:
+    """Give the telling line of one of OpenVINO's long messages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "src/", "While"))]
+    return (telling or lines or [type(error).__name__])[-1][:200]
+
+
+def finish(
+    model: Any,
+    place: Path,
+    *,
+    size: int | None = None,
+    layout: str | None = None,
+    output: str | None = None,
+) -> dict[str, Any]:
+    """Cut a model at its output, free its batch, turn it to (N, H, W, C), try it, and write it.
+
+    Parameters
+    ----------
+    model : openvino.Model
+        As read.
+    place : Path
+        Where model.xml and model.bin go.
+    size : int or None
+        Side of the input in pixels where the file leaves it open, or to change it.
+    layout : str or None
+        ``NHWC`` or ``NCHW``; None to tell it from the shape.
+    output : str or None
+        Name of the tensor wanted; None for the model's own.
+
+    Returns
+    -------
+    dict
+        height, width, dtype of the input; grid, output, batch.
+
+    Raises
+    ------
+    ModelError
+        The model does not fit: the sentence says what is in the way.
+    """
+    model, name = _cut(model, output)
+    layout = layout or _layout(model)
+    dtype = "uint8" if model.input(0).get_element_type() == ov.Type.u8 else "float32"
+    height, width = _sides(model, layout, size)
+    batch = _free_batch(model, layout, height, width)
+    model = _turned(model, layout, batch)
+    grid = _grid(model, name, batch)
+    _try(model, height, width, dtype, batch)
+    ov.save_model(model, place / "model.xml", compress_to_fp16=False)
+    return {
+        "height": height,
+        "width": width,
+        "dtype": dtype,
+        "grid": grid,
+        "output": name,
+        "batch": batch,
+        "pooled": "" if len(model.output(0).get_partial_shape()) == 4 else "vector",
+        "n_parameters": _n_parameters(model),
+        "layout": layout,
+    }
+
+
+# -- what is there -------------------------------------------------------------------------------------------
+
+
+def candidates(model: Any) -> list[dict[str, Any]]:
+    """List the tensors that can be features, from the input to the output: name, shape, what makes it."""
+    found = {}
+    for name, port in _tensors(model):
+        shape, kind = port.get_partial_shape(), port.get_node().get_type_name()
+        is_float = port.get_element_type() in (ov.Type.f32, ov.Type.f16)
+        if (
+            kind not in ("Convert", "FakeQuantize")
+            and not shape.rank.is_dynamic
+            and 2 <= len(shape) <= 4
+            and is_float
+        ):
+            sides = [-1 if side.is_dynamic else side.get_length() for side in shape]
+            found[name] = {"name": name, "shape": sides, "made_by": kind}
+    return list(found.values())
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors that the pixels reach, as they do not reach the weights, with their names."""
+    reached = {one.get_node().get_name() for one in model.inputs}
+    counts: dict[str, int] = {}
+    for node in model.get_ordered_ops():
+        if not any(value.get_node().get_name() in reached for value in node.input_values()):
+            continue
+        reached.add(node.get_name())
+        kind = node.get_type_name()
+        counts[kind] = counts.get(kind, 0) + 1
+        if kind not in ("Result", "ShapeOf"):
+            for port in node.outputs():
+                yield tensor_name(port, counts), port
+
+
+def tensor_name(port: Any, counts: dict[str, int] | None = None) -> str:
+    """Give the name that people can use for a tensor: the shortest one of the file, or else the operation's.
+
+    Where that was only made up by the reader, it is the kind of the operation and its number among that kind.
+    """
+    names = sorted(port.get_names(), key=lambda name: (len(name), name))
+    node = port.get_node()
+    if names:
+        return str(names[0])
+    if counts is None or not re.fullmatch(r"[A-Za-z]+_\d+", node.get_friendly_name()):
+        return str(node.get_friendly_name())
+    return f"{node.get_type_name()}:{counts[node.get_type_name()]}"
+
+
+def _cut(model: Any, output: str | None) -> tuple[Any, str]:
+    """Give the model up to one tensor, and the tensor's name."""
+    if len(model.inputs) != 1:
+        listed = ", ".join(f"{tensor_name(one)} {one.get_partial_shape()}" for one in model.inputs)
+        raise ModelError(
+            f"The model must have one input, the pixels. It has {len(model.inputs)}: {listed or 'none'}."
+        )
+    if output is None:
+        if not model.outputs:
+            raise ModelError("The model has no output.")
+        port = model.output(0).get_node().input_value(0)
+        name = tensor_name(model.output(0))
+    else:
+        port, name = _find(model, output), output
+    cut = ov.Model([ops.result(port)], model.get_parameters())
+    return cut, name
+
+
+def _find(model: Any, output: str) -> Any:
+    for name, port in _tensors(model):
+        if output in (name, port.get_node().get_friendly_name(), *port.get_names()):
+            return port
+    from featurepress.settings import nearest
+
+    known = [one["name"] for one in candidates(model)]
+    raise ModelError(
+        f"The model has no tensor '{output}'{nearest(output, known)} "
+        "featurepress models show FILE --outputs lists them."
+    )
+
+
+def _layout(model: Any) -> str:
+    """Tell from the shape of the input where the colours are."""
+    shape = model.input(0).get_partial_shape()
+    if shape.rank.is_dynamic or len(shape) != 4:
+        raise ModelError(
+            f"The model's input must have four axes, images of three colours. It has the shape {shape}."
+        )
+    if _is_three(shape[3]) and not _is_three(shape[1]):
+        return "NHWC"
+    if _is_three(shape[1]) and not _is_three(shape[3]):
+        return "NCHW"
+    raise ModelError(
+        f"Where the three colours are cannot be told from the input's shape {shape}. Say --layout NHWC or NCHW."
+    )
+
+
+def _is_three(dimension: Any) -> bool:
+    return bool(dimension.is_static and dimension.get_length() == 3)
+
+
+def _sides(model: Any, layout: str, size: int | None) -> tuple[int, int]:
+    """Give height and width of the input."""
+    shape = model.input(0).get_partial_shape()
+    axes = (1, 2) if layout == "NHWC" else (2, 3)
+    sides = [shape[axis].get_length() if shape[axis].is_static else None for axis in axes]
+    if size is not None:
+        return size, size
+    if None in sides:
+        raise ModelError(f"The model takes pictures of any size (its input is {shape}). Say which by --size.")
+    height, width = sides
+    assert height is not None
+    assert width is not None
+    return height, width
+
+
+# -- making it ready -----------------------------------------------------------------------------------------
+
+
+def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
+    """Let the model take any number of images if that can be had; give the number that it insists on, else None."""
+    shape = model.input(0).get_partial_shape()
+    own = shape[0].get_length() if shape[0].is_static else None
+    sides = [height, width, 3] if layout == "NHWC" else [3, height, width]
+    if own is not None:
+        _free_reshapes(model, own)
+    if _takes(model, [BATCH, *sides]) and _same_in_batches(model, [BATCH, *sides]):
+        _reshape(model, [-1, *sides])
+        return None
+    batch = own or 1
+    if not _takes(model, [batch, *sides]):
+        raise ModelError(
+            f"The model does not take pictures of {width}x{height}; its input has the shape {shape}. "
+            "Leave out --size."
+        )
+    return int(batch)
+
+
+def _free_reshapes(model: Any, batch: int) -> None:
+    """Where a model of fixed batch reshapes, let the number of images be whatever is left."""
+    for node in model.get_ordered_ops():
+        if node.get_type_name() != "Reshape":
+            continue
+        pattern = node.input_value(1).get_node()
+        if pattern.get_type_name() != "Constant":
+            continue
+        target = np.array(pattern.get_data(), np.int64)
+        if target.ndim == 1 and target.size > 1 and target[0] == batch and not (target[1:] <= 0).any():
+            target[0] = -1
+            node.input(1).replace_source_output(ops.constant(target).output(0))
+
+
+def _reshape(model: Any, shape: list[int]) -> None:
+    model.reshape({model.input(0): ov.PartialShape(shape)})
+
+
+def _takes(model: Any, shape: list[int]) -> bool:
+    """Whether a model can be reshaped so, and its output then has as many rows."""
+    try:
+        _reshape(model, shape)
+    except RuntimeError:
+        return False
+    given = model.output(0).get_partial_shape()
+    return not given.rank.is_dynamic and len(given) > 0 and given[0].is_static and given[0].get_length() == shape[0]
+
+
+def _same_in_batches(model: Any, shape: list[int]) -> bool:
+    """Whether an image's features are the same alone and among others, as a freed batch must leave them."""
+    pixels = _noise(model, shape)
+    together = _run(model, pixels)
+    _reshape(model, [1, *shape[1:]])
+    alone = np.concatenate([_run(model, one[None]) for one in pixels[:2]])
+    _reshape(model, shape)
+    scale = max(1e-6, float(np.abs(alone).max()))
+    return together.shape[1:] == alone.shape[1:] and bool(np.abs(together[:2] - alone).max() <= 1e-4 * scale)
+
+
+def _noise(model: Any, shape: list[int]) -> Any:
+    rng = np.random.default_rng(0)
+    if model.input(0).get_element_type() == ov.Type.u8:
+        return rng.integers(0, 256, shape, np.uint8)
+    return rng.uniform(-1, 1, shape).astype(np.float32)
+
+
+def _run(model: Any, pixels: Any) -> Any:
+    hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"}
+    return np.array(ov.Core().compile_model(model, "CPU", hints)({0: pixels})[0], np.float32)
+
+
+def _turned(model: Any, layout: str, batch: int | None) -> Any:
+    """Give the model with pixels (N, H, W, 3) in, and a grid (N, h, w, C) or a vector (N, D) out, float32."""
+    processor = ov.preprocess.PrePostProcessor(model)
+    own = model.input(0).get_element_type()
+    processor.input().tensor().set_layout(ov.Layout("NHWC"))
+    if own != ov.Type.u8:
+        processor.input().tensor().set_element_type(ov.Type.f32)
+    processor.input().model().set_layout(ov.Layout(layout))
+    if model.output(0).get_element_type() != ov.Type.f32:
+        processor.output().tensor().set_element_type(ov.Type.f32)
+    model = processor.build()
+    port = model.output(0).get_node().input_value(0)
+    rank = len(port.get_partial_shape())
+    if rank == 4 and _is_channels_first(model, port.get_partial_shape(), layout):
+        port = ops.transpose(port, np.array([0, 2, 3, 1])).output(0)
+    elif rank == 3:  # (N, tokens, C)
+        port = ops.unsqueeze(port, np.array([2])).output(0)
+    return ov.Model([ops.result(port)], model.get_parameters())
+
+
+def _is_channels_first(model: Any, shape: Any, layout: str) -> bool:
+    """Whether a grid is (N, C, h, w): h and w are as the input's sides, whatever the readers have turned around."""
+    taken = model.input(0).get_partial_shape()
+    aspect = taken[1].get_length() / taken[2].get_length()
+    sides = (
+        [side.get_length() for side in list(shape)[1:]] if all(s.is_static for s in list(shape)[1:]) else [1, 1, 1]
+    )
+    if 0 in sides:
+        return layout == "NCHW"
+    last, first = abs(sides[0] / sides[1] - aspect), abs(sides[1] / sides[2] - aspect)
+    return first < last or (first == last and layout == "NCHW")
+
+
+def _grid(model: Any, name: str, batch: int | None) -> tuple[int, int, int]:
+    """Give height, width and channels of the output."""
+    shape = model.output(0).get_partial_shape()
+    rows = shape[0] if len(shape) else None
+    follows = rows is not None and (rows.is_dynamic if batch is None else rows.get_length() == batch)
+    if len(shape) not in (2, 4) or not follows or any(side.is_dynamic for side in list(shape)[1:]):
+        raise ModelError(
+            f"The output '{name}' has the shape {shape}: it must have a row for each image, and a fixed number of "
+            "features. Choose another one by --output."
+        )
+    sides = [side.get_length() for side in list(shape)[1:]]
+    return (1, 1, sides[0]) if len(sides) == 1 else (sides[0], sides[1], sides[2])
+
+
+def _try(model: Any, height: int, width: int, dtype: str, batch: int | None) -> None:
+    """Run the model on noise, on grey and on black; refuse one whose features are no numbers."""
+    count = batch or 3
+    rng = np.random.default_rng(1)
+    pixels = np.stack(
+        [rng.uniform(-1, 1, (height, width, 3)), np.zeros((height, width, 3)), -np.ones((height, width, 3))]
+    )
+    pixels = np.resize(pixels, (count, height, width, 3))
+    inputs = (pixels * 127.5 + 127.5).astype(np.uint8) if dtype == "uint8" else pixels.astype(np.float32)
+    if not np.isfinite(_run(model, inputs)).all():
+        raise ModelError("The model gives features that are no numbers (NaN or infinite). Its weights are damaged.")
+
+
+def _n_parameters(model: Any) -> int:
+    """Count the weights: all floating-point and 8-bit constants of more than one element."""
+    kinds = (ov.Type.f32, ov.Type.f16, ov.Type.i8, ov.Type.u8, ov.Type.bf16)
+    constants = (node for node in model.get_ordered_ops() if node.get_type_name() == "Constant")
+    sizes = (int(np.prod(list(node.get_output_shape(0)))) for node in constants if node.get_element_type() in kinds)
+    return sum(size for size in sizes if size > 1)

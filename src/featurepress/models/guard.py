@@ -1,0 +1,260 @@
+"""Look at a model file before any library reads it: no code, no bombs, no ways out of its folder.
+
+Everything here only reads; a file that is refused has not been executed, unpacked or followed anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from featurepress.errors import ModelError
+
+MAX_JSON_BYTES = 64 * 1024**2
+# Weights hardly compress: what grows tenfold is no model.
+_MAX_RATIO, _FREE_BYTES = 10, 10 * 1024**2
+_KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
+# Classes that hold code, load other files, or reach out of the model.
+_REFUSED_CLASSES = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
+_FILE_READERS = ("StringLookup", "IntegerLookup", "TextVectorization")
+
+
+def check_keras(path: Path) -> dict[str, Any]:
+    """Check a ``.keras`` archive; give its config.
+
+    Raises
+    ------
+    ModelError
+        It is no archive, holds something else than a model, or a layer that carries code.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check_members(path, archive.infolist())
+            config = json.loads(_read_some(archive, "config.json"))
+            with archive.open("model.weights.h5") as weights:
+                _check_h5(path, weights)
+    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, RecursionError) as error:
+        raise ModelError(f"The file '{path}' is no .keras model, or a damaged one ({_reason(error)}).") from error
+    _check_config(path, config)
+    result: dict[str, Any] = config
+    return result
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).strip("'\"").split())[:120] or type(error).__name__
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    for member in members:
+        name = PurePosixPath(member.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            raise ModelError(f"The model '{path}' holds a file that leads out of it, '{member.filename}': refused.")
+        if str(name) not in _KERAS_MEMBERS and name.parts[0] != "assets":
+            raise ModelError(
+                f"The model '{path}' holds '{member.filename}', which is no part of a .keras file "
+                f"({', '.join(_KERAS_MEMBERS)}): refused."
+            )
+    packed, unpacked = path.stat().st_size, sum(member.file_size for member in members)
+    if unpacked > _MAX_RATIO * packed + _FREE_BYTES:
+        raise ModelError(
+            f"The model '{path}' has {packed:,} bytes and would unpack to {unpacked:,}: refused as an archive bomb."
+        )
+
+
+def _read_some(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a member, but never more than what a config can be."""
+    with archive.open(name) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise ValueError(f"its {name} is larger than {MAX_JSON_BYTES:,} bytes")
+    return data
+
+
+def check_weights(path: Path) -> None:
+    """Check a file of keras weights: links to other files are refused.
+
+    Raises
+    ------
+    ModelError
+        It is no HDF5 file, or reaches out of itself.
+    """
+    try:
+        with path.open("rb") as file:
+            _check_h5(path, file)
+    except OSError as error:
+        raise ModelError(f"The weights '{path}' are no HDF5 file, or a damaged one ({_reason(error)}).") from error
+
+
+def _check_h5(path: Path, file: Any) -> None:
+    import h5py
+
+    with h5py.File(file, "r") as weights:
+        for name, thing in _things(weights):
+            if isinstance(thing, h5py.ExternalLink):
+                raise ModelError(
+                    f"The weights '{path}' link to another file at '{name}' ({thing.filename}): refused."
+                )
+            if isinstance(thing, h5py.Dataset) and (thing.external or thing.is_virtual):
+                raise ModelError(f"The weights '{path}' keep '{name}' in another file: refused.")
+
+
+def _things(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the links and datasets of an HDF5 file, without following a link out of it."""
+    import h5py
+
+    for name in group:
+        link, where = group.get(name, getlink=True), f"{prefix}/{name}"
+        if not isinstance(link, h5py.HardLink):
+            yield where, link
+            continue
+        thing = group[name]
+        yield where, thing
+        if isinstance(thing, h5py.Group):
+            yield from _things(thing, where)
+
+
+def _check_config(path: Path, config: Any) -> None:
+    """Refuse everything but keras's own layers, joined without code."""
+    if not isinstance(config, dict) or config.get("class_name") not in ("Functional", "Sequential"):
+        kind = config.get("class_name") if isinstance(config, dict) else type(config).__name__
+        raise ModelError(
+            f"The model '{path}' is of the class '{kind}', which is code of its own. Only Functional and "
+            "Sequential models of keras's own layers are read; export it to ONNX."
+        )
+    for entry in _objects(config.get("config")):
+        _check_object(path, entry)
+
+
+def _check_object(path: Path, entry: dict[str, Any]) -> None:
+    kind, module = entry["class_name"], entry.get("module")
+    inner = entry.get("config")
+    name = inner.get("name", kind) if isinstance(inner, dict) else kind
+    if kind in _REFUSED_CLASSES:
+        raise ModelError(
+            f"The model '{path}' has a {kind.strip('_')} layer, '{name}', which carries code of its own: refused, "
+            "and not executed. Replace it by keras's own layers."
+        )
+    if kind in _FILE_READERS:
+        raise ModelError(f"The model '{path}' has a {kind} layer, '{name}', which reads other files: refused.")
+    is_function = kind == "function" and module in ("builtins", None) and isinstance(inner, str)
+    if is_function and "." not in str(inner) and ":" not in str(inner):
+        return  # an activation by its name
+    if module is not None and module != "keras" and not str(module).startswith(_KERAS_MODULES):
+        raise ModelError(
+            f"The model '{path}' names '{kind}' of the module '{module}', which is not keras's own: refused, and "
+            "not executed."
+        )
+
+
+_KERAS_MODULES = (
+    "keras.layers",
+    "keras.src.layers",
+    "keras.models",
+    "keras.src.models",
+    "keras.initializers",
+    "keras.regularizers",
+    "keras.constraints",
+    "keras.activations",
+    "keras.src.activations",
+    "keras.dtype_policies",
+    "keras.src.dtype_policies",
+    "keras.ops",
+    "keras.src.ops",
+    "keras.src.backend.common.keras_tensor",
+    "keras.random",
+    "keras.src.random",
+)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Yield everything in a config that would become an object."""
+    if isinstance(value, dict):
+        if isinstance(value.get("class_name"), str):
+            yield value
+        for inner in value.values():
+            yield from _objects(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _objects(inner)
+
+
+# -- ONNX ----------------------------------------------------------------------------------------------------
+
+
+def external_files(path: Path) -> list[Path]:
+    """Give the files in which an ONNX model keeps weights; all lie in its folder.
+
+    The few messages on the way there are read by their numbers in onnx.proto: ModelProto.graph 7, GraphProto.node 1
+    and initializer 5, NodeProto.attribute 5, AttributeProto.t 5, g 6, tensors 10, graphs 11, and
+    TensorProto.external_data 13 with key 1 and value 2.
+
+    Raises
+    ------
+    ModelError
+        It is no ONNX file, or one of the files lies elsewhere.
+    """
+    try:
+        data = memoryview(path.read_bytes())
+        names = {name for graph in _messages(data, 7) for name in _locations(graph)}
+    except (IndexError, ValueError, OSError, RecursionError) as error:
+        raise ModelError(f"The file '{path}' is no ONNX model, or a damaged one.") from error
+    folder, found = path.parent, []
+    for name in sorted(names):
+        target = folder / name
+        # By its name only: caches keep the files themselves elsewhere and put links here.
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ModelError(f"The model '{path}' keeps weights in '{name}', outside its folder: refused.")
+        if not target.is_file():
+            raise ModelError(f"The model '{path}' keeps weights in '{name}', which is not beside it.")
+        found.append(target)
+    return found
+
+
+def _locations(graph: memoryview) -> Iterator[str]:
+    tensors = list(_messages(graph, 5))
+    for node in _messages(graph, 1):
+        for attribute in _messages(node, 5):
+            tensors += [*_messages(attribute, 5), *_messages(attribute, 10)]
+            for inner in (*_messages(attribute, 6), *_messages(attribute, 11)):
+                yield from _locations(inner)
+    for tensor in tensors:
+        for entry in _messages(tensor, 13):
+            if b"".join(bytes(key) for key in _messages(entry, 1)) == b"location":
+                yield from (bytes(value).decode() for value in _messages(entry, 2))
+
+
+def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
+    """Yield the length-delimited fields of one number in a protobuf message."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == 0:
+            _, at = _varint(data, at)
+        elif kind == 2:
+            size, at = _varint(data, at)
+            if at + size > len(data):
+                raise ValueError("cut short")
+            if number == wanted:
+                yield data[at : at + size]
+            at += size
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError("no protobuf")
+
+
+def _varint(data: memoryview, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise ValueError("no number")
