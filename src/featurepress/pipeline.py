@@ -22,16 +22,19 @@ import numpy as np
 from featurepress import ledger
 from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
 from featurepress.child import Child, ChildDiedError, beat
-from featurepress.errors import ImageError, StoppedError
+from featurepress.errors import ImageError, ModelError, StoppedError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan
-from featurepress.records import Failure, ImageRef, Receipt
+from featurepress.records import BackboneSpec, Failure, ImageRef, Receipt, SourceSpec
+from featurepress.settings import Settings
 from featurepress.sinks import Account, ParquetSink, Row
 from featurepress.sources import open_source
 from featurepress.sources.base import Source, read_ahead
 
 if TYPE_CHECKING:
-    from featurepress.records import Pixels
+    import numpy.typing as npt
+
+    from featurepress.records import Features, Pixels
 
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
@@ -98,42 +101,71 @@ def probe_images(
         The failures; one cosine a good image (1.0 where nothing was compared); whether bfloat16 is to be had.
     """
     can_choose = plan.settings.features.precision != "float32" and supports_bfloat16(plan.backbone)
-    pictures: list[Pixels] = []
+    inputs: list[Any] = []
     failures: list[Failure] = []
-    batch = _batch(plan, 1)
-    for ref, data in _read(plan, refs):
+    batch = _batch(plan.backbone, 1)
+    for ref, data in _read(plan.sources, plan.settings, refs):
         on_image(ref)
         try:
             pixels = (decoder or decode)(_bytes(data), max_pixels=plan.settings.images.max_pixels)
             preprocess(pixels, plan.backbone.preprocess, batch[0])
-            pictures.append(batch[0].copy())
+            inputs.append(batch[0].copy())
         except ImageError as error:
             failures.append(Failure(ref.uri, error.stage, error.reason))
-        if len(pictures) == (n_wanted if can_choose else 1):
+        if len(inputs) == (n_wanted if can_choose else 1):
             break
+    if not inputs:
+        return failures, [], can_choose
+    full = _features(plan.backbone, "float32", inputs)  # while the other cores load their model as well
+    if not np.isfinite(full).all(axis=1).any():
+        raise ModelError(
+            f"The model {plan.backbone.model} gives features that are no numbers (NaN or infinite) for every picture of "
+            "the first batch. Check its weights, and what it was told of --mean and --scale."
+        )
     if not can_choose:
-        load_backbone(plan.backbone, "float32")  # while the other cores do the same
-        return failures, [1.0] * len(pictures), False
-    return failures, _cosines(plan, pictures) if pictures else [], True
+        return failures, [1.0] * len(inputs), False
+    return failures, cosines(full, _features(plan.backbone, "bfloat16", inputs)).tolist(), True
 
 
-def _cosines(plan: Plan, pictures: Sequence[Pixels]) -> list[float]:
-    """Give the cosine between the float32 and bfloat16 features of each picture."""
-    results = []
-    for precision in ("float32", "bfloat16"):
-        backbone = load_backbone(plan.backbone, precision)
-        batch, rows = _batch(plan, backbone.batch_size), []
-        for start in range(0, len(pictures), len(batch)):
-            run = pictures[start : start + len(batch)]
-            batch[: len(run)] = run
-            rows.append(backbone(batch)[: len(run)].astype(np.float64))
-        results.append(np.concatenate(rows))
-    full, low = results
-    norms = np.linalg.norm(full, axis=1) * np.linalg.norm(low, axis=1)
-    # Features that are all zero, in both, agree; one side only does not, nor does NaN.
-    both_zero = ~full.any(axis=1) & ~low.any(axis=1)
-    cosines = np.divide((full * low).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
-    return [float(cosine) for cosine in np.nan_to_num(np.where(both_zero, 1.0, cosines), nan=-1.0)]
+def cosines(one: Any, other: Any) -> npt.NDArray[np.float64]:
+    """Give the cosine between the rows of two arrays (n_samples, n_features): (n_samples,) float64.
+
+    Rows that are all zero, in both, agree: 1. One side only does not: 0. What is no number does not: -1.
+    """
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    both_zero = ~one.any(axis=1) & ~other.any(axis=1)
+    found = np.divide((one * other).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+    return np.nan_to_num(np.where(both_zero, 1.0, found), nan=-1.0)
+
+
+# -- a few pictures in memory --------------------------------------------------------------------------------
+
+
+def read_pictures(sources: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]) -> Iterator[Pixels]:
+    """Yield the pictures that can be decoded: arrays (H, W, 3) uint8, RGB."""
+    for _, data in _read(sources, settings, refs):
+        with contextlib.suppress(ImageError):
+            yield decode(_bytes(data), max_pixels=settings.images.max_pixels)
+
+
+def press_pictures(backbone: BackboneSpec, precision: str, pictures: Sequence[Pixels]) -> Features:
+    """Give the features of decoded pictures: (n_samples, n_features) float32."""
+    inputs = _batch(backbone, len(pictures))
+    for pixels, room in zip(pictures, inputs, strict=True):
+        preprocess(pixels, backbone.preprocess, room)
+    return _features(backbone, precision, inputs)
+
+
+def _features(spec: BackboneSpec, precision: str, inputs: Sequence[Any]) -> Features:
+    """Run any number of preprocessed pictures."""
+    backbone = load_backbone(spec, precision)
+    batch, rows = _batch(spec, backbone.batch_size), []
+    for start in range(0, len(inputs), len(batch)):
+        run = inputs[start : start + len(batch)]
+        batch[: len(run)] = run
+        rows.append(_infer(backbone, batch)[: len(run)].copy())
+    return np.concatenate(rows)
 
 
 # -- one shard -----------------------------------------------------------------------------------------------
@@ -204,10 +236,10 @@ class _Shard:
 def _press_in_batches(plan: Plan, shard: _Shard, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
     """Press a shard: decode until a batch is full, run it, go on."""
     backbone = load_backbone(plan.backbone, plan.precision)
-    batch = _batch(plan, backbone.batch_size)
+    batch = _batch(plan.backbone, backbone.batch_size)
     waiting: list[Row] = []
     max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
-    for ref, data in _read(plan, refs):
+    for ref, data in _read(plan.sources, plan.settings, refs):
         try:
             content = _bytes(data)
             shard.bytes_read += len(content)
@@ -259,10 +291,10 @@ def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callabl
 
 def press_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, int, str]:
     """Press a single image; give its row, features (1, n_features), number of bytes, and precision."""
-    ((_, data),) = _read(plan, [ref])
+    ((_, data),) = _read(plan.sources, plan.settings, [ref])
     content = _bytes(data)
     backbone = load_backbone(plan.backbone, plan.precision)
-    batch = _batch(plan, backbone.batch_size)
+    batch = _batch(plan.backbone, backbone.batch_size)
     pixels = decoder(content, max_pixels=plan.settings.images.max_pixels)
     preprocess(pixels, plan.backbone.preprocess, batch[0])
     features = _infer(backbone, batch)[:1].copy()
@@ -293,10 +325,12 @@ def _children() -> Iterator[Callable[..., Child]]:
 # -- pieces --------------------------------------------------------------------------------------------------
 
 
-def _read(plan: Plan, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
+def _read(
+    specs: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]
+) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
     """Read images ahead, with what can be told without reading told first."""
-    sources = _sources(plan)
-    max_bytes = plan.settings.images.max_bytes
+    sources: list[Source] = [open_source(spec) for spec in specs]
+    max_bytes = settings.images.max_bytes
 
     def read(ref: ImageRef) -> bytes:
         if ref.problem is not None:
@@ -305,18 +339,14 @@ def _read(plan: Plan, refs: Iterable[ImageRef]) -> Iterator[tuple[ImageRef, byte
             raise ImageError("read", f"too many bytes: {ref.size}, above the limit of {max_bytes} (--max-bytes)")
         return sources[ref.source].read(ref)
 
-    memory = plan.settings.resources.memory_bytes
+    memory = settings.resources.memory_bytes
     return read_ahead(
         read,
         refs,
         threads=max(source.reads_in_flight for source in sources),
         ahead_bytes=_AHEAD_BYTES if memory is None else max(1024**2, min(_AHEAD_BYTES, memory // 32)),
-        timeout_seconds=plan.settings.images.timeout_seconds,
+        timeout_seconds=settings.images.timeout_seconds,
     )
-
-
-def _sources(plan: Plan) -> list[Source]:
-    return [open_source(spec) for spec in plan.sources]
 
 
 def _bytes(data: bytes | ImageError) -> bytes:
@@ -325,9 +355,9 @@ def _bytes(data: bytes | ImageError) -> bytes:
     return data
 
 
-def _batch(plan: Plan, size: int) -> Any:
+def _batch(spec: BackboneSpec, size: int) -> Any:
     """Give room for a batch: array (size, H, W, 3) of the model's input type."""
-    steps = plan.backbone.preprocess
+    steps = spec.preprocess
     return np.zeros((size, steps.height, steps.width, 3), steps.dtype)
 
 

@@ -44,18 +44,17 @@ def list_architectures() -> list[dict[str, Any]]:
     `preprocess_input` does to black, white and coloured pixels.
     """
     tell("asking keras for its architectures", 0, 0)
-    keras = _keras()
+    keras = quiet_keras()
     found = []
     for keras_name, build in sorted(vars(keras.applications).items()):
         if not inspect.isfunction(build) or "include_top" not in inspect.signature(build).parameters:
             continue
-        home = sys.modules[build.__module__]
         sizes = _asked_sizes(build)
-        mean, scale, order = _affine(home.preprocess_input)
+        mean, scale, order = _affine(preprocess_input(build))
         found.append(
             {
                 "keras_name": keras_name,
-                "module": home.__name__.rpartition(".")[2],
+                "module": build.__module__.rpartition(".")[2],
                 "default_size": sizes["default_size"],
                 "min_size": sizes["min_size"],
                 "mode": MODES.get((mean, scale, order), "of its own"),
@@ -66,6 +65,12 @@ def list_architectures() -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def preprocess_input(build: Callable[..., Any]) -> Callable[..., Any]:
+    """Give keras's own preprocessing for an architecture."""
+    function: Callable[..., Any] = sys.modules[build.__module__].preprocess_input  # type: ignore[attr-defined]
+    return function
 
 
 class _AskedError(Exception):
@@ -129,7 +134,7 @@ def _short(values: tuple[float, ...]) -> tuple[float, ...]:
     return values[:1] if len(set(values)) == 1 else values
 
 
-def _keras() -> Any:
+def quiet_keras() -> Any:
     """Import keras, quietly, and set what the user's keras.json could set otherwise."""
     warnings.filterwarnings("ignore")
     import keras
@@ -160,12 +165,12 @@ def convert(told: Mapping[str, Any], keras_models: str, place: str) -> dict[str,
         What the model's card needs.
     """
     tell(f"building {told['name']}", 0, 0)
-    keras = _keras()
+    keras = quiet_keras()
     build = getattr(keras.applications, told["keras_name"])
     options = {"include_top": False, "input_shape": (told["size"], told["size"], 3)}
     if told["alpha"] is not None:
         options["alpha"] = told["alpha"]
-    chosen = _Weights(told, Path(keras_models), build, options)
+    chosen = Weights(told, Path(keras_models), build, options)
     # Some put a layer behind the pooling; then the pooled features are not the pooled grid, and every pooling is a
     # model of its own.
     pooling = None if told["pooling"] == "flatten" else told["pooling"]
@@ -207,7 +212,7 @@ def _built(build: Callable[[], Any], told: Mapping[str, Any]) -> Any:
         raise ModelError(f"{what} could not be built by keras: {reason}") from error
 
 
-class _Weights:
+class Weights:
     """Where the weights come from, and how a model is built with them.
 
     Some architectures are built otherwise for ImageNet's weights than for others: a file of the user that is
@@ -316,9 +321,9 @@ def convert_file(kind: str, given: str, choices: Mapping[str, Any], place: str) 
     versions = {"openvino": version("openvino")}
     if kind != "keras":
         return {**graph.finish(graph.read(Path(given)), Path(place), **how), "versions": versions}
-    keras, model = _load_keras(given)
+    keras, model = load_keras(given)
     name = how["output"] or model.layers[-1].name
-    cut = _keras_cut(keras, model, name)
+    cut = keras_cut(keras, model, name)
     cut = _keras_sized(keras, cut, how["size"])
     facts = write_ready(keras, cut, Path(place), layout="NHWC")
     first = [type(layer).__name__ for layer in model.layers[:4]]
@@ -337,7 +342,7 @@ def list_outputs(kind: str, given: str) -> list[dict[str, Any]]:
 
     if kind != "keras":
         return graph.candidates(graph.read(Path(given)))
-    _, model = _load_keras(given)
+    _, model = load_keras(given)
     found = []
     for layer in model.layers:
         shape = getattr(layer.output, "shape", None) if not isinstance(layer.output, list | dict) else None
@@ -347,10 +352,10 @@ def list_outputs(kind: str, given: str) -> list[dict[str, Any]]:
     return found
 
 
-def _load_keras(given: str) -> tuple[Any, Any]:
+def load_keras(given: str) -> tuple[Any, Any]:
     """Load a checked .keras file without executing anything of it."""
     guard.check_keras(Path(given))
-    keras = _keras()
+    keras = quiet_keras()
     try:
         model = keras.saving.load_model(given, compile=False, safe_mode=True)
     except Exception as error:
@@ -364,7 +369,7 @@ def _load_keras(given: str) -> tuple[Any, Any]:
     return keras, model
 
 
-def _keras_cut(keras: Any, model: Any, name: str) -> Any:
+def keras_cut(keras: Any, model: Any, name: str) -> Any:
     """Give the model up to one layer."""
     layers = {layer.name: layer for layer in model.layers}
     if name not in layers:

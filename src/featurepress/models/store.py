@@ -182,11 +182,6 @@ def names() -> list[str]:
 # -- notes beside a model ------------------------------------------------------------------------------------
 
 
-def read_certificate(key: str) -> dict[str, Any]:
-    """Give the parity certificate of a model, empty if there is none."""
-    return _read_json(home() / "models" / key / CERTIFICATE)
-
-
 def write_note(key: str, name: str, values: Mapping[str, Any]) -> None:
     """Put a certificate, or measured speeds, beside a model."""
     folder = home() / "models" / key

@@ -130,7 +130,12 @@ def architectures() -> dict[str, Architecture]:
     return found
 
 
-def in_child(function: Callable[..., Any], *args: Any, tell: Tell = lambda what, done, of: None) -> Any:
+def in_child(
+    function: Callable[..., Any],
+    *args: Any,
+    tell: Tell = lambda what, done, of: None,
+    backend: str = "openvino",
+) -> Any:
     """Run a function in a child whose keras runs on OpenVINO; the user's own keras is left alone.
 
     Raises
@@ -141,7 +146,7 @@ def in_child(function: Callable[..., Any], *args: Any, tell: Tell = lambda what,
     keras_home = store.home() / "keras"
     child = Child(
         environment={
-            "KERAS_BACKEND": "openvino",
+            "KERAS_BACKEND": backend,
             "KERAS_HOME": str(keras_home),
             "FEATUREPRESS_HOME": str(store.home()),
             "TF_CPP_MIN_LOG_LEVEL": "3",
@@ -254,7 +259,7 @@ def _convert(architecture: Architecture, request: dict[str, Any], path: Path | N
             licence=architecture.licence if is_imagenet else "as the weights file",
             source=facts["weights_url"] if is_imagenet else f"the weights file '{facts['weights_file']}'",
             pooled=facts["pooled"],
-            origin={"request": request, "file": told["file"], "mode": architecture.mode},
+            origin={"request": request, "told": told, "variant": facts["variant"], "file": told["file"]},
             versions=facts["versions"],
         )
         store.publish(place, card)
