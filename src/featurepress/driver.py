@@ -212,7 +212,7 @@ class Driver:
                 "The precision bfloat16 was asked for, and this CPU has no native bfloat16. "
                 "Use --precision auto or float32."
             )
-        self.plan = replace(self.plan, precision=precision, certificate=certificate)
+        self.plan = replace(self.plan, precision=precision, certificate={**self.plan.certificate, **certificate})
         if not self._create_plan():
             standing = ledger.read_plan(self.plan.storage)
             if standing is None:
@@ -343,6 +343,8 @@ class Driver:
     def _manifest(self) -> dict[str, Any]:
         totals = self._totals
         listing = ledger.read_listing(self.plan) or {}
+        chosen = dict(self.plan.certificate)
+        parity = chosen.pop("parity", None)
         return {
             "format": "featurepress",
             "status": "complete",
@@ -361,7 +363,8 @@ class Driver:
             "parts": totals.parts,
             "bytes_read": totals.bytes_read,
             "bytes_written": sum(entry.size for entry in self.plan.storage.list("features")),
-            "precision": {"images": totals.precisions, "certificate": dict(self.plan.certificate)},
+            "precision": {"images": totals.precisions, "certificate": chosen},
+            "parity": parity,
             "cpus": totals.cpus,
         }
 

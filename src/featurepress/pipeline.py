@@ -119,8 +119,8 @@ def probe_images(
     full = _features(plan.backbone, "float32", inputs)  # while the other cores load their model as well
     if not np.isfinite(full).all(axis=1).any():
         raise ModelError(
-            f"The model {plan.backbone.model} gives features that are no numbers (NaN or infinite) for every picture of "
-            "the first batch. Check its weights, and what it was told of --mean and --scale."
+            f"The model {plan.backbone.model} gives features that are no numbers (NaN or infinite) for every "
+            "picture of the first batch. Check its weights, and what it was told of --mean and --scale."
         )
     if not can_choose:
         return failures, [1.0] * len(inputs), False

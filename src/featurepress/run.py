@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from featurepress.errors import DestinationError, FeatureSetError, SettingError,
 from featurepress.featureset import FeatureSet
 from featurepress.layout import Layout
 from featurepress.ledger import Plan
+from featurepress.models import store
 from featurepress.models.catalog import find_card, say_nothing
 from featurepress.models.weights import Tell
 from featurepress.records import BackboneSpec, Receipt
@@ -94,20 +94,20 @@ def embed(
         progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
         on_progress(progress)
 
-    draft = _draft(sources, out, options, tell)
-    return press_plan(draft, engine=engine, on_progress=on_progress, started=started)
-
-
-def _draft(sources: Locations, out: str | Path, options: Mapping[str, Any], tell: Tell = say_nothing) -> Plan:
-    """Turn a request into a plan whose precision is still to be decided."""
     settings = Settings.from_options(**options)
+    plan = draft(sources, out, settings, find_backbone(settings, tell))
+    return press_plan(plan, engine=engine, on_progress=on_progress, started=started)
+
+
+def draft(sources: Locations, out: str | Path, settings: Settings, backbone: BackboneSpec) -> Plan:
+    """Turn a request into a plan whose precision is still to be decided."""
     storage = open_storage(expand_time(str(out)))
     return ledger.new_plan(
         storage,
         sources=describe(sources, all_files=settings.listing.all_files, exclude=storage.location),
-        backbone=find_backbone(settings, tell),
+        backbone=backbone,
         precision="float32",
-        certificate={},
+        certificate=_parity(backbone),
         settings=settings,
         layout=Layout.of(settings.output.images_per_part, settings.features.pooling),
         field_names=field_names(settings.listing),
@@ -122,6 +122,12 @@ def find_backbone(settings: Settings, tell: Tell = say_nothing) -> BackboneSpec:
         asked.model, size=asked.size, alpha=asked.alpha, weights=asked.weights, pooling=asked.pooling, tell=tell
     )
     return card.backbone(asked.pooling)
+
+
+def _parity(backbone: BackboneSpec) -> dict[str, Any]:
+    """Give what `verify` found of a backbone, if it was asked."""
+    kept = store.read_note(backbone.file, store.CERTIFICATE).get(backbone.pooling)
+    return {"parity": kept} if kept and kept.get("fingerprint") == backbone.fingerprint else {}
 
 
 def resume(
@@ -173,7 +179,8 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
     sources, out, **options
         As for `embed`, and refused like there; nothing is written to `out`, but it is left out of the listing.
     """
-    plan = _draft(sources, out, options)
+    asked = Settings.from_options(**options)
+    plan = draft(sources, out, asked, find_backbone(asked))
     _standing(plan)
     n_workers(plan.settings)
     settings, backbone = plan.settings, plan.backbone
@@ -191,7 +198,7 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
 
 
 def press_plan(
-    draft: Plan,
+    plan: Plan,
     *,
     engine: Engine | None = None,
     on_progress: OnProgress = ignore_progress,
@@ -202,7 +209,7 @@ def press_plan(
 
     Parameters
     ----------
-    draft : Plan
+    plan : Plan
         Its precision is still to be decided.
     engine, on_progress
         As for `embed`.
@@ -212,20 +219,20 @@ def press_plan(
         `time.perf_counter` when the request came.
     """
     started = time.perf_counter() if started is None else started
-    standing = _standing(draft)
-    driver = Driver(standing or draft, engine, on_progress, started, press)
+    standing = _standing(plan)
+    driver = Driver(standing or plan, engine, on_progress, started, press)
     return driver.run(is_new=standing is None)
 
 
-def _standing(draft: Plan) -> Plan | None:
-    """Give the plan at the draft's destination, which must be the same one, or None if the place is free."""
+def _standing(plan: Plan) -> Plan | None:
+    """Give the plan at a draft's destination, which must be the same one, or None if the place is free."""
     try:
-        standing = ledger.read_plan(draft.storage)
+        standing = ledger.read_plan(plan.storage)
         if standing is None:
-            _require_free(draft.storage)
+            _require_free(plan.storage)
     except StorageError as error:
         raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-    return None if standing is None else same_plan(standing, draft)
+    return None if standing is None else same_plan(standing, plan)
 
 
 def expand_time(out: str) -> str:

@@ -1,7 +1,7 @@
 """The parity certificate: how near a model's features here are to those of the library that it comes from.
 
-The same decoded pictures go through featurepress (in float32, and in bfloat16 where the CPU has it) and through the
-reference, which runs in a process of its own. The certificate is kept beside the model and goes into every manifest.
+The same decoded pictures go through featurepress (in float32, and in bfloat16 where the CPU has it) and through
+the reference, which runs in a process of its own. The certificate is kept beside the model and goes into manifests.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import onnx
 import pytest
 
 from featurepress.errors import ModelError
-from featurepress.models.catalog import CARDS, EMBEDDED_V1, ModelCard, find_card
-from featurepress.models.store import BUNDLED, model_file, verified
+from featurepress.models.card import ModelCard
+from featurepress.models.catalog import CARDS, EMBEDDED_V1, find_card
+from featurepress.models.store import BUNDLED, model_file
 
 
 @pytest.fixture(params=CARDS, ids=lambda card: card.name)

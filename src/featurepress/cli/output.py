@@ -141,7 +141,7 @@ def result_json(features: FeatureSet) -> dict[str, Any]:
 def print_summary(features: FeatureSet) -> None:
     """Print what a run did, for people, on stderr."""
     summary, manifest = features.summary, features.manifest or {}
-    lines = _Lines()
+    lines = Lines()
     lines.add("images", f"{summary.listed:,} listed, {summary.pressed:,} pressed, {summary.failed:,} failed")
     lines.add_counts("failed", summary.failed_by_kind)
     lines.add_counts("skipped", summary.skipped)
@@ -170,7 +170,7 @@ def print_info(features: FeatureSet) -> None:
     from featurepress.records import Failure
 
     manifest, plan = features.manifest or {}, features.plan
-    lines = _Lines()
+    lines = Lines()
     lines.add("where", features.location)
     lines.add("status", "complete" if features.is_complete else "incomplete: featurepress resume finishes it")
     lines.add("images", f"{len(features):,} pressed, {features.failures.num_rows:,} failed")
@@ -190,7 +190,7 @@ def print_info(features: FeatureSet) -> None:
     lines.print(console(stderr=False))
 
 
-def _add_model(lines: _Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:
+def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:
     backbone, certificate = features.plan.backbone, features.plan.certificate
     lines.add("model", f"{backbone.model}, {backbone.pooling}, {features.n_features:,} features")
     precisions = manifest.get("precision", {}).get("images") or {features.plan.precision: 0}
@@ -204,20 +204,23 @@ def _add_model(lines: _Lines, features: FeatureSet, manifest: Mapping[str, Any])
     lines.add("precision", text)
 
 
-class _Lines:
+class Lines:
     """Words in bold at the left, what they stand for beside them."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[str, str]] = []
 
     def add(self, word: str, text: str) -> None:
+        """Add a line."""
         self._lines.append((word, text))
 
     def add_counts(self, word: str, counts: Mapping[str, int]) -> None:
+        """Add a line a reason, the most frequent first."""
         for i, (reason, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
             self.add(word if i == 0 else "", f"{count:,} {reason}")
 
     def print(self, screen: Console) -> None:
+        """Print them."""
         width = max(len(word) for word, _ in self._lines) + 2
         for word, text in self._lines:
             screen.print(Text.assemble((word.ljust(width), "bold"), text))

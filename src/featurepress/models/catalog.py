@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from featurepress.errors import ModelError
 from featurepress.models import store
@@ -13,6 +15,7 @@ from featurepress.records import PreprocessSpec
 from featurepress.settings import nearest
 
 if TYPE_CHECKING:
+    from featurepress.models.files import Choices
     from featurepress.models.zoo import Architecture
 
 EMBEDDED_V1 = ModelCard(
@@ -136,3 +139,146 @@ def _refuse_choices(name: str, **choices: object) -> None:
     given = [f"--{choice}" for choice, value in choices.items() if value is not None]
     if given:
         raise ModelError(f"The model {name} leaves no choice of {' and '.join(given)}. Leave it out.")
+
+
+# -- what there is -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """One line of ``models list``.
+
+    Attributes
+    ----------
+    name, input, weights, licence : str
+        For people.
+    n_parameters, n_features : int
+        With the pooling avg; 0 where it is known only once the model is ready.
+    here : str
+        Sizes that are ready.
+    images_per_second : float or None
+        The faster precision's, as last measured here.
+    """
+
+    name: str
+    n_parameters: int
+    input: str
+    n_features: int
+    weights: str
+    licence: str
+    here: str
+    images_per_second: float | None
+
+
+def list_models(tell: Tell = say_nothing) -> list[ListedModel]:
+    """List the bundled models, the user's own, and Keras Applications."""
+    from featurepress.models import zoo
+
+    tell("looking for models", 0, 0)
+    ready = store.prepared()
+    own = [(name, card) for name in store.names() if (card := store.named(name)) is not None]
+    found = [_listed(card.aliases[0], card, f"{card.preprocess.height}") for card in CARDS]
+    found += [_listed(name, card, f"{card.preprocess.height}") for name, card in own]
+    sizes = json.loads((Path(__file__).parent / "keras_sizes.json").read_text("utf-8"))
+    for name, one in zoo.architectures().items():
+        n_parameters, n_features = sizes.get(name, (0, 0))
+        here = [card for card in ready if card.name == name and card.origin.get("variant") == "imagenet"]
+        found.append(
+            ListedModel(
+                name=name,
+                n_parameters=n_parameters,
+                input=f"{zoo.DEFAULT_SIZES.get(name, one.default_size)} ({one.min_size}…)",
+                n_features=n_features,
+                weights="ImageNet",
+                licence=one.licence,
+                here=", ".join(sorted({str(card.preprocess.height) for card in here}, key=int)),
+                images_per_second=max((speed for card in here if (speed := _speed(card))), default=None),
+            )
+        )
+    return found
+
+
+def _listed(name: str, card: ModelCard, here: str) -> ListedModel:
+    return ListedModel(
+        name=name,
+        n_parameters=card.n_parameters,
+        input=str(card.preprocess.height),
+        n_features=card.grid[2],
+        weights="bundled" if card.file == card.name + ".onnx" else "your file",
+        licence=card.licence.partition(";")[0],
+        here=here,
+        images_per_second=_speed(card),
+    )
+
+
+def _speed(card: ModelCard) -> float | None:
+    measured = store.read_note(card.file, store.SPEED).get("images_per_second", {})
+    return max(measured.values(), default=None)
+
+
+def describe_model(
+    name: str, *, size: int | None = None, alpha: float | None = None, weights: str | None = None
+) -> dict[str, Any]:
+    """Give what is known of a model, word by word; of one that is not ready, what is known without its weights.
+
+    Raises
+    ------
+    ModelError
+        There is no such model.
+    """
+    from featurepress.models import zoo
+
+    choices = {"size": size, "alpha": alpha, "weights": weights}
+    is_other = any(name in (card.name, *card.aliases) for card in CARDS) or name.startswith(HUB)
+    if is_other or store.named(name) is not None or looks_like_a_path(name):
+        return _described(find_card(name, **choices))  # type: ignore[arg-type]
+    one = find_architecture(name)
+    if (card := zoo.find_ready(one, size=size, alpha=alpha, weights=weights)) is not None:
+        return _described(card)
+    size = zoo.checked_size(one, size)
+    return {
+        "name": one.name,
+        "what": f"{one.keras_name} of Keras Applications",
+        "input": str(one.preprocess(size)),
+        "mode": one.mode,
+        "sizes": f"{one.min_size} and more, by default {zoo.DEFAULT_SIZES.get(one.name, one.default_size)}",
+        "alpha": "" if one.alpha is None else f"{one.alpha:g} by default",
+        "licence": one.licence,
+        "status": f"not here yet: featurepress models pull {one.name} --size {size}",
+    }
+
+
+def _described(card: ModelCard) -> dict[str, Any]:
+    height, width, channels = card.grid
+    return {
+        "name": card.name,
+        "what": card.architecture,
+        "parameters": card.n_parameters,
+        "input": str(card.preprocess),
+        "mode": card.origin.get("told", {}).get("mode", ""),
+        "output": f"{card.output}, {height}x{width}x{channels}" if not card.pooled else card.output,
+        "features": f"{channels:,} with avg"
+        + ("" if card.pooled else f", {height * width * channels:,} with flatten"),
+        "trained on": card.training_data,
+        "licence": card.licence,
+        "source": card.source,
+        "weights": f"sha256 {card.weights_sha256}",
+        "quality": dict(card.quality),
+        "advice": card.advice,
+        "notes": list(card.notes),
+        "fingerprint": card.backbone(card.pooled if card.pooled in ("avg", "max") else "avg").fingerprint,
+        "status": "ready" if card.batch is None else f"ready, {card.batch} image(s) at a time only",
+        "certificates": store.read_note(card.file, store.CERTIFICATE),
+        "speed": ", ".join(
+            f"{speed:,.0f} images/s in {precision}"
+            for precision, speed in store.read_note(card.file, store.SPEED).get("images_per_second", {}).items()
+        ),
+    }
+
+
+def add_model(file: str, name: str, choices: Choices, *, tell: Tell = say_nothing) -> ModelCard:
+    """Give a model file a name of its own; see `files.add`."""
+    from featurepress.models import files, zoo
+
+    taken = [*(n for card in CARDS for n in (card.name, *card.aliases)), *zoo.architectures()]
+    return files.add(file, name, choices, taken=taken, tell=tell)

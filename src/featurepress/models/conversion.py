@@ -69,7 +69,7 @@ def list_architectures() -> list[dict[str, Any]]:
 
 def preprocess_input(build: Callable[..., Any]) -> Callable[..., Any]:
     """Give keras's own preprocessing for an architecture."""
-    function: Callable[..., Any] = sys.modules[build.__module__].preprocess_input  # type: ignore[attr-defined]
+    function: Callable[..., Any] = sys.modules[build.__module__].preprocess_input
     return function
 
 
@@ -408,11 +408,14 @@ def _keras_sized(keras: Any, model: Any, size: int | None) -> Any:
 def write_ready(keras: Any, model: Any, place: Path, **how: Any) -> dict[str, Any]:
     """Export a keras model and make a ready one of it; see `graph.finish`."""
     from featurepress.models import graph
+    from featurepress.models.layout import channels_first
 
     raw = place / "raw.xml"
     model.export(str(raw), format="openvino", verbose=False)
     try:
-        return graph.finish(graph.read(raw), place, **how)
+        plain, fast = graph.read(raw), graph.read(raw)
+        channels_first(fast)
+        return graph.finish(fast if graph.same_features(plain, fast) else plain, place, **how)
     finally:
         for path in place.glob("raw.*"):
             path.unlink()

@@ -221,8 +221,7 @@ def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
     shape = model.input(0).get_partial_shape()
     own = shape[0].get_length() if shape[0].is_static else None
     sides = [height, width, 3] if layout == "NHWC" else [3, height, width]
-    if own is not None:
-        _free_reshapes(model, own)
+    _free_reshapes(model, own or 1)
     if _takes(model, [BATCH, *sides]) and _same_in_batches(model, [BATCH, *sides]):
         _reshape(model, [-1, *sides])
         return None
@@ -236,8 +235,12 @@ def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
 
 
 def _free_reshapes(model: Any, batch: int) -> None:
-    """Where a model of fixed batch reshapes, let the number of images be whatever is left."""
-    for node in model.get_ordered_ops():
+    """Where a model made for one batch size reshapes the pictures, let their number be whatever is left.
+
+    Keras traces with a batch of one and writes it into the shapes of squeeze-and-excitation blocks.
+    """
+    for _, port in _tensors(model):
+        node = port.get_node()
         if node.get_type_name() != "Reshape":
             continue
         pattern = node.input_value(1).get_node()
@@ -272,6 +275,17 @@ def _same_in_batches(model: Any, shape: list[int]) -> bool:
     _reshape(model, shape)
     scale = max(1e-6, float(np.abs(alone).max()))
     return together.shape[1:] == alone.shape[1:] and bool(np.abs(together[:2] - alone).max() <= 1e-4 * scale)
+
+
+def same_features(one: Any, other: Any) -> bool:
+    """Whether two forms of a model give the same features, but for rounding."""
+    shape = [1, *(side.get_length() for side in list(one.input(0).get_partial_shape())[1:])]
+    for model in (one, other):
+        _reshape(model, shape)
+    pixels = _noise(one, shape)
+    expected, found = _run(one, pixels), _run(other, pixels)
+    scale = max(1e-6, float(np.abs(expected).max()))
+    return expected.shape == found.shape and bool(np.abs(expected - found).max() <= 1e-4 * scale)
 
 
 def _noise(model: Any, shape: list[int]) -> Any:

@@ -62,7 +62,9 @@ def _resized(pixels: Any, spec: PreprocessSpec) -> Any:
     if spec.shortest_edge is not None:
         short, long = sorted(pixels.shape[:2])
         long = int(spec.shortest_edge * long / short)
-        height, width = (spec.shortest_edge, long) if pixels.shape[0] <= pixels.shape[1] else (long, spec.shortest_edge)
+        height, width = (
+            (spec.shortest_edge, long) if pixels.shape[0] <= pixels.shape[1] else (long, spec.shortest_edge)
+        )
     whole = _whole(pixels, height, width, spec)
     top, left = (height - spec.height) // 2, (width - spec.width) // 2
     return whole[top : top + spec.height, left : left + spec.width].astype(np.float32)
@@ -90,7 +92,7 @@ def _whole(pixels: Any, height: int, width: int, spec: PreprocessSpec) -> Any:
 def _by_pillow(pixels: Any, height: int, width: int, name: str) -> Any:
     """Resize in float with Pillow, colour by colour."""
     bands = [Image.fromarray(pixels[..., band].astype(np.float32)) for band in range(3)]
-    return np.stack([band.resize((width, height), Image.Resampling[name]) for band in bands], axis=-1)
+    return np.stack([np.asarray(band.resize((width, height), Image.Resampling[name])) for band in bands], axis=-1)
 
 
 def _by_interpolation(pixels: Any, height: int, width: int) -> Any:
@@ -125,7 +127,7 @@ def _interpolated(places: Any, values: Any) -> Any:
 
 def _normalised(levels: Any, spec: PreprocessSpec) -> Any:
     ordered = levels if spec.channel_order == "RGB" else levels[..., ::-1]
-    return ((ordered - np.float64(spec.mean)) / np.float64(spec.scale)).astype(np.float32)
+    return ((ordered - np.asarray(spec.mean)) / np.asarray(spec.scale)).astype(np.float32)
 
 
 # -- models --------------------------------------------------------------------------------------------------
@@ -138,7 +140,9 @@ def _by_keras_application(card: ModelCard, pooling: str, levels: Any, keras_mode
     options = {"include_top": False, "input_shape": (told["size"], told["size"], 3)}
     if told["alpha"] is not None:
         options["alpha"] = told["alpha"]
-    model = conversion.Weights(told, Path(keras_models), build, options).build(None if pooling == "flatten" else pooling)
+    model = conversion.Weights(told, Path(keras_models), build, options).build(
+        None if pooling == "flatten" else pooling
+    )
     values = conversion.preprocess_input(build)(levels.copy())
     return _in_batches(lambda batch: _flat(model(batch, training=False)), values), _name_of(keras)
 

@@ -32,6 +32,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("model.xml", "model.bin")
 CARD = "card.json"
 CERTIFICATE = "certificate.json"
+SPEED = "speed.json"
 
 
 def home() -> Path:

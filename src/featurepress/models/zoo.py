@@ -25,6 +25,8 @@ from featurepress.records import PreprocessSpec
 # Sizes of ours where they differ from keras's: the notebook's, which is also the cheapest that has its own weights.
 DEFAULT_SIZES = {"mobilenet_v2": 96}
 
+RANDOM = "random"  # for measuring speed, which does not depend on them
+
 SILENCE_SECONDS = 1200  # of a conversion; the longest measured is 90, and a download tells of itself
 
 _APACHE = "Apache-2.0"
@@ -41,7 +43,7 @@ _LICENCES = {
     "mobilenet_v3": f"{_APACHE} (Google)",
     "nasnet": f"{_APACHE} (Google)",
     "resnet": "MIT (Kaiming He)",
-    "resnet_v2": "published by Keras, their own licence is not stated there",
+    "resnet_v2": "not stated (published by Keras)",
     "vgg16": "CC-BY-4.0 (Visual Geometry Group, Oxford)",
     "vgg19": "CC-BY-4.0 (Visual Geometry Group, Oxford)",
     "xception": "MIT (François Chollet)",
@@ -178,7 +180,7 @@ def prepare(
     alpha : float or None
         Width; None for the default.
     weights : str or None
-        ``imagenet`` (also None), or the path of a keras weights file.
+        ``imagenet`` (also None), the path of a keras weights file, or `RANDOM`.
     pooling : str
         What is wanted; most architectures pool last, and one file serves every pooling.
     tell : callable
@@ -189,19 +191,7 @@ def prepare(
     ModelError
         The architecture cannot be had so, or its weights are not to be had.
     """
-    size = _checked_size(architecture, size)
-    if alpha is not None and architecture.alpha is None:
-        raise ModelError(f"The model {architecture.name} has no widths. Leave out --alpha.")
-    alpha = architecture.alpha if alpha is None else alpha
-    path = None if weights in (None, "imagenet") else _weights_path(str(weights))
-    request = {
-        "kind": "keras",
-        "name": architecture.name,
-        "size": size,
-        "alpha": alpha,
-        "weights": "imagenet" if path is None else store.content_hash(path),
-        "pooling": pooling,
-    }
+    request, path = _request(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling)
     card = store.remembered(request)
     if card is None:
         card = _convert(architecture, request, path, tell)
@@ -209,7 +199,39 @@ def prepare(
     return card
 
 
-def _checked_size(architecture: Architecture, size: int | None) -> int:
+def find_ready(
+    architecture: Architecture, *, size: int | None, alpha: float | None, weights: str | None
+) -> ModelCard | None:
+    """Give an architecture if it was made ready before, for whatever pooling."""
+    for pooling in ("avg", "flatten", "max"):
+        request, _ = _request(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling)
+        if (card := store.remembered(request)) is not None:
+            return card
+    return None
+
+
+def _request(
+    architecture: Architecture, *, size: int | None, alpha: float | None, weights: str | None, pooling: str
+) -> tuple[dict[str, Any], Path | None]:
+    """Give what names a model, and the user's weights file if there is one."""
+    size = checked_size(architecture, size)
+    if alpha is not None and architecture.alpha is None:
+        raise ModelError(f"The model {architecture.name} has no widths. Leave out --alpha.")
+    is_file = weights not in (None, "imagenet", RANDOM)
+    path = _weights_path(str(weights)) if is_file else None
+    request = {
+        "kind": "keras",
+        "name": architecture.name,
+        "size": size,
+        "alpha": architecture.alpha if alpha is None else alpha,
+        "weights": (weights or "imagenet") if path is None else store.content_hash(path),
+        "pooling": pooling,
+    }
+    return request, path
+
+
+def checked_size(architecture: Architecture, size: int | None) -> int:
+    """Give the side of the input, the default if none is given; refuse one that the architecture cannot take."""
     size = size or DEFAULT_SIZES.get(architecture.name, architecture.default_size)
     if size < architecture.min_size:
         raise ModelError(
@@ -244,6 +266,7 @@ def _convert(architecture: Architecture, request: dict[str, Any], path: Path | N
             "pooled": facts["pooled"],
         }
         is_imagenet = facts["variant"] == "imagenet"
+        told_of = f"the weights file '{facts['weights_file']}'" if facts["variant"] != RANDOM else "random weights"
         size, alpha = request["size"], request["alpha"]
         width = "" if alpha is None else f", width {alpha:g}"
         card = ModelCard(
@@ -255,9 +278,9 @@ def _convert(architecture: Architecture, request: dict[str, Any], path: Path | N
             grid=tuple(facts["grid"]),
             file=store.key_of(made_from),
             weights_sha256=facts["weights_sha256"],
-            training_data="ImageNet-1k" if is_imagenet else f"as the weights file '{facts['weights_file']}'",
+            training_data="ImageNet-1k" if is_imagenet else told_of,
             licence=architecture.licence if is_imagenet else "as the weights file",
-            source=facts["weights_url"] if is_imagenet else f"the weights file '{facts['weights_file']}'",
+            source=facts["weights_url"] if is_imagenet else told_of,
             pooled=facts["pooled"],
             origin={"request": request, "told": told, "variant": facts["variant"], "file": told["file"]},
             versions=facts["versions"],

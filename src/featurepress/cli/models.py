@@ -1,0 +1,204 @@
+"""featurepress models: list, show, pull, add, verify, bench."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from featurepress.errors import SettingError
+
+app = typer.Typer(help="List, get, add, verify and time models.", no_args_is_help=True)
+
+Name = Annotated[str, typer.Argument(help="A name of the list, a model file, or hf:org/repo.", metavar="MODEL")]
+Size = Annotated[int | None, typer.Option(help="Side of the input in pixels.", min=1, max=4096)]
+Alpha = Annotated[float | None, typer.Option(help="Width of a MobileNet.")]
+Weights = Annotated[str | None, typer.Option(help="'imagenet' (default), or a keras weights file.")]
+Pooling = Annotated[str, typer.Option(help="avg, flatten or max.")]
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
+
+
+def register(parent: typer.Typer) -> None:
+    """Add the commands."""
+    parent.add_typer(app, name="models")
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List all models that have a name."""
+    from featurepress.cli import output, tables
+    from featurepress.models.catalog import list_models
+
+    with output.live_line() as tell:
+        models = list_models(tell=tables.telling(tell))
+    if as_json:
+        output.print_json({"models": [asdict(one) for one in models]})
+    else:
+        tables.print_models(models)
+
+
+@app.command()
+def show(
+    model: Name,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="List the tensors of a file that can be its features.")
+    ] = False,
+    size: Size = None,
+    alpha: Alpha = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Show what is known of a model."""
+    from featurepress.cli import output, tables
+    from featurepress.models import catalog, files
+
+    if outputs:
+        found = files.outputs(model)
+        return output.print_json({"outputs": found}) if as_json else tables.print_outputs(found)
+    known = catalog.describe_model(model, size=size, alpha=alpha, weights=weights)
+    return output.print_json(known) if as_json else tables.print_model(known)
+
+
+@app.command()
+def pull(
+    model: Name,
+    size: Size = None,
+    alpha: Alpha = None,
+    weights: Weights = None,
+    pooling: Pooling = "avg",
+    as_json: Json = False,
+) -> None:
+    """Download a model, check and convert it, and keep it ready."""
+    from featurepress.cli import output, tables
+    from featurepress.models.catalog import find_card
+
+    with output.live_line() as tell:
+        options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights, "pooling": pooling}
+        card = find_card(model, **options, tell=tables.telling(tell))
+    tables.print_ready(card)
+    if as_json:
+        output.print_json(card.to_json())
+
+
+@app.command()
+def add(  # noqa: PLR0913, PLR0917 - one an option
+    file: Annotated[
+        str, typer.Argument(help=".keras, .onnx, .tflite, .xml, or a SavedModel folder.", metavar="FILE")
+    ],
+    name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
+    size: Size = None,
+    output_name: Annotated[
+        str | None,
+        typer.Option("--output", help="The tensor whose values are the features (models show --outputs)."),
+    ] = None,
+    resize: Annotated[str | None, typer.Option(help="stretch (default) or crop.")] = None,
+    shortest_edge: Annotated[
+        int | None, typer.Option(help="For crop: pixels of the shorter side before cutting (default: the size).")
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="bilinear (default), bicubic, area, nearest, box, hamming, lanczos.")
+    ] = None,
+    like: Annotated[
+        str | None, typer.Option(help="Whose resizing: pillow (ONNX, OpenVINO) or tensorflow (the others).")
+    ] = None,
+    antialias: Annotated[bool | None, typer.Option(help="Only with --like tensorflow; off by default.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Keras's word for the normalisation: tf, caffe, torch, or raw for 0..255.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of pixels from 0 to 1: one number, or three with commas.")
+    ] = None,
+    scale: Annotated[str | None, typer.Option(help="What (pixel - mean) is divided by.")] = None,
+    channel_order: Annotated[str | None, typer.Option(help="RGB (default) or BGR.")] = None,
+    layout: Annotated[str | None, typer.Option(help="NHWC or NCHW, where the shape does not tell.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Give a model of your own a name, by which embed finds it."""
+    from featurepress.cli import output, tables
+    from featurepress.models import catalog
+    from featurepress.models.files import Choices
+
+    choices = Choices(
+        size=size,
+        resize=resize,
+        shortest_edge=shortest_edge,
+        like=like,
+        interpolation=interpolation,
+        antialias=antialias,
+        mode=mode,
+        mean=_numbers("--mean", mean),
+        scale=_numbers("--scale", scale),
+        channel_order=channel_order,
+        layout=layout,
+        output=output_name,
+    )
+    with output.live_line() as tell:
+        card = catalog.add_model(file, name, choices, tell=tables.telling(tell))
+    tables.print_ready(card)
+    if as_json:
+        output.print_json(card.to_json())
+
+
+def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) not in (1, 3):
+        raise SettingError(f"{flag} must be one number, or three with commas as 0.485,0.456,0.406. Got '{text}'.")
+    return numbers
+
+
+@app.command()
+def verify(
+    model: Name,
+    pictures: Annotated[
+        list[str], typer.Argument(help="Folders, globs in quotes, or files.", metavar="PICTURES...")
+    ],
+    pooling: Pooling = "avg",
+    limit: Annotated[int, typer.Option(help="Pictures to take at most.", min=1)] = 64,
+    size: Size = None,
+    alpha: Alpha = None,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Hold a model's features against those of the library that it comes from: the parity certificate."""
+    from featurepress import verify as house
+    from featurepress.cli import output, tables
+
+    with output.live_line() as tell:
+        options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights}
+        certificate = house.verify(
+            model, pictures, pooling=pooling, limit=limit, tell=tables.telling(tell), **options
+        )
+    tables.print_certificate(asdict(certificate))
+    if as_json:
+        output.print_json(asdict(certificate))
+
+
+@app.command()
+def bench(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Names or files (default: all that are ready).", metavar="[MODEL]...")
+    ] = None,
+    images: Annotated[
+        str | None, typer.Option(help="Pictures to press (default: drawn ones of 100x100).", metavar="DIR")
+    ] = None,
+    size: Size = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="Random weights for what is not ready: speed needs no download.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure images a second here, whole runs of embed, model by model."""
+    from featurepress import bench as house
+    from featurepress.cli import output, tables
+
+    with output.live_line() as tell:
+        speeds = house.bench(models or [], images=images, size=size, random=random, tell=tables.telling(tell))
+    tables.print_speeds(speeds)
+    if as_json:
+        output.print_json({"speeds": [asdict(one) for one in speeds]})
