@@ -23,11 +23,13 @@ ARROWS = """
     __init__    -> run driver engines featureset errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run driver featureset demo ledger storage records settings errors __init__
+    cli         -> run verify bench driver featureset models demo ledger storage records settings errors __init__
+    bench       -> run pipeline driver backbones models demo settings
+    verify      -> pipeline backbones models sources settings errors
     run         -> driver engines featureset ledger layout sources models storage records settings errors __init__
     driver      -> tasks lister engines featureset ledger sources records settings errors
     tasks       -> pipeline ledger child records
-    pipeline    -> sources images backbones sinks ledger child records errors
+    pipeline    -> sources images backbones sinks ledger child records settings errors
     lister      -> ledger sources records
     engines     -> ledger child errors
     featureset  -> ledger storage child records errors
@@ -55,10 +57,12 @@ LIBRARIES = {
     "requests": {"models"},
     "platformdirs": {"models"},
     "cv2": {"images", "fruit", "demo"},
-    "PIL": {"images", "demo"},
+    "PIL": {"images", "models", "demo"},
     "numpy": {
         "images",
         "models",
+        "verify",
+        "bench",
         "backbones",
         "sinks",
         "pipeline",
@@ -75,6 +79,9 @@ LIBRARIES = {
     "pyspark": set(),
     "ray": set(),
     "torch": set(),
+    "tensorflow": {"models"},
+    "h5py": {"models"},
+    "huggingface_hub": {"models"},
 }
 
 STAGES = ("sources", "images", "backbones", "sinks")
@@ -324,7 +331,19 @@ def test_a_folder_has_more_than_one_file() -> None:
 
 # -- what an import costs ------------------------------------------------------------------------------------
 
-HEAVY = {"cv2", "numpy", "pyarrow", "openvino", "PIL", "pandas", "scipy"}
+HEAVY = {
+    "keras",
+    "tensorflow",
+    "pooch",
+    "requests",
+    "cv2",
+    "numpy",
+    "pyarrow",
+    "openvino",
+    "PIL",
+    "pandas",
+    "scipy",
+}
 
 WITH_ARGUMENTS = """
 import sys

@@ -81,63 +81,62 @@ def pull(
         output.print_json(card.to_json())
 
 
+OptionalText = str | None
+Resize = Annotated[OptionalText, typer.Option(help="stretch (default) or crop.")]
+Edge = Annotated[int | None, typer.Option(help="For crop: pixels of the shorter side before cutting.")]
+Interpolation = Annotated[
+    OptionalText, typer.Option(help="bilinear (default), bicubic, area, nearest, box, hamming, lanczos.")
+]
+Like = Annotated[
+    OptionalText, typer.Option(help="Whose resizing: pillow (for ONNX, OpenVINO) or tensorflow (for the others).")
+]
+Antialias = Annotated[bool | None, typer.Option(help="With --like tensorflow only; off by default.")]
+Mode = Annotated[
+    OptionalText, typer.Option(help="Keras's word for the normalisation: tf, caffe, torch, or raw for 0..255.")
+]
+Mean = Annotated[OptionalText, typer.Option(help="Of pixels from 0 to 1: a number, or three with commas.")]
+Scale = Annotated[OptionalText, typer.Option(help="What (pixel - mean) is divided by.")]
+Order = Annotated[OptionalText, typer.Option(help="RGB (default) or BGR.")]
+Axes = Annotated[OptionalText, typer.Option(help="NHWC or NCHW, where the shape does not tell.")]
+Output = Annotated[
+    OptionalText, typer.Option(help="The tensor whose values are the features; models show --outputs lists them.")
+]
+
+
 @app.command()
 def add(  # noqa: PLR0913, PLR0917 - one an option
-    file: Annotated[
-        str, typer.Argument(help=".keras, .onnx, .tflite, .xml, or a SavedModel folder.", metavar="FILE")
-    ],
+    file: Annotated[str, typer.Argument(help=".keras, .onnx, .tflite, .xml or SavedModel.", metavar="FILE")],
     name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
     size: Size = None,
-    output_name: Annotated[
-        str | None,
-        typer.Option("--output", help="The tensor whose values are the features (models show --outputs)."),
-    ] = None,
-    resize: Annotated[str | None, typer.Option(help="stretch (default) or crop.")] = None,
-    shortest_edge: Annotated[
-        int | None, typer.Option(help="For crop: pixels of the shorter side before cutting (default: the size).")
-    ] = None,
-    interpolation: Annotated[
-        str | None, typer.Option(help="bilinear (default), bicubic, area, nearest, box, hamming, lanczos.")
-    ] = None,
-    like: Annotated[
-        str | None, typer.Option(help="Whose resizing: pillow (ONNX, OpenVINO) or tensorflow (the others).")
-    ] = None,
-    antialias: Annotated[bool | None, typer.Option(help="Only with --like tensorflow; off by default.")] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="Keras's word for the normalisation: tf, caffe, torch, or raw for 0..255.")
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Of pixels from 0 to 1: one number, or three with commas.")
-    ] = None,
-    scale: Annotated[str | None, typer.Option(help="What (pixel - mean) is divided by.")] = None,
-    channel_order: Annotated[str | None, typer.Option(help="RGB (default) or BGR.")] = None,
-    layout: Annotated[str | None, typer.Option(help="NHWC or NCHW, where the shape does not tell.")] = None,
+    output: Output = None,
+    resize: Resize = None,
+    shortest_edge: Edge = None,
+    interpolation: Interpolation = None,
+    like: Like = None,
+    antialias: Antialias = None,
+    mode: Mode = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    channel_order: Order = None,
+    layout: Axes = None,
     as_json: Json = False,
 ) -> None:
     """Give a model of your own a name, by which embed finds it."""
-    from featurepress.cli import output, tables
+    from featurepress.cli import output as screen
+    from featurepress.cli import tables
     from featurepress.models import catalog
     from featurepress.models.files import Choices
 
+    means, scales = _numbers("--mean", mean), _numbers("--scale", scale)
     choices = Choices(
-        size=size,
-        resize=resize,
-        shortest_edge=shortest_edge,
-        like=like,
-        interpolation=interpolation,
-        antialias=antialias,
-        mode=mode,
-        mean=_numbers("--mean", mean),
-        scale=_numbers("--scale", scale),
-        channel_order=channel_order,
-        layout=layout,
-        output=output_name,
+        *(size, resize, shortest_edge, like, interpolation, antialias),
+        *(mode, means, scales, channel_order, layout, output),
     )
-    with output.live_line() as tell:
+    with screen.live_line() as tell:
         card = catalog.add_model(file, name, choices, tell=tables.telling(tell))
     tables.print_ready(card)
     if as_json:
-        output.print_json(card.to_json())
+        screen.print_json(card.to_json())
 
 
 def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:

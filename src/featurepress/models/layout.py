@@ -1,8 +1,8 @@
 """Take the transpositions out of a model that keras has exported: four times the speed, the same features.
 
 Keras computes in (N, H, W, C) and OpenVINO's convolutions in (N, C, H, W), so that the export turns every picture
-around before and after every layer, and nothing can be fused across. Here each operation that does not care is moved
-to (N, C, H, W); two turns that meet cancel, and what cares keeps its own turn.
+around before and after every layer, and nothing can be fused across. Here each operation that does not care is
+moved to (N, C, H, W); two turns that meet cancel, and what cares keeps its own turn.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _first_side(port: Any, turned: _Turned) -> Any | None:
 
 
 def _batch_norm(node: Any, turned: _Turned) -> None:
-    """Move a normalisation that keras does in (N, C, W, H): each channel for itself, so that the sides do not matter."""
+    """Move a normalisation that keras does in (N, C, W, H); each channel is for itself, so the sides do not matter."""
     before = node.input_value(0).get_node()
     readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
     if not all(_is_swap(one) for one in (before, *readers)):
@@ -146,7 +146,7 @@ def _batch_norm(node: Any, turned: _Turned) -> None:
 
 
 def _is_swap(node: Any) -> bool:
-    return node.get_type_name() == "Transpose" and _constant(node.input_value(1)) == _SWAP
+    return bool(node.get_type_name() == "Transpose" and _constant(node.input_value(1)) == _SWAP)
 
 
 def _pad(node: Any, turned: _Turned) -> None:
