@@ -34,3 +34,12 @@ def model_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FEATUREPRESS_HOME", str(folder))
         patch.setenv("KERAS_HOME", str(folder / "no-keras"))
         yield folder
+
+
+@pytest.fixture(scope="session")
+def embedded_weights() -> Path:
+    """Give the embedded model's weights as keras writes them, or skip: a MobileNetV2 of width 0.5, trained."""
+    path = SHARED_DATA.parent / "weights" / "embedded-v1.weights.h5"
+    if not path.is_file():
+        pytest.skip(f"the weights {path} are not here")
+    return path

@@ -134,7 +134,7 @@ def verify(
         fingerprint=spec.fingerprint,
         reference=reference,
         n_images=len(pictures),
-        precisions={one: _nearness(press_pictures(spec, one, pictures), expected) for one in precisions},
+        precisions={one: nearness(press_pictures(spec, one, pictures), expected) for one in precisions},
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         cpu=cpu_name(),
         versions=library_versions(),
@@ -169,7 +169,8 @@ def _reference(card: ModelCard, pooling: str, pictures: Sequence[Any]) -> tuple[
     return given
 
 
-def _nearness(ours: Any, expected: Any) -> Nearness:
+def nearness(ours: Any, expected: Any) -> Nearness:
+    """Compare features with the reference's, arrays (n_samples, n_features)."""
     if ours.shape != expected.shape:
         raise ModelError(f"The reference gives features of the shape {expected.shape}, this is {ours.shape}.")
     found = cosines(ours, expected)

@@ -129,7 +129,7 @@ def _first_side(port: Any, turned: _Turned) -> Any | None:
 
 
 def _batch_norm(node: Any, turned: _Turned) -> None:
-    """Move a normalisation that keras does in (N, C, W, H); each channel is for itself, so the sides do not matter."""
+    """Move a normalisation that keras does in (N, C, W, H): each channel is for itself, whatever the sides are."""
     before = node.input_value(0).get_node()
     readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
     if not all(_is_swap(one) for one in (before, *readers)):
