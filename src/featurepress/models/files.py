@@ -188,6 +188,7 @@ def _make(path: Path, request: Mapping[str, Any], choices: Choices, tell: Tell) 
             "name": request["name"],
             "content": content,
             "output": facts["output"],
+            "layout": facts["layout"],
             "preprocess": preprocess.applied(),
         }
         card = ModelCard(
@@ -226,6 +227,8 @@ def _check_choices(choices: Choices) -> None:
         )
     if choices.like not in (None, "pillow", "tensorflow"):
         raise SettingError(f"--like must be 'pillow' or 'tensorflow'. Got '{choices.like}'.")
+    if choices.layout not in (None, "NHWC", "NCHW"):
+        raise SettingError(f"--layout must be NHWC or NCHW. Got '{choices.layout}'.")
 
 
 def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tuple[PreprocessSpec, list[str]]:
@@ -250,6 +253,8 @@ def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tupl
             "Nothing was said of its normalisation: levels from 0 to 255 go in as they are. If it was trained "
             "otherwise, add it by featurepress models add with --mode, or --mean and --scale."
         )
+    if is_bytes and (set(mean), set(scale)) != ({0.0}, {1.0}):
+        raise SettingError("The model takes bytes, the levels as they are. Leave out --mode, --mean and --scale.")
     crop = choices.resize == "crop"
     dtype = "uint8" if like == "pillow" else "float32"
     interpolation = choices.interpolation or "bilinear"

@@ -348,7 +348,14 @@ def _grid(model: Any, name: str, batch: int | None) -> tuple[int, int, int]:
 
 
 def _try(model: Any, height: int, width: int, dtype: str, batch: int | None) -> None:
-    """Run the model on noise, on grey and on black; refuse one whose features are no numbers."""
+    """Refuse a model with weights that are no numbers, and one whose features are none on noise, grey and black.
+
+    Activations such as ReLU6 turn NaN into numbers, so that the features alone do not tell.
+    """
+    for node in model.get_ordered_ops():
+        is_weights = node.get_type_name() == "Constant" and node.get_element_type() in (ov.Type.f32, ov.Type.f16)
+        if is_weights and np.isnan(node.get_data()).any():
+            raise ModelError("The model has weights that are no numbers (NaN). Its file is damaged.")
     count = batch or 3
     rng = np.random.default_rng(1)
     pixels = np.stack(

@@ -152,9 +152,10 @@ def _reason(error: Exception) -> str:
         return f"HTTP {response.status_code}"
     if isinstance(error, requests.Timeout):
         return f"no answer for {TIMEOUT_SECONDS} s"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the download broke off"
     if isinstance(error, requests.ConnectionError):
-        text = str(error)
-        return "the download broke off" if "IncompleteRead" in text or "Response ended" in text else "no connection"
+        return "no connection"
     if isinstance(error, ValueError):
         return "its hash is not the one that keras knows"
     return " ".join(str(error).split())
