@@ -19,7 +19,7 @@ import pytest
 
 import featurepress as fp
 from featurepress.child import Child
-from featurepress.errors import FeatureSetError, IncompleteError, SettingError
+from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, SettingError
 from featurepress.featureset import ExportCsv, FeatureSet, csv_name
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, PreprocessSpec
@@ -337,3 +337,14 @@ def test_an_export_shows_signs_of_life(tmp_path: Path, source: Path) -> None:
     finally:
         child.close()
     assert len(beats) >= 5
+
+
+def test_sets_of_other_feature_spaces_are_not_compared(tmp_path: Path) -> None:
+    source = draw(tmp_path / "in", 3)
+    options = {"precision": "float32", "workers": 1}
+    one = embed(source, tmp_path / "avg", **options)
+    same = embed(source, tmp_path / "same", limit=2, **options)
+    other = embed(source, tmp_path / "max", pooling="max", **options)
+    one.require_comparable(same)
+    with pytest.raises(PlanMismatchError, match=r"cannot be compared; the first has pooling: 'avg', not 'max'\."):
+        one.require_comparable(other)

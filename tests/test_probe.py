@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from featurepress.errors import RequestError, SourceError
+from featurepress.errors import ModelError, RequestError, SourceError
 from featurepress.run import press_plan
 from featurepress.testing import ABORT, InlineEngine, fake_backbone, memory_source
 from tests.runs import draft, draw, read_failures, read_json, read_rows
@@ -121,3 +121,14 @@ def test_a_mark_of_the_testing_module_is_harmless_to_the_real_decoder(tmp_path: 
     data = next(pictures.rglob("*.jpg")).read_bytes()
     source = memory_source({"a.jpg": data, "b.jpg": ABORT, "c.jpg": data + ABORT})
     assert press_plan(draft(tmp_path / "out", source, max_failures=1.0), engine=InlineEngine()).summary.failed == 1
+
+
+def test_a_model_that_gives_no_numbers_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    """All pictures of the first batch are black, for which this one gives NaN."""
+    black = memory_source({f"{n}.png": black_png() for n in range(6)})
+    for precision in ("auto", "float32"):
+        plan = draft(tmp_path / "out", black, backbone=fake_backbone(sabotage="nan"), precision=precision)
+        with pytest.raises(ModelError, match="features that are no numbers") as caught:
+            press_plan(plan, engine=InlineEngine())
+        assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()

@@ -105,3 +105,23 @@ def test_the_schemas_on_disk() -> None:
     chunk = chunk_schema(("label",))
     assert chunk.names == ["uri", "source", "size", "version", "label", "key", "problem"]
     assert failure_schema().names == ["uri", "stage", "reason"]
+
+
+def test_differences_of_feature_spaces_are_named_field_by_field() -> None:
+    other = replace(SPEC, model="mine", weights_sha256="0" * 64, preprocess=replace(SPEC.preprocess, height=224))
+    assert SPEC.differences(other) == [
+        "model: 'embedded-v1', not 'mine'",
+        f"weights_sha256: {SPEC.weights_sha256!r}, not {'0' * 64!r}",
+        "preprocess height: 96, not 224",
+    ]
+    # Another name for the same thing is the same thing.
+    assert SPEC.differences(replace(SPEC, model="mine")) == []
+
+
+def test_what_makes_no_difference_is_not_in_the_fingerprint() -> None:
+    bilinear = replace(SPEC.preprocess, interpolation="bilinear", dtype="float32", antialias=False)
+    plain, smooth = (replace(SPEC, preprocess=replace(bilinear, antialias=one)) for one in (False, True))
+    assert plain.fingerprint != smooth.fingerprint
+    cropped = replace(bilinear, resize="crop", shortest_edge=128)
+    assert replace(SPEC, preprocess=cropped).fingerprint != plain.fingerprint
+    assert "antialias" not in SPEC.feature_space["preprocess"]

@@ -467,3 +467,17 @@ def test_as_many_failures_as_allowed_are_no_error(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 9)
     (source / "empty.jpg").write_bytes(b"")
     assert press(tmp_path / "out", source, max_failures=0.1).summary.failed == 1
+
+
+def test_a_resumed_run_keeps_its_model(tmp_path: Path) -> None:
+    embed(draw(tmp_path / "in", 2), tmp_path / "out", precision="float32", workers=1)
+    with pytest.raises(SettingError, match="model cannot change now"):
+        fp.resume(tmp_path / "out", model="mobilenet_v2")
+
+
+def test_the_name_of_a_model_is_no_difference(tmp_path: Path) -> None:
+    source, options = draw(tmp_path / "in", 2), {"precision": "float32", "workers": 1}
+    embed(source, tmp_path / "out", model="embedded", **options)
+    again = embed(source, tmp_path / "out", model="embedded-v1", **options)
+    assert again.summary is not None
+    assert again.summary.already_done

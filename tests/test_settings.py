@@ -177,6 +177,7 @@ def test_identity_changes_with_what_shapes_the_features_and_nothing_else(name: s
 
 def test_resources_are_no_identity() -> None:
     own = {"workers", "memory_bytes", "timeout_seconds", "max_failures"}
+    own |= {"model", "size", "alpha", "weights"}  # the plan's backbone says what they led to
     assert {name for name, (_, _, rule) in DECLARED.items() if not rule.identity} == own
     assert set(Settings().identity()) == set(DECLARED) - own
 

@@ -63,7 +63,7 @@ def test_keras_applications_equal_tensorflow(
     drawn: Path, pictures: Path, keras_name: str, size: int, alpha: float, name: str
 ) -> None:
     weights = drawn / f"{keras_name}-{size}-{alpha:g}.weights.h5"
-    options = {"size": size, "alpha": alpha or None, "weights": str(weights)}
+    options: dict[str, Any] = {"size": size, "alpha": alpha or None, "weights": str(weights)}
     certificate = verify(name, pictures, **options)
     assert "TensorFlow" in certificate.reference
     assert certificate.n_images == 12

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
 from featurepress.child import beat
-from featurepress.errors import FeatureSetError, IncompleteError, SettingError
+from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, SettingError
 from featurepress.ledger import Plan
 from featurepress.records import failure_schema, part_schema
 from featurepress.storage import Storage, open_storage, undamaged
@@ -84,6 +84,20 @@ class FeatureSet:
     def fingerprint(self) -> str:
         """Name of the feature space; sets with different ones cannot be compared."""
         return self.plan.backbone.fingerprint
+
+    def require_comparable(self, other: FeatureSet) -> None:
+        """Make sure that the features of two sets may be compared, joined or searched together.
+
+        Raises
+        ------
+        PlanMismatchError
+            They are of different feature spaces; both sides are named, field by field.
+        """
+        if differences := self.plan.backbone.differences(other.plan.backbone):
+            raise PlanMismatchError(
+                f"The features of '{self.location}' and '{other.location}' cannot be compared; the first has "
+                f"{'; '.join(differences)}. Embed both with the same model."
+            )
 
     @property
     def n_features(self) -> int:

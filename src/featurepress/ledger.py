@@ -117,12 +117,12 @@ class Plan:
     def differences(self, other: Plan) -> list[str]:
         """Name what makes `other` another plan, as lines ``what: here, there``."""
         mine, theirs = self._identity(), other._identity()
-        return [f"{name}: {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        found = [f"{name}: {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
+        space = self.backbone.differences(other.backbone)
+        return found + [line for line in space if not line.startswith("pooling:")]  # which is a setting, too
 
     def _identity(self) -> dict[str, Any]:
-        sources = [str(spec) for spec in self.sources]
-        space = {f"model {name}": value for name, value in self.backbone.feature_space.items() if name != "pooling"}
-        return {"sources": sources, **self.settings.identity(), **space}
+        return {"sources": [str(spec) for spec in self.sources], **self.settings.identity()}
 
 
 def new_plan(storage: Storage, **parts: Any) -> Plan:

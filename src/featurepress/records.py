@@ -198,6 +198,17 @@ class PreprocessSpec:
         )
 
 
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested mappings as one, ``preprocess height`` for what lies in ``preprocess``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name} ")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
 def _require(name: str, value: object, allowed: tuple[Any, ...], when: str = "") -> None:
     if value not in allowed:
         listed = ", ".join(map(repr, allowed))
@@ -263,6 +274,17 @@ class BackboneSpec:
             "preprocess": self.preprocess.applied(),
             "pooling": self.pooling,
         }
+
+    def differences(self, other: BackboneSpec) -> list[str]:
+        """Name what makes the feature space of `other` another one, field by field: ``what: here, not there``."""
+        mine, theirs = (_flat({"model": one.model, **one.feature_space}) for one in (self, other))
+        if self.fingerprint == other.fingerprint:
+            return []
+        return [
+            f"{name}: {mine.get(name)!r}, not {theirs.get(name)!r}"
+            for name in {**mine, **theirs}
+            if mine.get(name) != theirs.get(name)
+        ]
 
     @property
     def fingerprint(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,8 @@ def resume(
         )
     flat = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
     settings = Settings.from_options(**{**flat, **options})
-    changed = {name for name, value in settings.identity().items() if value != flat[name]}
+    asked = {**settings.identity(), **asdict(settings.features)}
+    changed = {name for name, value in asked.items() if value != flat[name]}
     if changed:
         raise SettingError(f"A resumed run keeps its settings; {', '.join(sorted(changed))} cannot change now.")
     return Driver(replace(plan, settings=settings), engine, on_progress, started).run(is_new=False)

@@ -163,6 +163,7 @@ class FeatureSettings(_Stage):
         DEFAULT_MODEL,
         str,
         "The model: a name from 'featurepress models list', a model file, or hf:org/repo.",
+        identity=False,  # what it is stands in the plan's backbone, whatever it was called
     )
     size: int | None = _setting(
         None,
@@ -171,12 +172,13 @@ class FeatureSettings(_Stage):
         minimum=1,
         maximum=4096,
         optional=True,
+        identity=False,
     )
     alpha: float | None = _setting(
-        None, float, "Width of a MobileNet (default: 1).", minimum=0.01, maximum=10, optional=True
+        None, float, "Width of a MobileNet (default: 1).", minimum=0.01, maximum=10, optional=True, identity=False
     )
     weights: str | None = _setting(
-        None, str, "Weights of a Keras model: 'imagenet' (default), or a .h5 file.", optional=True
+        None, str, "Weights of a Keras model: 'imagenet' (default), or a .h5 file.", optional=True, identity=False
     )
     pooling: str = _setting(
         "avg",

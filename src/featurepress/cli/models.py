@@ -198,6 +198,7 @@ def bench(
 
     with output.live_line() as tell:
         speeds = house.bench(models or [], images=images, size=size, random=random, tell=tables.telling(tell))
-    tables.print_speeds(speeds)
     if as_json:
         output.print_json({"speeds": [asdict(one) for one in speeds]})
+    else:
+        tables.print_speeds(speeds)

@@ -192,7 +192,8 @@ def print_info(features: FeatureSet) -> None:
 
 def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:
     backbone, certificate = features.plan.backbone, features.plan.certificate
-    lines.add("model", f"{backbone.model}, {backbone.pooling}, {features.n_features:,} features")
+    size = f"{backbone.preprocess.width}x{backbone.preprocess.height}"
+    lines.add("model", f"{backbone.model} at {size}, {backbone.pooling}, {features.n_features:,} features")
     precisions = manifest.get("precision", {}).get("images") or {features.plan.precision: 0}
     text = " and ".join(sorted(precisions))
     if "min_cosine" in certificate:

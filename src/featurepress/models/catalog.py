@@ -12,7 +12,7 @@ from featurepress.models import store
 from featurepress.models.card import ModelCard
 from featurepress.models.weights import Tell
 from featurepress.records import PreprocessSpec
-from featurepress.settings import nearest
+from featurepress.settings import FeatureSettings, nearest
 
 if TYPE_CHECKING:
     from featurepress.models.files import Choices
@@ -86,6 +86,7 @@ def find_card(
     ModelError
         There is no such model (the near names are listed), or it cannot be had so.
     """
+    FeatureSettings(size=size, pooling=pooling)  # refuses what no model has
     for card in CARDS:
         if name in (card.name, *card.aliases):
             _refuse_choices(card.name, size=size, alpha=alpha, weights=weights)

@@ -142,7 +142,7 @@ def content_hash(path: Path, kind: str) -> str:
     else:
         parts = [path]
     if len(parts) == 1:
-        return store.content_hash(path)
+        return store.content_hash(parts[0])
     root = path if path.is_dir() else path.parent
     lines = [f"{store.content_hash(one)}  {one.relative_to(root).as_posix()}\n" for one in parts]
     return hashlib.sha256("".join(lines).encode()).hexdigest()

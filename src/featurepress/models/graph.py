@@ -227,6 +227,9 @@ def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
         return None
     batch = own or 1
     if not _takes(model, [batch, *sides]):
+        given = model.output(0).get_partial_shape()
+        if list(model.input(0).get_partial_shape()) == [batch, *sides]:
+            raise ModelError(f"The output has the shape {given}, without a row for each image. Choose another --output.")
         raise ModelError(
             f"The model does not take pictures of {width}x{height}; its input has the shape {shape}. "
             "Leave out --size."

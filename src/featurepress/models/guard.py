@@ -166,6 +166,13 @@ _KERAS_MODULES = (
     "keras.src.backend.common.keras_tensor",
     "keras.random",
     "keras.src.random",
+    # A model that was compiled before it became a part of another one keeps these.
+    "keras.optimizers",
+    "keras.src.optimizers",
+    "keras.losses",
+    "keras.src.losses",
+    "keras.metrics",
+    "keras.src.metrics",
 )
 
 
