@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format bench bench-memory clean
+.PHONY: help demo test lint format bench bench-memory bench-peers clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
 	@echo "make test     install what the tests need, run them (under 5 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
+	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
 	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, start-up times (about a minute)"
 
 $(BIN)/python:
@@ -46,6 +47,9 @@ format: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.speed
+
+bench-peers: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.peers
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.memory

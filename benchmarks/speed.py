@@ -95,7 +95,7 @@ def headline() -> str:
 def picture_sets(data: Path, folder: Path, share: int = 1) -> dict[str, Path | None]:
     """Lay out the pictures, or one part in `share` of them; None where there are none."""
     return {
-        "100x100": _pictures(data, folder / "pictures", 12_000 // share),
+        "100x100": lay_out_pictures(data, folder / "pictures", 12_000 // share),
         "photographs": _photographs(data, folder / "photographs", 1_200 // share),
     }
 
@@ -192,7 +192,7 @@ def _patiently(command: list[str], work: Path, temporary: Path) -> str:
     raise AssertionError("unreachable")
 
 
-def _pictures(data: Path, folder: Path, n: int) -> Path:
+def lay_out_pictures(data: Path, folder: Path, n: int) -> Path:
     """Give `n` pictures of 100x100: Fruits-360's where they are, each once and then again, else drawn ones."""
     real = sorted((data / "fruits").rglob("*.jpg"))
     if not real:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,11 +14,12 @@ import numpy.typing as npt
 import pytest
 
 from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
-from featurepress.models.catalog import EMBEDDED_V1
+from featurepress.models.catalog import EMBEDDED_V1, find_card, say_nothing
+from featurepress.models.files import Choices, prepare
 from featurepress.records import BackboneSpec
 from featurepress.testing import FakeBackbone, fake_backbone
 
-Pixels = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[Any]
 
 
 class Case(NamedTuple):
@@ -23,20 +27,43 @@ class Case(NamedTuple):
     precision: str
 
 
-BACKBONES = {
+WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
+
+
+def keras() -> BackboneSpec:
+    """Give a keras model, whose pixels come as float32."""
+    weights = WEIGHTS / "embedded-v1.weights.h5"
+    if not weights.is_file():
+        pytest.skip(f"{weights} is not here")
+    return find_card("mobilenet_v2", alpha=0.5, weights=str(weights)).backbone("avg")
+
+
+def quantised() -> BackboneSpec:
+    """Give a quantised model, whose pixels are its own input as they are."""
+    model = WEIGHTS / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
+    if not model.is_file():
+        pytest.skip(f"{model} is not here")
+    return prepare(str(model), Choices(output="ReduceMean:1"), tell=say_nothing).backbone("avg")
+
+
+BACKBONES: dict[str, tuple[Callable[[], BackboneSpec], str]] = {
     **{
-        f"embedded {pooling} {precision}": Case(EMBEDDED_V1.backbone(pooling), precision)
+        f"embedded {pooling} {precision}": (functools.partial(EMBEDDED_V1.backbone, pooling), precision)
         for pooling in ("avg", "flatten", "max")
         for precision in ("float32", "bfloat16")
     },
-    "fake float32": Case(fake_backbone(), "float32"),
-    "fake bfloat16": Case(fake_backbone(bfloat16=True, error=0.01), "bfloat16"),
+    "keras float32": (keras, "float32"),
+    "keras bfloat16": (keras, "bfloat16"),
+    "quantised float32": (quantised, "float32"),
+    "fake float32": (fake_backbone, "float32"),
+    "fake bfloat16": (functools.partial(fake_backbone, bfloat16=True, error=0.01), "bfloat16"),
 }
 
 
 @pytest.fixture(params=BACKBONES, scope="module")
 def case(request: pytest.FixtureRequest) -> Case:
-    case = BACKBONES[request.param]
+    describe, precision = BACKBONES[request.param]
+    case = Case(describe(), precision)
     if case.precision == "bfloat16" and not supports_bfloat16(case.spec):
         pytest.skip("this CPU has no native bfloat16")
     return case
@@ -48,12 +75,12 @@ def backbone(case: Case) -> Backbone:
 
 
 def pictures(case: Case, n: int, seed: int = 0) -> Pixels:
-    """Give noise, gradients and flat colours: (n, H, W, 3) uint8."""
+    """Give noise, gradients and flat colours: (n, H, W, 3) of the type that the backbone takes."""
     steps, rng = case.spec.preprocess, np.random.default_rng(seed)
     noise = rng.integers(0, 256, (n, steps.height, steps.width, 3), np.uint8)
     noise[1::3] = np.linspace(0, 255, steps.width, dtype=np.uint8)[None, None, :, None]
     noise[2::3] = rng.integers(0, 256, (len(noise[2::3]), 1, 1, 3), np.uint8)
-    return noise
+    return noise.astype(steps.dtype)
 
 
 def run(backbone: Backbone, batch: Any) -> npt.NDArray[np.float32]:

@@ -112,7 +112,7 @@ def find_card(
 
 def looks_like_a_path(name: str) -> bool:
     """Whether a model's name is meant as the path of a file or folder."""
-    return "/" in name or name.endswith(MODEL_SUFFIXES) or Path(name).expanduser().exists()
+    return "/" in name or name.endswith(MODEL_SUFFIXES) or (Path(name) / "saved_model.pb").is_file()
 
 
 def find_architecture(name: str) -> Architecture:

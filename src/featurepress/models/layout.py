@@ -115,14 +115,10 @@ def _first_side(port: Any, turned: _Turned) -> Any | None:
     """Give one side of a sum or product as (N, C, H, W), or None if that is not clear."""
     if (first := turned.of(port)) is not None:
         return first
-    shape = port.get_partial_shape()
-    if shape.rank.is_dynamic:
-        return None
-    if len(shape) == 4:
-        return ops.transpose(port, np.array(_TO_FIRST)).output(0)
-    node = port.get_node()
+    shape, node = port.get_partial_shape(), port.get_node()
     if node.get_type_name() != "Constant":
-        return None
+        is_grid = not shape.rank.is_dynamic and len(shape) == 4
+        return ops.transpose(port, np.array(_TO_FIRST)).output(0) if is_grid else None
     values = np.array(node.get_data())
     full = values.reshape((1,) * (4 - values.ndim) + values.shape)
     return ops.constant(np.ascontiguousarray(full.transpose(_TO_FIRST))).output(0)
