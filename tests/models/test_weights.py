@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from featurepress.models.store import home
-from tests.runs import draw, run_cli
+from tests.runs import draw, run_cli, started, wait_until
 
 NAME = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.5_96_no_top.h5"
 PULL = ("models", "pull", "mobilenet_v2", "--alpha", "0.5")
@@ -27,6 +28,7 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.data = data
         self.way = "whole"
+        self.half_way, self.go_on = threading.Event(), threading.Event()
         self.asked: list[str] = []
 
     @property
@@ -46,7 +48,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data[: len(data) // 2] if self.server.way == "half" else data)
+        self.wfile.write(data[: len(data) // 2] if self.server.way in ("half", "endless") else data)
+        self.wfile.flush()
+        if self.server.way == "endless":
+            self.server.half_way.set()
+            self.server.go_on.wait(60)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -149,6 +155,22 @@ def test_a_download_that_fails_leaves_nothing(
     assert weights_in(tmp_path / "home" / "weights") == []
     server.way = "whole"
     assert run_cli(*PULL, environment=environment).returncode == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_download_that_is_stopped_leaves_nothing(
+    server: Server, environment: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    server.way = "endless"
+    with started(*PULL, environment=environment) as process:
+        assert server.half_way.wait(60)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+        wait_until(lambda: weights_in(tmp_path / "home" / "weights") == [], "the half download to be removed")
+    assert process.returncode == 128 + number
+    assert len(errors.splitlines()) == 1
+    assert weights_in(tmp_path / "home" / "models") == []
+    server.go_on.set()
 
 
 def test_no_connection_is_said(environment: dict[str, str]) -> None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
@@ -65,15 +65,29 @@ def live_line() -> Iterator[Callable[[Progress], None]]:
             now = time.monotonic()
             if now - shown[0] > 0.1 or progress.stage == "done":
                 shown[0] = now
-                live.update(Text(_progress_text(progress)), refresh=True)
+                live.update(_shown(progress), refresh=True)
 
         yield show
 
 
+def _shown(progress: Progress) -> RenderableType:
+    """Give the live line: a bar while something is downloaded, else words."""
+    if progress.stage != "preparing":
+        return Text(_progress_text(progress))
+    if not progress.of_bytes:
+        return Text(f"{progress.doing} …")
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    line = Table.grid(padding=(0, 1))
+    sizes = f"{format_bytes(progress.done_bytes)} of {format_bytes(progress.of_bytes)}"
+    bar = ProgressBar(total=progress.of_bytes, completed=progress.done_bytes, width=30)
+    line.add_row(Text(progress.doing, overflow="ellipsis", no_wrap=True), bar, Text(sizes, no_wrap=True))
+    return line
+
+
 def _progress_text(progress: Progress) -> str:
     done = progress.pressed + progress.failed
-    if progress.stage == "preparing":
-        return preparing_text(progress.doing, progress.done_bytes, progress.of_bytes)
     if progress.stage == "exporting":
         return f"{done:,} images pressed, exporting"
     speed = progress.images_per_second
@@ -83,13 +97,6 @@ def _progress_text(progress: Progress) -> str:
     if speed > 0 and left > 0:
         line += f" · {'at least ' if progress.listing else ''}{format_seconds(left / speed)} left"
     return line
-
-
-def preparing_text(what: str, done: int, of: int) -> str:
-    """Tell how a download or a conversion gets on."""
-    if not done:
-        return f"{what} …"
-    return f"{what} · {format_bytes(done)}" + (f" of {format_bytes(of)} · {done / of:.0%}" if of else "")
 
 
 @contextlib.contextmanager

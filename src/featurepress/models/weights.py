@@ -5,12 +5,16 @@ The hash of what was first used is kept beside it, and nothing else is taken und
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from featurepress.child import when_abandoned
 from featurepress.errors import ModelError
 from featurepress.models.store import content_hash, home
 
@@ -121,14 +125,23 @@ class _Progress:
 
 def _download(url: str, path: Path, known_hash: str | None, tell: Tell) -> None:
     import pooch
-    import requests
 
     pooch.get_logger().setLevel(logging.CRITICAL)
     get: Any = pooch.HTTPDownloader(
         progressbar=_Progress(path.name, tell), chunk_size=2**16, timeout=TIMEOUT_SECONDS
     )
+    # Elsewhere, then renamed: a half-finished download never counts, and nothing is left of it.
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=path.parent) as place:
+        with when_abandoned(functools.partial(shutil.rmtree, place)):
+            _retrieve(url, Path(place) / path.name, known_hash, get)
+        (Path(place) / path.name).replace(path)
+
+
+def _retrieve(url: str, path: Path, known_hash: str | None, get: Any) -> None:
+    import pooch
+    import requests
+
     try:
-        # Into a temporary file of the same folder, then renamed: a half-finished download never counts.
         pooch.create(
             path=path.parent,
             base_url="",
@@ -139,7 +152,8 @@ def _download(url: str, path: Path, known_hash: str | None, tell: Tell) -> None:
     except (requests.RequestException, OSError, ValueError) as error:
         raise ModelError(
             f"The weights '{path.name}' are not here and could not be downloaded from {url} ({_reason(error)}). "
-            f"Put the file into '{path.parent}', or give it by --weights FILE; --model embedded needs no network."
+            f"Put the file into '{path.parent.parent}', or give it by --weights FILE; --model embedded needs no "
+            "network."
         ) from error
 
 
