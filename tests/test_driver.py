@@ -7,22 +7,23 @@ import re
 import shutil
 from collections.abc import Callable, Generator, Iterable
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from featurepress import ledger
-from featurepress.driver import DRIVER_BYTES, WORKER_BYTES, Progress, n_workers
+from featurepress.driver import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, Progress, n_workers
 from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan
 from featurepress.records import Receipt
 from featurepress.run import press_plan
-from featurepress.settings import Settings, available_cores
+from featurepress.settings import available_cores
 from featurepress.storage import FolderStorage
 from featurepress.tasks import Press
-from featurepress.testing import InlineEngine, MemoryStorage, memory_source
+from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
 from tests.runs import draft, draw, read_failures, read_json, read_rows
 
 Result = TypeVar("Result")
@@ -123,24 +124,37 @@ def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: 
 
 
 def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
-    assert n_workers(Settings()) == available_cores()
-    assert n_workers(Settings.from_options(workers=7)) == 7
+    assert n_workers(asking()) == available_cores()
+    assert n_workers(asking(workers=7)) == 7
+
+
+def asking(**options: Any) -> Plan:
+    """Plan to press nothing, with some settings."""
+    return draft(MemoryStorage(), memory_source({}), **options)
 
 
 def test_memory_limits_the_workers() -> None:
     def workers(memory_bytes: int) -> int:
-        return n_workers(Settings.from_options(workers=100, memory_bytes=memory_bytes))
+        return n_workers(asking(workers=100, memory_bytes=memory_bytes))
 
     assert workers(2**40) == 100
     assert [workers(DRIVER_BYTES + n * WORKER_BYTES) for n in (1, 2, 7)] == [1, 2, 7]
     assert workers(DRIVER_BYTES + 2 * WORKER_BYTES - 1) == 1
 
 
+def test_a_large_model_leaves_room_for_fewer_workers() -> None:
+    memory = DRIVER_BYTES + 7 * WORKER_BYTES
+    plan = asking(workers=100, memory_bytes=memory)
+    assert n_workers(plan) == 7
+    large = replace(plan, backbone=fake_backbone(model_bytes=200 * 1024**2))
+    assert n_workers(large) == 7 * WORKER_BYTES // (WORKER_BYTES + MODEL_COPIES * 200 * 1024**2) == 1
+
+
 def test_too_little_memory_is_refused_with_what_would_be_enough() -> None:
     with pytest.raises(SettingError, match=r"at least \d+, for the driver and one worker") as caught:
-        n_workers(Settings.from_options(memory_bytes=DRIVER_BYTES))
+        n_workers(asking(memory_bytes=DRIVER_BYTES))
     enough = int(re.findall(r"\d+", str(caught.value))[0])
-    assert n_workers(Settings.from_options(memory_bytes=enough)) == 1
+    assert n_workers(asking(memory_bytes=enough)) == 1
 
 
 # -- what is not complete is not called so -------------------------------------------------------------------

@@ -49,6 +49,7 @@ MAX_PROBE_DEATHS = 32  # more than that is not the images' doing
 # listings.
 WORKER_BYTES = 300 * 1024**2
 DRIVER_BYTES = 150 * 1024**2
+MODEL_COPIES = 4  # that OpenVINO makes of the weights while it compiles; measured: 3.3
 
 
 @dataclass
@@ -164,7 +165,7 @@ class Driver:
         owned = None
         if self._engine is None:
             owned = LocalEngine(
-                n_workers(self.plan.settings),
+                n_workers(self.plan),
                 # A worker waits so long for the child to which it leaves a suspect image.
                 silence_seconds=self.plan.settings.images.silence_seconds + 30,
                 preload=("featurepress.pipeline",),
@@ -407,18 +408,19 @@ def same_plan(standing: Plan, draft: Plan) -> Plan:
     return replace(standing, settings=draft.settings)
 
 
-def n_workers(settings: Settings) -> int:
-    """Give the number of workers that cores, the user and the memory allow."""
-    wanted = settings.resources.workers or available_cores()
-    memory = settings.resources.memory_bytes
+def n_workers(plan: Plan) -> int:
+    """Give the number of workers that cores, the user, and the memory that the model leaves allow."""
+    wanted = plan.settings.resources.workers or available_cores()
+    memory = plan.settings.resources.memory_bytes
     if memory is None:
         return wanted
-    if memory < DRIVER_BYTES + WORKER_BYTES:
+    each = WORKER_BYTES + MODEL_COPIES * plan.backbone.options.get("model_bytes", 0)
+    if memory < DRIVER_BYTES + each:
         raise SettingError(
-            f"The 'memory_bytes' setting (--memory) must be at least {DRIVER_BYTES + WORKER_BYTES}, for the driver "
-            f"and one worker. Got {memory}."
+            f"The 'memory_bytes' setting (--memory) must be at least {DRIVER_BYTES + each}, for the driver and one "
+            f"worker with the model {plan.backbone.model}. Got {memory}."
         )
-    return min(wanted, (memory - DRIVER_BYTES) // WORKER_BYTES)
+    return min(wanted, (memory - DRIVER_BYTES) // each)
 
 
 _SHARED = (

@@ -183,7 +183,7 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
     asked = Settings.from_options(**options)
     plan = draft(sources, out, asked, find_backbone(asked))
     _standing(plan)
-    n_workers(plan.settings)
+    n_workers(plan)
     settings, backbone = plan.settings, plan.backbone
     listing = Listing(plan.sources, settings.listing)
     images = n_bytes = name_bytes = 0

@@ -22,7 +22,14 @@ def card(request: pytest.FixtureRequest) -> ModelCard:
 
 
 def test_every_line_of_a_card_is_filled_in(card: ModelCard) -> None:
-    for name in {item.name for item in fields(card)} - {"pooled", "batch", "notes", "origin", "versions"}:
+    for name in {item.name for item in fields(card)} - {
+        "pooled",
+        "batch",
+        "n_bytes",
+        "notes",
+        "origin",
+        "versions",
+    }:
         assert getattr(card, name), name
     assert all(0 < accuracy < 1 for row in card.quality.values() for accuracy in row)
 

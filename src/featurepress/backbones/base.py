@@ -87,6 +87,7 @@ class _Key:
         return isinstance(other, _Key) and self.text == other.text
 
 
-@functools.lru_cache(maxsize=4)
+# One at a time: a large model is not kept in the precision that was only tried.
+@functools.lru_cache(maxsize=1)
 def _loaded(key: _Key, precision: str) -> Backbone:
     return cast(Backbone, _implementation(key.spec.runtime)(key.spec, precision))

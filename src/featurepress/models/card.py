@@ -37,6 +37,8 @@ class ModelCard:
         some do before their last layer. ``vector``: there is no grid.
     batch : int or None
         The only number of images that it takes at a time, if there is one.
+    n_bytes : int
+        Size of the weights in memory, where that is worth counting.
     aliases : tuple of str
         Short names.
     advice, notes : str
@@ -62,6 +64,7 @@ class ModelCard:
     source: str
     pooled: str = ""
     batch: int | None = None
+    n_bytes: int = 0
     aliases: tuple[str, ...] = ()
     advice: str = ""
     notes: tuple[str, ...] = ()
@@ -83,6 +86,9 @@ class ModelCard:
                 f"The output '{self.output}' of {self.name} is a vector of {self.grid[2]:,} numbers, with no grid "
                 f"left to take the '{pooling}' of. Leave out --pooling, or add the model with another --output."
             )
+        options = {} if self.batch is None else {"batch": self.batch}
+        if self.n_bytes:
+            options["model_bytes"] = self.n_bytes
         return BackboneSpec(
             runtime="openvino",
             model=self.name,
@@ -92,7 +98,7 @@ class ModelCard:
             pooling=pooling,
             preprocess=self.preprocess,
             file=self.file,
-            options={} if self.batch is None else {"batch": self.batch},
+            options=options,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
@@ -320,7 +322,8 @@ def convert_file(kind: str, given: str, choices: Mapping[str, Any], place: str) 
     how = {name: choices[name] for name in ("size", "layout", "output")}
     versions = {"openvino": version("openvino")}
     if kind != "keras":
-        return {**graph.finish(graph.read(Path(given)), Path(place), **how), "versions": versions}
+        with _gathered(kind, Path(given), place) as path:
+            return {**graph.finish(graph.read(path), Path(place), **how), "versions": versions}
     keras, model = load_keras(given)
     name = how["output"] or model.layers[-1].name
     cut = keras_cut(keras, model, name)
@@ -341,7 +344,8 @@ def list_outputs(kind: str, given: str) -> list[dict[str, Any]]:
     from featurepress.models import graph
 
     if kind != "keras":
-        return graph.candidates(graph.read(Path(given)))
+        with _gathered(kind, Path(given), None) as path:
+            return graph.candidates(graph.read(path))
     _, model = load_keras(given)
     found = []
     for layer in model.layers:
@@ -350,6 +354,27 @@ def list_outputs(kind: str, given: str) -> list[dict[str, Any]]:
             shown = [-1 if side is None else side for side in shape]
             found.append({"name": layer.name, "shape": shown, "made_by": type(layer).__name__})
     return found
+
+
+@contextlib.contextmanager
+def _gathered(kind: str, path: Path, place: str | None) -> Iterator[Path]:
+    """Give a model with its files really in one folder.
+
+    Caches of hubs show links beside each other, and OpenVINO refuses weights that lie elsewhere.
+    """
+    beside = guard.external_files(path) if kind == "onnx" else []
+    if not any(one.is_symlink() for one in beside):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        for one in (path, *beside):
+            real = Path(folder) / one.relative_to(path.parent)
+            real.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                real.hardlink_to(one.resolve())
+            except OSError:  # another file system
+                shutil.copyfile(one, real)
+        yield Path(folder) / path.name
 
 
 def load_keras(given: str) -> tuple[Any, Any]:

@@ -204,6 +204,7 @@ def _make(path: Path, request: Mapping[str, Any], choices: Choices, tell: Tell) 
             licence="as its maker says",
             source=f"the file '{path}'",
             pooled=facts["pooled"],
+            n_bytes=facts["n_bytes"],
             batch=facts["batch"],
             notes=tuple(notes),
             origin={"request": dict(request), "file": str(path), "layout": facts["layout"]},

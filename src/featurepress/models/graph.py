@@ -33,6 +33,8 @@ def read(path: Path) -> Any:
     try:
         return ov.Core().read_model(path)
     except Exception as error:
+        if "Unable to read the model" in str(error):
+            raise ModelError(f"The file '{path}' is no {path.suffix} model, or a damaged one.") from error
         raise ModelError(f"The model '{path}' cannot be read: {first_sentence(error)}") from error
 
 
@@ -77,7 +79,7 @@ def finish(
         The model does not fit: the sentence says what is in the way.
     """
     model, name = _cut(model, output)
-    layout = layout or _layout(model)
+    layout = _layout(model, layout)
     dtype = "uint8" if model.input(0).get_element_type() == ov.Type.u8 else "float32"
     height, width = _sides(model, layout, size)
     batch = _free_batch(model, layout, height, width)
@@ -95,6 +97,7 @@ def finish(
         "pooled": "" if len(model.output(0).get_partial_shape()) == 4 else "vector",
         "n_parameters": _n_parameters(model),
         "layout": layout,
+        "n_bytes": (place / "model.bin").stat().st_size,
     }
 
 
@@ -123,12 +126,13 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
     reached = {one.get_node().get_name() for one in model.inputs}
     counts: dict[str, int] = {}
     for node in model.get_ordered_ops():
-        if not any(value.get_node().get_name() in reached for value in node.input_values()):
+        kind = node.get_type_name()
+        # What hangs on the shape of the pixels only has nothing of them.
+        if kind == "ShapeOf" or not any(value.get_node().get_name() in reached for value in node.input_values()):
             continue
         reached.add(node.get_name())
-        kind = node.get_type_name()
         counts[kind] = counts.get(kind, 0) + 1
-        if kind not in ("Result", "ShapeOf"):
+        if kind != "Result":
             for port in node.outputs():
                 yield tensor_name(port, counts), port
 
@@ -178,13 +182,23 @@ def _find(model: Any, output: str) -> Any:
     )
 
 
-def _layout(model: Any) -> str:
-    """Tell from the shape of the input where the colours are."""
+def _layout(model: Any, told: str | None) -> str:
+    """Tell from the shape of the input, or take it as told, where the colours are."""
     shape = model.input(0).get_partial_shape()
     if shape.rank.is_dynamic or len(shape) != 4:
         raise ModelError(
             f"The model's input must have four axes, images of three colours. It has the shape {shape}."
         )
+    possible = [
+        name for name, axis in (("NHWC", 3), ("NCHW", 1)) if shape[axis].is_dynamic or _is_three(shape[axis])
+    ]
+    if not possible or (told is not None and told not in possible):
+        raise ModelError(
+            f"The model's input must be images of three colours, {told or 'NHWC or NCHW'}. It has the shape "
+            f"{shape}."
+        )
+    if told is not None:
+        return told
     if _is_three(shape[3]) and not _is_three(shape[1]):
         return "NHWC"
     if _is_three(shape[1]) and not _is_three(shape[3]):
@@ -229,7 +243,7 @@ def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
     if not _takes(model, [batch, *sides]):
         given = model.output(0).get_partial_shape()
         if list(model.input(0).get_partial_shape()) == [batch, *sides]:
-            raise ModelError(f"The output has the shape {given}, without a row for each image. Choose another --output.")
+            raise ModelError(f"The output has the shape {given}, no row for each image. Choose another --output.")
         raise ModelError(
             f"The model does not take pictures of {width}x{height}; its input has the shape {shape}. "
             "Leave out --size."
@@ -276,8 +290,7 @@ def _same_in_batches(model: Any, shape: list[int]) -> bool:
     _reshape(model, [1, *shape[1:]])
     alone = np.concatenate([_run(model, one[None]) for one in pixels[:2]])
     _reshape(model, shape)
-    scale = max(1e-6, float(np.abs(alone).max()))
-    return together.shape[1:] == alone.shape[1:] and bool(np.abs(together[:2] - alone).max() <= 1e-4 * scale)
+    return _near(together[:2], alone)
 
 
 def same_features(one: Any, other: Any) -> bool:
@@ -286,9 +299,14 @@ def same_features(one: Any, other: Any) -> bool:
     for model in (one, other):
         _reshape(model, shape)
     pixels = _noise(one, shape)
-    expected, found = _run(one, pixels), _run(other, pixels)
+    return _near(_run(other, pixels), _run(one, pixels))
+
+
+def _near(found: Any, expected: Any) -> bool:
+    """Whether features are the same but for rounding; those that are no numbers are not."""
     scale = max(1e-6, float(np.abs(expected).max()))
-    return expected.shape == found.shape and bool(np.abs(expected - found).max() <= 1e-4 * scale)
+    with np.errstate(invalid="ignore"):
+        return found.shape == expected.shape and bool(np.abs(found - expected).max() <= 1e-4 * scale)
 
 
 def _noise(model: Any, shape: list[int]) -> Any:

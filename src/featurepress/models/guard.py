@@ -6,6 +6,8 @@ Everything here only reads; a file that is refused has not been executed, unpack
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -34,9 +36,13 @@ def check_keras(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive.infolist())
             config = json.loads(_read_some(archive, "config.json"))
-            with archive.open("model.weights.h5") as weights:
+            # HDF5 jumps to and fro, and a member of an archive starts anew at each jump back.
+            with archive.open("model.weights.h5") as member, tempfile.TemporaryFile() as weights:
+                shutil.copyfileobj(member, weights)
                 _check_h5(path, weights)
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, OSError, RecursionError) as error:
+    except ModelError:
+        raise
+    except Exception as error:  # zipfile, its decompressors, json and h5py have many words for damage
         raise ModelError(f"The file '{path}' is no .keras model, or a damaged one ({_reason(error)}).") from error
     _check_config(path, config)
     result: dict[str, Any] = config
@@ -50,11 +56,12 @@ def _reason(error: Exception) -> str:
 def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
     for member in members:
         name = PurePosixPath(member.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-            raise ModelError(f"The model '{path}' holds a file that leads out of it, '{member.filename}': refused.")
-        if str(name) not in _KERAS_MEMBERS and name.parts[0] != "assets":
+        first = name.parts[0] if name.parts else ""
+        if name.is_absolute() or ".." in name.parts or ":" in first:
+            raise ModelError(f"The model '{path}' holds a file that leads out of it, {member.filename!r}: refused.")
+        if str(name) not in _KERAS_MEMBERS and first != "assets":
             raise ModelError(
-                f"The model '{path}' holds '{member.filename}', which is no part of a .keras file "
+                f"The model '{path}' holds {member.filename!r}, which is no part of a .keras file "
                 f"({', '.join(_KERAS_MEMBERS)}): refused."
             )
     packed, unpacked = path.stat().st_size, sum(member.file_size for member in members)
@@ -84,7 +91,9 @@ def check_weights(path: Path) -> None:
     try:
         with path.open("rb") as file:
             _check_h5(path, file)
-    except OSError as error:
+    except ModelError:
+        raise
+    except Exception as error:  # h5py has many words for damage
         raise ModelError(f"The weights '{path}' are no HDF5 file, or a damaged one ({_reason(error)}).") from error
 
 
@@ -101,10 +110,15 @@ def _check_h5(path: Path, file: Any) -> None:
                 raise ModelError(f"The weights '{path}' keep '{name}' in another file: refused.")
 
 
-def _things(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the links and datasets of an HDF5 file, without following a link out of it."""
+def _things(group: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+    """Yield the links and datasets of an HDF5 file, each group once, without following a link out of it."""
     import h5py
 
+    seen = set() if seen is None else seen
+    address = h5py.h5o.get_info(group.id).addr
+    if address in seen:
+        return
+    seen.add(address)
     for name in group:
         link, where = group.get(name, getlink=True), f"{prefix}/{name}"
         if not isinstance(link, h5py.HardLink):
@@ -113,7 +127,7 @@ def _things(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         thing = group[name]
         yield where, thing
         if isinstance(thing, h5py.Group):
-            yield from _things(thing, where)
+            yield from _things(thing, where, seen)
 
 
 def _check_config(path: Path, config: Any) -> None:
@@ -124,7 +138,8 @@ def _check_config(path: Path, config: Any) -> None:
             f"The model '{path}' is of the class '{kind}', which is code of its own. Only Functional and "
             "Sequential models of keras's own layers are read; export it to ONNX."
         )
-    for entry in _objects(config.get("config")):
+    # What it was trained with is not read; see conversion.load_keras.
+    for entry in _objects({name: value for name, value in config.items() if name != "compile_config"}):
         _check_object(path, entry)
 
 
@@ -142,7 +157,8 @@ def _check_object(path: Path, entry: dict[str, Any]) -> None:
     is_function = kind == "function" and module in ("builtins", None) and isinstance(inner, str)
     if is_function and "." not in str(inner) and ":" not in str(inner):
         return  # an activation by its name
-    if module is not None and module != "keras" and not str(module).startswith(_KERAS_MODULES):
+    is_foreign = module is not None and module != "keras" and not str(module).startswith(_KERAS_MODULES)
+    if is_function or is_foreign:
         raise ModelError(
             f"The model '{path}' names '{kind}' of the module '{module}', which is not keras's own: refused, and "
             "not executed."
@@ -213,11 +229,18 @@ def external_files(path: Path) -> list[Path]:
         target = folder / name
         # By its name only: caches keep the files themselves elsewhere and put links here.
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"The model '{path}' keeps weights in '{name}', outside its folder: refused.")
-        if not target.is_file():
-            raise ModelError(f"The model '{path}' keeps weights in '{name}', which is not beside it.")
+            raise ModelError(f"The model '{path}' keeps weights in {name!r}, outside its folder: refused.")
+        if not _is_file(target):
+            raise ModelError(f"The model '{path}' keeps weights in {name!r}, which is not beside it.")
         found.append(target)
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such a long name
+        return False
 
 
 def _locations(graph: memoryview) -> Iterator[str]:
@@ -229,7 +252,7 @@ def _locations(graph: memoryview) -> Iterator[str]:
                 yield from _locations(inner)
     for tensor in tensors:
         for entry in _messages(tensor, 13):
-            if b"".join(bytes(key) for key in _messages(entry, 1)) == b"location":
+            if b"location" in [bytes(key) for key in _messages(entry, 1)]:  # the last one counts
                 yield from (bytes(value).decode() for value in _messages(entry, 2))
 
 
@@ -238,6 +261,8 @@ def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
+        if tag >= 2**32:  # other readers would take its lower half
+            raise ValueError("no field")
         number, kind = tag >> 3, tag & 7
         if kind == 0:
             _, at = _varint(data, at)

@@ -282,6 +282,7 @@ def _convert(architecture: Architecture, request: dict[str, Any], path: Path | N
             licence=architecture.licence if is_imagenet else "as the weights file",
             source=facts["weights_url"] if is_imagenet else told_of,
             pooled=facts["pooled"],
+            n_bytes=facts["n_bytes"],
             origin={"request": request, "told": told, "variant": facts["variant"], "file": told["file"]},
             versions=facts["versions"],
         )
