@@ -34,7 +34,8 @@ def read(path: Path) -> Any:
         return ov.Core().read_model(path)
     except Exception as error:
         if "Unable to read the model" in str(error):
-            raise ModelError(f"The file '{path}' is no {path.suffix} model, or a damaged one.") from error
+            kind = path.suffix or "SavedModel"
+            raise ModelError(f"The file '{path}' is no {kind} model, or a damaged one.") from error
         raise ModelError(f"The model '{path}' cannot be read: {first_sentence(error)}") from error
 
 

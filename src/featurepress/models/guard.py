@@ -210,6 +210,22 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 def external_files(path: Path) -> list[Path]:
     """Give the files in which an ONNX model keeps weights; all lie in its folder.
 
+    Raises
+    ------
+    ModelError
+        It is no ONNX file, or one of the files lies elsewhere, or nowhere.
+    """
+    found = [path.parent / name for name in external_names(path)]
+    for target in found:
+        if not _is_file(target):
+            name = target.relative_to(path.parent).as_posix()
+            raise ModelError(f"The model '{path}' keeps weights in {name!r}, which is not beside it.")
+    return found
+
+
+def external_names(path: Path) -> list[str]:
+    """Give the names of the files in which an ONNX model keeps weights, whether they are there or not.
+
     The few messages on the way there are read by their numbers in onnx.proto: ModelProto.graph 7, GraphProto.node 1
     and initializer 5, NodeProto.attribute 5, AttributeProto.t 5, g 6, tensors 10, graphs 11, and
     TensorProto.external_data 13 with key 1 and value 2.
@@ -224,16 +240,11 @@ def external_files(path: Path) -> list[Path]:
         names = {name for graph in _messages(data, 7) for name in _locations(graph)}
     except (IndexError, ValueError, OSError, RecursionError) as error:
         raise ModelError(f"The file '{path}' is no ONNX model, or a damaged one.") from error
-    folder, found = path.parent, []
-    for name in sorted(names):
-        target = folder / name
+    for name in names:
         # By its name only: caches keep the files themselves elsewhere and put links here.
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ModelError(f"The model '{path}' keeps weights in {name!r}, outside its folder: refused.")
-        if not _is_file(target):
-            raise ModelError(f"The model '{path}' keeps weights in {name!r}, which is not beside it.")
-        found.append(target)
-    return found
+    return sorted(names)
 
 
 def _is_file(path: Path) -> bool:

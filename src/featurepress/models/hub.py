@@ -1,7 +1,7 @@
 """Models of a hub: ``hf:org/repo[@revision][:file]``, an ONNX file and the preprocessing that lies beside it.
 
-Two kinds of files are read, ``.onnx`` and ``preprocessor_config.json``; no code of the repository ever is. The
-files are kept in huggingface_hub's own cache. What a name led to is remembered, and used again without network.
+An ``.onnx`` file, the weights it names and ``preprocessor_config.json`` are read, the repository's code never.
+They are kept in huggingface_hub's own cache. What a name led to is remembered, and used again without network.
 """
 
 from __future__ import annotations
@@ -9,20 +9,27 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featurepress.errors import ModelError
-from featurepress.models import files, store
+from featurepress.models import files, guard, store
 from featurepress.models.card import ModelCard
 from featurepress.models.files import Choices
-from featurepress.models.weights import Tell
+from featurepress.models.weights import TIMEOUT_SECONDS, Tell
 
 CONFIG = "preprocessor_config.json"
 # PIL.Image.Resampling by its numbers, as the configs have them.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 # Below this side ConvNeXT's processor resizes to more and cuts; from it on it stretches.
 _CONVNEXT_STRETCHES_FROM = 384
+
+
+# What is done beside resizing, cutting and normalising; and processors whose sizes mean something else.
+_UNKNOWN = ("do_align_long_axis", "do_color_quantize", "do_flip_channel_order", "do_pad", "do_thumbnail")
+_UNKNOWN_KINDS = ("Levit", "PoolFormer")
+# To these a single number is both sides, to the others the shorter one.
+_SQUARE_KINDS = ("Beit", "DeiT")
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def parse(name: str) -> HubName:
         It is none.
     """
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./ -]+))?", name)
-    if match is None or (match[3] and ".." in match[3].split("/")):
+    if match is None or {".", ".."} & set(re.split("[/@:]", name)):
         raise ModelError(
             f"A hub's model is named hf:org/repo, hf:org/repo@revision or hf:org/repo:file. Got '{name}'."
         )
@@ -74,20 +81,20 @@ def _download(asked: HubName, name: str) -> tuple[Path, dict[str, Any]]:
     """Give the path of the ONNX file in the hub's cache, and the preprocessing's config."""
     hub = _hub()
     try:
-        listed = hub.HfApi().list_repo_files(asked.repo, revision=asked.revision)
+        # This asks once, where listing would ask for half a minute; and all files are then of one commit.
+        commit = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT_SECONDS).sha
+        listed = hub.HfApi().list_repo_files(asked.repo, revision=commit)
         chosen = _choose(asked, listed, name)
-        path = Path(hub.hf_hub_download(asked.repo, chosen, revision=asked.revision))
-        for beside in listed:
-            if beside != chosen and beside.startswith(chosen):  # model.onnx_data, model.onnx.data
-                hub.hf_hub_download(asked.repo, beside, revision=asked.revision)
+        path = Path(hub.hf_hub_download(asked.repo, chosen, revision=commit))
+        for beside in guard.external_names(path):  # model.onnx_data
+            if (whole := (PurePosixPath(chosen).parent / beside).as_posix()) in listed:
+                hub.hf_hub_download(asked.repo, whole, revision=commit)
         if CONFIG not in listed:
             raise ModelError(
                 f"The hub's {asked.repo} has no {CONFIG}, so how its pictures were prepared is not known. Download "
                 f"'{chosen}' and say it: featurepress models add FILE --name NAME --size … --mean … --scale …"
             )
-        config = json.loads(
-            Path(hub.hf_hub_download(asked.repo, CONFIG, revision=asked.revision)).read_text("utf-8")
-        )
+        config = json.loads(Path(hub.hf_hub_download(asked.repo, CONFIG, revision=commit)).read_text("utf-8"))
     except ModelError:
         raise
     except Exception as error:
@@ -155,10 +162,13 @@ def read_config(config: dict[str, Any], name: str) -> Choices:
     ModelError
         It prepares pictures in a way that is not known here.
     """
-    mean, scale = _normalisation(config, name)
-    size, resize, edge = _sizes(config, name)
+    try:
+        mean, scale = _normalisation(config, name)
+        size, resize, edge = _sizes(config, name)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"The {CONFIG} of '{name}' has values that are no numbers, or none to use.") from error
     number = config.get("resample", 2)
-    if number not in _RESAMPLE:
+    if not isinstance(number, int) or number not in _RESAMPLE:
         raise ModelError(f"The {CONFIG} of '{name}' resizes in a way that is not known, resample {number}.")
     return Choices(
         size=size,
@@ -198,8 +208,14 @@ def _sizes(config: dict[str, Any], name: str) -> tuple[int, str, int | None]:
     """Give the side of the input, how it is reached, and the shorter side before cutting."""
     size, crop = config.get("size"), config.get("crop_size")
     edge = size.get("shortest_edge") if isinstance(size, dict) else None
-    if "ConvNext" in str(config.get("image_processor_type") or config.get("feature_extractor_type")) and edge:
-        share = float(config.get("crop_pct", 224 / 256))
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    if (odd := [key for key in _UNKNOWN if config.get(key)]) or kind.startswith(_UNKNOWN_KINDS):
+        raise ModelError(
+            f"The {CONFIG} of '{name}' prepares pictures in a way that is not known here "
+            f"({', '.join(odd) or kind}). Download the model and use featurepress models add."
+        )
+    if "ConvNext" in kind and edge:
+        share = 224 / 256 if config.get("crop_pct") is None else float(config["crop_pct"])
         return (edge, "stretch", None) if edge >= _CONVNEXT_STRETCHES_FROM else (edge, "crop", int(edge / share))
     cut = _side(crop) if config.get("do_center_crop") else None
     if not config.get("do_resize", True):
@@ -207,7 +223,7 @@ def _sizes(config: dict[str, Any], name: str) -> tuple[int, str, int | None]:
     side = _side(size) if edge is None else None
     if edge is not None and cut is not None:
         return cut, "crop", max(int(edge), cut)
-    if isinstance(size, int) and cut is not None:
+    if isinstance(size, int) and cut is not None and not kind.startswith(_SQUARE_KINDS):
         return cut, "crop", max(size, cut)
     if side is not None and cut in (None, side):
         return side, "stretch", None
