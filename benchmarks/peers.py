@@ -5,7 +5,8 @@
 MobileNetV2 1.0 at 96 with drawn weights, 12,000 pictures of 100x100, pooled features into Parquet (the notebook's
 job keeps all 11,520 numbers and writes CSV, on as many pictures as its folder layout has). Each peer runs its own
 script in an environment of its own, which is installed first; `--keep` keeps environments and pictures for
-the next time. Every figure is a whole process's, its start included; the median of the rounds.
+the next time. Every figure but that of the threads, which leave out their start, is a whole process's; the median
+of the rounds. `auto` takes bfloat16 only where it is faithful on the run's own pictures; with drawn weights it is not.
 """
 
 from __future__ import annotations
@@ -147,7 +148,7 @@ def measure(place: Path, peers: list[Peer], rounds: int) -> dict[str, float]:
         for peer in peers:
             if number < (rounds if peer.rounds is None else peer.rounds):
                 seen.setdefault(peer.name, []).append(_peer(place, peer))
-        for precision in ("float32", "auto"):
+        for precision in ("float32", "bfloat16", "auto"):
             seen.setdefault(f"featurepress, {precision}", []).append(_ourselves(place, precision, home))
     return {name: statistics.median(values) for name, values in seen.items()}
 

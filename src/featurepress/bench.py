@@ -134,7 +134,7 @@ def _measure(card: ModelCard, source: str, told: str, scratch: Path, tell: Tell)
         n_parameters=card.n_parameters,
         images_per_second=speeds,
         n_images=min(counts),
-        weights="random" if is_random else card.training_data.partition(":")[0][:40],
+        weights="random" if is_random else card.source,
         cpu=cpu_name(),
         workers=workers,
         pictures=told,

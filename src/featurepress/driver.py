@@ -39,7 +39,7 @@ from featurepress.featureset import ExportCsv, FeatureSet, csv_name
 from featurepress.ledger import Plan, Totals
 from featurepress.lister import Lister
 from featurepress.records import ImageRef, Receipt, part_name
-from featurepress.settings import Settings, available_cores
+from featurepress.settings import available_cores
 from featurepress.sources import Listing
 from featurepress.tasks import Decoder, Press, Probe, ProbeResult
 
@@ -414,7 +414,7 @@ def n_workers(plan: Plan) -> int:
     memory = plan.settings.resources.memory_bytes
     if memory is None:
         return wanted
-    each = WORKER_BYTES + MODEL_COPIES * plan.backbone.options.get("model_bytes", 0)
+    each = WORKER_BYTES + MODEL_COPIES * int(plan.backbone.options.get("model_bytes", 0))
     if memory < DRIVER_BYTES + each:
         raise SettingError(
             f"The 'memory_bytes' setting (--memory) must be at least {DRIVER_BYTES + each}, for the driver and one "

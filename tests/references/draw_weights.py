@@ -1,8 +1,8 @@
 """Draw weights for an architecture, in TensorFlow's own Keras, and save them as keras does.
 
-draw_weights.py FOLDER [KERAS_NAME SIZE ALPHA]...: each becomes FOLDER/<keras name>-<size>-<alpha>.weights.h5. Alpha 0 is
-for those that have no width. The statistics of the batch normalisations are made plausible by one pass over
-pictures, so that no layer's output dies away or explodes.
+draw_weights.py FOLDER [KERAS_NAME SIZE ALPHA]...: each becomes FOLDER/<keras name>-<size>-<alpha>.weights.h5.
+Alpha 0 is for those that have no width. The statistics of the batch normalisations are made plausible by one pass
+over pictures, so that no layer's output dies away or explodes.
 """
 
 import os

@@ -256,6 +256,8 @@ def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tupl
         )
     if is_bytes and (set(mean), set(scale)) != ({0.0}, {1.0}):
         raise SettingError("The model takes bytes, the levels as they are. Leave out --mode, --mean and --scale.")
+    if choices.output is None and facts.get("n_outputs", 1) > 1:
+        notes.append(f"It has {facts['n_outputs']} outputs; the first, '{facts['output']}', is taken (--output).")
     crop = choices.resize == "crop"
     dtype = "uint8" if like == "pillow" else "float32"
     interpolation = choices.interpolation or "bilinear"

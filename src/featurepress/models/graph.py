@@ -79,6 +79,7 @@ def finish(
     ModelError
         The model does not fit: the sentence says what is in the way.
     """
+    n_outputs = len(model.outputs)
     model, name = _cut(model, output)
     layout = _layout(model, layout)
     dtype = "uint8" if model.input(0).get_element_type() == ov.Type.u8 else "float32"
@@ -98,6 +99,7 @@ def finish(
         "pooled": "" if len(model.output(0).get_partial_shape()) == 4 else "vector",
         "n_parameters": _n_parameters(model),
         "layout": layout,
+        "n_outputs": n_outputs,
         "n_bytes": (place / "model.bin").stat().st_size,
     }
 

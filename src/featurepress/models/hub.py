@@ -70,25 +70,26 @@ def prepare(name: str, *, size: int | None, tell: Tell) -> ModelCard:
     card = store.remembered(request)
     if card is None:
         tell(f"downloading {name}", 0, 0)
-        path, config = _download(asked, name)
+        path, config = _download(asked, name, tell)
         choices = replace(read_config(config, name), size=size) if size else read_config(config, name)
         card = files.prepare(str(path), choices, tell=tell, name=name)
         store.remember(request, card.file)
     return card
 
 
-def _download(asked: HubName, name: str) -> tuple[Path, dict[str, Any]]:
+def _download(asked: HubName, name: str, tell: Tell) -> tuple[Path, dict[str, Any]]:
     """Give the path of the ONNX file in the hub's cache, and the preprocessing's config."""
     hub = _hub()
+    bar = _bar(f"downloading {name}", tell)
     try:
         # This asks once, where listing would ask for half a minute; and all files are then of one commit.
         commit = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT_SECONDS).sha
         listed = hub.HfApi().list_repo_files(asked.repo, revision=commit)
         chosen = _choose(asked, listed, name)
-        path = Path(hub.hf_hub_download(asked.repo, chosen, revision=commit))
+        path = Path(hub.hf_hub_download(asked.repo, chosen, revision=commit, tqdm_class=bar))
         for beside in guard.external_names(path):  # model.onnx_data
             if (whole := (PurePosixPath(chosen).parent / beside).as_posix()) in listed:
-                hub.hf_hub_download(asked.repo, whole, revision=commit)
+                hub.hf_hub_download(asked.repo, whole, revision=commit, tqdm_class=bar)
         if CONFIG not in listed:
             raise ModelError(
                 f"The hub's {asked.repo} has no {CONFIG}, so how its pictures were prepared is not known. Download "
@@ -112,6 +113,18 @@ def _hub() -> Any:
             "Models of a hub need huggingface_hub. Install it by: pip install 'featurepress[hub]'"
         ) from error
     return huggingface_hub
+
+
+def _bar(what: str, tell: Tell) -> type:
+    """Give the hub's progress bar, which tells instead of drawing itself."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Telling(tqdm):
+        def display(self, *args: Any, **kwargs: Any) -> bool:
+            tell(what, int(self.n), int(self.total or 0))
+            return True
+
+    return Telling
 
 
 def _reason(error: Exception) -> str:
