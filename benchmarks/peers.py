@@ -6,7 +6,7 @@ MobileNetV2 1.0 at 96 with drawn weights, 12,000 pictures of 100x100, pooled fea
 job keeps all 11,520 numbers and writes CSV, on as many pictures as its folder layout has). Each peer runs its own
 script in an environment of its own, which is installed first; `--keep` keeps environments and pictures for
 the next time. Every figure but that of the threads, which leave out their start, is a whole process's; the median
-of the rounds. `auto` takes bfloat16 only where it is faithful on the run's own pictures; with drawn weights it is not.
+of the rounds. `auto` takes bfloat16 only where it is faithful to the run's own pictures; drawn weights are not.
 """
 
 from __future__ import annotations

@@ -37,6 +37,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("pictures"), 12, image_size_px=100)
 
 
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the embedded model's certificate where no other test sees it."""
+    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
+
+
 @pytest.fixture(scope="module")
 def drawn(model_home: Path) -> Path:
     """Draw weights for all cases with TensorFlow, once for all workers of pytest-xdist."""
@@ -91,6 +97,7 @@ def test_every_pooling_of_one_file(drawn: Path, pictures: Path, pooling: str) ->
     assert len({find_card("mobilenet_v2", weights=weights, pooling=one).file for one in ("avg", "flatten")}) == 1
 
 
+@pytest.mark.usefixtures("alone")
 def test_the_embedded_model_is_held_against_plain_numpy(pictures: Path) -> None:
     certificate = verify("embedded", pictures)
     assert "OpenVINO" in certificate.reference
@@ -154,6 +161,7 @@ def test_nothing_to_verify_on(tmp_path: Path) -> None:
         verify("embedded", tmp_path)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_certificate_says_what_it_is_of(pictures: Path) -> None:
     certificate = verify("embedded", pictures, limit=3)
     assert isinstance(certificate, Certificate)

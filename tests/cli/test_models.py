@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.models import made
 from tests.runs import draw, run_cli
 
 
@@ -16,10 +17,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("in"), 6)
 
 
-def parsed(*arguments: str | Path, code: int = 0) -> Any:
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep certificates and speeds of the embedded model where no other test sees them."""
+    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
+
+
+def parsed(*arguments: str | Path) -> Any:
     """Run a models command with --json; give what it prints, which must be one document."""
     done = run_cli("models", *arguments, "--json")
-    assert done.returncode == code, done.stderr
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
@@ -52,6 +59,7 @@ def test_pull_makes_ready_and_show_and_list_say_so(embedded_weights: Path) -> No
     assert known["output"] == "out_relu, 3x3x1280"
 
 
+@pytest.mark.usefixtures("alone")
 def test_verify_prints_the_certificate(pictures: Path) -> None:
     done = run_cli("models", "verify", "embedded", pictures)
     assert done.returncode == 0, done.stderr
@@ -61,6 +69,7 @@ def test_verify_prints_the_certificate(pictures: Path) -> None:
     assert "parity" in run_cli("models", "show", "embedded").stdout
 
 
+@pytest.mark.usefixtures("alone")
 def test_bench_measures_and_the_list_remembers(pictures: Path) -> None:
     done = run_cli("models", "bench", "embedded", "--images", pictures)
     assert done.returncode == 0, done.stderr
@@ -119,3 +128,20 @@ def test_embed_takes_a_size_and_says_which_model(embedded_weights: Path, picture
 def test_embed_with_the_embedded_model_ends_with_the_way_to_better_vectors(pictures: Path, tmp_path: Path) -> None:
     done = run_cli("embed", pictures, "--out", tmp_path / "out")
     assert done.stderr.splitlines()[-1] == "better vectors: --model mobilenet_v2 (9 MB once)"
+
+
+def test_what_was_assumed_of_a_file_is_said(pictures: Path, tmp_path: Path) -> None:
+    path = made.identity(tmp_path / "same.onnx")
+    done = run_cli("embed", pictures, "--model", path, "--pooling", "flatten", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("note")]
+    assert "levels from 0 to 255 go in as they are" in line
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_certificate_is_shown_with_what_was_pressed(pictures: Path, tmp_path: Path) -> None:
+    assert run_cli("models", "verify", "embedded", pictures).returncode == 0
+    done = run_cli("embed", pictures, "--out", tmp_path / "out")
+    for text in (done.stderr, run_cli("info", tmp_path / "out").stdout):
+        (line,) = [line for line in text.splitlines() if line.startswith("parity")]
+        assert "cosine at least 0.9999" in line

@@ -303,3 +303,11 @@ def test_a_model_that_is_not_here_is_described_without_being_fetched() -> None:
     assert "featurepress models pull vgg16" in known["status"]
     with pytest.raises(ModelError, match="There is no model"):
         describe_model("vgg17b")
+
+
+def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    zoo.architectures()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises(ModelError, match=r"Models cannot be kept in .* FEATUREPRESS_HOME"):
+        find_card("mobilenet_v2")

@@ -159,10 +159,20 @@ def print_summary(features: FeatureSet) -> None:
     written = format_bytes(summary.bytes_written)
     lines.add("bytes", f"{format_bytes(summary.bytes_read)} read, {written} of features in {summary.parts:,} parts")
     _add_model(lines, features, manifest)
+    for note in _notes(features):
+        lines.add("note", note)
     lines.add("where", features.location)
     lines.print(console())
     if features.plan.backbone.model == "embedded-v1" and not summary.already_done:
         console().print(Text(_EMBEDDED_ADVICE, style="dim"))
+
+
+def _notes(features: FeatureSet) -> tuple[str, ...]:
+    """Give what was assumed of the model, if it was made ready here."""
+    from featurepress.models.store import find_prepared
+
+    card = find_prepared(features.plan.backbone.file)
+    return card.notes if card is not None else ()
 
 
 _EMBEDDED_ADVICE = (
@@ -210,6 +220,9 @@ def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) 
             f" ({measured})" if taken else f" (bfloat16 not taken: {measured}, {certificate['required']} required)"
         )
     lines.add("precision", text)
+    if parity := manifest.get("parity"):
+        least = parity["precisions"]["float32"]["min_cosine"]
+        lines.add("parity", f"cosine at least {least:.6f} in float32 to {parity['reference']}")
 
 
 class Lines:

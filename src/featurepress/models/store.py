@@ -121,9 +121,7 @@ def workplace() -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
     except OSError as error:
-        raise ModelError(
-            f"Models cannot be kept in '{folder}' ({error.strerror}). Name another folder in FEATUREPRESS_HOME."
-        ) from error
+        raise not_kept(folder, error) from error
     try:
         yield place
     finally:
@@ -154,9 +152,7 @@ def remembered(request: Mapping[str, Any]) -> ModelCard | None:
 
 def remember(request: Mapping[str, Any], key: str) -> None:
     """Note which model a request leads to."""
-    path = _request_path(request)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, {"request": dict(request), "key": key})
+    _write_json(_request_path(request), {"request": dict(request), "key": key})
 
 
 def _request_path(request: Mapping[str, Any]) -> Path:
@@ -170,9 +166,7 @@ def named(name: str) -> ModelCard | None:
 
 def give_name(name: str, key: str) -> None:
     """Give a ready model a name."""
-    path = home() / "names" / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_json(path, {"key": key})
+    _write_json(home() / "names" / f"{name}.json", {"key": key})
 
 
 def names() -> list[str]:
@@ -185,9 +179,7 @@ def names() -> list[str]:
 
 def write_note(key: str, name: str, values: Mapping[str, Any]) -> None:
     """Put a certificate, or measured speeds, beside a model."""
-    folder = home() / "models" / key
-    folder.mkdir(parents=True, exist_ok=True)  # a bundled model has no folder yet
-    _write_json(folder / name, values)
+    _write_json(home() / "models" / key / name, values)
 
 
 def read_note(key: str, name: str) -> dict[str, Any]:
@@ -207,9 +199,19 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    descriptor, name = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".", dir=path.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except OSError as error:
+        raise not_kept(path.parent, error) from error
+
+
+def not_kept(folder: Path, error: OSError) -> ModelError:
+    """Give the error for a folder of the store that cannot be written."""
+    reason = error.strerror or str(error)
+    return ModelError(f"Models cannot be kept in '{folder}' ({reason}). Name another folder in FEATUREPRESS_HOME.")

@@ -156,6 +156,8 @@ def in_child(
     )
     try:
         return child.call(function, *args, silence_seconds=SILENCE_SECONDS, on_beat=lambda news: tell(*news))
+    except OSError as error:  # the model itself is read by libraries, whose errors are ours by now
+        raise store.not_kept(store.home(), error) from error
     except ChildDiedError as death:
         raise ModelError(f"The model could not be read: the process that did it {death}.") from death
     finally:
