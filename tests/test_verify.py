@@ -15,8 +15,10 @@ from filelock import FileLock
 
 from featurepress.errors import ModelError, SourceError
 from featurepress.models import store
-from featurepress.models.catalog import find_card
+from featurepress.models.catalog import find_card, say_nothing
+from featurepress.models.files import Choices, add
 from featurepress.verify import Certificate, verify
+from tests.models import made
 from tests.runs import draw, embed
 
 # Keras's name, side of the input, width (0: has none), our name.
@@ -172,3 +174,16 @@ def test_a_certificate_says_what_it_is_of(pictures: Path) -> None:
 def test_an_unknown_model_is_refused(pictures: Path) -> None:
     with pytest.raises(ModelError, match="There is no model"):
         verify("embeded", pictures)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_keras_file_of_ones_own_is_held_against_keras(pictures: Path, tmp_path: Path) -> None:
+    """And a file that has changed since is no reference."""
+    made.run_program("make_keras.py", tmp_path, "scaled", "plain")
+    path = tmp_path / "scaled.keras"
+    certificate = verify(str(path), pictures)
+    assert certificate.reference.startswith("Keras")
+    assert certificate.precisions["float32"].min_cosine >= 0.99999
+    add(str(path), "changing", Choices(), taken=[], tell=say_nothing)
+    path.write_bytes((tmp_path / "plain.keras").read_bytes())
+    assert verify("changing", pictures).reference.startswith("OpenVINO")

@@ -433,7 +433,7 @@ def _keras_sized(keras: Any, model: Any, size: int | None) -> Any:
 def write_ready(keras: Any, model: Any, place: Path, **how: Any) -> dict[str, Any]:
     """Export a keras model and make a ready one of it; see `graph.finish`."""
     from featurepress.models import graph
-    from featurepress.models.layout import channels_first
+    from featurepress.models.transpositions import channels_first
 
     raw = place / "raw.xml"
     model.export(str(raw), format="openvino", verbose=False)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from featurepress.models import conversion
 from featurepress.models.card import ModelCard
-from featurepress.models.store import model_file
+from featurepress.models.store import content_hash, model_file
 from featurepress.records import PreprocessSpec
 
 _BATCH = 16
@@ -48,9 +48,13 @@ def reference_features(
     if kind == "keras" and "variant" in card.origin:
         return _by_keras_application(card, pooling, levels, keras_models)
     values = _normalised(levels, card.preprocess)
-    if kind == "keras" and Path(card.origin["file"]).is_file():
+    if kind == "keras" and _is_unchanged(Path(card.origin["file"]), card.weights_sha256):
         return _by_keras_file(card, pooling, values)
     return _by_openvino(card, pooling, values)
+
+
+def _is_unchanged(path: Path, sha256: str) -> bool:
+    return path.is_file() and content_hash(path) == sha256
 
 
 # -- pixels --------------------------------------------------------------------------------------------------

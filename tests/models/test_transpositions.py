@@ -10,7 +10,7 @@ import openvino as ov
 import pytest
 from openvino import opset13 as ops
 
-from featurepress.models.layout import channels_first
+from featurepress.models.transpositions import channels_first
 
 TO_LAST, TO_FIRST, SWAP = [0, 2, 3, 1], [0, 3, 1, 2], [0, 3, 2, 1]
 CHANNELS = 4
