@@ -73,3 +73,33 @@ def test_options_of_embed_stand_in_its_help() -> None:
     for block in blocks(""):
         for option in re.findall(r" (--[a-z-]+)", block):
             assert option in run.stdout, option
+
+
+def test_the_models_commands_in_the_docs_are_there() -> None:
+    """Every command of docs/models.md with its options, and every option of its tables."""
+    text = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    featurepress (.*?)(?:\s+#.*)?$", text, re.MULTILINE)
+    assert len(lines) >= 8
+    helped: dict[str, str] = {}
+
+    def help_of(*words: str) -> str:
+        key = " ".join(words)
+        if key not in helped:
+            run = subprocess.run(
+                [sys.executable, "-m", "featurepress", *words, "--help"],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+                env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
+            )
+            helped[key] = run.stdout
+        return helped[key]
+
+    for line in lines:
+        words = line.split()
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in help_of(*words[: 2 if words[0] == "models" else 1]), line
+    for row in re.findall(r"^\| (`--.*?) \|", text, re.MULTILINE):
+        for option in re.findall(r"--[a-z-]+", row):
+            assert option in help_of("models", "add"), option
