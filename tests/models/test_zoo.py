@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -250,6 +251,7 @@ def kept() -> list[str]:
     [
         ("inception_resnet_v2", {"size": 74}, ["75 pixels", "--size 74"]),
         ("resnet50", {"alpha": 0.5}, ["no widths", "--alpha"]),
+        ("mobilenet_v2", {"weights": "random"}, ["models bench --random"]),
         ("mobilenet_v2", {"weights": "nothing.h5"}, ["no weights file", "nothing.h5"]),
         ("mobilenet_v2", {"weights": __file__}, [".h5 or .weights.h5"]),
         ("embedded", {"size": 224}, ["embedded-v1", "--size"]),
@@ -311,3 +313,26 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "file" / "home"))
     with pytest.raises(ModelError, match=r"Models cannot be kept in .* FEATUREPRESS_HOME"):
         find_card("mobilenet_v2")
+
+
+def test_a_card_that_cannot_be_read_is_no_card(own_home: Path) -> None:
+    """Damaged, or written by a version with other fields: the model is made again, and the list still stands."""
+    for number, text in enumerate(['{"card": {"name": "x", "colour": "red"}}', "{", "[]"]):
+        folder = own_home / "models" / f"{number:032x}"
+        folder.mkdir(parents=True)
+        (folder / "card.json").write_text(text)
+        assert store.find_prepared(folder.name) is None
+    assert store.prepared() == []
+    assert len(list_models()) > 40
+
+
+def test_what_a_killed_conversion_has_left_is_swept_away(own_home: Path) -> None:
+    old, new = own_home / "models" / ".making-old", own_home / "models" / ".making-new"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    with store.workplace() as place:
+        assert place.is_dir()
+    assert new.is_dir()
+    assert not old.exists()
+    assert not place.exists()

@@ -107,6 +107,10 @@ def find_card(
     from featurepress.models import zoo
 
     architecture = find_architecture(name)
+    if weights == zoo.RANDOM:
+        raise ModelError(
+            "Random weights are for featurepress models bench --random only; their features say nothing."
+        )
     return zoo.prepare(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, tell=tell)
 
 

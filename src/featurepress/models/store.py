@@ -21,6 +21,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("model.xml", "model.bin")
 CARD = "card.json"
 CERTIFICATE = "certificate.json"
+_STALE_SECONDS = 24 * 3600
 SPEED = "speed.json"
 
 
@@ -102,8 +104,11 @@ def _require(path: Path, sha256: str, remedy: str) -> None:
 
 def find_prepared(key: str) -> ModelCard | None:
     """Give the card of a model that is ready, or None."""
-    values = _read_json(home() / "models" / key / CARD)
-    return ModelCard.from_json(values["card"]) if key and values else None
+    values = _read_json(home() / "models" / key / CARD) if key else {}
+    try:
+        return ModelCard.from_json(values["card"])
+    except (KeyError, TypeError, ValueError):  # none, or of another version: it is made again
+        return None
 
 
 def prepared() -> list[ModelCard]:
@@ -119,6 +124,7 @@ def workplace() -> Iterator[Path]:
     folder = home() / "models"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
         place = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
     except OSError as error:
         raise not_kept(folder, error) from error
@@ -126,6 +132,14 @@ def workplace() -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes have left behind more than a day ago."""
+    for place in folder.glob(".making-*"):
+        with contextlib.suppress(OSError):
+            if time.time() - place.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def publish(place: Path, card: ModelCard) -> None:
