@@ -205,6 +205,8 @@ def test_the_command_pulls_a_model_and_embeds_without_network(tmp_path: Path) ->
     rows = read_rows(tmp_path / "out")
     assert len(rows) == 3
     assert {len(row.features) for row in rows.values()} == {4 * CHANNELS}
+    (line,) = [line for line in run_cli("models", "list").stdout.splitlines() if line.startswith("hf:org/net ")]
+    assert "hub" in line.split()
 
 
 # -- what is not ---------------------------------------------------------------------------------------------

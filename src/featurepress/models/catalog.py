@@ -176,12 +176,13 @@ class ListedModel:
 
 
 def list_models(tell: Tell = say_nothing) -> list[ListedModel]:
-    """List the bundled models, the user's own, and Keras Applications."""
+    """List the bundled models, the user's own, those of a hub that are ready, and Keras Applications."""
     from featurepress.models import zoo
 
     tell("looking for models", 0, 0)
     ready = store.prepared()
     own = [(name, card) for name in store.names() if (card := store.named(name)) is not None]
+    own += [(card.name, card) for card in ready if card.name.startswith(HUB)]
     found = [_listed(card.aliases[0], card, f"{card.preprocess.height}") for card in CARDS]
     found += [_listed(name, card, f"{card.preprocess.height}") for name, card in own]
     sizes = json.loads((Path(__file__).parent / "keras_sizes.json").read_text("utf-8"))
@@ -209,7 +210,7 @@ def _listed(name: str, card: ModelCard, here: str) -> ListedModel:
         n_parameters=card.n_parameters,
         input=str(card.preprocess.height),
         n_features=card.grid[2],
-        weights="bundled" if card.file == card.name + ".onnx" else "your file",
+        weights="hub" if name.startswith(HUB) else "bundled" if name in card.aliases else "your file",
         licence=card.licence.partition(";")[0],
         here=here,
         images_per_second=_speed(card),
