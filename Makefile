@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
-	@echo "make test     install what the tests need, run them (under 5 minutes)"
+	@echo "make test     install what the tests need, run them (about 7 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
