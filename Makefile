@@ -3,11 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint format bench bench-memory bench-peers clean
+# What holds models against the libraries that they come from: TensorFlow is needed, and minutes.
+MODEL_TESTS := tests/models tests/test_verify.py tests/cli/test_models.py tests/images/test_parity.py
+
+.PHONY: help demo test test-models lint format bench bench-memory bench-peers clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
-	@echo "make test     install what the tests need, run them (about 7 minutes)"
+	@echo "make test     install what the tests need, run them (under 5 minutes)"
+	@echo "make test-models     the tests of models, with TensorFlow to hold them against (about 5 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
@@ -26,6 +30,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-parity: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]"
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
+
 demo: $(VENV)/.installed
 	@rm -rf demo
 	$(BIN)/featurepress demo demo/orchard
@@ -34,7 +42,10 @@ demo: $(VENV)/.installed
 	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses auto
+	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS))
+
+test-models: $(VENV)/.installed-parity
+	$(BIN)/python -m pytest --numprocesses auto $(MODEL_TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -82,7 +82,7 @@ _OURS = """
 import json, sys, time
 import featurepress as fp
 from featurepress.models.catalog import add_model
-from featurepress.models.files import Choices
+from featurepress.settings import Choices
 add_model(sys.argv[1], "peers", Choices(mode="tf"))
 """
 

@@ -43,3 +43,11 @@ def embedded_weights() -> Path:
     if not path.is_file():
         pytest.skip(f"the weights {path} are not here")
     return path
+
+
+@pytest.fixture
+def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep models, certificates and speeds where no other test sees them."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("FEATUREPRESS_HOME", str(folder))
+    return folder

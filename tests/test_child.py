@@ -137,8 +137,9 @@ def test_beats_come_in_order_before_the_result(child: Child) -> None:
     assert heard == list(range(50))
 
 
-def test_a_beat_outside_a_child_does_nothing() -> None:
+def test_a_beat_outside_a_child_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     beat("nobody hears")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_an_error_of_the_listener_leaves_a_child_that_is_not_ready(child: Child) -> None:
@@ -234,6 +235,7 @@ def test_sigterm_ends_a_child(child: Child) -> None:
     child.call(tasks.echo, 1)
     os.kill(child.pid, signal.SIGTERM)
     wait_for_end(child.pid)
+    assert not child.is_ready
 
 
 # -- the parent goes -----------------------------------------------------------------------------------------

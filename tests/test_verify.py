@@ -16,7 +16,8 @@ from filelock import FileLock
 from featurepress.errors import ModelError, SourceError
 from featurepress.models import store
 from featurepress.models.catalog import find_card, say_nothing
-from featurepress.models.files import Choices, add
+from featurepress.models.files import add
+from featurepress.settings import Choices
 from featurepress.verify import Certificate, verify
 from tests.models import made
 from tests.runs import draw, embed
@@ -37,12 +38,6 @@ CASES = [
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("pictures"), 12, image_size_px=100)
-
-
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the embedded model's certificate where no other test sees it."""
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +94,7 @@ def test_every_pooling_of_one_file(drawn: Path, pictures: Path, pooling: str) ->
     assert len({find_card("mobilenet_v2", weights=weights, pooling=one).file for one in ("avg", "flatten")}) == 1
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("own_home")
 def test_the_embedded_model_is_held_against_plain_numpy(pictures: Path) -> None:
     certificate = verify("embedded", pictures)
     assert "OpenVINO" in certificate.reference
@@ -163,7 +158,7 @@ def test_nothing_to_verify_on(tmp_path: Path) -> None:
         verify("embedded", tmp_path)
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("own_home")
 def test_a_certificate_says_what_it_is_of(pictures: Path) -> None:
     certificate = verify("embedded", pictures, limit=3)
     assert isinstance(certificate, Certificate)
@@ -176,7 +171,7 @@ def test_an_unknown_model_is_refused(pictures: Path) -> None:
         verify("embeded", pictures)
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("own_home")
 def test_a_keras_file_of_ones_own_is_held_against_keras(pictures: Path, tmp_path: Path) -> None:
     """And a file that has changed since is no reference."""
     made.run_program("make_keras.py", tmp_path, "scaled", "plain")

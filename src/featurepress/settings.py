@@ -25,7 +25,7 @@ class Constraint:
     Parameters
     ----------
     kind : type
-        ``int``, ``float``, ``bool`` or ``str``.
+        ``int``, ``float``, ``bool``, ``str``, or ``tuple`` for a number a channel or one for all.
     help : str
         One line for people.
     choices : tuple of str
@@ -72,16 +72,24 @@ class Constraint:
             return isinstance(value, bool) and self.kind is bool
         if self.kind is str:
             return isinstance(value, str) and value != ""
+        if self.kind is tuple:
+            return isinstance(value, tuple | list) and len(value) in (1, 3) and all(map(_is_number, value))
         if not isinstance(value, int if self.kind is int else (int, float)):
             return False
         low = self.minimum is None or value >= self.minimum
         return low and (self.maximum is None or value <= self.maximum)
 
     def _allowed(self) -> str:
+        if self.kind is tuple:
+            return "one number, or three as 0.485,0.456,0.406"
         word = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.kind]
         if self.minimum is not None and self.maximum is not None:
             return f"{word} from {self.minimum:.15g} to {self.maximum:.15g}"
         return word if self.minimum is None else f"{word} of at least {self.minimum:.15g}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _setting(default: Any, kind: type, help: str, **constraint: Any) -> Any:
@@ -194,6 +202,47 @@ class FeatureSettings(_Stage):
     )
 
 
+def _choice(kind: type, help: str, **constraint: Any) -> Any:
+    return _setting(None, kind, help, optional=True, **constraint)
+
+
+@dataclass(frozen=True)
+class Choices(_Stage):
+    """What the user says of a model file; None where the file, or the custom of its kind, decides.
+
+    `mean` and `scale` are of pixels from 0 to 1, as ``(pixel - mean) / scale``, in the order of the channels.
+    """
+
+    size: int | None = _choice(int, "Side of the input in pixels.", minimum=1, maximum=4096)
+    output: str | None = _choice(
+        str, "The tensor whose values are the features (models show --outputs lists them)."
+    )
+    resize: str | None = _choice(str, "Default: stretch.", choices=("stretch", "crop"))
+    shortest_edge: int | None = _choice(
+        int, "For crop: pixels of the shorter side before cutting (default: the size).", minimum=1
+    )
+    interpolation: str | None = _choice(
+        str,
+        "Default: bilinear.",
+        choices=("bilinear", "bicubic", "area", "nearest", "box", "hamming", "lanczos"),
+    )
+    like: str | None = _choice(
+        str,
+        "Whose resizing (default: pillow for ONNX, OpenVINO and byte inputs).",
+        choices=("pillow", "tensorflow"),
+    )
+    antialias: bool | None = _choice(
+        bool, "With --like tensorflow only; off by default.", flag="--antialias/--no-antialias"
+    )
+    mode: str | None = _choice(
+        str, "Keras's word for the normalisation; raw is 0..255.", choices=("tf", "caffe", "torch", "raw")
+    )
+    mean: tuple[float, ...] | None = _choice(tuple, "Of pixels from 0 to 1: a number, or three with commas.")
+    scale: tuple[float, ...] | None = _choice(tuple, "What (pixel - mean) is divided by.")
+    channel_order: str | None = _choice(str, "Default: RGB.", choices=("RGB", "BGR"))
+    layout: str | None = _choice(str, "Where the shape does not tell.", choices=("NHWC", "NCHW"))
+
+
 @dataclass(frozen=True)
 class OutputSettings(_Stage):
     """How the features are laid out, and when a finished run counts as failed."""
@@ -298,8 +347,17 @@ class Settings:
 def declared() -> Iterator[tuple[str, Field[Any], Constraint]]:
     """Yield each setting as (stage, dataclass field, constraint), in the order in which people read them."""
     for stage in fields(Settings):
-        for item in fields(stage.default):  # type: ignore[arg-type]
-            yield stage.name, item, item.metadata["constraint"]
+        yield from _declared(stage.name, stage.default)
+
+
+def declared_choices() -> Iterator[tuple[str, Field[Any], Constraint]]:
+    """Yield what can be said of a model file, likewise."""
+    yield from _declared("choices", Choices)
+
+
+def _declared(name: str, stage: Any) -> Iterator[tuple[str, Field[Any], Constraint]]:
+    for item in fields(stage):
+        yield name, item, item.metadata["constraint"]
 
 
 def available_cores() -> int:

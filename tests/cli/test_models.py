@@ -17,12 +17,6 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw(tmp_path_factory.mktemp("in"), 6)
 
 
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep certificates and speeds of the embedded model where no other test sees them."""
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
-
-
 def parsed(*arguments: str | Path) -> Any:
     """Run a models command with --json; give what it prints, which must be one document."""
     done = run_cli("models", *arguments, "--json")
@@ -59,7 +53,7 @@ def test_pull_makes_ready_and_show_and_list_say_so(embedded_weights: Path) -> No
     assert known["output"] == "out_relu, 3x3x1280"
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("own_home")
 def test_verify_prints_the_certificate(pictures: Path) -> None:
     done = run_cli("models", "verify", "embedded", pictures)
     assert done.returncode == 0, done.stderr
@@ -69,7 +63,7 @@ def test_verify_prints_the_certificate(pictures: Path) -> None:
     assert "parity" in run_cli("models", "show", "embedded").stdout
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("own_home")
 def test_bench_measures_and_the_list_remembers(pictures: Path) -> None:
     done = run_cli("models", "bench", "embedded", "--images", pictures)
     assert done.returncode == 0, done.stderr
@@ -92,6 +86,30 @@ def test_bench_takes_random_weights_where_none_are_here(pictures: Path) -> None:
     assert listed["here"] == ""
 
 
+@pytest.mark.usefixtures("own_home")
+def test_add_takes_what_the_file_does_not_say(pictures: Path, tmp_path: Path) -> None:
+    """Every option of the command reaches the preprocessing that it is named after."""
+    path = made.identity(tmp_path / "model.onnx", 24)
+    line = ["--size", "24", "--resize", "crop", "--interpolation", "bicubic"]
+    line += ["--mean", "0.485,0.456,0.406", "--scale", "0.229,0.224,0.225"]
+    card = parsed("add", path, "--name", "mine", *line)
+    steps = card["preprocess"]
+    assert (steps["height"], steps["resize"], steps["shortest_edge"]) == (24, "crop", 24)
+    assert (steps["interpolation"], steps["dtype"], steps["channel_order"]) == ("bicubic", "uint8", "RGB")
+    assert steps["mean"] == pytest.approx([123.675, 116.28, 103.53])
+    assert steps["scale"] == pytest.approx([58.395, 57.12, 57.375])
+    line = ["--like", "tensorflow", "--antialias", "--mode", "caffe", "--channel-order", "RGB", "--layout", "NHWC"]
+    line += ["--resize", "crop", "--shortest-edge", "32", "--output", "same"]
+    card = parsed("add", path, "--name", "other", *line)
+    steps = card["preprocess"]
+    assert (steps["shortest_edge"], steps["dtype"], steps["antialias"]) == (32, "float32", True)
+    assert (steps["mean"], steps["channel_order"]) == ([103.939, 116.779, 123.68], "RGB")
+    assert (card["output"], card["origin"]["layout"]) == ("same", "NHWC")
+    done = run_cli("embed", pictures, "--model", "mine", "--pooling", "flatten", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "mine at 24x24, flatten, 1,728 features" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -99,7 +117,9 @@ def test_bench_takes_random_weights_where_none_are_here(pictures: Path) -> None:
         (["show", "nothing.onnx"], ["There is no model file 'nothing.onnx'"]),
         (["add", "nothing.onnx", "--name", "x"], ["There is no model file"]),
         (["add", "nothing.onnx"], ["--name"]),
-        (["add", "x.onnx", "--name", "x", "--mean", "1,2"], ["--mean", "three with commas", "1,2"]),
+        (["add", "x.onnx", "--name", "x", "--mean", "1,2"], ["mean", "one number, or three", "(1.0, 2.0)"]),
+        (["add", "x.onnx", "--name", "x", "--mode", "tensorflow"], ["mode", "'caffe'", "'tensorflow'"]),
+        (["add", "x.onnx", "--name", "x", "--layout", "NHCW"], ["layout", "did you mean", "'NHWC'"]),
         (["pull", "mobilenet_v2", "--size", "31"], ["32 pixels", "31"]),
         (["pull", "hf:nobody"], ["hf:org/repo"]),
         (["verify", "embedded", "nowhere"], ["no such file or folder"]),
@@ -138,7 +158,7 @@ def test_what_was_assumed_of_a_file_is_said(pictures: Path, tmp_path: Path) -> N
     assert "levels from 0 to 255 go in as they are" in line
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("own_home")
 def test_the_certificate_is_shown_with_what_was_pressed(pictures: Path, tmp_path: Path) -> None:
     assert run_cli("models", "verify", "embedded", pictures).returncode == 0
     done = run_cli("embed", pictures, "--out", tmp_path / "out")

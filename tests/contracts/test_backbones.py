@@ -15,8 +15,9 @@ import pytest
 
 from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
 from featurepress.models.catalog import EMBEDDED_V1, find_card, say_nothing
-from featurepress.models.files import Choices, prepare
+from featurepress.models.files import prepare
 from featurepress.records import BackboneSpec
+from featurepress.settings import Choices
 from featurepress.testing import FakeBackbone, fake_backbone
 
 Pixels = npt.NDArray[Any]

@@ -137,7 +137,7 @@ def test_whoever_stops_early_stops_everything(engine: Engine, plan: Plan, tmp_pa
 
 
 def test_close_twice(engine: Engine, plan: Plan) -> None:
-    list(engine.run(tasks.square, plan, [1]))
+    assert list(engine.run(tasks.square, plan, [1])) == [1]
     engine.close()
     engine.close()
 

@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from featurepress.errors import ModelError
 from featurepress.models.card import ModelCard
-from featurepress.models.files import Choices, prepare
+from featurepress.models.catalog import find_card
+from featurepress.models.files import outputs, prepare
+from featurepress.models.store import home
 from featurepress.pipeline import press_pictures
+from featurepress.settings import Choices
 
 Array = npt.NDArray[Any]
 CHANNELS = 5
@@ -149,6 +154,25 @@ def ready(path: Path, **choices: Any) -> ModelCard:
 def features(card: ModelCard, levels: Sequence[Array], pooling: str = "avg") -> Array:
     """Press pictures as a run does."""
     return press_pictures(card.backbone(pooling), "float32", list(levels))
+
+
+# -- being refused -------------------------------------------------------------------------------------------
+
+
+def kept() -> list[Path]:
+    """Give what was kept of models, hidden workplaces too."""
+    return [one for folder in ("models", "requests", "names") for one in (home() / folder).glob("*")]
+
+
+def refused(path: Path) -> str:
+    """Give the one line by which a file is refused, to be pressed and to be listed."""
+    with pytest.raises(ModelError) as caught:
+        find_card(str(path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError):
+        outputs(str(path))
+    assert kept() == []
+    return str(caught.value)
 
 
 # -- made by programs of their own ---------------------------------------------------------------------------

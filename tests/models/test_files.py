@@ -15,19 +15,14 @@ from onnx import TensorProto, helper
 from featurepress.errors import ModelError, SettingError
 from featurepress.models import files
 from featurepress.models.catalog import add_model, find_card
-from featurepress.models.files import Choices
 from featurepress.models.store import home, names
+from featurepress.settings import Choices
 from tests.models import made
 from tests.models.made import BIAS, CHANNELS, HEAD, HEIGHT, KERNEL, WIDTH, Array, features, grid_of, ready
 
+pytestmark = pytest.mark.usefixtures("own_home")
+
 SIDES = (HEIGHT // 2, WIDTH // 2)
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "home"
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(folder))
-    return folder
 
 
 def assert_near(found: Array, expected: Array) -> None:
@@ -258,7 +253,7 @@ def test_an_ambiguous_layout_is_asked_for_and_taken(tmp_path: Path, shape: list[
 
 
 def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--layout must be NHWC or NCHW"):
+    with pytest.raises(SettingError, match="must be 'NHWC' or 'NCHW'"):
         ready(made.channels_first(tmp_path / "net.onnx"), layout="CHWN")
 
 

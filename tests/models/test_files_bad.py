@@ -11,25 +11,17 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from featurepress.errors import ModelError
+from featurepress.errors import ModelError, SettingError
 from featurepress.models import files
 from featurepress.models.catalog import find_card
-from featurepress.models.files import Choices
-from featurepress.models.store import home, names
+from featurepress.models.store import names
+from featurepress.settings import Choices
 from tests.models import made
-from tests.models.made import CHANNELS, HEIGHT, KERNEL, WIDTH
+from tests.models.made import CHANNELS, HEIGHT, KERNEL, WIDTH, kept
+
+pytestmark = pytest.mark.usefixtures("own_home")
 
 SIDES = (HEIGHT // 2, WIDTH // 2)
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
-
-
-def kept() -> list[Path]:
-    """Give what was kept of models, hidden workplaces too."""
-    return [one for folder in ("models", "requests", "names") for one in (home() / folder).glob("*")]
 
 
 def refusal(path: Path, **choices: Any) -> str:
@@ -173,10 +165,15 @@ def test_a_size_that_the_model_cannot_take_is_refused(tmp_path: Path) -> None:
     assert find_card(str(path)).grid == (1, 1, 7)
 
 
-@pytest.mark.parametrize("size", [1, 0, -4])
-def test_a_size_too_small_for_the_model_is_refused(tmp_path: Path, size: int) -> None:
+def test_a_size_too_small_for_the_model_is_refused(tmp_path: Path) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
-    assert f"does not take pictures of {size}x{size}" in refusal(path, size=size)
+    assert "does not take pictures of 1x1" in refusal(path, size=1)
+
+
+@pytest.mark.parametrize("size", [0, -4])
+def test_a_size_that_is_none_is_refused(size: int) -> None:
+    with pytest.raises(SettingError, match="must be an integer from 1 to 4096"):
+        Choices(size=size)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,15 @@ from featurepress.errors import ModelError
 from featurepress.images import decode
 from featurepress.models import files
 from featurepress.models.catalog import add_model, find_card
-from featurepress.models.files import Choices
+from featurepress.settings import Choices
 from tests.models import made
 from tests.models.made import BIAS, CHANNELS, HEAD, HEIGHT, KERNEL, WIDTH, Array, features, grid_of, ready
+
+pytestmark = pytest.mark.usefixtures("own_home")
 
 SIDES = (HEIGHT // 2, WIDTH // 2)
 WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 N_PARAMETERS = KERNEL.size + BIAS.size + HEAD.size
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
 
 
 def assert_near(found: Array, expected: Array) -> None:

@@ -11,18 +11,15 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from featurepress.errors import SettingError
-from featurepress.models.files import MODES
+from featurepress.models.card import KERAS_MODES
 from featurepress.models.store import home
 from tests.models import made
 from tests.models.made import Array, features, ready
 
+pytestmark = pytest.mark.usefixtures("own_home")
+
 SIDE = 6
 TORCH_MEAN, TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
 
 
 def seen(tmp_path: Path, levels: list[Array], **choices: Any) -> Array:
@@ -72,7 +69,7 @@ def test_pixels_are_normalised_as_was_said(tmp_path: Path, case: str) -> None:
 
 
 def test_every_mode_has_a_case() -> None:
-    assert set(MODES) <= set(NORMALISED)
+    assert set(KERAS_MODES) <= set(NORMALISED)
 
 
 @pytest.mark.parametrize(
@@ -165,14 +162,14 @@ def test_a_model_of_bytes_is_given_bytes(tmp_path: Path, order: str) -> None:
 # -- what contradicts itself ---------------------------------------------------------------------------------
 
 CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"mode": "pytorch"}, "must be one of tf, caffe, torch, raw"),
+    ({"mode": "pytorch"}, "must be 'tf', 'caffe', 'torch' or 'raw'"),
     ({"mode": "tf", "mean": (0.5,), "scale": (0.5,)}, "not both"),
     ({"mean": (0.5,)}, "together"),
     ({"scale": (0.5,)}, "together"),
     ({"mean": (127.5,), "scale": (127.5,)}, "divide by 255"),
-    ({"mean": (0.5, 0.5), "scale": (0.5,)}, "one number or three"),
+    ({"mean": (0.5, 0.5), "scale": (0.5,)}, "one number, or three"),
     ({"mean": (0.5,), "scale": (0.0,)}, "none of them 0"),
-    ({"like": "torch"}, "--like must be"),
+    ({"like": "torch"}, "must be 'pillow' or 'tensorflow'"),
     ({"resize": "squeeze"}, "resize"),
     ({"interpolation": "cubic"}, "interpolation"),
     ({"like": "tensorflow", "interpolation": "lanczos"}, "interpolation"),

@@ -18,32 +18,12 @@ import numpy as np
 import pytest
 
 from featurepress.errors import ModelError
-from featurepress.models import files
 from featurepress.models.catalog import find_card
 from featurepress.models.guard import check_keras, check_weights
-from featurepress.models.store import home
 from tests.models import made
+from tests.models.made import refused
 
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
-
-
-def kept() -> list[Path]:
-    """Give what was kept of models, hidden workplaces too."""
-    return [one for folder in ("models", "requests") for one in (home() / folder).glob("*")]
-
-
-def refused(path: Path) -> str:
-    """Give the one line by which a file is refused, to be added and to be listed."""
-    with pytest.raises(ModelError) as caught:
-        find_card(str(path))
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ModelError):
-        files.outputs(str(path))
-    assert kept() == []
-    return str(caught.value)
+pytestmark = pytest.mark.usefixtures("own_home")
 
 
 # -- archives made by hand -----------------------------------------------------------------------------------

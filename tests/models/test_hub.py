@@ -34,6 +34,8 @@ CONFIG = {
     "resample": 3,
     "size": {"height": SIDE, "width": SIDE},
 }
+pytestmark = pytest.mark.usefixtures("own_home")
+
 FIND = """
 import json, sys
 from featurepress.errors import ModelError
@@ -44,11 +46,6 @@ except ModelError as error:
     print(error, file=sys.stderr)
     sys.exit(2)
 """
-
-
-@pytest.fixture(autouse=True)
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture

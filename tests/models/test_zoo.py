@@ -232,12 +232,10 @@ def test_a_model_that_was_damaged_on_disk_is_refused(embedded_weights: Path, tmp
 # -- what is refused -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep models where no other test does."""
+@pytest.fixture(scope="module")
+def known() -> None:
+    """Ask keras for its list before a test goes into a home of its own."""
     zoo.architectures()
-    monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
 
 
 def kept() -> list[str]:
@@ -245,7 +243,7 @@ def kept() -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-@pytest.mark.usefixtures("own_home")
+@pytest.mark.usefixtures("known", "own_home")
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -268,7 +266,7 @@ def test_what_a_model_cannot_do_is_refused(name: str, options: dict[str, Any], w
     assert not kept()
 
 
-@pytest.mark.usefixtures("own_home")
+@pytest.mark.usefixtures("known", "own_home")
 def test_weights_of_another_architecture_are_refused(embedded_weights: Path) -> None:
     for name, alpha in (("mobilenet_v2", 1.0), ("mobilenet", 0.5), ("vgg16", None)):
         with pytest.raises(ModelError, match=f"do not fit {name}") as caught:
@@ -286,7 +284,7 @@ def test_weights_that_are_none_are_refused(tmp_path: Path, embedded_weights: Pat
             find_card("mobilenet_v2", alpha=0.5, weights=str(path))
 
 
-@pytest.mark.usefixtures("own_home")
+@pytest.mark.usefixtures("known", "own_home")
 def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, embedded_weights: Path) -> None:
     copy = tmp_path / "nan.weights.h5"
     copy.write_bytes(embedded_weights.read_bytes())

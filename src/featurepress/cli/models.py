@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.errors import SettingError
+from featurepress.cli.options import with_choices
 
 app = typer.Typer(help="List, get, add, verify and time models.", no_args_is_help=True)
 
@@ -81,74 +81,24 @@ def pull(
         output.print_json(card.to_json())
 
 
-OptionalText = str | None
-Resize = Annotated[OptionalText, typer.Option(help="stretch (default) or crop.")]
-Edge = Annotated[int | None, typer.Option(help="For crop: pixels of the shorter side before cutting.")]
-Interpolation = Annotated[
-    OptionalText, typer.Option(help="bilinear (default), bicubic, area, nearest, box, hamming, lanczos.")
-]
-Like = Annotated[
-    OptionalText, typer.Option(help="Whose resizing: pillow (for ONNX, OpenVINO) or tensorflow (for the others).")
-]
-Antialias = Annotated[bool | None, typer.Option(help="With --like tensorflow only; off by default.")]
-Mode = Annotated[
-    OptionalText, typer.Option(help="Keras's word for the normalisation: tf, caffe, torch, or raw for 0..255.")
-]
-Mean = Annotated[OptionalText, typer.Option(help="Of pixels from 0 to 1: a number, or three with commas.")]
-Scale = Annotated[OptionalText, typer.Option(help="What (pixel - mean) is divided by.")]
-Order = Annotated[OptionalText, typer.Option(help="RGB (default) or BGR.")]
-Axes = Annotated[OptionalText, typer.Option(help="NHWC or NCHW, where the shape does not tell.")]
-Output = Annotated[
-    OptionalText, typer.Option(help="The tensor whose values are the features; models show --outputs lists them.")
-]
-
-
 @app.command()
-def add(  # noqa: PLR0913, PLR0917 - one an option
+@with_choices()
+def add(
     file: Annotated[str, typer.Argument(help=".keras, .onnx, .tflite, .xml or SavedModel.", metavar="FILE")],
     name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
-    size: Size = None,
-    output: Output = None,
-    resize: Resize = None,
-    shortest_edge: Edge = None,
-    interpolation: Interpolation = None,
-    like: Like = None,
-    antialias: Antialias = None,
-    mode: Mode = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    channel_order: Order = None,
-    layout: Axes = None,
     as_json: Json = False,
+    options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Give a model of your own a name, by which embed finds it."""
-    from featurepress.cli import output as screen
-    from featurepress.cli import tables
+    from featurepress.cli import output, tables
     from featurepress.models import catalog
-    from featurepress.models.files import Choices
+    from featurepress.settings import Choices
 
-    means, scales = _numbers("--mean", mean), _numbers("--scale", scale)
-    choices = Choices(
-        *(size, resize, shortest_edge, like, interpolation, antialias),
-        *(mode, means, scales, channel_order, layout, output),
-    )
-    with screen.live_line() as tell:
-        card = catalog.add_model(file, name, choices, tell=tables.telling(tell))
+    with output.live_line() as tell:
+        card = catalog.add_model(file, name, Choices(**options), tell=tables.telling(tell))
     tables.print_ready(card)
     if as_json:
-        screen.print_json(card.to_json())
-
-
-def _numbers(flag: str, text: str | None) -> tuple[float, ...] | None:
-    if text is None:
-        return None
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if len(numbers) not in (1, 3):
-        raise SettingError(f"{flag} must be one number, or three with commas as 0.485,0.456,0.406. Got '{text}'.")
-    return numbers
+        output.print_json(card.to_json())
 
 
 @app.command()

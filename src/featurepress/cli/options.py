@@ -7,12 +7,13 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Collection
+from dataclasses import Field
 from typing import Annotated, Any
 
 import typer
 
 from featurepress.errors import SettingError
-from featurepress.settings import Constraint, declared
+from featurepress.settings import Constraint, declared, declared_choices
 
 Command = Callable[..., Any]
 
@@ -34,6 +35,7 @@ _PANELS = {
     "images": "Limits of one image",
     "output": "What is written",
     "resources": "This machine",
+    "choices": "What the file does not say",
 }
 
 
@@ -42,10 +44,17 @@ def with_settings(names: Collection[str] | None = None) -> Callable[[Command], C
 
     Only what the user has given is passed on, so that defaults stand in one place.
     """
+    return _with([entry for entry in declared() if names is None or entry[1].name in names])
 
+
+def with_choices() -> Callable[[Command], Command]:
+    """Give a command an option for each thing that can be said of a model file, in the same way."""
+    return _with(list(declared_choices()))
+
+
+def _with(chosen: list[tuple[str, Field[Any], Constraint]]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
-        chosen = [entry for entry in declared() if names is None or entry[1].name in names]
 
         @functools.wraps(command)
         def wrapper(**arguments: Any) -> Any:
@@ -93,7 +102,7 @@ def _metavar(name: str, rule: Constraint) -> str | None:
         return "|".join(rule.choices)
     if name.endswith("_bytes"):
         return "BYTES"
-    return {int: "N", float: "NUMBER", str: "NAME"}.get(rule.kind)
+    return {int: "N", float: "NUMBER", str: "NAME", tuple: "NUMBERS"}.get(rule.kind)
 
 
 def _shown(name: str, default: Any) -> str:
@@ -105,6 +114,9 @@ def _shown(name: str, default: Any) -> str:
 def _parsed(name: str, rule: Constraint, value: Any) -> Any:
     if name.endswith("_bytes"):
         return parse_bytes(rule.called(name), value)
+    if rule.kind is tuple:
+        with contextlib.suppress(ValueError):
+            return tuple(float(part) for part in value.split(","))
     if rule.kind in (int, float):
         with contextlib.suppress(ValueError):
             return rule.kind(value)

@@ -9,6 +9,14 @@ from typing import Any
 from featurepress.errors import ModelError
 from featurepress.records import BackboneSpec, PreprocessSpec
 
+# Keras's words for (mean, scale, channel order) of levels from 0 to 255; `raw` leaves them as they are.
+KERAS_MODES: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
+    "tf": ((127.5,), (127.5,), "RGB"),
+    "caffe": ((103.939, 116.779, 123.68), (1.0,), "BGR"),
+    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB"),
+    "raw": ((0.0,), (1.0,), "RGB"),
+}
+
 
 @dataclass(frozen=True)
 class ModelCard:

@@ -12,10 +12,9 @@ from featurepress.models import store
 from featurepress.models.card import ModelCard
 from featurepress.models.weights import Tell
 from featurepress.records import PreprocessSpec
-from featurepress.settings import FeatureSettings, nearest
+from featurepress.settings import Choices, FeatureSettings, nearest
 
 if TYPE_CHECKING:
-    from featurepress.models.files import Choices
     from featurepress.models.zoo import Architecture
 
 EMBEDDED_V1 = ModelCard(
@@ -103,7 +102,7 @@ def find_card(
         from featurepress.models import files
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return files.prepare(name, files.Choices(size=size), tell=tell)
+        return files.prepare(name, Choices(size=size), tell=tell)
     from featurepress.models import zoo
 
     architecture = find_architecture(name)

@@ -21,14 +21,14 @@ from typing import Any
 from featurepress.child import beat
 from featurepress.errors import ModelError
 from featurepress.models import guard, weights
+from featurepress.models.card import KERAS_MODES
 from featurepress.models.store import content_hash
 
-MODES = {
-    ((127.5,), (127.5,), "RGB"): "tf",
-    ((103.939, 116.779, 123.68), (1.0,), "BGR"): "caffe",
-    ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB"): "torch",
-    ((0.0,), (1.0,), "RGB"): "inside the model",
-}
+# What keras's libraries raise when a model does not fit: nothing that stops the process is among them.
+_FAILURES = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError),
+    *(OSError, RuntimeError, TypeError, ValueError),
+)
 
 
 def tell(what: str, done: int, of: int) -> None:
@@ -59,7 +59,7 @@ def list_architectures() -> list[dict[str, Any]]:
                 "module": build.__module__.rpartition(".")[2],
                 "default_size": sizes["default_size"],
                 "min_size": sizes["min_size"],
-                "mode": MODES.get((mean, scale, order), "of its own"),
+                "mode": _mode(mean, scale, order),
                 "mean": mean,
                 "scale": scale,
                 "channel_order": order,
@@ -132,6 +132,12 @@ def _affine(function: Callable[..., Any]) -> tuple[tuple[float, ...], tuple[floa
     return _short(mean), _short(scale), order
 
 
+def _mode(mean: tuple[float, ...], scale: tuple[float, ...], order: str) -> str:
+    """Give keras's word for a normalisation."""
+    word = next((word for word, one in KERAS_MODES.items() if one == (mean, scale, order)), "of its own")
+    return "inside the model" if word == "raw" else word
+
+
 def _short(values: tuple[float, ...]) -> tuple[float, ...]:
     return values[:1] if len(set(values)) == 1 else values
 
@@ -199,9 +205,7 @@ def _built(build: Callable[[], Any], told: Mapping[str, Any]) -> Any:
     """Build, or say in one line why keras would not."""
     try:
         return build()
-    except ModelError:
-        raise
-    except Exception as error:
+    except _FAILURES as error:
         reason = " ".join(str(error).split())[:300]
         what = f"The model {told['name']} at {told['size']}x{told['size']}"
         if told["alpha"] is not None:
@@ -383,7 +387,7 @@ def load_keras(given: str) -> tuple[Any, Any]:
     keras = quiet_keras()
     try:
         model = keras.saving.load_model(given, compile=False, safe_mode=True)
-    except Exception as error:
+    except _FAILURES as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"The model '{given}' cannot be read by keras: {reason}") from error
     if len(model.inputs) != 1:
@@ -424,7 +428,7 @@ def _keras_sized(keras: Any, model: Any, size: int | None) -> Any:
     try:
         pixels = keras.Input((size, size, 3))
         return keras.Model(pixels, model(pixels))
-    except Exception as error:
+    except _FAILURES as error:
         raise ModelError(
             f"The model does not take pictures of {size}x{size}; its input has the shape {shape}. Leave out --size."
         ) from error

@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from featurepress.errors import ModelError, SettingError
 from featurepress.models import guard, store
-from featurepress.models.card import ModelCard
+from featurepress.models.card import KERAS_MODES, ModelCard
 from featurepress.models.weights import Tell
 from featurepress.models.zoo import in_child
 from featurepress.records import PreprocessSpec
+from featurepress.settings import Choices
 
 SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino"}
 # Libraries in whose company such files are trained, and whose resizing is therefore theirs.
@@ -25,58 +26,6 @@ LIKE = {
     "onnx": "pillow",
     "openvino": "pillow",
 }
-
-# Keras's words for (mean, scale, channel order); `raw` leaves the levels from 0 to 255 as they are.
-MODES: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
-    "tf": ((127.5,), (127.5,), "RGB"),
-    "caffe": ((103.939, 116.779, 123.68), (1.0,), "BGR"),
-    "torch": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "RGB"),
-    "raw": ((0.0,), (1.0,), "RGB"),
-}
-
-
-@dataclass(frozen=True)
-class Choices:
-    """What the user says of a model; None where the file, or the custom of its kind, decides.
-
-    Parameters
-    ----------
-    size : int or None
-        Side of the input in pixels.
-    resize : str or None
-        ``stretch`` (default) or ``crop``.
-    shortest_edge : int or None
-        For ``crop``: the length of the shorter side before cutting, in pixels; default `size`.
-    like : str or None
-        ``pillow`` or ``tensorflow``: whose resizing.
-    interpolation : str or None
-        Default ``bilinear``.
-    antialias : bool or None
-        For ``tensorflow``; default False, as there. Pillow always does it.
-    mode : str or None
-        One of `MODES`; instead of mean and scale.
-    mean, scale : tuple of float, or None
-        Of pixels from 0 to 1, as ``(pixel - mean) / scale``; a number a channel, or one for all.
-    channel_order : str or None
-        ``RGB`` (default) or ``BGR``.
-    layout : str or None
-        ``NHWC`` or ``NCHW``, where the shape does not tell.
-    output : str or None
-        The tensor (of a keras model: the layer) whose values are the features.
-    """
-
-    size: int | None = None
-    resize: str | None = None
-    shortest_edge: int | None = None
-    like: str | None = None
-    interpolation: str | None = None
-    antialias: bool | None = None
-    mode: str | None = None
-    mean: tuple[float, ...] | None = None
-    scale: tuple[float, ...] | None = None
-    channel_order: str | None = None
-    layout: str | None = None
-    output: str | None = None
 
 
 def prepare(given: str, choices: Choices, *, tell: Tell, name: str | None = None) -> ModelCard:
@@ -215,8 +164,7 @@ def _make(path: Path, request: Mapping[str, Any], choices: Choices, tell: Tell) 
 
 
 def _check_choices(choices: Choices) -> None:
-    if choices.mode is not None and choices.mode not in MODES:
-        raise SettingError(f"The 'mode' of a model must be one of {', '.join(MODES)}. Got '{choices.mode}'.")
+    """Refuse choices that are allowed each, but not together."""
     if choices.mode is not None and (choices.mean or choices.scale):
         raise SettingError("Give --mode, or --mean and --scale, not both.")
     if (choices.mean is None) != (choices.scale is None):
@@ -226,10 +174,6 @@ def _check_choices(choices: Choices) -> None:
             f"--mean is of pixels from 0 to 1, as torch has it. Got {max(choices.mean or ())}; divide by 255, "
             "or take --mode."
         )
-    if choices.like not in (None, "pillow", "tensorflow"):
-        raise SettingError(f"--like must be 'pillow' or 'tensorflow'. Got '{choices.like}'.")
-    if choices.layout not in (None, "NHWC", "NCHW"):
-        raise SettingError(f"--layout must be NHWC or NCHW. Got '{choices.layout}'.")
 
 
 def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tuple[PreprocessSpec, list[str]]:
@@ -244,7 +188,7 @@ def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tupl
     like = choices.like or ("pillow" if is_bytes else LIKE[kind])
     if is_bytes and like == "tensorflow":
         raise SettingError("The model takes bytes, which --like tensorflow does not give. Leave it out.")
-    mean, scale, order = MODES[choices.mode or "raw"]
+    mean, scale, order = KERAS_MODES[choices.mode or "raw"]
     notes = []
     if choices.mean is not None and choices.scale is not None:
         mean = tuple(255 * value for value in choices.mean)

@@ -14,11 +14,18 @@ from typing import Any
 
 import numpy as np
 import openvino as ov
+from openvino import frontend
 from openvino import opset13 as ops
 
 from featurepress.errors import ModelError
 
 BATCH = 8
+# What OpenVINO's readers raise; ValueError where the message itself has damaged names in it.
+_FAILURES = (
+    *(RuntimeError, ValueError),
+    *(frontend.GeneralFailure, frontend.InitializationFailure, frontend.NotImplementedFailure),
+    *(frontend.OpConversionFailure, frontend.OpValidationFailure),
+)
 _DEFAULT_SIZE = 224
 
 
@@ -32,7 +39,7 @@ def read(path: Path) -> Any:
     """
     try:
         return ov.Core().read_model(path)
-    except Exception as error:
+    except _FAILURES as error:
         if "Unable to read the model" in str(error):
             kind = path.suffix or "SavedModel"
             raise ModelError(f"The file '{path}' is no {kind} model, or a damaged one.") from error

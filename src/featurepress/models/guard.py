@@ -1,20 +1,29 @@
 """Look at a model file before any library reads it: no code, no bombs, no ways out of its folder.
 
-Everything here only reads; a file that is refused has not been executed, unpacked or followed anywhere.
+A file that is refused has not been executed or followed anywhere; of an archive, the weights alone are unpacked,
+into a nameless file, once their size is known.
 """
 
 from __future__ import annotations
 
 import json
+import lzma
 import shutil
+import struct
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from featurepress.errors import ModelError
 
+# zipfile, its decompressors, json and h5py have many words for damage.
+_DAMAGE = (
+    *(ArithmeticError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    *(lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 MAX_JSON_BYTES = 64 * 1024**2
 # Weights hardly compress: what grows tenfold is no model.
 _MAX_RATIO, _FREE_BYTES = 10, 10 * 1024**2
@@ -40,9 +49,7 @@ def check_keras(path: Path) -> dict[str, Any]:
             with archive.open("model.weights.h5") as member, tempfile.TemporaryFile() as weights:
                 shutil.copyfileobj(member, weights)
                 _check_h5(path, weights)
-    except ModelError:
-        raise
-    except Exception as error:  # zipfile, its decompressors, json and h5py have many words for damage
+    except _DAMAGE as error:
         raise ModelError(f"The file '{path}' is no .keras model, or a damaged one ({_reason(error)}).") from error
     _check_config(path, config)
     result: dict[str, Any] = config
@@ -91,9 +98,7 @@ def check_weights(path: Path) -> None:
     try:
         with path.open("rb") as file:
             _check_h5(path, file)
-    except ModelError:
-        raise
-    except Exception as error:  # h5py has many words for damage
+    except _DAMAGE as error:
         raise ModelError(f"The weights '{path}' are no HDF5 file, or a damaged one ({_reason(error)}).") from error
 
 

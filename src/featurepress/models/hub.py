@@ -15,8 +15,8 @@ from typing import Any
 from featurepress.errors import ModelError
 from featurepress.models import files, guard, store
 from featurepress.models.card import ModelCard
-from featurepress.models.files import Choices
 from featurepress.models.weights import TIMEOUT_SECONDS, Tell
+from featurepress.settings import Choices
 
 CONFIG = "preprocessor_config.json"
 # PIL.Image.Resampling by its numbers, as the configs have them.
@@ -96,9 +96,7 @@ def _download(asked: HubName, name: str, tell: Tell) -> tuple[Path, dict[str, An
                 f"'{chosen}' and say it: featurepress models add FILE --name NAME --size … --mean … --scale …"
             )
         config = json.loads(Path(hub.hf_hub_download(asked.repo, CONFIG, revision=commit)).read_text("utf-8"))
-    except ModelError:
-        raise
-    except Exception as error:
+    except _failures(hub) as error:
         raise ModelError(f"The hub's model '{name}' is not to be had: {_reason(error)}") from error
     if not isinstance(config, dict):
         raise ModelError(f"The {CONFIG} of '{name}' is no JSON object.")
@@ -113,6 +111,12 @@ def _hub() -> Any:
             "Models of a hub need huggingface_hub. Install it by: pip install 'featurepress[hub]'"
         ) from error
     return huggingface_hub
+
+
+def _failures(hub: Any) -> tuple[type[Exception], ...]:
+    """Give what the hub and whatever it speaks HTTP with raise: the base of its own errors is that library's."""
+    transport: type[Exception] = hub.errors.HfHubHTTPError.__bases__[0]
+    return (OSError, ValueError, hub.errors.EntryNotFoundError, transport)
 
 
 def _bar(what: str, tell: Tell) -> type:
