@@ -51,7 +51,7 @@ def draft(
     """Plan to press folders into `out` with the fake backbone."""
     storage = FolderStorage(str(out)) if isinstance(out, Path) else out
     listing = ListingSettings(**{name: options[name] for name in ("all_files",) if name in options})
-    specs = describe(list(sources), all_files=listing.all_files, exclude=storage.location)
+    specs = describe(list(sources), listing, destination=storage.location)
     return PlanMaker(storage, backbone or fake_backbone())(*specs, **options)
 
 

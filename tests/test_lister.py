@@ -47,7 +47,7 @@ def from_a_folder(folder: Path, n: int) -> tuple[SourceSpec, ...]:
     touch(folder, *(f"a/{name}" for name in images(n)), "a/.hidden", "a/!first.txt", "a/03.txt", "a/zzz.txt")
     touch(folder, "a/(1).jpg", "a/sub/.x", "a/sub/1.txt", "a/05/.x/y.jpg", "a/05/1.txt", "a/05/2.jpg", "a/05/3.txt")
     (folder / "a" / "05" / "loop").symlink_to("..")
-    return describe(str(folder / "a"), all_files=False)
+    return describe(str(folder / "a"))
 
 
 def from_three_folders(folder: Path, n: int) -> tuple[SourceSpec, ...]:
@@ -55,14 +55,14 @@ def from_three_folders(folder: Path, n: int) -> tuple[SourceSpec, ...]:
     from_a_folder(folder, n)
     touch(folder, "b/.1", "b/1.txt", "b/2.txt", "b/3.jpg", "b/4.txt", "b/5.jpg", "b/6.txt")
     touch(folder, "c/1.txt", *(f"c/{name}" for name in images(n)), "c/zz.txt")
-    return describe([str(folder / name) for name in "cab"], all_files=False)
+    return describe([str(folder / name) for name in "cab"])
 
 
 def interleaved(folder: Path, n: int) -> tuple[SourceSpec, ...]:
     """Describe globs whose images alternate."""
     for i in range(n):
         touch(folder, f"d{i:02d}/a.jpg", f"d{i:02d}/b.png", f"d{i:02d}/c.txt")
-    return describe([str(folder / "*" / "*.jpg"), str(folder / "*" / "*.png")], all_files=False)
+    return describe([str(folder / "*" / "*.jpg"), str(folder / "*" / "*.png")])
 
 
 SOURCES: dict[str, Callable[[Path, int], tuple[SourceSpec, ...]]] = {
@@ -177,7 +177,7 @@ def test_a_complete_listing_is_not_made_again(tmp_path: Path) -> None:
 
 def test_images_that_came_meanwhile_are_taken_where_the_listing_still_is(tmp_path: Path) -> None:
     touch(tmp_path, *(f"a/{name}" for name in images(9)))
-    plan = make_plan(MemoryStorage(), *describe(str(tmp_path / "a"), all_files=False))
+    plan = make_plan(MemoryStorage(), *describe(str(tmp_path / "a")))
     run_fresh(plan)
     plan.storage.delete("plan/listing.json")
     plan.storage.delete("plan/chunk-00000001.parquet")
@@ -188,7 +188,7 @@ def test_images_that_came_meanwhile_are_taken_where_the_listing_still_is(tmp_pat
 
 def test_a_chunk_that_is_not_full_stays_the_last(tmp_path: Path) -> None:
     touch(tmp_path, *(f"a/{name}" for name in images(6)), "a/x.txt")
-    plan = make_plan(MemoryStorage(), *describe(str(tmp_path / "a"), all_files=False))
+    plan = make_plan(MemoryStorage(), *describe(str(tmp_path / "a")))
     run_fresh(plan)
     plan.storage.delete("plan/listing.json")
     touch(tmp_path, "a/99.jpg")
@@ -232,7 +232,7 @@ def test_another_driver_may_have_listed_everything_already(tmp_path: Path) -> No
 @pytest.mark.parametrize("n_others", [1, 2, 3])
 def test_where_another_driver_saw_other_images_its_chunks_stand(tmp_path: Path, n_others: int) -> None:
     touch(tmp_path, *(f"a/{name}" for name in images(15)))
-    specs = describe(str(tmp_path / "a"), all_files=False)
+    specs = describe(str(tmp_path / "a"))
     other = make_plan(MemoryStorage(), *specs)
     other_chunks = run_fresh(other)[:n_others]
     touch(tmp_path, "a/00b.jpg")  # this driver sees one image more, which the other has passed

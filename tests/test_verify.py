@@ -130,7 +130,7 @@ def test_a_wrong_preprocessing_would_be_seen(pictures: Path, embedded_weights: P
     card = find_card("mobilenet_v2", alpha=0.5, weights=str(embedded_weights))
     spec = card.backbone("avg")
     other = replace(spec, preprocess=replace(spec.preprocess, channel_order="BGR"))
-    specs = describe(pictures, all_files=False)
+    specs = describe(pictures)
     decoded = list(read_pictures(specs, Settings(), Listing(specs, Settings().listing)))
     right, wrong = (press_pictures(one, "float32", decoded) for one in (spec, other))
     assert nearness(right, right).min_cosine == pytest.approx(1)

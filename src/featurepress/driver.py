@@ -193,7 +193,8 @@ class Driver:
 
     def _begin(self, engine: Engine) -> Lister:
         """List the first images, try them, and create the plan."""
-        listing = Listing(self.plan.sources, self.plan.settings.listing)
+        settings = self.plan.settings
+        listing = Listing(self.plan.sources, settings.listing, limits=settings.images)
         stream = iter(listing)
         head = list(itertools.islice(stream, PROBE_IMAGES))
         if not head:

@@ -106,6 +106,7 @@ class Lister:
             start_after=b"" if last is None else last.last_key,
             positions=() if last is None else last.positions,
             n_before=n_images,
+            limits=self._plan.settings.images,
         )
         self._refs = iter(self._listing)
         self._skipped_before = {} if last is None else last.skipped

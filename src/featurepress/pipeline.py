@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
 DEATHS_BEFORE_CARE = 2
-_AHEAD_BYTES = 3 * 1024**2
 _BEAT_SECONDS = 0.2
 
 
@@ -329,7 +328,7 @@ def _read(
     specs: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]
 ) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
     """Read images ahead, with what can be told without reading told first."""
-    sources: list[Source] = [open_source(spec) for spec in specs]
+    sources: list[Source] = [open_source(spec, settings.images) for spec in specs]
     max_bytes = settings.images.max_bytes
 
     def read(ref: ImageRef) -> bytes:
@@ -339,13 +338,15 @@ def _read(
             raise ImageError("read", f"too many bytes: {ref.size}, above the limit of {max_bytes} (--max-bytes)")
         return sources[ref.source].read(ref)
 
-    memory = settings.resources.memory_bytes
+    memory, ways = settings.resources.memory_bytes, [source.reading for source in sources]
+    ahead_bytes = max(way.ahead_bytes for way in ways)
     return read_ahead(
         read,
         refs,
-        threads=max(source.reads_in_flight for source in sources),
-        ahead_bytes=_AHEAD_BYTES if memory is None else max(1024**2, min(_AHEAD_BYTES, memory // 32)),
+        threads=max(way.in_flight for way in ways),
+        ahead_bytes=ahead_bytes if memory is None else max(1024**2, min(ahead_bytes, memory // 32)),
         timeout_seconds=settings.images.timeout_seconds,
+        group_size=min(way.group for way in ways),
     )
 
 

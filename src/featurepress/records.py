@@ -35,7 +35,7 @@ class ImageRef(NamedTuple):
         Bytes, as listed.
     version : str
         What changes when the bytes may have: modification time on disk, etag in a bucket.
-    fields : tuple of str
+    fields : tuple of str or None
         Values of the plan's `field_names`, such as the label.
     key : bytes or None
         The source's own name of the image where it differs from the UTF-8 bytes of `uri`.
@@ -47,7 +47,7 @@ class ImageRef(NamedTuple):
     source: int
     size: int
     version: str
-    fields: tuple[str, ...] = ()
+    fields: tuple[str | None, ...] = ()
     key: bytes | None = None
     problem: str | None = None
 
@@ -334,15 +334,17 @@ class Receipt:
 # start, to see whether it was given a pandas object.
 
 
-def text_array(texts: Sequence[str]) -> pa.Array:
-    """Give an Arrow string array of some texts, none of them None."""
+def text_array(texts: Sequence[str | None]) -> pa.Array:
+    """Give an Arrow string array of some texts."""
     import numpy as np
     import pyarrow as pa
 
-    raw = [text.encode() for text in texts]
+    raw = [b"" if text is None else text.encode() for text in texts]
     offsets = np.zeros(len(raw) + 1, np.int32)
     np.cumsum([len(text) for text in raw], out=offsets[1:])
-    return pa.StringArray.from_buffers(len(raw), pa.py_buffer(offsets), pa.py_buffer(b"".join(raw)))
+    present = np.array([text is not None for text in texts], bool)
+    validity = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
+    return pa.StringArray.from_buffers(len(raw), pa.py_buffer(offsets), pa.py_buffer(b"".join(raw)), validity)
 
 
 def number_array(numbers: npt.NDArray[Any]) -> pa.Array:

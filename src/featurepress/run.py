@@ -102,15 +102,16 @@ def embed(
 def draft(sources: Locations, out: str | Path, settings: Settings, backbone: BackboneSpec) -> Plan:
     """Turn a request into a plan whose precision is still to be decided."""
     storage = open_storage(expand_time(str(out)))
+    specs = describe(sources, settings.listing, destination=storage.location)
     return ledger.new_plan(
         storage,
-        sources=describe(sources, all_files=settings.listing.all_files, exclude=storage.location),
+        sources=specs,
         backbone=backbone,
         precision="float32",
         certificate=_parity(backbone),
         settings=settings,
         layout=Layout.of(settings.output.images_per_part, settings.features.pooling),
-        field_names=field_names(settings.listing),
+        field_names=field_names(settings.listing, specs),
         library_version=featurepress.__version__,
     )
 
@@ -185,7 +186,7 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
     _standing(plan)
     n_workers(plan)
     settings, backbone = plan.settings, plan.backbone
-    listing = Listing(plan.sources, settings.listing)
+    listing = Listing(plan.sources, settings.listing, limits=settings.images)
     images = n_bytes = name_bytes = 0
     for ref in listing:
         images += 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any
@@ -25,11 +26,14 @@ class Constraint:
     Parameters
     ----------
     kind : type
-        ``int``, ``float``, ``bool``, ``str``, or ``tuple`` for a number a channel or one for all.
+        ``int``, ``float``, ``bool``, ``str``, ``tuple`` for a number a channel or one for all, or ``list`` for any
+        number of texts.
     help : str
         One line for people.
     choices : tuple of str
         The allowed values, where they are words.
+    form : str
+        A regular expression that other words than the choices may match; `form_name` is what errors call it.
     minimum, maximum : float or None
         The allowed range, both ends included.
     optional : bool
@@ -43,6 +47,8 @@ class Constraint:
     kind: type
     help: str
     choices: tuple[str, ...] = ()
+    form: str = ""
+    form_name: str = ""
     minimum: float | None = None
     maximum: float | None = None
     optional: bool = False
@@ -58,20 +64,25 @@ class Constraint:
         if value is None and self.optional:
             return
         if self.choices:
-            if value not in self.choices:
+            if value not in self.choices and not self._has_form(value):
                 raise SettingError(
-                    f"{self.called(name)} must be {_spoken_list(self.choices)}. "
+                    f"{self.called(name)} must be {_spoken_list(self.choices, self.form_name)}. "
                     f"Got {value!r}{nearest(str(value), self.choices)}"
                 )
             return
         if not self._fits(value):
             raise SettingError(f"{self.called(name)} must be {self._allowed()}. Got {value!r}.")
 
+    def _has_form(self, value: object) -> bool:
+        return bool(self.form) and isinstance(value, str) and re.fullmatch(self.form, value) is not None
+
     def _fits(self, value: object) -> bool:
         if isinstance(value, bool) or self.kind is bool:
             return isinstance(value, bool) and self.kind is bool
         if self.kind is str:
             return isinstance(value, str) and value != ""
+        if self.kind is list:
+            return isinstance(value, tuple | list) and all(isinstance(one, str) and one for one in value)
         if self.kind is tuple:
             return isinstance(value, tuple | list) and len(value) in (1, 3) and all(map(_is_number, value))
         if not isinstance(value, int if self.kind is int else (int, float)):
@@ -82,6 +93,8 @@ class Constraint:
     def _allowed(self) -> str:
         if self.kind is tuple:
             return "one number, or three as 0.485,0.456,0.406"
+        if self.kind is list:
+            return "a list of texts"
         word = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.kind]
         if self.minimum is not None and self.maximum is not None:
             return f"{word} from {self.minimum:.15g} to {self.maximum:.15g}"
@@ -96,8 +109,8 @@ def _setting(default: Any, kind: type, help: str, **constraint: Any) -> Any:
     return field(default=default, metadata={"constraint": Constraint(kind, help, **constraint)})
 
 
-def _spoken_list(words: tuple[str, ...]) -> str:
-    quoted = [f"'{word}'" for word in words]
+def _spoken_list(words: tuple[str, ...], more: str = "") -> str:
+    quoted = [f"'{word}'" for word in words] + ([more] if more else [])
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
@@ -112,7 +125,10 @@ class _Stage:
 
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]
-            item.metadata["constraint"].check(item.name, getattr(self, item.name))
+            rule, value = item.metadata["constraint"], getattr(self, item.name)
+            rule.check(item.name, value)
+            if rule.kind is list:  # as JSON gives it; the dataclass is frozen
+                object.__setattr__(self, item.name, tuple(value))
 
 
 @dataclass(frozen=True)
@@ -120,16 +136,42 @@ class ListingSettings(_Stage):
     """Which images a run takes, and what it names them."""
 
     labels: str = _setting(
-        "none",
+        "auto",
         str,
-        "Where labels come from: 'none', or 'parent' for the folder an image lies in.",
-        choices=("none", "parent"),
+        "Where labels come from: 'parent' for the folder an image lies in, a PATTERN such as {split}/{label}/{name} "
+        "for the end of its path, a column for each name, 'none', or 'auto' for what an archive or --label-column "
+        "brings along.",
+        choices=("auto", "none", "parent"),
+        form=r".*\{[^{}]*\}.*",
+        form_name="a pattern such as '{split}/{label}/{name}'",
     )
+    include: tuple[str, ...] = _setting(
+        (), list, "Take only images whose name, or path with a '/' in the pattern, matches; may be given again."
+    )
+    exclude: tuple[str, ...] = _setting((), list, "Leave out what matches, likewise.")
     all_files: bool = _setting(
         False, bool, "List every regular file, not only names with an image suffix (dot files never)."
     )
     limit: int | None = _setting(
         None, int, "Press only the first N images of the listing.", minimum=1, optional=True
+    )
+    image_column: str | None = _setting(
+        None, str, "Column of a table that holds the images (default: the only one that can).", optional=True
+    )
+    label_column: str | None = _setting(
+        None,
+        str,
+        "Column of a table or CSV list that holds the labels; in an archive, the suffix beside the picture.",
+        optional=True,
+    )
+    uri_column: str | None = _setting(
+        None, str, "Column of a table or CSV list that holds paths and urls of images.", optional=True
+    )
+    anonymous: bool = _setting(
+        False, bool, "Read buckets without credentials, as public ones can be.", identity=False
+    )
+    allow_private_hosts: bool = _setting(
+        False, bool, "Fetch urls of private and link-local addresses, too.", identity=False
     )
 
 

@@ -9,6 +9,7 @@ import base64
 import collections
 import contextlib
 import errno
+import hashlib
 import io
 import os
 import threading
@@ -25,8 +26,9 @@ from featurepress.images import decode
 from featurepress.layout import Layout
 from featurepress.ledger import Plan, new_plan
 from featurepress.records import BackboneSpec, ImageRef, PreprocessSpec, SourceSpec
-from featurepress.settings import Settings
+from featurepress.settings import ImageSettings, Settings
 from featurepress.sources import field_names
+from featurepress.sources.base import BY_REQUEST, ON_DISK
 from featurepress.storage import Data, Entry, FolderStorage, Storage, pieces
 
 if TYPE_CHECKING:
@@ -61,13 +63,12 @@ def memory_source(
 class MemorySource:
     """The source that `memory_source` describes."""
 
-    reads_in_flight = 2
-
-    def __init__(self, spec: SourceSpec) -> None:
+    def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
         self._images = spec.options["images"]
         self._faults = spec.options["faults"]
         self._delay_seconds = spec.options["delay_seconds"]
         self.skipped: collections.Counter[str] = collections.Counter()
+        self.reading = BY_REQUEST if self._delay_seconds else ON_DISK._replace(in_flight=2)
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their uris."""
@@ -87,6 +88,12 @@ class MemorySource:
         if fault is not None:
             raise ImageError("read", fault)
         return base64.b64decode(self._images[ref.uri])
+
+    def look(self, ref: ImageRef) -> ImageRef:
+        """Give the reference as it is now."""
+        if ref.uri not in self._images:
+            return ref._replace(size=0, version="", problem="vanished since listing")
+        return ref._replace(size=len(base64.b64decode(self._images[ref.uri])), version="1", problem=None)
 
 
 # -- backbones -----------------------------------------------------------------------------------------------
@@ -176,7 +183,12 @@ class MemoryStorage:
         for name in sorted(self.objects, key=str.encode):
             data = self.objects.get(name)
             if data is not None and (not prefix or name.startswith(prefix + "/")):
-                yield Entry(name, len(data))
+                yield Entry(name, len(data), _version(data))
+
+    def look(self, name: str) -> Entry | None:
+        """Give size and version."""
+        data = self.objects.get(name)
+        return None if data is None else Entry(name, len(data), _version(data))
 
     def read(self, name: str) -> bytes | None:
         """Give the object's bytes, or None."""
@@ -201,6 +213,15 @@ class MemoryStorage:
             self.objects[name] = b"".join(pieces(data))
             return True
 
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        """Replace only this version."""
+        with self._lock:
+            present = self.objects.get(name)
+            if present is None or _version(present) != version:
+                return False
+            self.objects[name] = b"".join(pieces(data))
+            return True
+
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
         """Collect, then write."""
@@ -213,6 +234,10 @@ class MemoryStorage:
     def delete(self, name: str) -> None:
         """Delete, if there."""
         self.objects.pop(name, None)
+
+
+def _version(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -247,6 +272,13 @@ class QuotaStorage(FolderStorage):
         data = b"".join(pieces(data))
         self._require_space(name, len(data))
         super().write(name, data)
+
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        """Replace, unless that would be more than the quota."""
+        time.sleep(self.delay_seconds)
+        data = b"".join(pieces(data))
+        self._require_space(name, len(data))
+        return super().replace(name, data, version)
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
@@ -312,6 +344,6 @@ class PlanMaker:
             certificate={},
             settings=settings,
             layout=Layout.of(settings.output.images_per_part, self.backbone.pooling),
-            field_names=field_names(settings.listing),
+            field_names=field_names(settings.listing, sources),
             library_version="test",
         )

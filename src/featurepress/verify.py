@@ -146,7 +146,7 @@ def verify(
 
 def _pictures(sources: Locations, limit: int) -> list[Any]:
     """Decode the first pictures."""
-    specs, settings = describe(sources, all_files=False), Settings()
+    specs, settings = describe(sources), Settings()
     pictures: list[Any] = []
     n_bytes = 0
     for pixels in read_pictures(specs, settings, Listing(specs, settings.listing)):

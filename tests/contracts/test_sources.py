@@ -41,7 +41,7 @@ def draw(folder: Path) -> None:
 
 
 def folder_source(folder: Path, location: str) -> SourceSpec:
-    return SourceSpec("folder", location, str(folder), {"all_files": False, "exclude": ""})
+    return SourceSpec("folder", location, str(folder), {"all_files": False, "destination": ""})
 
 
 def in_a_folder(folder: Path) -> Case:
@@ -152,7 +152,7 @@ def test_read_is_safe_from_several_threads(case: Case) -> None:
 
 
 def test_reads_in_flight_is_a_number_of_threads(case: Case) -> None:
-    assert 1 <= open_source(case.spec).reads_in_flight <= 256
+    assert 1 <= open_source(case.spec).reading.in_flight <= 256
 
 
 @pytest.mark.parametrize("way", ["pickle", "json"])
@@ -201,4 +201,4 @@ def test_a_place_that_is_not_there_is_a_source_error(tmp_path: Path) -> None:
 
 
 def test_a_description_is_taken_as_it_is(case: Case) -> None:
-    assert describe(case.spec, all_files=False) == (case.spec,)
+    assert describe(case.spec) == (case.spec,)

@@ -38,7 +38,8 @@ def here(tmp_path: Path) -> Iterator[Path]:
 
 
 def listing(*locations: Any, settings: ListingSettings | None = None, **options: Any) -> Listing:
-    specs = describe(list(locations), all_files=options.pop("all_files", False), exclude=options.pop("exclude", ""))
+    all_files, destination = options.pop("all_files", False), options.pop("destination", "")
+    specs = describe(list(locations), ListingSettings(all_files=all_files), destination=destination)
     return Listing(specs, settings or ListingSettings(), **options)
 
 
@@ -51,29 +52,29 @@ def uris(*locations: Any, **options: Any) -> list[str]:
 
 @pytest.mark.parametrize("locations", ["a", Path("a"), ["a"], [Path("a")], ("a",)])
 def test_one_location_or_several_text_or_path(here: Path, locations: Any) -> None:
-    (spec,) = describe(locations, all_files=False)
-    assert spec == SourceSpec("folder", "a", str(here), {"all_files": False, "exclude": ""})
+    (spec,) = describe(locations)
+    assert spec == SourceSpec("folder", "a", str(here), {"all_files": False, "destination": ""})
 
 
 def test_no_location_at_all() -> None:
     with pytest.raises(SourceError, match="No source was given"):
-        describe([], all_files=False)
+        describe([])
 
 
 @pytest.mark.parametrize("location", ["", "a\0b"])
 def test_what_is_no_path(here: Path, location: str) -> None:
     with pytest.raises(SourceError, match="is no path"):
-        describe(location, all_files=False)
+        describe(location)
 
 
 @pytest.mark.parametrize(("location", "scheme"), [("s3://bucket/a", "s3"), ("gs://b", "gs"), ("file:///a", "file")])
 def test_a_scheme_of_a_later_version_is_named(location: str, scheme: str) -> None:
     with pytest.raises(SourceError, match=f"^The source '{location}' has the scheme '{scheme}'"):
-        describe(location, all_files=False)
+        describe(location)
 
 
 def test_a_tilde_is_the_home_folder() -> None:
-    (spec,) = describe("~/pics", all_files=False)
+    (spec,) = describe("~/pics")
     assert spec.location == f"{Path.home()}/pics"
 
 
@@ -85,12 +86,12 @@ def test_a_tilde_of_nobody_is_a_name_like_any_other(here: Path) -> None:
 
 def test_the_destination_is_made_absolute(here: Path) -> None:
     (here / "link").symlink_to("d")
-    (spec,) = describe("a", all_files=True, exclude="link/out")
-    assert spec.options == {"all_files": True, "exclude": str(here / "d" / "out")}
+    (spec,) = describe("a", ListingSettings(all_files=True), destination="link/out")
+    assert spec.options == {"all_files": True, "destination": str(here / "d" / "out")}
 
 
 def test_a_source_is_found_from_another_folder(here: Path, tmp_path: Path) -> None:
-    specs = describe(["a/b", "d/*.jpg"], all_files=False)
+    specs = describe(["a/b", "d/*.jpg"])
     os.chdir("/")
     refs = list(Listing(specs, ListingSettings()))
     assert [ref.uri for ref in refs] == ["a/b/c/x.jpg", "a/b/z.jpg", "d/x.jpg"]
@@ -100,14 +101,14 @@ def test_a_source_is_found_from_another_folder(here: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("location", ["{here}/a", "{here}/a/", "{here}/a/*.jpg", "{here}/a/x.jpg", "{here}/a/b/.."])
 def test_an_absolute_source_is_the_same_from_everywhere(here: Path, location: str) -> None:
     location = location.format(here=here)
-    specs = describe(location, all_files=False)
+    specs = describe(location)
     found = list(Listing(specs, ListingSettings()))
     assert f"{here}/a" in found[0].uri
     assert [open_source(specs[0]).read(ref) for ref in found] == [
         os.path.relpath(Path(ref.uri).resolve(), here).encode() for ref in found
     ]
     os.chdir("d")
-    assert describe(location, all_files=False) == specs
+    assert describe(location) == specs
     assert list(Listing(specs, ListingSettings())) == found
 
 
@@ -128,7 +129,7 @@ def test_an_absolute_source_is_the_same_from_everywhere(here: Path, location: st
 )
 def test_a_closing_slash_that_changes_nothing_is_dropped(here: Path, location: str, same: str) -> None:
     (here / "photos [2019]").mkdir()
-    (spec,) = describe(location.format(here=here), all_files=False)
+    (spec,) = describe(location.format(here=here))
     assert spec.location == same.format(here=here)
 
 
@@ -230,7 +231,7 @@ def test_sources_that_share_an_image_are_refused_by_name(here: Path, locations: 
         (here / "link to a").symlink_to("a")
     given = [location.format(here=here) for location in locations]
     with pytest.raises(SourceError, match=r"^The sources '.*' and '.*' overlap: ") as caught:
-        describe(given, all_files=False)
+        describe(given)
     named = {location if "*" in location else location.rstrip("/") for location in given}
     assert sum(f"'{location}'" in str(caught.value) for location in named) >= min(2, len(named))
 
@@ -400,6 +401,6 @@ def test_all_files_lists_what_has_no_images_name(here: Path) -> None:
 
 
 def test_the_destination_is_left_out(here: Path) -> None:
-    one = listing("a", exclude="a/b")
+    one = listing("a", destination="a/b")
     assert [ref.uri for ref in one] == ["a/x.jpg", "a/y.png"]
     assert one.skipped == {"the destination": 1}

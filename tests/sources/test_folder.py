@@ -459,7 +459,7 @@ def test_feature_sets_and_the_destination_are_left_out_and_counted(tmp_path: Pat
     )
     (tmp_path / "pics" / "set" / "plan").mkdir()
     (tmp_path / "pics" / "set" / "plan" / "plan.json").write_text('{"format": "featurepress"}')
-    refs, skipped = listed(tmp_path, exclude=str(tmp_path / "pics" / "out"), all_files=True)
+    refs, skipped = listed(tmp_path, destination=str(tmp_path / "pics" / "out"), all_files=True)
     assert [ref.uri for ref in refs] == ["pics/a.jpg", "pics/b/plan/c.jpg", "pics/plan/plan.json"]
     assert skipped == {"feature set": 1, "the destination": 1}
 
@@ -478,6 +478,6 @@ def test_the_destination_is_left_out_by_whatever_way_it_is_reached(tmp_path: Pat
     touch(tmp_path / "out", "z.jpg")
     touch(tmp_path / "pics", "a.jpg")
     (tmp_path / "pics" / "link").symlink_to("../out")
-    refs, skipped = listed(tmp_path, exclude=str((tmp_path / "out").resolve()))
+    refs, skipped = listed(tmp_path, destination=str((tmp_path / "out").resolve()))
     assert [ref.uri for ref in refs] == ["pics/a.jpg"]
     assert skipped == {"the destination": 1}

@@ -10,12 +10,13 @@ The life of a source:
 from __future__ import annotations
 
 import collections
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from featurepress.errors import ImageError, StorageError
-from featurepress.records import ImageRef
+from featurepress.records import ImageRef, SourceSpec
 
 # Names that are taken for images. HEIC is among them though its decoder is not part of the package: pictures
 # from a phone shall stand in the failure ledger rather than be passed over.
@@ -50,26 +51,31 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 
+LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".lst")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TABLE_SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+
 MAX_TIMEOUTS = 8
 _GROUP_BYTES = 2 * 1024**2
 
 
 class Source(Protocol):
-    """Images somewhere: an ordered listing, and bytes on demand."""
+    """Images somewhere: an ordered listing, and bytes on demand. Made from a `SourceSpec` and `ImageSettings`."""
 
     @property
     def skipped(self) -> collections.Counter[str]:
         """What the listing has passed over so far, counted by reason."""
 
     @property
-    def reads_in_flight(self) -> int:
-        """How many reads at once this source likes."""
+    def reading(self) -> Reading:
+        """How it likes to be read."""
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of `ImageRef.order`, beginning after that of `start_after`.
 
-        References carry no fields yet, and `source` 0. Raises SourceError if there is no such place, or no more:
-        a place that goes away while it is listed ends the listing, it does not become a problem of single images.
+        References have `source` 0, and no fields but the label, alone, of a source that brings labels along
+        (None where an image has none). Raises SourceError if there is no such place, or no more: a place that goes
+        away while it is listed ends the listing, it does not become a problem of single images.
         """
 
     def read(self, ref: ImageRef) -> bytes:
@@ -79,16 +85,110 @@ class Source(Protocol):
         StorageError if the whole source is away, which stops the run until it is back.
         """
 
+    def look(self, ref: ImageRef) -> ImageRef:
+        """Give the reference as a listing would give it now; safe from several threads.
+
+        With a `problem` where the image has vanished. Raises StorageError if the whole source is away.
+        """
+
+
+class Reading(NamedTuple):
+    """How a source likes to be read.
+
+    Attributes
+    ----------
+    in_flight : int
+        Most reads at once.
+    group : int
+        Images that one thread takes at once: many where a read takes microseconds, one where it is a request.
+    ahead_bytes : int
+        Bytes that may wait to be pressed.
+    """
+
+    in_flight: int = 8
+    group: int = 16
+    ahead_bytes: int = 3 * 1024**2
+
+
+ON_DISK = Reading()
+BY_REQUEST = Reading(in_flight=96, group=1, ahead_bytes=16 * 1024**2)
+IN_SEQUENCE = Reading(in_flight=1, group=16)
+
+
+class KeyFilter:
+    """Which names of a listing are taken.
+
+    Parameters
+    ----------
+    all_files : bool
+        Whether names without an image suffix are.
+    include, exclude : sequence of str
+        Patterns with ``*``, ``?`` and ``[…]``. One without a slash is held against the name, one with a slash
+        against the whole path below the source, where ``**`` stands for any folders.
+    """
+
+    def __init__(
+        self, *, all_files: bool = False, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    ) -> None:
+        self._all_files = all_files
+        self._include = [(pattern, glob_regex(pattern)) for pattern in include]
+        self._exclude = [(pattern, glob_regex(pattern)) for pattern in exclude]
+
+    @classmethod
+    def of(cls, spec: SourceSpec) -> KeyFilter:
+        """Give the filter that a source is told of."""
+        options = spec.options
+        return cls(
+            all_files=bool(options.get("all_files", False)),
+            include=options.get("include", ()),
+            exclude=options.get("exclude", ()),
+        )
+
+    def passes_over(self, path: str) -> str:
+        """Give the reason why the image at `path`, below its source, is left out; "" if it is taken."""
+        name = path.rpartition("/")[2]
+        if not self._all_files and not is_image_name(name):
+            return "not an image's name"
+        if self._include and not _any_matches(self._include, path, name):
+            return "not included"
+        return "excluded" if self._exclude and _any_matches(self._exclude, path, name) else ""
+
+
+def _any_matches(patterns: Sequence[tuple[str, re.Pattern[str]]], path: str, name: str) -> bool:
+    return any(regex.fullmatch(path if "/" in pattern else name) for pattern, regex in patterns)
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """Translate a glob: ``*`` and ``?`` stay within a name, ``**`` between slashes stands for any folders."""
+    parts = []
+    names = pattern.split("/")
+    for name in names[:-1]:
+        parts.append("(?:[^/]+/)*" if name == "**" else _name_regex(name) + "/")
+    parts.append(".*" if names[-1] == "**" else _name_regex(names[-1]))
+    return re.compile("".join(parts), re.DOTALL)
+
+
+def _name_regex(pattern: str) -> str:
+    """Translate a glob without slashes: what `fnmatch` does, but for a slash, which nothing matches."""
+    found, i = "", 0
+    while i < len(pattern):
+        char, end = pattern[i], pattern.find("]", i + 2 + pattern.startswith("[!", i))
+        i += 1
+        if char in "*?":
+            found += "[^/]*" if char == "*" else "[^/]"
+        elif char == "[" and end > 0:
+            inner = pattern[i:end].replace("\\", r"\\").replace("[", r"\[")
+            found += f"(?!/)[{'^' + inner[1:] if inner.startswith('!') else inner}]"
+            i = end + 1
+        else:
+            found += re.escape(char)
+    return found
+
 
 def is_image_name(name: str) -> bool:
     """Whether a name ends in a suffix that images have."""
     dot = name.rfind(".")
     return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
-
-
-def parent_label(uri: str) -> str:
-    """Give the name of the folder an image lies in, or "" if its uri names none."""
-    return uri.rpartition("/")[0].rpartition("/")[2]
 
 
 class _Group:

@@ -10,10 +10,12 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.records import ImageRef, SourceSpec
-from featurepress.sources.base import is_image_name
+from featurepress.settings import ImageSettings
+from featurepress.sources.base import ON_DISK, KeyFilter
 
 MAX_DEPTH = 250  # folders inside one another; Python's stack ends at a few hundred more
 _MAGIC = re.compile(r"[*?\[]")
@@ -55,20 +57,22 @@ class FolderSource:
     spec : SourceSpec
         `location`: a folder, a glob (``*``, ``?``, ``[…]`` in a name; ``**`` for any folders) or a file;
         `base`: the folder that a relative location starts from, ``/`` for an absolute one; options ``all_files``
-        (bool) and ``exclude`` (an absolute path that is left out with all below it: the run's destination).
+        (bool), ``include`` and ``exclude`` (patterns, see `KeyFilter`), and ``destination`` (an absolute path that
+        is left out with all below it).
     """
 
-    reads_in_flight = 8
+    reading = ON_DISK
 
-    def __init__(self, spec: SourceSpec) -> None:
+    def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
         self.location = spec.location
         self.is_glob = is_glob(spec)
         self.base = os.fsencode(spec.base)
         self._glob = re.sub("/+", "/", spec.location) if self.is_glob else ""
         self.root = os.fsencode(glob_root(self._glob) if self.is_glob else spec.location)
         self._seen: tuple[int, int] | None = None  # device and inode of the root when this object first saw it
-        self.all_files = bool(spec.options.get("all_files", False))
-        self.exclude = os.fsencode(str(spec.options.get("exclude", "")))
+        self._filter = KeyFilter.of(spec)
+        self._start = len(self.root) + (not self.root.endswith(b"/")) if self.root else 0
+        self.destination = os.fsencode(str(spec.options.get("destination", "")))
         self._skipped: collections.Counter[str] = collections.Counter()
 
     @property
@@ -145,8 +149,8 @@ class FolderSource:
 
     def _file(self, path: bytes, entry: os.DirEntry[bytes]) -> ImageRef | None:
         """Give the reference of one directory entry that is no folder, or count why there is none."""
-        if not self.all_files and not is_image_name(os.fsdecode(entry.name)):
-            self._skipped["not an image's name"] += 1
+        if reason := self._filter.passes_over(os.fsdecode(path[self._start :])):
+            self._skipped[reason] += 1
             return None
         try:
             status = entry.stat()
@@ -163,7 +167,7 @@ class FolderSource:
     def _enter(self, folder: bytes, name: bytes, above: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
         """Give the identity of a folder to walk into, or count why it is passed over."""
         path = os.path.join(folder, name)
-        if self.exclude and os.path.realpath(path) == self.exclude:
+        if self.destination and os.path.realpath(path) == self.destination:
             self._skipped["the destination"] += 1
             return None
         if is_feature_set(path):
@@ -201,6 +205,34 @@ class FolderSource:
         finally:
             os.close(descriptor)
         return data
+
+    def look(self, ref: ImageRef) -> ImageRef:
+        """Look at the file again."""
+        if self._seen is None:
+            self._remember(self._root_of(ref))
+        try:
+            status = os.stat(os.path.join(self.base, ref.order))
+        except OSError as error:
+            failed = self._failed_read(ref, error)
+            if isinstance(failed, StorageError):
+                raise failed from None
+            return ref._replace(size=0, version="", problem=failed.reason)
+        if not stat.S_ISREG(status.st_mode):
+            return ref._replace(size=0, version="", problem="not a regular file any more")
+        return ref._replace(size=status.st_size, version=_version(status), problem=None)
+
+    def open(self, ref: ImageRef) -> BinaryIO:
+        """Open a file that is no image but holds some, and make sure that it is the one that was listed."""
+        if self._seen is None:
+            self._remember(self._root_of(ref))
+        try:
+            file = open(os.path.join(self.base, ref.order), "rb")  # noqa: PTH123, SIM115 - bytes; whoever asks closes
+        except OSError as error:
+            raise self._failed_read(ref, error) from None
+        if _version(os.fstat(file.fileno())) != ref.version:
+            file.close()
+            raise ImageError("read", "changed since listing")
+        return file
 
     # -- whether the root still stands -----------------------------------------------------------------------
 

@@ -1,109 +1,23 @@
-"""Folders (and later buckets) behind one small contract: list, read, write whole, create only if absent.
-
-An object appears under its name complete or not at all. `create` is what makes a part exactly once: of any
-number of attempts, in any processes, one succeeds and the others learn that they lost.
-"""
+"""A folder on disk as a storage."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
-import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO
 
-from featurepress.errors import DestinationError, FeatureSetError, StorageError
+from featurepress.errors import StorageError
+from featurepress.storage.base import Data, Entry, pieces
 
-Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow one another
 TEMPORARY_SUFFIX = ".featurepress-tmp"
-
-
-class Entry(NamedTuple):
-    """One object of a listing: its name below the storage's root, and its bytes."""
-
-    name: str
-    size: int
-
-
-class Storage(Protocol):
-    """Named objects below one root. Instances are small, picklable, and open what they need by themselves.
-
-    Names use ``/``. Objects are whole: readers never see half of one. Every method raises StorageError with
-    one line for people where the storage refuses.
-    """
-
-    @property
-    def location(self) -> str:
-        """The root, for people."""
-
-    def prepare(self) -> None:
-        """Make the root ready for writing; the driver calls this once, before anything is written."""
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below the folder `prefix` ("" for all), in byte order of their names."""
-
-    def read(self, name: str) -> bytes | None:
-        """Give the object's bytes, or None if there is none."""
-
-    def open(self, name: str) -> BinaryIO:
-        """Open the object for reading at any position.
-
-        Where there is none, the StorageError is raised from a FileNotFoundError.
-        """
-
-    def write(self, name: str, data: Data) -> None:
-        """Create or replace the object, whole."""
-
-    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        """Create the object only if there is none; say whether this call did it.
-
-        With `durable` it is sure to survive a power cut once this returns. Without, which is quicker on a
-        disk, a power cut may leave it out, or empty: good for what can be made again.
-        """
-
-    def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
-
-    def delete(self, name: str) -> None:
-        """Delete the object; it is no error if there is none."""
-
-
-def pieces(data: Data) -> Iterable[bytes | memoryview]:
-    """Give data as the pieces that they consist of; an iterator can be taken once."""
-    return [data] if isinstance(data, bytes | memoryview) else data
-
-
-def open_storage(location: str) -> Storage:
-    """Give the storage at `location`, a path. Nothing is created or touched.
-
-    Raises
-    ------
-    DestinationError
-        The location cannot be a folder's path.
-    """
-    if not location or "\0" in location or re.match(r"[a-z][a-z0-9+.-]+://", location, re.IGNORECASE):
-        raise DestinationError(
-            f"A feature set lies in a folder on disk. Got {location!r}; give a path such as 'features/'."
-        )
-    return FolderStorage(str(Path(location).expanduser().absolute()))
-
-
-@contextlib.contextmanager
-def undamaged(storage: Storage, name: str) -> Iterator[None]:
-    """Say which object it is that a reader inside the block cannot make sense of."""
-    try:
-        yield
-    except (ValueError, OSError, KeyError) as error:  # Arrow's errors are ValueErrors and OSErrors
-        reason = " ".join(str(error).split())
-        raise FeatureSetError(
-            f"'{storage.location}/{name}' is damaged: {reason}. Restore it, or embed into a new folder."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -153,11 +67,22 @@ class FolderStorage:
                 if entry.is_dir():
                     yield from self.list(name)
                 elif stat.S_ISREG((status := entry.stat()).st_mode):
-                    yield Entry(name, status.st_size)
+                    yield Entry(name, status.st_size, _version(status))
             except FileNotFoundError:  # deleted since the folder was listed, or a link that leads nowhere
                 continue
             except OSError as error:
                 raise _refused("list", top / entry.name, error) from error
+
+    def look(self, name: str) -> Entry | None:
+        """Give size and version of the file, or None."""
+        path = Path(self.root, name)
+        try:
+            status = path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _refused("look at", path, error) from error
+        return Entry(name, status.st_size, _version(status))
 
     def read(self, name: str) -> bytes | None:
         """Give the file's bytes, or None."""
@@ -198,6 +123,23 @@ class FolderStorage:
                     return False
             if durable:
                 _settle_folder(target.parent)
+        except OSError as error:
+            raise _refused("write", target, error) from error
+        return True
+
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        """Write without a name, fsync, and take the file's place while the folder is locked."""
+        target = Path(self.root, name)
+        try:
+            with _nameless(target) as (file, link):
+                file.writelines(pieces(data))
+                _settle(file)
+                with _locked(target.parent):
+                    entry = self.look(name)
+                    if entry is None or entry.version != version:
+                        return False
+                    link.replace()
+            _settle_folder(target.parent)
         except OSError as error:
             raise _refused("write", target, error) from error
         return True
@@ -305,6 +247,23 @@ class _Link:
 
 def _temporary_name(target: Path) -> Path:
     return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time replace the files of a folder; where there are no locks, one driver is safe."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _version(status: os.stat_result) -> str:
+    """Give what changes when a file is written again: objects are never written in place."""
+    return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
 def _settle(file: BinaryIO) -> None:

@@ -1,0 +1,93 @@
+"""What a storage is: named objects below one root, in a folder or a bucket.
+
+An object appears under its name complete or not at all. `create` is what makes a part exactly once: of any
+number of attempts, in any processes, one succeeds and the others learn that they lost. `replace` does the same
+for a new version of an object: it succeeds only over the version that was read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple, Protocol
+
+from featurepress.errors import FeatureSetError
+
+Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow one another
+
+
+class Entry(NamedTuple):
+    """One object: its name below the storage's root, its bytes, and what changes when they may have changed."""
+
+    name: str
+    size: int
+    version: str
+
+
+class Storage(Protocol):
+    """Named objects below one root. Instances are small, picklable, and open what they need by themselves.
+
+    Names use ``/``. Objects are whole: readers never see half of one. Every method raises StorageError with
+    one line for people where the storage refuses.
+    """
+
+    @property
+    def location(self) -> str:
+        """The root, for people."""
+
+    def prepare(self) -> None:
+        """Make the root ready for writing; the driver calls this once, before anything is written."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Yield the objects below the folder `prefix` ("" for all), in byte order of their names."""
+
+    def look(self, name: str) -> Entry | None:
+        """Give what a listing would say of the object now, or None if there is none."""
+
+    def read(self, name: str) -> bytes | None:
+        """Give the object's bytes, or None if there is none."""
+
+    def open(self, name: str) -> BinaryIO:
+        """Open the object for reading at any position.
+
+        Where there is none, the StorageError is raised from a FileNotFoundError.
+        """
+
+    def write(self, name: str, data: Data) -> None:
+        """Create or replace the object, whole."""
+
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        """Create the object only if there is none; say whether this call did it.
+
+        With `durable` it is sure to survive a power cut once this returns. Without, which is quicker on a
+        disk, a power cut may leave it out, or empty: good for what can be made again.
+        """
+
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        """Replace the object only if it still has this `version`; say whether this call did it.
+
+        Sure to survive a power cut once this returns.
+        """
+
+    def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
+        """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
+
+    def delete(self, name: str) -> None:
+        """Delete the object; it is no error if there is none."""
+
+
+def pieces(data: Data) -> Iterable[bytes | memoryview]:
+    """Give data as the pieces that they consist of; an iterator can be taken once."""
+    return [data] if isinstance(data, bytes | memoryview) else data
+
+
+@contextlib.contextmanager
+def undamaged(storage: Storage, name: str) -> Iterator[None]:
+    """Say which object it is that a reader inside the block cannot make sense of."""
+    try:
+        yield
+    except (ValueError, OSError, KeyError) as error:  # Arrow's errors are ValueErrors and OSErrors
+        reason = " ".join(str(error).split())
+        raise FeatureSetError(
+            f"'{storage.location}/{name}' is damaged: {reason}. Restore it, or embed into a new folder."
+        ) from error

@@ -1,0 +1,306 @@
+"""Connections to object stores: addresses, credentials, retries, and what refusals mean.
+
+Credentials are taken from the environment and the usual files where a connection is made, and stay there:
+they are part of no address, plan, message or pickle.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from featurepress.errors import FeaturepressError, StorageError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+Result = TypeVar("Result")
+
+SCHEMES = {"s3": "Amazon S3 and what speaks like it", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+TRIES = 6  # of one request, beside those that the library makes by itself
+_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.1, 10.0
+
+
+def scheme_of(location: str) -> str:
+    """Give the scheme of a url in lower case, or "" for a path."""
+    match = re.match(r"([a-z][a-z0-9+.-]*)://", location, re.IGNORECASE)
+    return match[1].lower() if match else ""
+
+
+@dataclass(frozen=True)
+class Address:
+    """A place in an object store.
+
+    Parameters
+    ----------
+    scheme : str
+        One of `SCHEMES`.
+    bucket : str
+        The bucket; on Azure ``account/container``.
+    key : str
+        The key, or the beginning of keys, below it; "" for all.
+    """
+
+    scheme: str
+    bucket: str
+    key: str = ""
+
+    @classmethod
+    def parse(cls, url: str, error: type[FeaturepressError] = StorageError) -> Address:
+        """Take a url apart; `error` is raised if it names no bucket, or holds a password."""
+        scheme, _, rest = url.partition("://")
+        scheme = scheme.lower()
+        n_names = 2 if scheme == "az" else 1
+        names = rest.split("/", n_names)
+        bucket, key = "/".join(names[:n_names]), "".join(names[n_names:])
+        if "@" in bucket or "?" in bucket:
+            raise error(
+                f"A url of {SCHEMES[scheme]} must hold no password: credentials come from the environment or the "
+                f"usual files. Got '{scheme}://***'."
+            )
+        if len(names) < n_names or not all(names[:n_names]):
+            shape = "az://account/container/…" if scheme == "az" else f"{scheme}://bucket/…"
+            raise error(f"The url '{url}' names no bucket. Give {shape}")
+        return cls(scheme, bucket, key)
+
+    def __str__(self) -> str:
+        """Give the url."""
+        return f"{self.scheme}://{self.bucket}/{self.key}"
+
+
+@functools.lru_cache(maxsize=64)
+def connect(
+    scheme: str, bucket: str, *, anonymous: bool = False, timeout_seconds: float = 60.0, tries: int = 10
+) -> ObjectStore:
+    """Give the live store of a bucket; one a process, made when first used.
+
+    Parameters
+    ----------
+    scheme, bucket : str
+        As in `Address`.
+    anonymous : bool
+        Sign nothing: for public buckets.
+    timeout_seconds : float
+        Of one request, from its beginning to its last byte.
+    tries : int
+        How often the library itself sends a request before it gives up; it waits longer each time.
+    """
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    common: dict[str, Any] = {
+        "client_options": {
+            "timeout": timedelta(seconds=timeout_seconds),
+            "connect_timeout": timedelta(seconds=min(5.0, timeout_seconds)),
+            "pool_max_idle_per_host": "128",
+        },
+        "retry_config": {
+            "max_retries": tries,
+            "backoff": {
+                "init_backoff": timedelta(seconds=_BACKOFF_SECONDS),
+                "max_backoff": timedelta(seconds=_MOST_BACKOFF_SECONDS),
+                "base": 2,
+            },
+            "retry_timeout": timedelta(seconds=120),
+        },
+    }
+    if scheme == "s3":
+        return S3Store(bucket, **_s3_options(common, anonymous))
+    if scheme == "gs":
+        return GCSStore(bucket, **common, **({"skip_signature": True} if anonymous else {}))
+    account, _, container = bucket.partition("/")
+    emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true")
+    common["client_options"]["allow_http"] = emulated
+    named = {"use_emulator": True} if emulated else {"account_name": account}
+    return AzureStore(container, **common, **named, **({"skip_signature": True} if anonymous else {}))
+
+
+def s3_endpoint() -> str:
+    """Give the endpoint that the environment names, or ""."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+
+
+def s3_session() -> Any:
+    """Give a session of botocore, which knows profiles, roles, and the files and variables that name them."""
+    import botocore.session
+
+    return botocore.session.get_session()
+
+
+def _s3_options(common: dict[str, Any], anonymous: bool) -> dict[str, Any]:
+    options = dict(common)
+    if endpoint := s3_endpoint():
+        options["endpoint"] = endpoint
+        if endpoint.startswith("http://"):
+            options["client_options"]["allow_http"] = True
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    has_keys = "AWS_ACCESS_KEY_ID" in os.environ and "AWS_SECRET_ACCESS_KEY" in os.environ
+    if not region or not (has_keys or anonymous):
+        session = s3_session()
+        region = region or session.get_config_variable("region")
+        if not (has_keys or anonymous):
+            options["credential_provider"] = _S3Credentials(session)
+    options["region"] = region or "us-east-1"
+    if anonymous:
+        options["skip_signature"] = True
+    return options
+
+
+class _S3Credentials:
+    """What obstore asks for credentials; botocore renews them."""
+
+    def __init__(self, session: Any) -> None:
+        self._credentials = session.get_credentials()
+        if self._credentials is None:
+            raise StorageError(
+                "There are no credentials for S3: no AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the "
+                "environment, no profile, no role of this machine. Set them, or give --anonymous for a public bucket."
+            )
+
+    def __call__(self) -> Any:
+        frozen = self._credentials.get_frozen_credentials()
+        return {
+            "access_key_id": frozen.access_key,
+            "secret_access_key": frozen.secret_key,
+            "token": frozen.token,
+            "expires_at": datetime.now(UTC) + timedelta(minutes=15),
+        }
+
+
+# -- what a refusal means ------------------------------------------------------------------------------------
+
+_REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_CREDENTIAL_CODES = {
+    "AuthenticationFailed",
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestTimeTooSkewed",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What an object store's error means.
+
+    Parameters
+    ----------
+    kind : str
+        ``missing`` (the object or the bucket), ``bucket`` (the bucket is missing), ``denied``, ``credentials``,
+        ``region``, ``exists``, ``changed``, ``unsupported``, ``path`` (the library cannot spell the key),
+        ``transient``, or ``other``.
+    reason : str
+        In words, without anything that could be secret.
+    """
+
+    kind: str
+    reason: str
+
+    @classmethod
+    def of(cls, error: BaseException) -> Refusal:
+        """Tell what `error`, raised by obstore, means. Its text may hold signatures and is never shown."""
+        text = str(error)
+        code = _first(r"<Code>(\w+)</Code>", text)
+        status = _first(r"status code: (\d+)", text)
+        name = type(error).__name__
+        known = f"{code or name}{f', status {status}' if status else ''}"
+        for test, kind, reason in (
+            (code in ("NoSuchBucket", "ContainerNotFound"), "bucket", "there is no such bucket"),
+            (code in _REGION_CODES or status == "301", "region", _region_reason(text)),
+            (
+                code in _CREDENTIAL_CODES or name == "UnauthenticatedError",
+                "credentials",
+                f"the credentials are refused ({known})",
+            ),
+            (isinstance(error, FileNotFoundError) or name == "NotFoundError", "missing", "no such object"),
+            (name == "AlreadyExistsError", "exists", "it exists"),
+            (name in ("PreconditionError", "NotModifiedError"), "changed", "it has changed"),
+            (name == "PermissionDeniedError" or status == "403", "denied", f"no permission ({known})"),
+            (name == "InvalidPathError", "path", "its name cannot be spelled in a request"),
+            (name == "NotSupportedError" or status == "501", "unsupported", f"not supported ({known})"),
+            (status is not None and status[0] == "4", "other", f"refused ({known})"),
+            (status is not None, "transient", f"the server answers {known} again and again"),
+        ):
+            if test:
+                return cls(kind, reason)
+        return cls("transient", _network_reason(text))
+
+    def __str__(self) -> str:
+        return self.reason
+
+    @property
+    def advice(self) -> str:
+        """What to do, with a semicolon before it; "" where there is nothing to say."""
+        known = {
+            "bucket": "check its name, and the account or endpoint it belongs to",
+            "denied": "give these credentials the right, or --anonymous for a public bucket",
+            "credentials": "renew them and try again",
+            "transient": "check the network and the service, and try again",
+        }.get(self.kind)
+        return f"; {known}" if known else ""
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it concerns the whole store, so that no other request would fare better."""
+        return self.kind in ("bucket", "region", "credentials", "transient")
+
+
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text)
+    return match[1] if match else None
+
+
+def _region_reason(text: str) -> str:
+    right = _first(r"<Region>([\w-]+)</Region>", text) or _first(r"expecting '([\w-]+)'", text)
+    given = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    if right:
+        return f"the bucket lies in the region '{right}', not in '{given}': set AWS_REGION={right}"
+    return f"the bucket does not lie in the region '{given}': set AWS_REGION to the one it lies in"
+
+
+def _network_reason(text: str) -> str:
+    for pattern, reason in (
+        ("dns error|lookup address", "the server's name is not known"),
+        ("refused", "the connection is refused"),
+        ("reset|closed|IncompleteMessage|end of file", "the connection breaks off"),
+        ("timed out|TimedOut|timeout", "no answer in time"),
+        ("Content-Range|UnexpectedRange|request or response body", "the answer is not whole"),
+    ):
+        if re.search(pattern, text, re.IGNORECASE):
+            return reason
+    return "the request cannot be made"
+
+
+def refused(verb: str, url: str, error: BaseException) -> StorageError:
+    """Give the error for people when an object store does not do what it was asked for."""
+    if isinstance(error, StorageError):
+        return error
+    refusal = Refusal.of(error)
+    return StorageError(f"Cannot {verb} '{url}': {refusal}{refusal.advice}.")
+
+
+def retrying(request: Callable[[], Result], tries: int = TRIES) -> Result:
+    """Make a request again while it fails in a way that may pass, longer and longer apart.
+
+    The library below makes safe requests again by itself; this adds what it does not: conditional writes whose
+    answer was lost, and bodies of a wrong length.
+    """
+    from obstore.exceptions import BaseError
+
+    for n in range(tries):
+        try:
+            return request()
+        except (BaseError, OSError, ValueError) as error:
+            if n == tries - 1 or Refusal.of(error).kind != "transient":
+                raise
+            time.sleep(random.uniform(0.5, 1.0) * min(_MOST_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2**n))
+    raise AssertionError("unreachable")
