@@ -20,20 +20,22 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
-    __init__    -> run driver engines featureset errors
+    __init__    -> run driver engines exports featureset errors
     __main__    -> cli
     testing     -> everything
     cli         -> run verify bench driver featureset models demo ledger storage records settings errors __init__
     bench       -> run pipeline driver backbones models demo settings
     verify      -> pipeline backbones models sources settings errors
-    run         -> driver engines featureset ledger layout sources models storage records settings errors __init__
-    driver      -> tasks lister engines featureset ledger sources records settings errors
+    run         -> driver engines featureset changes lister ledger layout sources models storage records settings errors __init__
+    driver      -> tasks lister engines exports featureset ledger sources records settings errors
     tasks       -> pipeline ledger child records
     pipeline    -> sources images backbones sinks ledger child records settings errors
+    changes     -> ledger sources records
     lister      -> ledger sources records
     engines     -> ledger child errors
-    featureset  -> ledger storage child records errors
-    sources     -> records settings errors
+    exports     -> featureset ledger storage child records settings errors
+    featureset  -> ledger storage records errors
+    sources     -> storage records settings errors
     images      -> records errors
     backbones   -> models records
     sinks       -> storage records errors
@@ -66,6 +68,7 @@ LIBRARIES = {
         "backbones",
         "sinks",
         "pipeline",
+        "exports",
         "featureset",
         "records",
         "ledger",
@@ -73,7 +76,9 @@ LIBRARIES = {
         "demo",
         "testing",
     },
-    "pyarrow": {"sinks", "ledger", "featureset", "records"},
+    "obstore": {"storage", "sources"},
+    "botocore": {"storage", "sources"},
+    "pyarrow": {"sinks", "ledger", "exports", "featureset", "records"},
     "typer": {"cli"},
     "rich": {"cli"},
     "pyspark": set(),

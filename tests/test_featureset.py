@@ -20,7 +20,8 @@ import pytest
 import featurepress as fp
 from featurepress.child import Child
 from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, SettingError
-from featurepress.featureset import ExportCsv, FeatureSet, csv_name
+from featurepress.exports import ExportCsv, csv_name
+from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, PreprocessSpec
 from featurepress.run import press_plan

@@ -232,7 +232,7 @@ def test_the_time_expands_in_embed(tmp_path: Path) -> None:
         ({"memory_bytes": 1000}, SettingError, "--memory"),
         ({"images_per_part": 0}, SettingError, "from 1"),
         ({"model": "embeded"}, ModelError, "embedded"),
-        ({"labels": True}, SettingError, "'none' or 'parent'"),
+        ({"labels": True}, SettingError, "'none', 'parent' or a pattern"),
     ],
 )
 def test_a_bad_setting_is_refused_and_nothing_is_written(

@@ -17,6 +17,7 @@ STRANGERS: dict[type, list[Any]] = {
     float: ["0.5", True, False, [1.0], float("nan")],
     bool: [0, 1, "true", 1.0],
     str: [1, True, "", ["a"], b"a"],
+    list: [1, "a", [1], ["a", ""], True],
 }
 
 
@@ -35,6 +36,8 @@ def good_values(rule: Constraint) -> list[Any]:
         return list(rule.choices)
     if rule.kind is bool:
         return [True, False]
+    if rule.kind is list:
+        return [(), ("*.jpg",), ("a", "b/*")]
     if rule.kind is str:
         return ["embedded"]
     assert rule.minimum is not None, "every number has a range"
@@ -112,7 +115,12 @@ def test_none_is_for_optional_settings_only(name: str) -> None:
             {"pooling": "avgg"},
             "The 'pooling' setting must be 'avg', 'flatten' or 'max'. Got 'avgg'; did you mean 'avg'?",
         ),
-        ({"labels": "xyz"}, "The 'labels' setting must be 'none' or 'parent'. Got 'xyz'."),
+        (
+            {"labels": "xyz"},
+            "The 'labels' setting must be 'auto', 'none', 'parent' or a pattern such as '{split}/{label}/{name}'. "
+            "Got 'xyz'.",
+        ),
+        ({"include": "*.jpg"}, "The 'include' setting must be a list of texts. Got '*.jpg'."),
     ],
 )
 def test_a_refusal_says_what_is_allowed_and_what_was_given(options: dict[str, Any], text: str) -> None:
@@ -176,7 +184,7 @@ def test_identity_changes_with_what_shapes_the_features_and_nothing_else(name: s
 
 
 def test_resources_are_no_identity() -> None:
-    own = {"workers", "memory_bytes", "timeout_seconds", "max_failures"}
+    own = {"workers", "memory_bytes", "timeout_seconds", "max_failures", "anonymous", "allow_private_hosts"}
     own |= {"model", "size", "alpha", "weights"}  # the plan's backbone says what they led to
     assert {name for name, (_, _, rule) in DECLARED.items() if not rule.identity} == own
     assert set(Settings().identity()) == set(DECLARED) - own

@@ -179,10 +179,29 @@ def test_without_links_one_driver_is_served(
     assert hidden(storage) == []
 
 
-@pytest.mark.parametrize("location", ["", "s3://bucket/features", "hdfs://host/x", "a\0b"])
-def test_what_is_no_path_is_no_destination(location: str) -> None:
-    with pytest.raises(DestinationError, match="a folder on disk"):
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("", "lies in a folder or a bucket. Got ''"),
+        ("a\0b", "lies in a folder or a bucket"),
+        ("hdfs://host/x", "The scheme 'hdfs' of 'hdfs://host/x' holds no feature sets. .*s3://, gs://, az://"),
+        ("https://host/x", "The scheme 'https'"),
+        ("s3://", "names no bucket. Give s3://bucket/"),
+        ("az://account", "names no bucket. Give az://account/container/"),
+        ("s3://key:secret@bucket/x", r"must hold no password.*'s3://\*\*\*'"),
+    ],
+)
+def test_what_is_no_destination(location: str, text: str) -> None:
+    with pytest.raises(DestinationError, match=text) as caught:
         open_storage(location)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("location", ["s3://bucket", "S3://bucket/a b", "gs://bucket/a/", "az://account/container/a"])
+def test_a_bucket_is_opened_without_asking_it(location: str) -> None:
+    storage = open_storage(location)
+    scheme, _, rest = location.partition("://")
+    assert storage.location == f"{scheme.lower()}://{rest.rstrip('/')}"
 
 
 def test_a_destination_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

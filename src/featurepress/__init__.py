@@ -10,35 +10,44 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from featurepress.driver import Progress, Summary
+    from featurepress.driver import Changes, Progress, Summary
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
+    from featurepress.exports import export
     from featurepress.featureset import FeatureBatch, FeatureSet, open_features
-    from featurepress.run import Estimate, embed, estimate, resume
+    from featurepress.run import Estimate, embed, estimate, resume, retry, update
 
 _HOMES = {
     "LocalEngine": "engines",
     "FeaturepressError": "errors",
+    "export": "exports",
     "FeatureBatch": "featureset",
     "FeatureSet": "featureset",
     "open_features": "featureset",
     "Estimate": "run",
+    "Changes": "driver",
     "Progress": "driver",
     "Summary": "driver",
     "embed": "run",
     "estimate": "run",
     "resume": "run",
+    "retry": "run",
+    "update": "run",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of use
     "embed",
     "resume",
+    "update",
+    "retry",
     "estimate",
     "open_features",
+    "export",
     "FeatureSet",
     "FeatureBatch",
     "Progress",
     "Summary",
+    "Changes",
     "Estimate",
     "LocalEngine",
     "FeaturepressError",

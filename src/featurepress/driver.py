@@ -14,9 +14,10 @@ from __future__ import annotations
 import errno
 import functools
 import itertools
+import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -35,9 +36,10 @@ from featurepress.errors import (
     TooManyFailuresError,
     WorkerDeathError,
 )
-from featurepress.featureset import ExportCsv, FeatureSet, csv_name
+from featurepress.exports import ExportCsv, csv_name
+from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan, Totals
-from featurepress.lister import Lister
+from featurepress.lister import Lister, NewListing, Work
 from featurepress.records import ImageRef, Receipt, part_name
 from featurepress.settings import available_cores
 from featurepress.sources import Listing
@@ -112,6 +114,8 @@ class Summary:
         Number of Parquet parts.
     already_done : bool
         The run had nothing to do.
+    changes : Changes, optional
+        What an update or a retry found.
     """
 
     listed: int
@@ -125,6 +129,25 @@ class Summary:
     bytes_written: int
     parts: int
     already_done: bool
+    changes: Changes | None = None
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an update or a retry found, and what that cost.
+
+    Attributes
+    ----------
+    new, changed, deleted : int
+        Images; changed are those with another version, such as a later time, whatever their bytes.
+    inferred : int
+        Images that went through the model.
+    """
+
+    new: int
+    changed: int
+    deleted: int
+    inferred: int
 
 
 OnProgress = Callable[[Progress], None]
@@ -144,8 +167,10 @@ class Driver:
         on_progress: OnProgress,
         started: float,
         press: Task[Receipt] | None = None,
+        work: Iterable[Work] | None = None,
     ) -> None:
         self.plan = plan
+        self._work = work
         self._press = press
         self.started = started
         self.progress = Progress()
@@ -156,11 +181,12 @@ class Driver:
         self._noted: dict[int, tuple[int, int]] = {}  # images pressed and failed, by shard
         self._repaired: set[int] = set()
         self._lister: Lister | None = None
+        self._shards: set[int] = set()
 
     def run(self, *, is_new: bool) -> FeatureSet:
         """Carry the plan out, from its beginning (`is_new`) or from wherever it stands."""
         manifest = None if is_new else ledger.read_manifest(self.plan.storage)
-        if manifest is not None and self._parts_stand(manifest):
+        if manifest is not None and self._is_done(manifest):
             return self._checked(manifest, _summary_again(manifest, self.started))
         owned = None
         if self._engine is None:
@@ -174,15 +200,26 @@ class Driver:
         engine = self._engine or owned
         assert engine is not None
         try:
-            lister = self._begin(engine) if is_new else Lister(self.plan)
-            manifest = self._finish(engine, lister, self._press or Press())
+            work: Iterable[Work] = self._begin(engine) if is_new else self._work or NewListing(self.plan)
+            manifest = self._finish(engine, Lister(work), self._press or Press())
         finally:
             if owned is not None:
                 owned.close()
-        return self._result(manifest)
+        return self._up_to_date() if manifest is None else self._result(manifest)
 
-    def _parts_stand(self, manifest: dict[str, Any]) -> bool:
-        """Whether no part or exported file of a finished set has been lost since."""
+    def _up_to_date(self) -> FeatureSet:
+        """Give the set in which an update or a retry has found nothing to do, and has written nothing."""
+        plan, manifest = ledger.read_plan(self.plan.storage), ledger.read_manifest(self.plan.storage)
+        if plan is None or manifest is None:
+            raise StoppedError(f"The feature set '{self.plan.storage.location}' vanished while it was read.")
+        self.plan = plan
+        summary = replace(_summary_again(manifest, self.started), changes=Changes(0, 0, 0, 0))
+        return self._checked(manifest, summary)
+
+    def _is_done(self, manifest: dict[str, Any]) -> bool:
+        """Whether the plan is finished, and no part or exported file has been lost since."""
+        if manifest.get("status") != "complete" or manifest.get("generation", 1) != self.plan.generation:
+            return False
         output, storage = self.plan.settings.output, self.plan.storage
         n_files = output.parts if output.format == "csv" else 0
         return sum(1 for _ in storage.list("features")) >= int(manifest["parts"]) and (
@@ -191,7 +228,7 @@ class Driver:
 
     # -- the beginning ---------------------------------------------------------------------------------------
 
-    def _begin(self, engine: Engine) -> Lister:
+    def _begin(self, engine: Engine) -> NewListing:
         """List the first images, try them, and create the plan."""
         settings = self.plan.settings
         listing = Listing(self.plan.sources, settings.listing, limits=settings.images)
@@ -220,8 +257,8 @@ class Driver:
             if standing is None:
                 raise StoppedError(f"The plan at '{self.plan.storage.location}' vanished while it was read.")
             self.plan = same_plan(standing, self.plan)
-            return Lister(self.plan)
-        return Lister(self.plan, listing, itertools.chain(head, stream))
+            return NewListing(self.plan)
+        return NewListing(self.plan, listing, itertools.chain(head, stream))
 
     def _create_plan(self) -> bool:
         """Write the first thing of a run; a destination that does not take it is a bad request."""
@@ -235,8 +272,8 @@ class Driver:
 
     # -- the middle ------------------------------------------------------------------------------------------
 
-    def _finish(self, engine: Engine, lister: Lister, press: Task[Receipt]) -> dict[str, Any]:
-        """Press what is left, balance, export, and write the manifest."""
+    def _finish(self, engine: Engine, lister: Lister, press: Task[Receipt]) -> dict[str, Any] | None:
+        """Press what is left, balance, export, and write the manifest; None if a new generation has no work."""
         done = ledger.finished_shards(self.plan)
         self.progress.stage = "pressing"
         self.progress.started = time.perf_counter()
@@ -248,6 +285,8 @@ class Driver:
                     self._count(receipt)
         except SourceError as error:  # the plan stands, so this is no bad request but a stop
             raise StoppedError(f"The listing stopped: {error}") from error
+        if self.plan.generation > 1 and not self._shards and ledger.read_listing(self.plan) is None:
+            return None
         self._balance(engine, press)
         self._export(engine)
         ledger.clear_attempts(self.plan)
@@ -257,8 +296,9 @@ class Driver:
 
     def _left(self, lister: Lister, done: set[int]) -> Iterator[int]:
         """Yield the shards without a receipt as their chunks are committed; count those with one."""
-        for chunk in lister:
-            for shard in chunk.shards(self.plan.layout):
+        for work in lister:
+            self._shards.update(work.shards)
+            for shard in work.shards:
                 receipt = ledger.read_receipt(self.plan, shard) if shard in done else None
                 if receipt is None or not receipt.balances:
                     yield shard
@@ -305,7 +345,7 @@ class Driver:
         listing = ledger.read_listing(self.plan)
         if listing is None:
             raise StoppedError("The listing did not come to its end.")
-        expected = set(range(self.plan.layout.n_shards(listing["images"])))
+        expected = self._shards
         missing = (expected - ledger.finished_shards(self.plan)) | self._repaired
         if missing:
             for shard in self._repaired:
@@ -337,14 +377,16 @@ class Driver:
             return
         self.progress.stage = "exporting"
         self._tell()
-        there = {entry.name for entry in self.plan.storage.list("csv")}
+        # Files of an earlier generation are made again, each in place of the old one.
+        is_first = self.plan.generation == 1
+        there = {entry.name for entry in self.plan.storage.list("csv")} if is_first else set()
         left = [i for i in range(output.parts) if csv_name(i) not in there]
         for _ in engine.run(ExportCsv(output.parts), self.plan, left):
             pass
 
     def _manifest(self) -> dict[str, Any]:
-        totals = self._totals
         listing = ledger.read_listing(self.plan) or {}
+        totals = self._totals if self.plan.generation == 1 else self._totals_of_all(listing)
         chosen = dict(self.plan.certificate)
         parity = chosen.pop("parity", None)
         return {
@@ -370,17 +412,44 @@ class Driver:
             "cpus": totals.cpus,
         }
 
+    def _totals_of_all(self, listing: Mapping[str, Any]) -> Totals:
+        """Sum the newest receipts of all parts, of whatever generation, and make sure that none is lost."""
+        totals, where = Totals(), self.plan.storage.location
+        parts = {entry.name for entry in self.plan.storage.list("features")}
+        for receipt in ledger.newest_receipts(self.plan):
+            totals.add(receipt)
+            if part_name(receipt.shard) not in parts:
+                raise StoppedError(
+                    f"'{where}/{part_name(receipt.shard)}' is gone. To press its images again, run: "
+                    f"featurepress update {shlex.quote(where)}"
+                )
+        if totals.listed != listing["total"]:
+            raise StoppedError(
+                f"The ledger does not balance: {listing['total']} images are listed, the receipts tell of "
+                f"{totals.listed}. The feature set '{where}' was changed by something else; embed into a new one."
+            )
+        return totals
+
+    def _changes(self) -> Changes | None:
+        """Tell what this generation has changed."""
+        if self.plan.generation == 1:
+            return None
+        listing = ledger.read_listing(self.plan) or {}
+        new, changed, deleted = (int(listing.get(name, 0)) for name in ("new", "changed", "deleted"))
+        return Changes(new, changed, deleted, self._totals.pressed - self._totals.carried)
+
     def _result(self, manifest: dict[str, Any]) -> FeatureSet:
         """Say what this run did."""
         self.progress.stage = "done"
         self._tell()
         seconds = time.perf_counter() - self.started
-        here = manifest["listed"] - self.progress.done_before
+        here = self._totals.listed - self._totals.carried - self.progress.done_before
         summary = Summary(
             **{name: manifest[name] for name in _SHARED},
             seconds=seconds,
             images_per_second=here / seconds,
             already_done=False,
+            changes=self._changes(),
         )
         return self._checked(manifest, summary)
 

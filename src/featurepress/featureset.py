@@ -1,4 +1,4 @@
-"""Open, check, iterate and export the features that a run has written."""
+"""Open, check and iterate the features that a run has written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
-from featurepress.child import beat
 from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, SettingError
 from featurepress.ledger import Plan
 from featurepress.records import failure_schema, part_schema
@@ -139,13 +138,11 @@ class FeatureSet:
 
     @property
     def labels(self) -> npt.NDArray[np.str_] | None:
-        """The labels: array (n_samples,) of str, or None for a set that was pressed without labels."""
+        """The labels: array (n_samples,) of str, "" where there is none, or None for a set without labels."""
         return self._column("label") if "label" in self.plan.field_names else None
 
     def _column(self, name: str) -> npt.NDArray[np.str_]:
-        import numpy as np
-
-        return np.array(self.to_table([name]).column(name).to_pylist(), dtype=np.str_)
+        return _texts(self.to_table([name]).column(name))
 
     def to_table(self, columns: list[str] | None = None) -> pa.Table:
         """Give all rows as one Arrow table.
@@ -172,7 +169,7 @@ class FeatureSet:
 
         features = np.empty((len(self), self.n_features), np.float32)
         start = 0
-        for record_batch in self._record_batches(8192, ["features"]):
+        for record_batch in self.record_batches(8192, ["features"]):
             rows = _matrix(record_batch, self.n_features)
             features[start : start + len(rows)] = rows
             start += len(rows)
@@ -197,15 +194,25 @@ class FeatureSet:
             raise SettingError(f"The 'batch_size' setting must be an integer of at least 1. Got {batch_size!r}.")
         has_labels = "label" in self.plan.field_names
         columns = ["uri", *(["label"] if has_labels else []), "features"]
-        for record_batch in self._record_batches(batch_size, columns):
-            y = np.array(record_batch.column("label").to_pylist(), np.str_) if has_labels else None
+        for record_batch in self.record_batches(batch_size, columns):
+            y = _texts(record_batch.column("label")) if has_labels else None
             uris = np.array(record_batch.column("uri").to_pylist(), np.str_)
             yield FeatureBatch(_matrix(record_batch, self.n_features), y, uris)
 
-    def _record_batches(
+    def record_batches(
         self, batch_size: int, columns: list[str], start: int = 0, stop: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield rows `start` to `stop` as record batches."""
+        """Yield some rows in order as Arrow record batches, with bounded memory.
+
+        Parameters
+        ----------
+        batch_size : int
+            Most rows a batch; a batch never holds rows of two parts.
+        columns : list of str
+            Names of `schema`.
+        start, stop : int
+            The rows `start` up to and without `stop`; all by default.
+        """
         stop = len(self) if stop is None else stop
         first = 0
         for name, n_rows in self._part_rows.items():
@@ -271,68 +278,21 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
     manifest = ledger.read_manifest(storage)
     features = FeatureSet(plan, manifest)
     if not features.is_complete and not allow_incomplete:
+        state = "being updated" if manifest else "not complete"
         raise IncompleteError(
-            f"The feature set '{location}' is not complete. Finish it with: featurepress resume "
+            f"The feature set '{location}' is {state}. Finish it with: featurepress resume "
             f"{shlex.quote(str(location))} (or open it with allow_incomplete=True)."
         )
     return features
 
 
-@dataclass(frozen=True)
-class ExportCsv:
-    """The task that writes one CSV file of a finished set: uri[,label],features, features as a JSON list.
-
-    Parameters
-    ----------
-    parts : int
-        Number of CSV files; file i holds the i-th of so many equal runs of rows.
-    """
-
-    parts: int
-
-    def __call__(self, plan: Plan, shard: int) -> int:
-        """Write file number `shard`; give its number of rows."""
-        import pyarrow.csv
-
-        features = FeatureSet(plan, None)
-        n_rows = len(features)
-        start, stop = (n_rows * i // self.parts for i in (shard, shard + 1))
-        columns = ["uri", *plan.field_names, "features"]
-        rows = features._record_batches(512, columns, start, stop)
-        schema = _csv_schema(plan.field_names)
-        with plan.storage.stream(csv_name(shard)) as file, pyarrow.csv.CSVWriter(file, schema) as writer:
-            for record_batch in rows:
-                writer.write(_csv_rows(record_batch, schema))
-                beat(("rows", len(record_batch)))
-        return stop - start
-
-
-def csv_name(number: int) -> str:
-    """Give the name of a CSV file of an export, below the destination."""
-    return f"csv/part-{number:05d}.csv"
-
-
-def _csv_schema(field_names: tuple[str, ...]) -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([(name, pa.string()) for name in ("uri", *field_names, "features")])
-
-
-def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Turn the features into text; Arrow prints the shortest digits that give the same float32 again."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    lists = record_batch.column("features")
-    texts = pc.cast(lists.flatten(), pa.string())
-    size = lists.type.list_size
-    offsets = pa.array(range(0, len(lists) * size + 1, size), pa.int32())
-    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, texts), ", ")
-    features = pc.binary_join_element_wise("[", joined, "]", "")
-    others = [record_batch.column(name) for name in schema.names[:-1]]
-    return pa.record_batch([*others, features], schema=schema)
-
-
 def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:
     features: Features = record_batch.column("features").flatten().to_numpy().reshape(-1, n_features)
     return features
+
+
+def _texts(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.str_]:
+    """Give a column as array of str; a missing text is an empty one."""
+    import numpy as np
+
+    return np.array([text or "" for text in column.to_pylist()], np.str_)

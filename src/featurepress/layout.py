@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,6 +53,36 @@ class Layout:
         """Give the sizes of a chunk."""
         return self.tiers[min(chunk, len(self.tiers) - 1)]
 
+    def cut(self, chunk: int, runs: Sequence[int]) -> list[int]:
+        """Give the sizes of the parts of a chunk, in order.
+
+        Parameters
+        ----------
+        chunk : int
+            Number of the chunk.
+        runs : sequence of int
+            How many images lie in each archive or table, one after the other; one number where there are none.
+            A part holds images of one archive, but where these are so small that there would be too many parts.
+
+        Returns
+        -------
+        list of int
+            Never more than fit between the numbers of this chunk's shards and the next one's.
+        """
+        n_images = sum(runs)
+        size = self.tier(chunk).part_of(n_images)
+        if len(runs) < 2:
+            return [min(size, n_images - start) for start in range(0, n_images, size)]
+        tier = self.tier(chunk)
+        if sum(max(1, run // size) for run in runs) > tier.chunk // tier.part:
+            runs = _joined(runs, size)
+        sizes = []
+        for run in runs:
+            n_parts = max(1, run // size)
+            bounds = [run * i // n_parts for i in range(n_parts + 1)]
+            sizes += [high - low for low, high in itertools.pairwise(bounds)]
+        return sizes
+
     def first_shard(self, chunk: int) -> int:
         """Give the number of the first shard of a chunk."""
         steps = [t.chunk // t.part for t in self.tiers]
@@ -75,3 +107,14 @@ class Layout:
             n_images -= n_here
             chunk += 1
         return shards
+
+
+def _joined(runs: Sequence[int], size: int) -> list[int]:
+    """Join runs with their neighbours until none is smaller than `size`, unless all together are."""
+    joined: list[int] = []
+    for run in runs:
+        if joined and min(joined[-1], run) < size:
+            joined[-1] += run
+        else:
+            joined.append(run)
+    return joined

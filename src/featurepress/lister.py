@@ -6,7 +6,8 @@ import collections
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
 
 from featurepress import ledger
 from featurepress.ledger import Chunk, Plan
@@ -14,35 +15,41 @@ from featurepress.records import ImageRef
 from featurepress.sources import Listing
 
 
+class Work(Protocol):
+    """Some shards that can be pressed: a chunk of the listing, or a revision of a shard."""
+
+    @property
+    def n_images(self) -> int:
+        """Images in them."""
+
+    @property
+    def shards(self) -> range:
+        """Their numbers."""
+
+
 class Lister:
-    """Commits the listing chunk by chunk in a thread, and hands out the chunks that stand.
+    """Takes work from an iterable in a thread, and hands it out as it comes.
 
     Parameters
     ----------
-    plan : Plan
-        Its destination may already hold chunks; the listing goes on after the last one.
-    listing, refs
-        A listing that is already under way, and its references from the very first.
+    work : iterable of Work
+        Commits each piece before it gives it.
 
     Attributes
     ----------
     n_images : int
-        Images in the chunks that stand so far.
+        Images in what has come so far.
     is_complete : bool
         Whether there will be no more.
     """
 
-    def __init__(self, plan: Plan, listing: Listing | None = None, refs: Iterator[ImageRef] | None = None) -> None:
-        self._plan = plan
-        self._listing = listing
-        self._refs = refs
-        self._outbox: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
-        self._last_listed = b""
-        self._skipped_before: Mapping[str, int] = {}
+    def __init__(self, work: Iterable[Work]) -> None:
+        self._work = work
+        self._outbox: queue.SimpleQueue[Work | BaseException | None] = queue.SimpleQueue()
         self._stopping = False
         self.n_images = 0
         self.is_complete = False
-        self._thread = threading.Thread(target=self._work, name="featurepress-list", daemon=True)
+        self._thread = threading.Thread(target=self._list, name="featurepress-list", daemon=True)
 
     def __enter__(self) -> Lister:
         self._thread.start()
@@ -52,27 +59,46 @@ class Lister:
         self._stopping = True
         self._thread.join()
 
-    def __iter__(self) -> Iterator[Chunk]:
+    def __iter__(self) -> Iterator[Work]:
         while (item := self._outbox.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
 
-    def _work(self) -> None:
+    def _list(self) -> None:
         try:
-            for chunk in self._chunks():
-                self.n_images += chunk.n_images
-                self._outbox.put(chunk)
+            for piece in self._work:
+                self.n_images += piece.n_images
+                self._outbox.put(piece)
                 if self._stopping:
                     break
             else:
                 self.is_complete = True
             self._outbox.put(None)
-        except BaseException as error:  # noqa: BLE001 - raised again where the chunks are taken
+        except BaseException as error:  # noqa: BLE001 - raised again where the work is taken
             self._outbox.put(error)
 
-    def _chunks(self) -> Iterator[Chunk]:
-        """Yield the chunks that stand, then those that this listing adds, then say that it is complete."""
+
+class NewListing:
+    """The chunks of a listing: those that stand, and then those that are committed as they are taken.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its destination may already hold chunks; the listing goes on after the last one.
+    listing, refs
+        A listing that is already under way, and its references from the very first.
+    """
+
+    def __init__(self, plan: Plan, listing: Listing | None = None, refs: Iterator[ImageRef] | None = None) -> None:
+        self._plan = plan
+        self._listing = listing
+        self._refs = refs
+        self._last_listed = b""
+        self._skipped_before: Mapping[str, int] = {}
+
+    def __iter__(self) -> Iterator[Chunk]:
+        """Yield the chunks, and at their end say that the listing is complete."""
         plan, n_images = self._plan, 0
         last: Chunk | None = None
         complete = ledger.read_listing(plan)

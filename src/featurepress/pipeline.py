@@ -27,7 +27,7 @@ from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, Failure, ImageRef, Receipt, SourceSpec
 from featurepress.settings import Settings
-from featurepress.sinks import Account, ParquetSink, Row
+from featurepress.sinks import Account, ParquetSink, Row, StandingPart
 from featurepress.sources import open_source
 from featurepress.sources.base import Source, read_ahead
 
@@ -62,11 +62,19 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Recei
     sink = ParquetSink(plan.field_names, plan.backbone.n_features)
     with ledger.attempt(plan, shard) as n_deaths:
         account = sink.account(plan.storage, shard)
-        if account is None:
-            refs = ledger.read_shard(plan, shard)
+        if account is None or account.receipt.generation < plan.generation:
             press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
-            with contextlib.closing(_Shard(plan, shard, len(refs))) as pressed:
-                account = press(plan, pressed, refs, decoder or decode)
+            with contextlib.ExitStack() as stack:
+                if shard >= plan.first_shard:
+                    pressed = _Shard(plan, shard, ledger.read_shard(plan, shard))
+                elif account is None:  # the part is lost, and with it what could be carried over
+                    pressed = _Shard(plan, shard, ledger.read_revision(plan, shard)[0])
+                else:
+                    pressed = _Revised(
+                        plan, shard, account, stack.enter_context(sink.standing(plan.storage, shard))
+                    )
+                stack.callback(pressed.close)
+                account = pressed.commit(press(plan, pressed, decoder or decode))
         ledger.settle_shard(plan, account.receipt, account.failures)
     return account.receipt
 
@@ -173,16 +181,19 @@ def _features(spec: BackboneSpec, precision: str, inputs: Sequence[Any]) -> Feat
 class _Shard:
     """A shard while it is pressed: its part, which is being filled, and its account."""
 
-    def __init__(self, plan: Plan, number: int, n_listed: int) -> None:
+    def __init__(self, plan: Plan, number: int, refs: Sequence[ImageRef]) -> None:
         self._plan = plan
         self._number = number
         self._started = time.perf_counter()
         self._part = ParquetSink(plan.field_names, plan.backbone.n_features).begin()
         self._beat_at = 0.0
-        self.n_listed = n_listed
+        self.refs = refs
+        self.n_listed = len(refs)
         self.n_pressed = 0
+        self.n_carried = 0
         self.failures: list[Failure] = []
         self.bytes_read = 0
+        self._replaces = ""
 
     def add(self, pressed: Sequence[Row], features: Any) -> None:
         """Take the features of some images; those that are no numbers are failures."""
@@ -195,6 +206,10 @@ class _Shard:
         self._part.add(pressed, features)
         self.n_pressed += len(pressed)
         self._beat()
+
+    def carries(self, ref: ImageRef, sha256: str) -> bool:
+        """Whether the image has a row already that was pressed from the same bytes."""
+        return False
 
     def close(self) -> None:
         """Give back what the part takes."""
@@ -221,8 +236,9 @@ class _Shard:
             cpu=cpu_name(),
             host=socket.gethostname(),
             versions=library_versions(),
+            carried=self.n_carried,
         )
-        return self._part.commit(self._plan.storage, receipt, self.failures)
+        return self._part.commit(self._plan.storage, receipt, self.failures, replaces=self._replaces)
 
     def _beat(self, *, now: bool = False) -> None:
         """Tell the engine how the shard gets on, a few times a second."""
@@ -232,47 +248,85 @@ class _Shard:
             beat(("images", self._number, self.n_pressed, len(self.failures)))
 
 
-def _press_in_batches(plan: Plan, shard: _Shard, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
-    """Press a shard: decode until a batch is full, run it, go on."""
+class _Revised(_Shard):
+    """A shard of an earlier generation: what is as it was is carried over, the rest is pressed.
+
+    The new part has the rows that were pressed first, and then those that were carried over.
+    """
+
+    def __init__(self, plan: Plan, number: int, account: Account, standing: StandingPart) -> None:
+        refs, carried = ledger.read_revision(plan, number)
+        super().__init__(
+            plan, number, [ref for ref, is_carried in zip(refs, carried, strict=True) if not is_carried]
+        )
+        self.n_listed = len(refs)
+        self._standing = standing
+        self._replaces = standing.version
+        kept = {ref.uri: ref for ref, is_carried in zip(refs, carried, strict=True) if is_carried}
+        self.failures += [failure for failure in account.failures if failure.uri in kept]
+        self._kept = {uri: ref for uri, ref in kept.items() if uri in standing.hashes}
+
+    def carries(self, ref: ImageRef, sha256: str) -> bool:
+        """Keep the row of an image whose bytes are the same, though its version is another one."""
+        if self._standing.hashes.get(ref.uri) != sha256:
+            return False
+        self._kept[ref.uri] = ref
+        return True
+
+    def commit(self, precision: str) -> Account:
+        """Carry over what is kept, and put the part in place of the old one."""
+        for rows, features in self._standing.rows(self._kept):
+            if rows:
+                self.n_carried += len(rows)
+                self.add(rows, features)
+        return super().commit(precision)
+
+
+def _press_in_batches(plan: Plan, shard: _Shard, decoder: Decoder) -> str:
+    """Press a shard: decode until a batch is full, run it, go on; give the precision."""
     backbone = load_backbone(plan.backbone, plan.precision)
     batch = _batch(plan.backbone, backbone.batch_size)
     waiting: list[Row] = []
     max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
-    for ref, data in _read(plan.sources, plan.settings, refs):
+    for ref, data in _read(plan.sources, plan.settings, shard.refs):
         try:
             content = _bytes(data)
             shard.bytes_read += len(content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            if shard.carries(ref, sha256):
+                continue
             pixels = decoder(content, max_pixels=max_pixels)
             preprocess(pixels, steps, batch[len(waiting)])
         except ImageError as error:
             shard.fail(ref, error)
             continue
         height, width = pixels.shape[:2]
-        waiting.append(Row(ref, width, height, hashlib.sha256(content).hexdigest()))
+        waiting.append(Row(ref, width, height, sha256))
         if len(waiting) == len(batch):
             shard.add(waiting, _infer(backbone, batch))
             waiting.clear()
     if waiting:
         shard.add(waiting, _infer(backbone, batch)[: len(waiting)])
-    return shard.commit(backbone.precision)
+    return backbone.precision
 
 
-def _press_carefully(plan: Plan, shard: _Shard, refs: Sequence[ImageRef], decoder: Decoder) -> Account:
-    """Press a shard that killed processes before: image by image, in child processes.
+def _press_carefully(plan: Plan, shard: _Shard, decoder: Decoder) -> str:
+    """Press a shard that killed processes before: image by image, in child processes; give the precision.
 
     An image at which two children die in a row is the killer and becomes a failure. The features are the same
     bits as in batches.
     """
     precision = plan.precision
     with _children() as fresh_child:
-        for ref in refs:
+        for ref in shard.refs:
             try:
                 row, features, n_bytes, precision = _press_with_care(plan, ref, decoder, fresh_child)
                 shard.bytes_read += n_bytes
-                shard.add([row], features)
+                if not shard.carries(ref, row.sha256):
+                    shard.add([row], features)
             except ImageError as error:
                 shard.fail(ref, error)
-    return shard.commit(precision)
+    return precision
 
 
 def _press_with_care(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable[..., Child]) -> Any:

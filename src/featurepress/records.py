@@ -56,6 +56,12 @@ class ImageRef(NamedTuple):
         """The bytes by which a listing is sorted."""
         return self.key if self.key is not None else self.uri.encode()
 
+    @property
+    def container(self) -> bytes:
+        """The archive or table that holds it, whose key ends in ``#`` and 16 digits; b"" for an image by itself."""
+        key = self.key or b""
+        return key[:-17] if key[-17:-16] == b"#" and key[-16:].isdigit() else b""
+
 
 class Failure(NamedTuple):
     """One image that could not be pressed. `reason` reads ``kind`` or ``kind: detail``."""
@@ -305,7 +311,10 @@ class BackboneSpec:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A shard is done: what became of its images, and where and how they were pressed."""
+    """A shard is done: what became of its images, and where and how they were pressed.
+
+    Of those that `pressed` counts, the rows of an update that were `carried` over did not go through the model.
+    """
 
     shard: int
     generation: int
@@ -319,6 +328,7 @@ class Receipt:
     cpu: str
     host: str
     versions: Mapping[str, str]
+    carried: int = 0
 
     @property
     def balances(self) -> bool:

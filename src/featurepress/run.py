@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ import featurepress
 from featurepress import ledger
 from featurepress.driver import Driver, OnProgress, Progress, ignore_progress, n_workers, same_plan
 from featurepress.engines import Engine, Task
-from featurepress.errors import DestinationError, FeatureSetError, SettingError, StorageError
+from featurepress.errors import DestinationError, FeatureSetError, SettingError, StoppedError, StorageError
 from featurepress.featureset import FeatureSet
 from featurepress.layout import Layout
 from featurepress.ledger import Plan
+from featurepress.lister import Work
 from featurepress.models import store
 from featurepress.models.catalog import find_card, say_nothing
 from featurepress.models.weights import Tell
@@ -22,6 +25,7 @@ from featurepress.records import BackboneSpec, Receipt
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.storage import Storage, open_storage
+from featurepress.changes import Comparison, Failed
 
 DEFAULT_OUT = "results{time}"
 # Of a row beside its features and its uri, of a part beside its rows, of a number as text: at most.
@@ -155,22 +159,127 @@ def resume(
         There is no plan.
     """
     started = time.perf_counter()
+    plan = _plan_at(destination, "resume", options)
+    return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+
+
+def update(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
+) -> FeatureSet:
+    """Bring a complete feature set up to date with its sources, for the price of what has changed.
+
+    Images that are new or have other bytes are pressed; the rows of those that are gone leave; all other rows stay
+    as they are. An update that was interrupted is finished first, and is the only thing that the call does then.
+
+    Parameters
+    ----------
+    destination : str or path
+        The ``--out`` of the run.
+    engine, on_progress
+        As for `embed`.
+    **options
+        As for `resume`.
+
+    Returns
+    -------
+    FeatureSet
+        The complete set; `summary.changes` tells what was found.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set, or its run has not finished.
+    """
+    return _next_generation("update", Comparison, destination, engine, on_progress, options)
+
+
+def retry(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
+) -> FeatureSet:
+    """Press the images that failed once more, and nothing else.
+
+    Parameters
+    ----------
+    destination, engine, on_progress, **options
+        As for `update`; `max_bytes` and `max_pixels` may be given as well.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set, or its run has not finished.
+    """
+    return _next_generation("retry", Failed, destination, engine, on_progress, options)
+
+
+def _next_generation(
+    purpose: str,
+    kind: type[Comparison] | type[Failed],
+    destination: str | Path,
+    engine: Engine | None,
+    on_progress: OnProgress,
+    options: Mapping[str, Any],
+) -> FeatureSet:
+    started = time.perf_counter()
+    plan = _plan_at(destination, purpose, options)
+    manifest = ledger.read_manifest(plan.storage)
+    if manifest is None:
+        raise FeatureSetError(
+            f"The feature set '{destination}' is not complete, so there is nothing to {purpose}. Finish it with: "
+            f"featurepress resume {shlex.quote(str(destination))}"
+        )
+    if plan.generation > 1 and (manifest["status"], manifest["generation"]) != ("complete", plan.generation):
+        return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+    new = ledger.next_plan(plan, purpose)
+    work = kind(new, lambda: _begin_generation(new, manifest))
+    return Driver(new, engine, on_progress, started, work=work).run(is_new=False)
+
+
+def _begin_generation(plan: Plan, manifest: Mapping[str, Any]) -> None:
+    """Write the plan of a new generation, and say that the set is under way to it."""
+    if not ledger.create_plan(plan):
+        where = plan.storage.location
+        raise StoppedError(
+            f"Another process has begun to change '{where}' at the same moment. To join it, run: "
+            f"featurepress resume {shlex.quote(where)}"
+        )
+    ledger.write_manifest(plan, {**manifest, "status": "updating", "generation": plan.generation})
+
+
+def _work_of(plan: Plan) -> Iterable[Work] | None:
+    """Give the work of a generation that has begun; None for the first one, whose listing is its work."""
+    return {"update": Comparison, "retry": Failed}[plan.purpose](plan) if plan.generation > 1 else None
+
+
+def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:
+    """Read the newest plan at a destination, with what a later run may set otherwise."""
     try:
         plan = ledger.read_plan(open_storage(str(destination)))
-    except StorageError as error:
+    except (StorageError, DestinationError) as error:
         raise FeatureSetError(str(error)) from error
     if plan is None:
         raise FeatureSetError(
-            f"There is nothing to resume in '{destination}': no {ledger.PLAN} in it. "
-            "Give the folder that was --out of an embed."
+            f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. "
+            "Give the place that was --out of an embed."
         )
     flat = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
     settings = Settings.from_options(**{**flat, **options})
     asked = {**settings.identity(), **asdict(settings.features)}
-    changed = {name for name, value in asked.items() if value != flat[name]}
+    free = ("max_bytes", "max_pixels") if verb == "retry" else ()
+    changed = {name for name, value in asked.items() if value != flat[name] and name not in free}
     if changed:
-        raise SettingError(f"A resumed run keeps its settings; {', '.join(sorted(changed))} cannot change now.")
-    return Driver(replace(plan, settings=settings), engine, on_progress, started).run(is_new=False)
+        doing = {"resume": "A resumed run", "update": "An update", "retry": "A retry"}[verb]
+        raise SettingError(
+            f"{doing} keeps the settings of the set; {', '.join(sorted(changed))} cannot change now."
+        )
+    return replace(plan, settings=settings)
 
 
 def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) -> Estimate:
@@ -222,7 +331,9 @@ def press_plan(
     """
     started = time.perf_counter() if started is None else started
     standing = _standing(plan)
-    driver = Driver(standing or plan, engine, on_progress, started, press)
+    driver = Driver(
+        standing or plan, engine, on_progress, started, press, None if standing is None else _work_of(standing)
+    )
     return driver.run(is_new=standing is None)
 
 

@@ -138,9 +138,9 @@ class ListingSettings(_Stage):
     labels: str = _setting(
         "auto",
         str,
-        "Where labels come from: 'parent' for the folder an image lies in, a PATTERN such as {split}/{label}/{name} "
-        "for the end of its path, a column for each name, 'none', or 'auto' for what an archive or --label-column "
-        "brings along.",
+        "Where labels come from: 'parent' for the folder an image lies in, a PATTERN for the end of its path, as "
+        "{split}/{label}/{name}, which gives a column for each name, 'none', or 'auto' for what an archive or "
+        "--label-column brings along.",
         choices=("auto", "none", "parent"),
         form=r".*\{[^{}]*\}.*",
         form_name="a pattern such as '{split}/{label}/{name}'",

@@ -13,7 +13,7 @@ import pytest
 
 from featurepress.child import Child
 from featurepress.errors import StorageError
-from featurepress.storage import Entry, FolderStorage, Storage
+from featurepress.storage import FolderStorage, Storage
 from featurepress.testing import MemoryStorage, QuotaStorage
 from tests.contracts.tasks import race
 
@@ -57,8 +57,8 @@ def test_list_gives_all_objects_in_byte_order_with_their_sizes(storage: Storage)
     for size, name in enumerate(reversed(NAMES)):
         storage.write(name, b"x" * size)
     sizes = {name: size for size, name in enumerate(reversed(NAMES))}
-    expected = [Entry(name, sizes[name]) for name in sorted(NAMES, key=str.encode)]
-    assert list(storage.list("")) == expected
+    expected = [(name, sizes[name]) for name in sorted(NAMES, key=str.encode)]
+    assert [(entry.name, entry.size) for entry in storage.list("")] == expected
 
 
 def test_list_keeps_to_the_folder_that_the_prefix_names(storage: Storage) -> None:
@@ -98,7 +98,50 @@ def test_write_replaces_the_whole_object(storage: Storage, data: bytes) -> None:
     storage.write("a/b", b"before" * 1000)
     storage.write("a/b", memoryview(data))
     assert storage.read("a/b") == data
-    assert list(storage.list("")) == [Entry("a/b", len(data))]
+    (entry,) = storage.list("")
+    assert (entry.name, entry.size) == ("a/b", len(data))
+    assert storage.look("a/b") == entry
+
+
+def test_look_gives_none_where_there_is_nothing(storage: Storage) -> None:
+    storage.write("a/b", b"1")
+    assert storage.look("a/c") is None
+    assert storage.look("a") is None
+    assert storage.look("nothing/c") is None
+
+
+def test_replace_only_the_version_that_was_read(storage: Storage) -> None:
+    storage.write("a/b", b"one")
+    first = storage.look("a/b")
+    assert first is not None
+    assert storage.replace("a/b", iter([b"tw", b"o"]), first.version)
+    assert storage.read("a/b") == b"two"
+    assert not storage.replace("a/b", b"late", first.version)
+    assert storage.read("a/b") == b"two"
+    second = storage.look("a/b")
+    assert second is not None
+    assert second.version != first.version
+    assert storage.replace("a/b", b"three", second.version)
+    assert storage.read("a/b") == b"three"
+
+
+def test_replace_never_creates(storage: Storage) -> None:
+    storage.write("a/b", b"one")
+    entry = storage.look("a/b")
+    assert entry is not None
+    storage.delete("a/b")
+    assert not storage.replace("a/b", b"two", entry.version)
+    assert storage.read("a/b") is None
+
+
+def test_of_many_that_replace_one_version_one_wins(storage: Storage) -> None:
+    storage.write("a", b"start")
+    entry = storage.look("a")
+    assert entry is not None
+    with ThreadPoolExecutor(8) as pool:
+        won = list(pool.map(lambda i: storage.replace("a", b"%d" % i * 1000, entry.version), range(16)))
+    assert sum(won) == 1
+    assert storage.read("a") == b"%d" % won.index(True) * 1000
 
 
 @pytest.mark.parametrize("durable", [True, False])

@@ -152,7 +152,12 @@ def print_summary(features: FeatureSet) -> None:
     lines.add("images", f"{summary.listed:,} listed, {summary.pressed:,} pressed, {summary.failed:,} failed")
     lines.add_counts("failed", summary.failed_by_kind)
     lines.add_counts("skipped", summary.skipped)
-    if summary.already_done:
+    if (changes := summary.changes) is not None:
+        lines.add("changes", f"{changes.new:,} new, {changes.changed:,} changed, {changes.deleted:,} deleted")
+        lines.add("pressed", f"{changes.inferred:,} images went through the model, all others were carried over")
+    if changes is not None and summary.already_done:
+        lines.add("time", f"{format_seconds(summary.seconds)}, nothing to do: everything is up to date")
+    elif summary.already_done:
         lines.add("time", "nothing to do: an earlier run has pressed everything")
     else:
         lines.add("time", f"{format_seconds(summary.seconds)}, {summary.images_per_second:,.0f} images/s")
@@ -189,7 +194,7 @@ def print_info(features: FeatureSet) -> None:
     manifest, plan = features.manifest or {}, features.plan
     lines = Lines()
     lines.add("where", features.location)
-    lines.add("status", "complete" if features.is_complete else "incomplete: featurepress resume finishes it")
+    lines.add("status", _status(features))
     lines.add("images", f"{len(features):,} pressed, {features.failures.num_rows:,} failed")
     kinds = Counter(Failure(**row).kind for row in features.failures.to_pylist())
     lines.add_counts("failed", kinds)
@@ -205,6 +210,13 @@ def print_info(features: FeatureSet) -> None:
         lines.add("sources" if i == 0 else "", str(spec))
     lines.add("made", f"{plan.created} by featurepress {plan.library_version}")
     lines.print(console(stderr=False))
+
+
+def _status(features: FeatureSet) -> str:
+    if features.is_complete:
+        return "complete"
+    doing = "being updated" if features.manifest is not None else "incomplete"
+    return f"{doing}: featurepress resume finishes it"
 
 
 def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:

@@ -9,11 +9,15 @@ The life of a part:
 4. `commit` returns the account in the footer of the part that stands, whoever wrote it. From it the worker
    writes the failures and the receipt.
 5. `close` gives back what the part took, committed or not.
+
+An update replaces a part: `standing` opens the old one, its rows are carried over by `add`, and `commit` succeeds
+only over the version that was opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from featurepress.records import Failure, ImageRef, Receipt
@@ -45,11 +49,28 @@ class PartWriter(Protocol):
     def add(self, rows: Sequence[Row], features: Features) -> None:
         """Take some rows, with their features: (n_samples, n_features) float32, copied."""
 
-    def commit(self, storage: Storage, receipt: Receipt, failures: Sequence[Failure]) -> Account:
-        """Create the part only if absent; give the account of the one that stands."""
+    def commit(
+        self, storage: Storage, receipt: Receipt, failures: Sequence[Failure], *, replaces: str = ""
+    ) -> Account:
+        """Create the part only if absent, or replace the version `replaces`; give the account of what stands."""
 
     def close(self) -> None:
         """Give back what the part takes, committed or not."""
+
+
+class StandingPart(Protocol):
+    """A part as it stands, open for carrying rows over."""
+
+    @property
+    def version(self) -> str:
+        """What `commit` is told to replace."""
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """Each uri with the sha256 of its image."""
+
+    def rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
+        """Yield the rows of the wanted uris, in the part's order, with the fields of the references given."""
 
 
 class Sink(Protocol):
@@ -60,3 +81,6 @@ class Sink(Protocol):
 
     def account(self, storage: Storage, shard: int) -> Account | None:
         """Give the account of the part of a shard, or None if there is none."""
+
+    def standing(self, storage: Storage, shard: int) -> AbstractContextManager[StandingPart]:
+        """Open the part of a shard, which is there."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from featurepress.errors import StorageError
 from featurepress.records import (
     Failure,
+    ImageRef,
     Receipt,
     number_array,
     part_name,
@@ -23,7 +24,7 @@ from featurepress.records import (
     text_array,
 )
 from featurepress.sinks.base import Account, Row
-from featurepress.storage import Storage
+from featurepress.storage import Storage, undamaged
 
 if TYPE_CHECKING:
     from featurepress.records import Features
@@ -77,6 +78,59 @@ class ParquetSink:
         values = json.loads(footer)
         return Account(Receipt(**values["receipt"]), tuple(Failure(*row) for row in values["failures"]))
 
+    @contextlib.contextmanager
+    def standing(self, storage: Storage, shard: int) -> Iterator[StandingParquet]:
+        """Open the part of a shard for carrying rows over."""
+        name = part_name(shard)
+        entry = storage.look(name)
+        if entry is None:
+            raise StorageError(
+                f"'{storage.location}/{name}' is gone: its rows cannot be carried over. Restore it, or embed anew."
+            )
+        with (
+            undamaged(storage, name),
+            storage.open(name) as file,
+            pq.ParquetFile(file, pre_buffer=False) as parquet,
+        ):
+            yield StandingParquet(parquet, entry.version)
+
+
+class StandingParquet:
+    """A part as it stands; see `StandingPart`. One row group is in memory at a time.
+
+    Parameters
+    ----------
+    parquet : ParquetFile
+        The part, open.
+    version : str
+        Of the object.
+    """
+
+    def __init__(self, parquet: pq.ParquetFile, version: str) -> None:
+        self._parquet = parquet
+        self.version = version
+        columns = parquet.read(["uri", "sha256"], use_threads=False)
+        self.hashes = dict(zip(*(columns.column(i).to_pylist() for i in range(2)), strict=True))
+
+    def rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
+        """Yield the rows of the wanted uris, in the part's order, with the fields of the references given."""
+        for number in range(self._parquet.num_row_groups):
+            if wanted:
+                yield self._rows_of(self._parquet.read_row_group(number, use_threads=False), wanted)
+
+    def _rows_of(self, table: pa.Table, wanted: Mapping[str, ImageRef]) -> tuple[list[Row], Features]:
+        table = table.combine_chunks()
+        names = ("uri", "width", "height", "sha256")
+        values = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+        rows, chosen = [], []
+        for i, (uri, width, height, sha256) in enumerate(values):
+            if (ref := wanted.get(uri)) is not None:
+                rows.append(Row(ref, width, height, sha256))
+                chosen.append(i)
+        lists = table.column("features").combine_chunks()
+        features = lists.flatten().to_numpy().reshape(-1, lists.type.list_size)
+        return rows, features if len(rows) == len(features) else features[chosen]
+
 
 class ParquetPart:
     """A part that is being filled; see `PartWriter`.
@@ -115,20 +169,27 @@ class ParquetPart:
             if len(self._rows) == len(self._features):
                 self._write_row_group()
 
-    def commit(self, storage: Storage, receipt: Receipt, failures: Sequence[Failure]) -> Account:
-        """Create the part only if absent; give the account of the one that stands."""
+    def commit(
+        self, storage: Storage, receipt: Receipt, failures: Sequence[Failure], *, replaces: str = ""
+    ) -> Account:
+        """Create the part only if absent, or replace the version `replaces`; give the account of what stands."""
         self._write_row_group()
         footer = {"receipt": receipt.to_json(), "failures": list(failures)}
         self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer)})
         with _spooling():
             self._writer.close()
-        if storage.create(part_name(receipt.shard), self._encoded()):
+        name = part_name(receipt.shard)
+        if replaces:
+            is_ours = storage.replace(name, self._encoded(), replaces)
+        else:
+            is_ours = storage.create(name, self._encoded())
+        if is_ours:
             return Account(receipt, tuple(failures))
         standing = self._sink.account(storage, receipt.shard)
-        if standing is None:
+        if standing is None or standing.receipt.generation != receipt.generation:
             raise StorageError(
-                f"'{storage.location}/{part_name(receipt.shard)}' was there and is gone: "
-                "something else deletes parts of this feature set. Stop it, and resume."
+                f"'{storage.location}/{name}' was there and is gone, or another one: "
+                "something else changes parts of this feature set. Stop it, and resume."
             )
         return standing
 

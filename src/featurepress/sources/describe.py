@@ -98,8 +98,8 @@ def _described(location: str, options: Mapping[str, Any], settings: ListingSetti
         return SourceSpec(kind, str(Address.parse(location, SourceError)), "/", options)
     if kind != "uris":
         raise SourceError(
-            f"The source '{location}' can be neither listed nor read in pieces by {scheme}. Give a picture's url, a "
-            f"list of urls ({', '.join(LIST_SUFFIXES)}), or the bucket behind it."
+            f"The source '{location}' can be neither listed nor read in pieces by {scheme}. Give a picture's url, "
+            f"a list of urls ({', '.join(LIST_SUFFIXES)}), or the bucket behind it."
         )
     return SourceSpec("uris", location, "/", options)
 
@@ -167,7 +167,7 @@ def _refuseoverlap(specs: Sequence[SourceSpec]) -> None:
         location = glob_root(spec.location) if is_glob(spec) else spec.location
         root = resolved(spec.base, location)
         if root in roots and not (is_glob(spec) or is_glob(roots[root])):
-            raise SourceError(overlap(roots[root], spec))
+            raise SourceError(_overlap(roots[root], spec))
         if root in roots:
             unsure += [roots[root], spec]
         roots.setdefault(root, spec)
@@ -176,7 +176,7 @@ def _refuseoverlap(specs: Sequence[SourceSpec]) -> None:
             if (outer := roots.get(above)) is None:
                 continue
             if not is_glob(outer):
-                raise SourceError(overlap(outer, spec))
+                raise SourceError(_overlap(outer, spec))
             unsure += [outer, spec]
     _refuse_shared_images(list({id(spec): spec for spec in unsure}.values()))
 
@@ -187,7 +187,7 @@ def _refuse_shared_images(specs: Sequence[SourceSpec]) -> None:
     merged = heapq.merge(*map(_real_paths, specs), key=lambda found: found[0])
     for (path, one), (next_path, other) in itertools.pairwise(merged):
         if path == next_path:
-            raise SourceError(overlap(one, other))
+            raise SourceError(_overlap(one, other))
 
 
 def _real_paths(spec: SourceSpec) -> Iterator[tuple[bytes, SourceSpec]]:
@@ -206,7 +206,7 @@ def resolved(*parts: str | Path) -> Path:
     return Path(os.path.realpath(Path(*parts)))
 
 
-def overlap(one: SourceSpec, other: SourceSpec) -> str:
+def _overlap(one: SourceSpec, other: SourceSpec) -> str:
     return (
         f"The sources '{one.location}' and '{other.location}' overlap: images below both would be pressed twice. "
         "Name each folder once."
@@ -221,11 +221,11 @@ def _refuse_repetition(specs: Sequence[SourceSpec]) -> None:
         is_place = spec.kind == "objects" and not has_magic(spec.location)
         place = place.rstrip("/") if is_place else place
         if (other := seen.get((spec.kind, place))) is not None:
-            raise SourceError(overlap(other, spec))
+            raise SourceError(_overlap(other, spec))
         seen[spec.kind, place] = spec
     for (kind, place), spec in seen.items():
         parts = place.split("/")
         for n in range(3, len(parts)) if kind == "objects" else ():
             outer = seen.get((kind, "/".join(parts[:n])))
             if outer is not None and not has_magic(outer.location):
-                raise SourceError(overlap(outer, spec))
+                raise SourceError(_overlap(outer, spec))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from featurepress.errors import StorageError
 from featurepress.storage.base import Data, Entry, pieces
-from featurepress.storage.connection import Address, Refusal, connect, refused, retrying
+from featurepress.storage.connection import Address, Refusal, connect, refused, retrying, store_errors
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -94,20 +94,11 @@ class BucketStorage:
             head = retrying(lambda: obstore.get(self._store, self._key(name)))
             size = head.meta["size"]
             if size <= 2 * _BLOCK_BYTES:
-                with contextlib.suppress(Exception):  # else it is asked for again, with retries
+                with contextlib.suppress(*store_errors()):  # else it is asked for again, with retries
                     return io.BytesIO(bytes(head.bytes()))
                 return io.BytesIO(bytes(retrying(lambda: obstore.get(self._store, self._key(name)).bytes())))
-            return cast(BinaryIO, io.BufferedReader(_Ranges(self, name, size), _BLOCK_BYTES))
-        raise AssertionError("unreachable")
-
-    def read_range(self, name: str, start: int, size: int) -> bytes:
-        """Get `size` bytes of the object from `start`."""
-        import obstore
-
-        with self._asking("read", name):
-            return bytes(
-                retrying(lambda: obstore.get_range(self._store, self._key(name), start=start, length=size))
-            )
+            file = Ranges(self._store, self._key(name), f"{self.root}/{name}", size)
+            return cast(BinaryIO, io.BufferedReader(file, _BLOCK_BYTES))
         raise AssertionError("unreachable")
 
     def write(self, name: str, data: Data) -> None:
@@ -144,7 +135,7 @@ class BucketStorage:
                     self._store, self._key(name), data, mode=mode, use_multipart=None if mode is None else False
                 )
             )
-        except Exception as error:
+        except store_errors() as error:
             refusal = Refusal.of(error)
             if refusal.kind in ("exists", "changed") or (refusal.kind == "missing" and isinstance(mode, dict)):
                 return False
@@ -159,7 +150,9 @@ class BucketStorage:
         import obstore
 
         with tempfile.TemporaryFile() as file:
-            yield cast(BinaryIO, _Unclosed(file))
+            collected = _Unclosed(file)
+            yield cast(BinaryIO, collected)
+            collected.flush()
             file.seek(0)
             with self._asking("write", name):
                 obstore.put(self._store, self._key(name), file, chunk_size=_UPLOAD_BYTES, max_concurrency=4)
@@ -173,13 +166,13 @@ class BucketStorage:
 
     @contextlib.contextmanager
     def _asking(self, verb: str, name: str, **otherwise: Any) -> Iterator[None]:
-        """Turn what the store refuses into our own error; with `missing=None` an object that is not there is none."""
+        """Turn what the store refuses into our own error; with `missing=None` an absent object is none."""
         url = f"{self.root}/{name}" if name else self.root
         try:
             yield
         except StorageError:
             raise
-        except (_base_error(), OSError, ValueError) as error:
+        except store_errors() as error:
             refusal = Refusal.of(error)
             if refusal.kind == "missing":
                 if "missing" in otherwise:
@@ -204,11 +197,24 @@ class _Unclosed(io.BufferedRandom):
         self.flush()
 
 
-class _Ranges(io.RawIOBase):
-    """An object of a bucket as a file: every read is a request for a range."""
+class Ranges(io.RawIOBase):
+    """An object of a bucket as a file: every read is a request for a range.
 
-    def __init__(self, storage: BucketStorage, name: str, size: int) -> None:
-        self._storage, self._name, self._size, self._at = storage, name, size, 0
+    Parameters
+    ----------
+    store : ObjectStore
+        The bucket.
+    key, url : str
+        Its name there, and for people.
+    size : int
+        Its bytes.
+    options : dict
+        Of each request, such as the etag that it must have.
+    """
+
+    def __init__(self, store: ObjectStore, key: str, url: str, size: int, options: Any = None) -> None:
+        self._store, self._key, self._url, self._size, self._at = store, key, url, size, 0
+        self._options = options or {}
 
     def readable(self) -> bool:
         """Yes."""
@@ -228,13 +234,15 @@ class _Ranges(io.RawIOBase):
         n = min(len(buffer), self._size - self._at)
         if n <= 0:
             return 0
-        data = self._storage.read_range(self._name, self._at, n)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        buffer[:n] = self._get(self._at, self._at + n)
+        self._at += n
+        return n
 
+    def _get(self, start: int, end: int) -> bytes:
+        import obstore
 
-def _base_error() -> type[Exception]:
-    from obstore.exceptions import BaseError
-
-    return BaseError
+        options: Any = {**self._options, "range": (start, end)}
+        try:
+            return bytes(retrying(lambda: obstore.get(self._store, self._key, options=options).bytes()))
+        except store_errors() as error:
+            raise refused("read", self._url, error) from None

@@ -10,6 +10,7 @@ import functools
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,14 +112,16 @@ def connect(
         },
     }
     if scheme == "s3":
-        return S3Store(bucket, **_s3_options(common, anonymous))
+        return S3Store(bucket, **_s3_options(common, anonymous=anonymous))
+    if anonymous:
+        common["skip_signature"] = True
     if scheme == "gs":
-        return GCSStore(bucket, **common, **({"skip_signature": True} if anonymous else {}))
+        return GCSStore(bucket, **common)
     account, _, container = bucket.partition("/")
     emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true")
     common["client_options"]["allow_http"] = emulated
-    named = {"use_emulator": True} if emulated else {"account_name": account}
-    return AzureStore(container, **common, **named, **({"skip_signature": True} if anonymous else {}))
+    common |= {"use_emulator": True} if emulated else {"account_name": account}
+    return AzureStore(container, **common)
 
 
 def s3_endpoint() -> str:
@@ -133,7 +136,7 @@ def s3_session() -> Any:
     return botocore.session.get_session()
 
 
-def _s3_options(common: dict[str, Any], anonymous: bool) -> dict[str, Any]:
+def _s3_options(common: dict[str, Any], *, anonymous: bool) -> dict[str, Any]:
     options = dict(common)
     if endpoint := s3_endpoint():
         options["endpoint"] = endpoint
@@ -160,7 +163,7 @@ class _S3Credentials:
         if self._credentials is None:
             raise StorageError(
                 "There are no credentials for S3: no AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the "
-                "environment, no profile, no role of this machine. Set them, or give --anonymous for a public bucket."
+                "environment, no profile, no role of this machine. Set them, or give --anonymous for public ones."
             )
 
     def __call__(self) -> Any:
@@ -209,7 +212,7 @@ class Refusal:
     def of(cls, error: BaseException) -> Refusal:
         """Tell what `error`, raised by obstore, means. Its text may hold signatures and is never shown."""
         text = str(error)
-        code = _first(r"<Code>(\w+)</Code>", text)
+        code = _first(r"<Code>(\w+)</Code>", text) or _first(r"error occurred \((\w+)\)", text)
         status = _first(r"status code: (\d+)", text)
         name = type(error).__name__
         known = f"{code or name}{f', status {status}' if status else ''}"
@@ -280,6 +283,15 @@ def _network_reason(text: str) -> str:
     return "the request cannot be made"
 
 
+def store_errors() -> tuple[type[Exception], ...]:
+    """Give what the libraries raise: their own errors, and builtin ones for what is missing or breaks off."""
+    from obstore.exceptions import BaseError
+
+    botocore = sys.modules.get("botocore.exceptions")  # not loaded, not raised
+    theirs = (botocore.ClientError, botocore.BotoCoreError) if botocore else ()
+    return (BaseError, OSError, ValueError, *theirs)
+
+
 def refused(verb: str, url: str, error: BaseException) -> StorageError:
     """Give the error for people when an object store does not do what it was asked for."""
     if isinstance(error, StorageError):
@@ -294,12 +306,10 @@ def retrying(request: Callable[[], Result], tries: int = TRIES) -> Result:
     The library below makes safe requests again by itself; this adds what it does not: conditional writes whose
     answer was lost, and bodies of a wrong length.
     """
-    from obstore.exceptions import BaseError
-
     for n in range(tries):
         try:
             return request()
-        except (BaseError, OSError, ValueError) as error:
+        except store_errors() as error:
             if n == tries - 1 or Refusal.of(error).kind != "transient":
                 raise
             time.sleep(random.uniform(0.5, 1.0) * min(_MOST_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2**n))

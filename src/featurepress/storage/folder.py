@@ -82,6 +82,8 @@ class FolderStorage:
             return None
         except OSError as error:
             raise _refused("look at", path, error) from error
+        if not stat.S_ISREG(status.st_mode):
+            return None
         return Entry(name, status.st_size, _version(status))
 
     def read(self, name: str) -> bytes | None:

@@ -1,0 +1,287 @@
+"""What has changed since a feature set was made: the work of its next generation.
+
+An update compares the listing of the sources with the references of all parts, both in byte order, and keeps one
+part of each generation in memory. An image that is there no more, or has another version, makes its part one to be
+revised; the others of that part are carried over. New images go to new parts. A retry revises the parts that have
+failures. Whatever is committed stands: an interrupted comparison begins again and leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from featurepress import ledger
+from featurepress.ledger import Chunk, Plan, Revision
+from featurepress.records import ImageRef, part_name
+from featurepress.sources import Listing, open_source
+
+LOOKS_IN_FLIGHT = 32
+
+
+class Known(NamedTuple):
+    """An image of a feature set: its reference, its shard, and the generation in which that was new."""
+
+    ref: ImageRef
+    shard: int
+    generation: int
+
+    @property
+    def order(self) -> bytes:
+        """The bytes by which a listing is sorted."""
+        return self.ref.order
+
+
+class History:
+    """The references of a complete feature set, over all its generations.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of a generation after those that are looked at.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        found = [ledger.read_generation(plan.storage, number) for number in range(1, plan.generation)]
+        self._plans = [one for one in found if one is not None]
+        self._revised = {one.generation: ledger.revised_shards(one) for one in self._plans}
+
+    def images(self) -> Iterator[Known]:
+        """Yield all images in byte order."""
+        return heapq.merge(*map(self._images_of, self._plans), key=lambda known: known.order)
+
+    def _images_of(self, plan: Plan) -> Iterator[Known]:
+        """Yield the images of the shards that were new in one generation, as they are now."""
+        listing = ledger.read_listing(plan)
+        for number in range(0 if listing is None else listing["chunks"]):
+            for shard, refs in ledger.read_chunk_shards(plan, number):
+                for ref in self._latest(shard) if self._is_revised(shard) else refs:
+                    yield Known(ref, shard, plan.generation)
+
+    def refs_of(self, shard: int) -> list[ImageRef]:
+        """Give the references of a shard as they are now."""
+        if self._is_revised(shard):
+            return self._latest(shard)
+        plan = next(one for one in reversed(self._plans) if one.first_shard <= shard)
+        return ledger.read_shard(plan, shard)
+
+    def _is_revised(self, shard: int) -> bool:
+        return any(shard in shards for shards in self._revised.values())
+
+    def _latest(self, shard: int) -> list[ImageRef]:
+        plan = next(one for one in reversed(self._plans) if shard in self._revised[one.generation])
+        return ledger.read_revision(plan, shard)[0]
+
+
+@dataclass
+class _Part:
+    """A part while its images are compared."""
+
+    shard: int
+    refs: list[ImageRef] = field(default_factory=list)
+    carried: list[bool] = field(default_factory=list)
+    has_changed: bool = False
+    is_lost: bool = False
+
+    def add(self, ref: ImageRef, *, carried: bool) -> None:
+        self.refs.append(ref)
+        self.carried.append(carried)
+
+
+class _Generation:
+    """What both kinds of work share: begin at the first change, pass on what stands, say when all is committed."""
+
+    def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
+        self.plan = plan
+        self._begin = begin
+        self.has_begun = begin is None
+        self._standing = ledger.revised_shards(plan) if self.has_begun else set()
+        self._n_images = 0
+        self._n_chunks = 0
+
+    def __iter__(self) -> Iterator[Chunk | Revision]:
+        """Yield what stands, then what is found and committed, and at the end say that this was all."""
+        complete = ledger.read_listing(self.plan) if self.has_begun else None
+        for work in self._what_stands():
+            self._n_images += work.n_images
+            yield work
+        if complete is not None:
+            return
+        for work in self._found():
+            self._n_images += work.n_images
+            yield work
+        if self.has_begun:
+            self._finish()
+
+    def _what_stands(self) -> Iterator[Chunk | Revision]:
+        if not self.has_begun:
+            return
+        for shard in sorted(self._standing):
+            yield ledger.count_revision(self.plan, shard)
+        while (chunk := ledger.read_chunk(self.plan, self._n_chunks)) is not None:
+            self._n_chunks += 1
+            self._take(chunk)
+            yield chunk
+
+    def _take(self, chunk: Chunk) -> None:
+        """Note that a chunk stands."""
+
+    def _found(self) -> Iterator[Chunk | Revision]:
+        raise NotImplementedError
+
+    def _finish(self) -> None:
+        raise NotImplementedError
+
+    def _revise(self, part: _Part) -> Iterator[Revision]:
+        """Commit the revision of a part, unless one stands."""
+        if (part.has_changed or part.is_lost) and part.shard not in self._standing:
+            self._begin_now()
+            yield ledger.commit_revision(self.plan, part.shard, part.refs, part.carried)
+
+    def _begin_now(self) -> None:
+        if not self.has_begun and self._begin is not None:
+            self._begin()
+            self.has_begun = True
+
+
+class Comparison(_Generation):
+    """The work of an update: iterate to have it committed piece by piece.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the new generation.
+    begin : callable, optional
+        Called once before anything is committed; where nothing has changed it is never called. None if the
+        generation has begun in an earlier run.
+
+    Attributes
+    ----------
+    n_new, n_changed, n_deleted, n_unchanged : int
+        Images, as far as the comparison has got. Changed are those with another version, whatever their bytes.
+
+    Notes
+    -----
+    A few microseconds an image. In memory: the largest part of each generation, and a chunk of new images.
+    """
+
+    def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
+        super().__init__(plan, begin)
+        self.n_new = self.n_changed = self.n_deleted = self.n_unchanged = 0
+        settings = plan.settings
+        self._listing = Listing(plan.sources, settings.listing, limits=settings.images)
+        self._open: dict[int, _Part] = {}  # by generation
+        self._new: list[ImageRef] = []
+        self._last_new = b""  # of the chunks that stand
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """What the listing has passed over, counted by reason."""
+        return self._listing.skipped
+
+    def _take(self, chunk: Chunk) -> None:
+        self._last_new = chunk.last_key
+        self.n_new += chunk.n_images
+
+    def _found(self) -> Iterator[Chunk | Revision]:
+        parts = {entry.name for entry in self.plan.storage.list("features")}
+        for known, ref in _side_by_side(History(self.plan).images(), iter(self._listing)):
+            if known is not None:
+                part = self._open.get(known.generation)
+                if part is None or part.shard != known.shard:
+                    yield from self._revise(part) if part is not None else ()
+                    part = _Part(known.shard, is_lost=part_name(known.shard) not in parts)
+                    self._open[known.generation] = part
+                self._compare(part, known.ref, ref)
+            elif ref is not None and ref.order > self._last_new:
+                self._new.append(ref)
+                if len(self._new) == self.plan.layout.tier(self._n_chunks).chunk:
+                    yield self._commit()
+        for part in self._open.values():
+            yield from self._revise(part)
+        while self._new:
+            yield self._commit()
+
+    def _compare(self, part: _Part, old: ImageRef, new: ImageRef | None) -> None:
+        if new is None:
+            part.has_changed = True
+            self.n_deleted += 1
+            return
+        is_same = (old.version, old.size, old.problem) == (new.version, new.size, new.problem)
+        part.has_changed |= not is_same or old.fields != new.fields
+        part.add(new, carried=is_same and not part.is_lost)
+        self.n_unchanged += is_same
+        self.n_changed += not is_same
+
+    def _commit(self) -> Chunk:
+        """Commit a chunk of new images; what another driver's chunk in its place leaves over comes next."""
+        self._begin_now()
+        chunk = ledger.commit_chunk(self.plan, self._n_chunks, self._new, self.skipped)
+        self._n_chunks += 1
+        self._take(chunk)
+        self._new = [ref for ref in self._new if ref.order > chunk.last_key]
+        return chunk
+
+    def _finish(self) -> None:
+        counts = {"new": self.n_new, "changed": self.n_changed, "deleted": self.n_deleted}
+        total = self.n_new + self.n_changed + self.n_unchanged
+        ledger.finish_listing(self.plan, self._n_chunks, self._n_images, self.skipped, total=total, **counts)
+
+
+def _side_by_side(
+    known: Iterable[Known], listed: Iterable[ImageRef]
+) -> Iterator[tuple[Known | None, ImageRef | None]]:
+    """Yield what is known and what is listed, both in byte order, with the same image side by side."""
+    known, listed = iter(known), iter(listed)
+    one, other = next(known, None), next(listed, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and one.order < other.order):
+            yield one, None
+            one = next(known, None)
+        elif one is None or other.order < one.order:
+            yield None, other
+            other = next(listed, None)
+        else:
+            yield one, other
+            one, other = next(known, None), next(listed, None)
+
+
+class Failed(_Generation):
+    """The work of a retry: the parts that have failures, whose images are looked at again.
+
+    Parameters
+    ----------
+    plan, begin
+        As for `Comparison`.
+    """
+
+    def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
+        super().__init__(plan, begin)
+        self.n_failed = 0
+        self._total = 0
+
+    def _found(self) -> Iterator[Chunk | Revision]:
+        before, history = ledger.read_generation(self.plan.storage, self.plan.generation - 1), History(self.plan)
+        assert before is not None
+        sources = [open_source(spec, self.plan.settings.images) for spec in self.plan.sources]
+        with ThreadPoolExecutor(LOOKS_IN_FLIGHT) as pool:
+            for receipt in ledger.newest_receipts(before):
+                self._total += receipt.listed
+                if not receipt.failed:
+                    continue
+                refs = history.refs_of(receipt.shard)
+                failed = {failure.uri for failure in ledger.read_failures(before, receipt.shard)}
+                self.n_failed += receipt.failed
+                now = pool.map(
+                    lambda ref, failed=failed: sources[ref.source].look(ref) if ref.uri in failed else ref, refs
+                )
+                part = _Part(receipt.shard, list(now), [ref.uri not in failed for ref in refs], has_changed=True)
+                yield from self._revise(part)
+
+    def _finish(self) -> None:
+        before = ledger.read_generation(self.plan.storage, self.plan.generation - 1)
+        listing = (before and ledger.read_listing(before)) or {"skipped": {}}
+        ledger.finish_listing(self.plan, 0, self._n_images, listing["skipped"], total=self._total)

@@ -1,0 +1,82 @@
+"""featurepress export."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+import featurepress
+
+_SHOWN_FILES = 5
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(export)
+
+
+def export(
+    destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to", help="The file: .npy, .npz, .csv, .parquet or .arrow, on disk or in a bucket.", metavar="FILE"
+        ),
+    ],
+    parts: Annotated[
+        str, typer.Option("--parts", help="Number of files, as name-00000-of-00005.csv.", metavar="N")
+    ] = "1",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Write a feature set as one file, or several, for other tools."""
+    from featurepress.cli import output, tables
+    from featurepress.featureset import open_features
+
+    started = time.perf_counter()
+    features = open_features(destination)
+    with output.live_line() as on_progress:
+        files = featurepress.export(features, to, parts=number(parts), tell=tables.telling(on_progress))
+    result = {
+        "files": files,
+        "rows": len(features),
+        "n_features": features.n_features,
+        "bytes": sum(map(_size, files)),
+        "seconds": time.perf_counter() - started,
+    }
+    _print_result(files, result)
+    if as_json:
+        output.print_json(result)
+
+
+def number(text: str) -> Any:
+    """Give the number; what is none goes on as it is, and is refused with the sentence of all settings."""
+    with contextlib.suppress(ValueError):
+        return int(text)
+    return text
+
+
+def _size(file: str) -> int:
+    from featurepress.storage import open_storage
+
+    folder, _, name = file.rpartition("/")
+    entry = open_storage(f"{folder}/").look(name)
+    return entry.size if entry is not None else 0
+
+
+def _print_result(files: Sequence[str], result: dict[str, Any]) -> None:
+    from featurepress.cli import output
+
+    n_bytes, seconds = result["bytes"], result["seconds"]
+    lines = output.Lines()
+    lines.add("rows", f"{result['rows']:,}, each of {result['n_features']:,} features")
+    lines.add("bytes", f"{output.format_bytes(n_bytes)} in {len(files):,} file{'s' if len(files) > 1 else ''}")
+    lines.add("time", f"{output.format_seconds(seconds)}, {output.format_bytes(n_bytes / seconds)}/s")
+    for i, file in enumerate(files[:_SHOWN_FILES]):
+        lines.add("where" if i == 0 else "", file)
+    if len(files) > _SHOWN_FILES:
+        lines.add("", f"and {len(files) - _SHOWN_FILES:,} more, up to {files[-1].rpartition('/')[2]}")
+    lines.print(output.console())

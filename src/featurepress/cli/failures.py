@@ -1,0 +1,139 @@
+"""featurepress failures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featurepress.cli.export import number
+from featurepress.errors import SettingError
+from featurepress.settings import Constraint
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from featurepress.featureset import FeatureSet
+    from featurepress.records import Failure
+
+_SHOWN_ROWS = 50  # in a terminal, unless told otherwise
+_LIMIT = Constraint(int, "Rows to show.", minimum=0, optional=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(failures)
+
+
+def failures(
+    destination: Annotated[str, typer.Argument(help="A feature set.", metavar="DEST")],
+    limit: Annotated[
+        str | None,
+        typer.Option(help="Show only the first N, 0 for all (default: 50 in a terminal, else all).", metavar="N"),
+    ] = None,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV on stdout: uri,stage,reason.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as a JSON array on stdout.")] = False,
+) -> None:
+    """List the images that could not be pressed, and why."""
+    from featurepress.featureset import open_features
+
+    if as_csv and as_json:
+        raise SettingError("Failures are printed as CSV or as JSON. Got --csv and --json; give one of them.")
+    n_rows = None if limit is None else number(limit)
+    _LIMIT.check("limit", n_rows)
+    features = open_features(destination, allow_incomplete=True)
+    if as_csv:
+        _print_csv(_rows(features, n_rows))
+    elif as_json:
+        _print_json(_rows(features, n_rows))
+    else:
+        _print_table(features, n_rows)
+    if not features.is_complete:
+        _print_note(destination)
+
+
+def _rows(features: FeatureSet, limit: int | None) -> Iterator[Failure]:
+    """Yield the first failures, or all, without a list of them."""
+    from featurepress.records import Failure
+
+    found = (Failure(**row) for batch in features.failures.to_batches() for row in batch.to_pylist())
+    return islice(found, limit or None)
+
+
+def _print_csv(rows: Iterator[Failure]) -> None:
+    from featurepress.records import Failure
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # whatever the terminal's language is
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(Failure._fields)
+    writer.writerows(rows)
+
+
+def _print_json(rows: Iterator[Failure]) -> None:
+    before = "[\n"
+    for row in rows:
+        sys.stdout.write(before + json.dumps(row._asdict()))
+        before = ",\n"
+    sys.stdout.write("[]\n" if before == "[\n" else "\n]\n")
+
+
+def _print_table(features: FeatureSet, limit: int | None) -> None:
+    from rich.text import Text
+
+    from featurepress.cli.output import console
+
+    is_terminal = sys.stdout.isatty()  # whatever FORCE_COLOR says
+    if limit is None and is_terminal:
+        limit = _SHOWN_ROWS
+    kinds = Counter(row.kind for row in _rows(features, None))
+    n_failed = kinds.total()
+    heading = Text(f"{n_failed:,} of {len(features) + n_failed:,} images failed", style="bold")
+    for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0])):
+        heading.append(f" · {count:,} {kind}", style="not bold")
+    screen = console(stderr=False)
+    screen.print(heading)
+    if is_terminal and n_failed:
+        screen.print(_table(_rows(features, limit)))
+    else:  # a line a failure for grep and cut, at once: a table has to be laid out as a whole
+        sys.stdout.writelines("\t".join(map(_printable, row)) + "\n" for row in _rows(features, limit))
+    if limit and n_failed > limit:
+        screen.print(Text(f"and {n_failed - limit:,} more; --limit 0 shows all, --csv is for programs", "dim"))
+
+
+def _table(rows: Iterator[Failure]) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("uri", overflow="fold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_printable(text)) for text in row))
+    return table
+
+
+def _printable(text: str) -> str:
+    """Spell out what a terminal would take for a command, as a line feed in a name."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
+def _print_note(destination: str) -> None:
+    from rich.text import Text
+
+    from featurepress.cli.output import console
+
+    note = "The feature set is not complete: these are the failures of what is done. Finish it with: "
+    sys.stdout.flush()
+    console().print(Text(f"{note}featurepress resume {shlex.quote(destination)}"))

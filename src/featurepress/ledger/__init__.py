@@ -1,0 +1,95 @@
+"""The plan, parts, receipts and manifest of a feature set: what is done, what is left, does it balance.
+
+What lies at the destination, in the order in which it appears:
+
+    plan/plan.json                  the plan, created only if absent
+    plan/chunk-00000000.parquet     the listing, a row group a shard, created only if absent
+    plan/listing.json               the listing is complete: chunks, images, what was skipped
+    attempts/part-00000000-…        somebody is at this shard; what stays behind tells of a death
+    features/part-00000000.parquet  the rows of a shard, its account in the footer, created only if absent
+    failures/part-00000000.parquet  the failures of a shard, from that footer
+    receipts/part-00000000.json     the shard is done, from that footer
+    manifest.json                   everything is done
+
+A later generation g, an update or a retry, adds
+
+    plan/g2/plan.json               its plan, created only if absent; then the manifest says ``updating``
+    plan/g2/part-00000000.parquet   the references that an older shard has from now on
+    plan/g2/chunk-00000000.parquet  the images that are new, in shards of their own
+    plan/g2/listing.json            the comparison is complete
+    receipts/part-00000000.g2.json  the shard is done, its part replaced or created
+
+The part decides: failures and receipt are copies for people and for quick listing, and can be made again.
+"""
+
+from featurepress.ledger.listing import (
+    Chunk,
+    Revision,
+    commit_chunk,
+    commit_revision,
+    count_revision,
+    finish_listing,
+    read_chunk,
+    read_chunk_shards,
+    read_listing,
+    read_revision,
+    read_shard,
+    revised_shards,
+)
+from featurepress.ledger.plan import (
+    MANIFEST,
+    PLAN,
+    Plan,
+    create_plan,
+    new_plan,
+    next_plan,
+    read_generation,
+    read_manifest,
+    read_plan,
+    write_manifest,
+)
+from featurepress.ledger.shards import (
+    Totals,
+    attempt,
+    clear_attempts,
+    delete_receipt,
+    finished_shards,
+    newest_receipts,
+    read_failures,
+    read_receipt,
+    settle_shard,
+)
+
+__all__ = [
+    "MANIFEST",
+    "PLAN",
+    "Chunk",
+    "Plan",
+    "Revision",
+    "Totals",
+    "attempt",
+    "clear_attempts",
+    "commit_chunk",
+    "commit_revision",
+    "count_revision",
+    "create_plan",
+    "delete_receipt",
+    "finish_listing",
+    "finished_shards",
+    "new_plan",
+    "newest_receipts",
+    "next_plan",
+    "read_chunk",
+    "read_chunk_shards",
+    "read_failures",
+    "read_generation",
+    "read_listing",
+    "read_manifest",
+    "read_plan",
+    "read_receipt",
+    "read_revision",
+    "read_shard",
+    "revised_shards",
+    "settle_shard",
+    "write_manifest",
+]

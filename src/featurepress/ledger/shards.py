@@ -1,0 +1,172 @@
+"""What is known of single shards: attempts, failures, receipts, and their sum."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from featurepress.child import when_abandoned
+from featurepress.ledger.plan import Plan, dump_json
+from featurepress.records import Failure, Receipt, failure_schema, part_name, text_array
+from featurepress.storage import undamaged
+
+
+def _receipt_name(plan: Plan, shard: int) -> str:
+    return f"receipts/part-{shard:08d}{'' if plan.generation == 1 else f'.g{plan.generation}'}.json"
+
+
+@contextmanager
+def attempt(plan: Plan, shard: int) -> Iterator[int]:
+    """Mark that this process is at a shard; give the number of deaths that earlier attempts met at it.
+
+    The mark is taken away when the block ends, by an error too, and when the process is given up by its
+    parent. It stays when the process is killed. A mark whose process is still at work, for another driver, is
+    no death; on other machines that cannot be told.
+    """
+    prefix = f"attempts/part-{shard:08d}-"
+    marks = [entry.name for entry in plan.storage.list("attempts") if entry.name.startswith(prefix)]
+    n_deaths = sum(not _is_at_work(plan.storage.read(mark)) for mark in marks)
+    mark = f"{prefix}{secrets.token_hex(4)}"
+    about = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": time.time()}
+    with when_abandoned(lambda: plan.storage.delete(mark)):
+        try:
+            plan.storage.create(mark, dump_json(about), durable=False)
+            yield n_deaths
+        finally:
+            plan.storage.delete(mark)
+
+
+def _is_at_work(mark: bytes | None) -> bool:
+    """Whether the process that left a mark is alive on this machine, or has just taken the mark away."""
+    if mark is None:
+        return True
+    try:
+        about = json.loads(mark)
+        start = _start_of(about["pid"])
+        return about["host"] == socket.gethostname() and start is not None and start == about.get("start")
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _start_of(pid: int) -> str | None:
+    """Give when a live process began, in ticks since the machine did; with its number that names it for good."""
+    try:
+        state, *values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if state == "Z" else values[18]
+
+
+def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure]) -> None:
+    """Write the failures and the receipt of a shard whose part stands, in place of those of a lost part."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    name = f"part-{receipt.shard:08d}"
+    if not failures and plan.generation > 1:
+        plan.storage.delete(f"failures/{name}.parquet")
+    if failures:
+        columns = list(zip(*failures, strict=True))
+        table = pa.table([text_array(column) for column in columns], schema=failure_schema())
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        plan.storage.write(f"failures/{name}.parquet", memoryview(sink.getvalue()))
+    receipt_name, values = _receipt_name(plan, receipt.shard), dump_json(receipt.to_json())
+    is_first = plan.storage.create(receipt_name, values, durable=False)
+    if not is_first and read_receipt(plan, receipt.shard) != receipt:
+        if not failures:
+            plan.storage.delete(f"failures/{name}.parquet")
+        plan.storage.write(receipt_name, values)
+
+
+def read_failures(plan: Plan, shard: int) -> list[Failure]:
+    """Read the failures of a shard."""
+    import pyarrow.parquet as pq
+
+    name = f"failures/part-{shard:08d}.parquet"
+    if plan.storage.look(name) is None:
+        return []
+    with undamaged(plan.storage, name), plan.storage.open(name) as file:
+        rows = pq.read_table(file).to_pylist()
+    return [Failure(**row) for row in rows]
+
+
+def clear_attempts(plan: Plan) -> None:
+    """Take away the marks of deaths, once everything is done."""
+    for entry in plan.storage.list("attempts"):
+        plan.storage.delete(entry.name)
+
+
+def finished_shards(plan: Plan) -> set[int]:
+    """Give the shards that have both a receipt of this generation and a part."""
+    ending = _receipt_name(plan, 0).partition("part-00000000")[2]
+    parts = {entry.name for entry in plan.storage.list("features")}
+    shards = set()
+    for entry in plan.storage.list("receipts"):
+        digits, _, rest = entry.name.removeprefix("receipts/part-").partition(".")
+        if digits.isdecimal() and f".{rest}" == ending and part_name(int(digits)) in parts:
+            shards.add(int(digits))
+    return shards
+
+
+def read_receipt(plan: Plan, shard: int) -> Receipt | None:
+    """Read a receipt; None if there is none, or if a power cut left it empty."""
+    data = plan.storage.read(_receipt_name(plan, shard))
+    try:
+        return None if not data else Receipt(**json.loads(data))
+    except (ValueError, TypeError):
+        return None
+
+
+def newest_receipts(plan: Plan) -> Iterator[Receipt]:
+    """Yield the newest receipt of each part that the set has; a lost one is none."""
+    newest: dict[int, int] = {}
+    for entry in plan.storage.list("receipts"):
+        digits, _, rest = entry.name.removeprefix("receipts/part-").partition(".")
+        generation = rest.removesuffix("json").strip("g.") or "1"
+        if digits.isdecimal() and generation.isdecimal() and int(generation) <= plan.generation:
+            newest[int(digits)] = max(int(generation), newest.get(int(digits), 1))
+    for shard, number in sorted(newest.items()):
+        receipt = read_receipt(replace(plan, generation=number), shard)
+        if receipt is not None:
+            yield receipt
+
+
+def delete_receipt(plan: Plan, shard: int) -> None:
+    """Take a receipt away, so that its shard is pressed again."""
+    plan.storage.delete(_receipt_name(plan, shard))
+
+
+@dataclass
+class Totals:
+    """The sum of the receipts of a run."""
+
+    parts: int = 0
+    listed: int = 0
+    pressed: int = 0
+    carried: int = 0
+    failed: int = 0
+    failed_by_kind: dict[str, int] = field(default_factory=dict)
+    bytes_read: int = 0
+    precisions: dict[str, int] = field(default_factory=dict)
+    cpus: dict[str, int] = field(default_factory=dict)
+
+    def add(self, receipt: Receipt) -> None:
+        """Add one receipt."""
+        self.parts += 1
+        self.listed += receipt.listed
+        self.pressed += receipt.pressed
+        self.carried += receipt.carried
+        self.failed += receipt.failed
+        self.bytes_read += receipt.bytes_read
+        for kind, count in receipt.failed_by_kind.items():
+            self.failed_by_kind[kind] = self.failed_by_kind.get(kind, 0) + count
+        for tally, name in ((self.precisions, receipt.precision), (self.cpus, receipt.cpu)):
+            tally[name] = tally.get(name, 0) + receipt.pressed
