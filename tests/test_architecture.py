@@ -20,14 +20,15 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
-    __init__    -> run driver engines exports featureset errors
+    __init__    -> run engines exports featureset progress errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run verify bench driver featureset models demo ledger storage records settings errors __init__
-    bench       -> run pipeline driver backbones models demo settings
+    cli         -> run verify bench featureset models demo ledger storage progress records settings errors __init__
+    bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
-    run         -> driver engines featureset changes lister ledger layout sources models storage records settings errors __init__
-    driver      -> tasks lister engines exports featureset ledger sources records settings errors
+    run         -> driver engines featureset changes lister ledger layout sources models storage progress records \
+                   settings errors __init__
+    driver      -> tasks lister engines exports featureset ledger sources progress records settings errors
     tasks       -> pipeline ledger child records
     pipeline    -> sources images backbones sinks ledger child records settings errors
     changes     -> ledger sources records
@@ -47,6 +48,7 @@ ARROWS = """
     demo        -> fruit errors
     fruit       ->
     child       ->
+    progress    ->
     records     -> errors
     errors      ->
 """
@@ -78,7 +80,8 @@ LIBRARIES = {
     },
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
-    "pyarrow": {"sinks", "ledger", "exports", "featureset", "records"},
+    "pyarrow": {"sinks", "ledger", "exports", "featureset", "records", "sources"},
+    "urllib3": {"sources"},
     "typer": {"cli"},
     "rich": {"cli"},
     "pyspark": set(),
@@ -269,7 +272,7 @@ def test_the_stand_ins_are_named_in_the_closed_tables_only() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "featurepress.testing" in node.value
     }
     assert found == {
-        ("sources/__init__.py", "featurepress.testing:MemorySource"),
+        ("sources/kinds.py", "featurepress.testing:MemorySource"),
         ("backbones/base.py", "featurepress.testing:FakeBackbone"),
     }
 

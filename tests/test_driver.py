@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 import pytest
 
 from featurepress import ledger
-from featurepress.driver import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, Progress, n_workers
+from featurepress.driver import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, n_workers
+from featurepress.progress import Progress
 from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from featurepress.driver import Changes, Progress, Summary
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
     from featurepress.exports import export
     from featurepress.featureset import FeatureBatch, FeatureSet, open_features
+    from featurepress.progress import Changes, Progress, Summary
     from featurepress.run import Estimate, embed, estimate, resume, retry, update
 
 _HOMES = {
@@ -25,9 +25,9 @@ _HOMES = {
     "FeatureSet": "featureset",
     "open_features": "featureset",
     "Estimate": "run",
-    "Changes": "driver",
-    "Progress": "driver",
-    "Summary": "driver",
+    "Changes": "progress",
+    "Progress": "progress",
+    "Summary": "progress",
     "embed": "run",
     "estimate": "run",
     "resume": "run",

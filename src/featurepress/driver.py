@@ -17,9 +17,9 @@ import itertools
 import shlex
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
@@ -40,6 +40,7 @@ from featurepress.exports import ExportCsv, csv_name
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan, Totals
 from featurepress.lister import Lister, NewListing, Work
+from featurepress.progress import SHARED, Changes, OnProgress, Progress, Summary, summary_again
 from featurepress.records import ImageRef, Receipt, part_name
 from featurepress.settings import available_cores
 from featurepress.sources import Listing
@@ -52,109 +53,6 @@ MAX_PROBE_DEATHS = 32  # more than that is not the images' doing
 WORKER_BYTES = 300 * 1024**2
 DRIVER_BYTES = 150 * 1024**2
 MODEL_COPIES = 4  # that OpenVINO makes of the weights while it compiles; measured: 3.3
-
-
-@dataclass
-class Progress:
-    """How a run gets on; the same object is updated and passed to `on_progress` again and again.
-
-    Attributes
-    ----------
-    stage : str
-        ``preparing`` (the model), ``probing``, ``pressing``, ``exporting`` or ``done``.
-    doing : str
-        While ``preparing``: what is being done, such as a download.
-    done_bytes, of_bytes : int
-        How much of it, of how much; 0 where that is not known.
-    listed : int
-        Images found so far, and whether there may be more (`listing`).
-    pressed, failed : int
-        Images done in this run or an earlier one of the same plan.
-    done_before : int
-        How many of them an earlier run did.
-    started : float
-        `time.perf_counter` when pressing began.
-    """
-
-    stage: str = "probing"
-    listed: int = 0
-    listing: bool = True
-    pressed: int = 0
-    failed: int = 0
-    done_before: int = 0
-    started: float = field(default_factory=time.perf_counter)
-    doing: str = ""
-    done_bytes: int = 0
-    of_bytes: int = 0
-
-    @property
-    def images_per_second(self) -> float:
-        """Images done by this run a second, since pressing began."""
-        seconds = time.perf_counter() - self.started
-        return (self.pressed + self.failed - self.done_before) / seconds if seconds > 0 else 0.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a finished run did.
-
-    Attributes
-    ----------
-    listed, pressed, failed : int
-        Images of the whole feature set.
-    failed_by_kind, skipped : mapping
-        Counts by reason.
-    seconds : float
-        Wall-clock time of this run, from the call to the manifest.
-    images_per_second : float
-        Images that this run pressed or failed, a second of it.
-    bytes_read, bytes_written : int
-        Of the images, and of the parts.
-    parts : int
-        Number of Parquet parts.
-    already_done : bool
-        The run had nothing to do.
-    changes : Changes, optional
-        What an update or a retry found.
-    """
-
-    listed: int
-    pressed: int
-    failed: int
-    failed_by_kind: dict[str, int]
-    skipped: dict[str, int]
-    seconds: float
-    images_per_second: float
-    bytes_read: int
-    bytes_written: int
-    parts: int
-    already_done: bool
-    changes: Changes | None = None
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What an update or a retry found, and what that cost.
-
-    Attributes
-    ----------
-    new, changed, deleted : int
-        Images; changed are those with another version, such as a later time, whatever their bytes.
-    inferred : int
-        Images that went through the model.
-    """
-
-    new: int
-    changed: int
-    deleted: int
-    inferred: int
-
-
-OnProgress = Callable[[Progress], None]
-
-
-def ignore_progress(progress: Progress) -> None:
-    """Show nothing."""
 
 
 class Driver:
@@ -187,7 +85,7 @@ class Driver:
         """Carry the plan out, from its beginning (`is_new`) or from wherever it stands."""
         manifest = None if is_new else ledger.read_manifest(self.plan.storage)
         if manifest is not None and self._is_done(manifest):
-            return self._checked(manifest, _summary_again(manifest, self.started))
+            return self._checked(manifest, summary_again(manifest, self.started))
         owned = None
         if self._engine is None:
             owned = LocalEngine(
@@ -213,7 +111,7 @@ class Driver:
         if plan is None or manifest is None:
             raise StoppedError(f"The feature set '{self.plan.storage.location}' vanished while it was read.")
         self.plan = plan
-        summary = replace(_summary_again(manifest, self.started), changes=Changes(0, 0, 0, 0))
+        summary = replace(summary_again(manifest, self.started), changes=Changes(0, 0, 0, 0))
         return self._checked(manifest, summary)
 
     def _is_done(self, manifest: dict[str, Any]) -> bool:
@@ -445,7 +343,7 @@ class Driver:
         seconds = time.perf_counter() - self.started
         here = self._totals.listed - self._totals.carried - self.progress.done_before
         summary = Summary(
-            **{name: manifest[name] for name in _SHARED},
+            **{name: manifest[name] for name in SHARED},
             seconds=seconds,
             images_per_second=here / seconds,
             already_done=False,
@@ -491,28 +389,6 @@ def n_workers(plan: Plan) -> int:
             f"worker with the model {plan.backbone.model}. Got {memory}."
         )
     return min(wanted, (memory - DRIVER_BYTES) // each)
-
-
-_SHARED = (
-    "listed",
-    "pressed",
-    "failed",
-    "failed_by_kind",
-    "skipped",
-    "bytes_read",
-    "bytes_written",
-    "parts",
-)
-
-
-def _summary_again(manifest: dict[str, Any], started: float) -> Summary:
-    """Give the summary of a run that found everything done."""
-    return Summary(
-        **{name: manifest[name] for name in _SHARED},
-        seconds=time.perf_counter() - started,
-        images_per_second=0.0,
-        already_done=True,
-    )
 
 
 def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...], decoder: Decoder | None) -> ProbeResult:

@@ -11,7 +11,8 @@ from typing import Any
 
 import featurepress
 from featurepress import ledger
-from featurepress.driver import Driver, OnProgress, Progress, ignore_progress, n_workers, same_plan
+from featurepress.changes import Comparison, Failed
+from featurepress.driver import Driver, n_workers, same_plan
 from featurepress.engines import Engine, Task
 from featurepress.errors import DestinationError, FeatureSetError, SettingError, StoppedError, StorageError
 from featurepress.featureset import FeatureSet
@@ -21,11 +22,11 @@ from featurepress.lister import Work
 from featurepress.models import store
 from featurepress.models.catalog import find_card, say_nothing
 from featurepress.models.weights import Tell
+from featurepress.progress import OnProgress, Progress, ignore_progress
 from featurepress.records import BackboneSpec, Receipt
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.storage import Storage, open_storage
-from featurepress.changes import Comparison, Failed
 
 DEFAULT_OUT = "results{time}"
 # Of a row beside its features and its uri, of a part beside its rows, of a number as text: at most.

@@ -16,8 +16,8 @@ from rich.text import Text
 from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
 
 if TYPE_CHECKING:
-    from featurepress.driver import Progress
     from featurepress.featureset import FeatureSet
+    from featurepress.progress import Progress
 
 
 def console(*, stderr: bool = True) -> Console:

@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from featurepress.cli.output import Lines, console
-from featurepress.driver import Progress
 from featurepress.models.weights import Tell
+from featurepress.progress import Progress
 
 if TYPE_CHECKING:
     from featurepress.bench import Speed
