@@ -34,6 +34,12 @@ $(VENV)/.installed-parity: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]"
 	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
+# Azure's emulator, where npm is there to install it: without it the tests of Azure are skipped.
+$(VENV)/azurite/.installed: | $(BIN)/python
+	@if command -v npm > /dev/null; then \
+		npm install --prefix $(VENV)/azurite --no-audit --no-fund --loglevel=error azurite@3 > /dev/null && touch $@; \
+	fi || echo "Azurite cannot be installed: the tests of Azure are skipped"
+
 demo: $(VENV)/.installed
 	@rm -rf demo
 	$(BIN)/featurepress demo demo/orchard
@@ -41,7 +47,7 @@ demo: $(VENV)/.installed
 	$(BIN)/featurepress info demo/features
 	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/azurite/.installed
 	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS))
 
 test-models: $(VENV)/.installed-parity

@@ -1,0 +1,160 @@
+"""An S3 that makes its keys up: a million of them, without storage, and one picture under all of them.
+
+The keys are ``Test/apple/0000000.jpg`` and so on, in byte order, spread over ten folders.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import overload
+
+from tests.servers import pages
+from tests.servers.answers import XML, Refused, Stored, give
+from tests.servers.behaviour import Server, operation_of
+from tests.servers.process import running
+from tests.servers.s3 import S3, Control
+from tests.servers.wire import Answer, Request, arguments, serve
+
+FOLDERS = ("apple", "banana", "cherry", "grape", "kiwi", "lemon", "orange", "pear", "plum", "raspberry")
+BUCKET = "made-up"
+_MODIFIED_SECONDS = 1_700_000_000
+
+
+class MadeUpKeys(Sequence[bytes]):
+    """Sorted keys that take no memory.
+
+    Parameters
+    ----------
+    n_keys : int
+        At most 10 million in each of the `FOLDERS`, which are filled one after the other.
+    """
+
+    def __init__(self, n_keys: int) -> None:
+        self.n_keys = n_keys
+        self.per_folder = max(1, -(-n_keys // len(FOLDERS)))
+
+    def __len__(self) -> int:
+        return self.n_keys
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, index: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self.n_keys))]
+        if not 0 <= index < self.n_keys:
+            raise IndexError(index)
+        folder, number = divmod(index, self.per_folder)
+        return b"Test/%s/%07d.jpg" % (FOLDERS[folder].encode(), number)
+
+
+class ListingServer(Server):
+    """Lists, and gives the picture under each key of the list.
+
+    Parameters
+    ----------
+    count : int
+        How many keys there are.
+    picture : bytes
+        A JPEG.
+    """
+
+    def __init__(self, count: int, picture: bytes) -> None:
+        super().__init__()
+        self.keys = MadeUpKeys(count)
+        headers = {"Content-Type": "image/jpeg"}
+        self._stored = Stored(picture, hashlib.md5(picture).hexdigest(), headers, _MODIFIED_SECONDS, 1)
+        entry = pages.write_entry(
+            b"@", modified="2023-11-14T22:13:20.000Z", etag=self._stored.etag, size=len(picture)
+        )
+        self._before, _, self._behind = entry.partition(b"@")
+
+    def answer(self, request: Request) -> Answer:
+        """Answer a listing, or a GET or HEAD of a key."""
+        name, _, key = request.path[1:].partition(b"/")
+        query = request.query
+        operation = operation_of(request.method, query, has_bucket=bool(name), has_key=bool(key))
+        self.note(request, operation, f"{name.decode('utf-8', 'replace')}/{key.decode('utf-8', 'replace')}")
+        if operation == "ListObjectsV2":
+            question = pages.Question.of(query)
+            page = pages.take_page(self.keys, question)
+            return Answer(200, dict(XML), pages.write_page(name.decode(), question, page, self._entries(page)))
+        if operation == "HeadBucket":
+            return Answer(200)
+        if operation not in ("GetObject", "HeadObject"):
+            raise Refused(403, "AccessDenied", "Access Denied")
+        i = bisect_left(self.keys, key)
+        if i == len(self.keys) or self.keys[i] != key:
+            raise Refused(404, "NoSuchKey", "The specified key does not exist.")
+        return give(request, self._stored)
+
+    def _entries(self, page: pages.Page) -> bytes:
+        """Give the XML of a page's keys, which differ in little but their numbers."""
+        per_folder = self.keys.per_folder
+        found = []
+        for folder, indices in groupby(page.indices, lambda i: i // per_folder):
+            head = self._before + b"Test/%s/" % FOLDERS[folder].encode()
+            tail = b".jpg" + self._behind
+            numbers = [b"%07d" % (i - folder * per_folder) for i in indices]
+            found.append(head + (tail + head).join(numbers) + tail)
+        return b"".join(found)
+
+    def obey(self, command: str, given: Mapping[str, str]) -> object:
+        """Do what a test asks for."""
+        if command == "make":
+            self.keys = MadeUpKeys(int(given["count"]))
+            return None
+        return super().obey(command, given)
+
+
+class Listing(S3, Control):
+    """The server as tests see it: any bucket has all the keys; nothing can be written."""
+
+    def make(self, count: int) -> None:
+        """Have so many keys from now on."""
+        self.ask("make", count=count)
+
+    def bucket(self) -> str:
+        """Give the name of the bucket."""
+        return BUCKET
+
+
+def draw_picture() -> bytes:
+    """Draw a small JPEG."""
+    from featurepress.demo import draw_pictures
+
+    with tempfile.TemporaryDirectory() as folder:
+        return draw_pictures(Path(folder), 1, image_size_px=100)[0].read_bytes()
+
+
+@contextlib.contextmanager
+def start_listing(count: int = 1_000_000, picture: bytes | None = None) -> Iterator[Listing]:
+    """Run the server in a process of its own; without a picture, one is drawn."""
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+        file.write(draw_picture() if picture is None else picture)
+        file.flush()
+        with (
+            running("listing", "--count", str(count), "--picture", file.name) as endpoint,
+            contextlib.closing(Listing(endpoint)) as server,
+        ):
+            yield server
+
+
+def main() -> None:
+    """Serve until told to end."""
+    parser = arguments(__doc__)
+    parser.add_argument("--count", type=int, default=1_000_000, help="how many keys")
+    parser.add_argument("--picture", type=Path, required=True, help="a JPEG, what is under each key")
+    given = parser.parse_args()
+    serve(ListingServer(given.count, given.picture.read_bytes()), given)
+
+
+if __name__ == "__main__":
+    main()
