@@ -272,6 +272,7 @@ def test_the_stand_ins_are_named_in_the_closed_tables_only() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "featurepress.testing" in node.value
     }
     assert found == {
+        ("sources/kinds.py", "featurepress.testing:DelayedSource"),
         ("sources/kinds.py", "featurepress.testing:MemorySource"),
         ("backbones/base.py", "featurepress.testing:FakeBackbone"),
     }

@@ -29,6 +29,7 @@ from featurepress.records import BackboneSpec, ImageRef, PreprocessSpec, SourceS
 from featurepress.settings import ImageSettings, Settings
 from featurepress.sources import field_names
 from featurepress.sources.base import BY_REQUEST, ON_DISK
+from featurepress.sources.folder import FolderSource
 from featurepress.storage import Data, Entry, FolderStorage, Storage, pieces
 
 if TYPE_CHECKING:
@@ -94,6 +95,26 @@ class MemorySource:
         if ref.uri not in self._images:
             return ref._replace(size=0, version="", problem="vanished since listing")
         return ref._replace(size=len(base64.b64decode(self._images[ref.uri])), version="1", problem=None)
+
+
+def delayed_source(folder: str, *, delay_seconds: float) -> SourceSpec:
+    """Describe a folder whose every read takes longer, as that of a bucket far away."""
+    return SourceSpec("delayed", folder, "/", {"delay_seconds": delay_seconds})
+
+
+class DelayedSource(FolderSource):
+    """The source that `delayed_source` describes; it is read as a bucket is."""
+
+    reading = BY_REQUEST
+
+    def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
+        super().__init__(spec, limits)
+        self._delay_seconds = float(spec.options["delay_seconds"])
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Sleep, then read."""
+        time.sleep(self._delay_seconds)
+        return super().read(ref)
 
 
 # -- backbones -----------------------------------------------------------------------------------------------
@@ -170,6 +191,7 @@ class MemoryStorage:
     """A storage in a dictionary of this process."""
 
     location = "memory"
+    is_conditional = True
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -292,6 +314,65 @@ class QuotaStorage(FolderStorage):
             quota = int(file.read())
         if sum(entry.size for entry in self.list("")) + n_bytes > quota:
             raise StorageError(f"Cannot write '{self.root}/{name}': no space left on device; make space and go on.")
+
+
+@dataclass(frozen=True)
+class DelayedStorage(FolderStorage):
+    """A folder whose every request takes longer, as that of a bucket far away.
+
+    Parameters
+    ----------
+    root : str
+        The folder.
+    delay_seconds : float
+        Added to every request.
+    """
+
+    delay_seconds: float = 0.0
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Sleep, then list; once for 1,000 objects."""
+        for i, entry in enumerate(super().list(prefix)):
+            if i % 1_000 == 0:
+                time.sleep(self.delay_seconds)
+            yield entry
+
+    def look(self, name: str) -> Entry | None:
+        """Sleep, then look."""
+        time.sleep(self.delay_seconds)
+        return super().look(name)
+
+    def read(self, name: str) -> bytes | None:
+        """Sleep, then read."""
+        time.sleep(self.delay_seconds)
+        return super().read(name)
+
+    def open(self, name: str) -> BinaryIO:
+        """Sleep, then open."""
+        time.sleep(self.delay_seconds)
+        return super().open(name)
+
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        """Sleep, then create."""
+        time.sleep(self.delay_seconds)
+        return super().create(name, data, durable=durable)
+
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        """Sleep, then replace."""
+        time.sleep(self.delay_seconds)
+        return super().replace(name, data, version)
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """Sleep, then write."""
+        time.sleep(self.delay_seconds)
+        with super().stream(name) as file:
+            yield file
+
+    def delete(self, name: str) -> None:
+        """Sleep, then delete."""
+        time.sleep(self.delay_seconds)
+        super().delete(name)
 
 
 # -- engines -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,6 +73,19 @@ def one_file(folder: Path) -> Case:
     return Case(folder_source(folder, "pics/é/ü.png"), {"pics/é/ü.png": IMAGES["pics/é/ü.png"]})
 
 
+def in_an_archive(folder: Path, name: str = "a.tar") -> Case:
+    draw(folder)
+    with tarfile.open(folder / name, "w:gz" if name.endswith("gz") else "w") as archive:
+        for path in sorted((folder / "pics").rglob("*"), key=os.fsencode):
+            archive.add(path, path.relative_to(folder), recursive=False)
+    images = {f"{name}#{uri}": data for uri, data in IMAGES.items()}
+    return Case(SourceSpec("archive", name, str(folder), {"brings_label": False}), images)
+
+
+def in_a_compressed_archive(folder: Path) -> Case:
+    return in_an_archive(folder, "a.tar.gz")
+
+
 def in_memory(folder: Path) -> Case:
     return Case(memory_source(IMAGES), IMAGES)
 
@@ -82,9 +96,11 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "glob": by_a_glob,
     "deep glob": by_a_deep_glob,
     "file": one_file,
+    "archive": in_an_archive,
+    "compressed archive": in_a_compressed_archive,
     "memory": in_memory,
 }
-ON_DISK = [name for name in KINDS if name != "memory"]
+ON_DISK = [name for name in KINDS if name != "memory" and "archive" not in name]
 
 
 @pytest.fixture(params=KINDS)

@@ -13,7 +13,7 @@ import pytest
 
 from featurepress.child import Child
 from featurepress.errors import StorageError
-from featurepress.storage import FolderStorage, Storage
+from featurepress.storage import FolderStorage, Storage, open_storage
 from featurepress.testing import MemoryStorage, QuotaStorage
 from tests.contracts.tasks import race
 
@@ -28,28 +28,35 @@ KINDS: dict[str, Callable[[Path], Storage]] = {
     "quota": quota_storage,
     "memory": lambda folder: MemoryStorage(),
 }
-ACROSS_PROCESSES = ("folder", "quota")
+BUCKETS = ("s3", "fast_s3", "azure", "google")  # fixtures of tests.servers
+ACROSS_PROCESSES = ("folder", "quota", *BUCKETS)
 
 
-@pytest.fixture(params=KINDS)
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    storage = KINDS[request.param](tmp_path)
+def opened(kind: str, request: pytest.FixtureRequest, folder: Path) -> Storage:
+    if kind in BUCKETS:
+        server = request.getfixturevalue(kind)
+        storage = open_storage(server.url(server.bucket(), "sets/out"))
+    else:
+        storage = KINDS[kind](folder)
     storage.prepare()
     return storage
+
+
+@pytest.fixture(params=[*KINDS, *BUCKETS])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return opened(request.param, request, tmp_path)
 
 
 @pytest.fixture(params=ACROSS_PROCESSES)
 def shared_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    storage = KINDS[request.param](tmp_path)
-    storage.prepare()
-    return storage
+    return opened(request.param, request, tmp_path)
 
 
 def names(storage: Storage, prefix: str = "") -> list[str]:
     return [entry.name for entry in storage.list(prefix)]
 
 
-NAMES = ["a-b/x", "a.b", "a/b", "a/b c\nd", "a/b-c", "a/b/", "a/c", "a/é", "a/z/1", "ab", "b", "é/x"]
+NAMES = ["a-b/x", "a.b", "a/b", "a/b c%d#1", "a/b-c", "a/b/", "a/c", "a/é", "a/z/1", "ab", "b", "é/x"]
 NAMES = [name for name in NAMES if not name.endswith("/")]
 
 
@@ -82,7 +89,8 @@ def test_list_passes_over_an_object_that_is_deleted_meanwhile(storage: Storage) 
     listing = storage.list("")
     assert next(listing).name == "a"
     storage.delete("b")
-    assert [entry.name for entry in listing] == ["c"]
+    rest = [entry.name for entry in listing]
+    assert rest in (["c"], ["b", "c"])  # a bucket's page has come already
 
 
 def test_read_gives_the_bytes_or_none(storage: Storage) -> None:
@@ -100,7 +108,10 @@ def test_write_replaces_the_whole_object(storage: Storage, data: bytes) -> None:
     assert storage.read("a/b") == data
     (entry,) = storage.list("")
     assert (entry.name, entry.size) == ("a/b", len(data))
-    assert storage.look("a/b") == entry
+    looked = storage.look("a/b")
+    assert looked is not None
+    assert looked[:2] == entry[:2]
+    assert entry.version in ("", looked.version)
 
 
 def test_look_gives_none_where_there_is_nothing(storage: Storage) -> None:

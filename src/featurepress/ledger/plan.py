@@ -130,8 +130,14 @@ _OF_ONE_GENERATION = ("run_id", "created", "generation", "purpose", "first_shard
 
 
 def create_plan(plan: Plan) -> bool:
-    """Write plan.json only if there is none; say whether this call did it."""
-    return plan.storage.create(plan.name, dump_json(plan.to_json()))
+    """Write plan.json only if there is none; say whether the plan that stands is this one.
+
+    A bucket may say that there is one when the answer to our own first request was lost.
+    """
+    if plan.storage.create(plan.name, dump_json(plan.to_json())):
+        return True
+    standing = read_generation(plan.storage, plan.generation)
+    return standing is not None and standing.run_id == plan.run_id
 
 
 def read_plan(storage: Storage) -> Plan | None:

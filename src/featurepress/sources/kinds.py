@@ -16,6 +16,7 @@ KINDS = {
     "archive": "featurepress.sources.archive:ArchiveSource",
     "table": "featurepress.sources.table:TableSource",
     "uris": "featurepress.sources.uris:UriSource",
+    "delayed": "featurepress.testing:DelayedSource",
     "memory": "featurepress.testing:MemorySource",
 }
 

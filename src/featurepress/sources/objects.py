@@ -15,8 +15,8 @@ from featurepress.settings import ImageSettings
 from featurepress.sources import unspeakable
 from featurepress.sources.base import BY_REQUEST, KeyFilter, glob_regex
 from featurepress.sources.folder import glob_root, has_magic
-from featurepress.storage.bucket import Ranges
-from featurepress.storage.connection import Address, Refusal, connect, refused, retrying, store_errors
+from featurepress.storage.bucket import Ranges, list_objects
+from featurepress.storage.connection import Address, Refusal, connect, etag_of, refused, retrying, store_errors
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -133,7 +133,7 @@ class ObjectSource:
                     None  # without the right to list, a store says so of what is not there; the listing will tell
                 )
             raise self._refused_listing(error) from None
-        return _reference(self.location, Object(self._address.key, found["size"], found["e_tag"] or ""))
+        return _reference(self.location, Object(self._address.key, found["size"], etag_of(found)))
 
     def _objects(self, start_after: bytes) -> Iterator[Object]:
         """Yield all objects below the prefix: the fast way, and from a key that it cannot spell the slow one."""
@@ -153,11 +153,8 @@ class ObjectSource:
             yield from self._slow(last)
 
     def _fast(self, start: str) -> Iterator[Object]:
-        import obstore
-
-        for chunk in obstore.list(self._store(), self._prefix or None, offset=start or None, chunk_size=1000):
-            for one in chunk:
-                yield Object(one["path"], one["size"], one["e_tag"] or "")
+        for one in list_objects(self._store(), self._prefix, start):
+            yield Object(one["path"], one["size"], etag_of(one))
 
     def _is_listed_slowly(self) -> bool:
         is_whole = self._address.scheme == "s3" and not self._prefix
@@ -229,7 +226,7 @@ class ObjectSource:
             if isinstance(failed, StorageError):
                 raise failed from None
             return ref._replace(size=0, version="", problem=failed.reason)
-        return ref._replace(size=found["size"], version=found["e_tag"] or "", problem=None)
+        return ref._replace(size=found["size"], version=etag_of(found), problem=None)
 
     def open(self, ref: ImageRef) -> BinaryIO:
         """Open an object that is no image but holds some; each of its ranges is asked for with the listed etag."""

@@ -23,7 +23,7 @@ def is_unspeakable(key: str) -> bool:
 
 def list_all(bucket: str, prefix: str, start_after: str, *, anonymous: bool) -> Iterator[tuple[str, int, str]]:
     """Yield key, size and etag of the objects of an S3 bucket, whatever they are called, in byte order."""
-    pages = _client(anonymous).get_paginator("list_objects_v2")
+    pages = _client(anonymous, s3_endpoint()).get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=start_after):
         for one in page.get("Contents", ()):
             yield one["Key"], one["Size"], one["ETag"]
@@ -31,25 +31,25 @@ def list_all(bucket: str, prefix: str, start_after: str, *, anonymous: bool) -> 
 
 def has_leading_slash(bucket: str, *, anonymous: bool) -> bool:
     """Whether an S3 bucket holds keys that begin with a slash; the fast library lists them without it."""
-    found = _client(anonymous).list_objects_v2(Bucket=bucket, Prefix="/", MaxKeys=1)
+    found = _client(anonymous, s3_endpoint()).list_objects_v2(Bucket=bucket, Prefix="/", MaxKeys=1)
     return bool(found.get("KeyCount"))
 
 
 def get(bucket: str, key: str, *, etag: str, anonymous: bool) -> bytes:
     """Get an object of an S3 bucket, whatever it is called, if it still has the etag."""
     condition = {"IfMatch": etag} if etag else {}
-    data: bytes = _client(anonymous).get_object(Bucket=bucket, Key=key, **condition)["Body"].read()
+    data: bytes = _client(anonymous, s3_endpoint()).get_object(Bucket=bucket, Key=key, **condition)["Body"].read()
     return data
 
 
 def head(bucket: str, key: str, *, anonymous: bool) -> tuple[int, str]:
     """Ask for size and etag of such an object."""
-    found = _client(anonymous).head_object(Bucket=bucket, Key=key)
+    found = _client(anonymous, s3_endpoint()).head_object(Bucket=bucket, Key=key)
     return found["ContentLength"], found["ETag"]
 
 
-@functools.lru_cache(maxsize=2)
-def _client(anonymous: bool) -> Any:
+@functools.lru_cache(maxsize=8)
+def _client(anonymous: bool, endpoint: str) -> Any:
     from botocore import UNSIGNED
     from botocore.config import Config
 
@@ -57,6 +57,6 @@ def _client(anonymous: bool) -> Any:
     config = Config(
         signature_version=UNSIGNED if anonymous else None,
         retries={"total_max_attempts": 6, "mode": "standard"},
-        s3={"addressing_style": "path"} if s3_endpoint() else {},
+        s3={"addressing_style": "path"} if endpoint else {},
     )
-    return session.create_client("s3", endpoint_url=s3_endpoint() or None, config=config)
+    return session.create_client("s3", endpoint_url=endpoint or None, config=config)

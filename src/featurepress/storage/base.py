@@ -17,7 +17,10 @@ Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow o
 
 
 class Entry(NamedTuple):
-    """One object: its name below the storage's root, its bytes, and what changes when they may have changed."""
+    """One object: its name below the storage's root, its bytes, and what changes when they may have changed.
+
+    The version is what `Storage.look` gives; listings of some stores leave it out.
+    """
 
     name: str
     size: int
@@ -34,6 +37,10 @@ class Storage(Protocol):
     @property
     def location(self) -> str:
         """The root, for people."""
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether `create` and `replace` are known to be safe between processes; False once a store refuses."""
 
     def prepare(self) -> None:
         """Make the root ready for writing; the driver calls this once, before anything is written."""

@@ -12,13 +12,26 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from featurepress.errors import StorageError
 from featurepress.storage.base import Data, Entry, pieces
-from featurepress.storage.connection import Address, Refusal, connect, refused, retrying, store_errors
+from featurepress.storage.connection import (
+    TRIES,
+    Address,
+    Refusal,
+    connect,
+    etag_of,
+    pause,
+    refused,
+    retrying,
+    store_errors,
+)
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _BLOCK_BYTES = 1024**2  # of a large object that is read here and there
 _UPLOAD_BYTES = 8 * 1024**2  # a piece of a large object that is written
+_PUT_SECONDS = 300.0  # a part of tens of megabytes on a slow line
+# The stores, as scheme and bucket, that have refused a condition.
+_UNCONDITIONAL: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,17 @@ class BucketStorage:
         return Address.parse(self.root)
 
     @property
+    def is_conditional(self) -> bool:
+        """Whether the store has not yet refused a condition in this process."""
+        return self._bucket not in _UNCONDITIONAL
+
+    @property
+    def _bucket(self) -> tuple[str, str]:
+        return self._address.scheme, self._address.bucket
+
+    @property
     def _store(self) -> ObjectStore:
-        address = self._address
-        return connect(address.scheme, address.bucket)
+        return connect(*self._bucket)
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._address.key, name) if part)
@@ -58,16 +79,17 @@ class BucketStorage:
         """Do nothing: a bucket has no folders."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`; stores list in byte order, but for Azure's that is not promised."""
-        import obstore
-
+        """Yield the objects below `prefix`, in the order of the store, which is byte order."""
         start = len(self._key("")) + 1 if self._key("") else 0
         with self._asking("list", prefix):
-            for found in obstore.list(self._store, self._key(prefix) or None):
-                for one in found:
-                    name = one["path"][start:]
-                    if not name.rpartition("/")[2].startswith("."):
-                        yield Entry(name, one["size"], one["e_tag"] or "")
+            for one in list_objects(self._store, self._key(prefix)):
+                name = one["path"][start:]
+                if not name.rpartition("/")[2].startswith("."):
+                    yield Entry(name, one["size"], self._version(one))
+
+    def _version(self, found: Any) -> str:
+        """Give what a condition is made of: the etag, on Google the generation, which listings leave out."""
+        return (found["version"] or "") if self._address.scheme == "gs" else etag_of(found)
 
     def look(self, name: str) -> Entry | None:
         """Ask for size and etag of the object."""
@@ -75,7 +97,7 @@ class BucketStorage:
 
         with self._asking("look at", name, missing=None):
             found = retrying(lambda: obstore.head(self._store, self._key(name)))
-            return Entry(name, found["size"], found["e_tag"] or "")
+            return Entry(name, found["size"], self._version(found))
         return None
 
     def read(self, name: str) -> bytes | None:
@@ -103,45 +125,44 @@ class BucketStorage:
 
     def write(self, name: str, data: Data) -> None:
         """Put the object."""
-        self._put("write", name, b"".join(pieces(data)), None)
+        self._put(name, b"".join(pieces(data)), None)
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Put the object if there is none. A store without conditions is asked first, which is no proof."""
-        try:
-            return self._put("write", name, b"".join(pieces(data)), "create")
-        except _UnsupportedError:
-            if self.look(name) is not None:
-                return False
-            self.write(name, data)
-            return True
+        content = b"".join(pieces(data))
+        if self.is_conditional:
+            try:
+                return self._put(name, content, "create")
+            except _UnsupportedError:
+                _UNCONDITIONAL.add(self._bucket)
+        return self.look(name) is None and self._put(name, content, None)
 
     def replace(self, name: str, data: Data, version: str) -> bool:
-        """Put the object if its etag is still this one."""
-        try:
-            return self._put("write", name, b"".join(pieces(data)), {"e_tag": version})
-        except _UnsupportedError:
-            entry = self.look(name)
-            if entry is None or entry.version != version:
-                return False
-            self.write(name, data)
-            return True
+        """Put the object if it still has this etag, or generation."""
+        content = b"".join(pieces(data))
+        if self.is_conditional:
+            try:
+                kind = "version" if self._address.scheme == "gs" else "e_tag"
+                return self._put(name, content, {kind: version})
+            except _UnsupportedError:
+                _UNCONDITIONAL.add(self._bucket)
+        entry = self.look(name)
+        return entry is not None and entry.version == version and self._put(name, content, None)
 
-    def _put(self, verb: str, name: str, data: bytes, mode: Any) -> bool:
+    def _put(self, name: str, data: bytes, mode: Any) -> bool:
+        """Put by a single request, so that no unfinished upload is left by a process that dies."""
         import obstore
 
+        store = connect(*self._bucket, timeout_seconds=_PUT_SECONDS, tries=2)
         try:
-            retrying(
-                lambda: obstore.put(
-                    self._store, self._key(name), data, mode=mode, use_multipart=None if mode is None else False
-                )
-            )
+            retrying(lambda: obstore.put(store, self._key(name), data, mode=mode, use_multipart=False))
         except store_errors() as error:
             refusal = Refusal.of(error)
             if refusal.kind in ("exists", "changed") or (refusal.kind == "missing" and isinstance(mode, dict)):
                 return False
             if refusal.kind == "unsupported" and mode is not None:
                 raise _UnsupportedError from error
-            raise refused(verb, f"{self.root}/{name}", error) from None
+            raise refused("write", f"{self.root}/{name}", error) from None
         return True
 
     @contextlib.contextmanager
@@ -153,9 +174,22 @@ class BucketStorage:
             collected = _Unclosed(file)
             yield cast(BinaryIO, collected)
             collected.flush()
-            file.seek(0)
+            size = file.seek(0, io.SEEK_END)
+
+            def upload() -> None:
+                file.seek(0)
+                try:
+                    obstore.put(self._store, self._key(name), file, chunk_size=_UPLOAD_BYTES, max_concurrency=4)
+                except FileNotFoundError as error:  # also if the answer was lost that the upload is complete
+                    if (
+                        Refusal.of(error).kind == "bucket"
+                        or (entry := self.look(name)) is None
+                        or entry.size != size
+                    ):
+                        raise
+
             with self._asking("write", name):
-                obstore.put(self._store, self._key(name), file, chunk_size=_UPLOAD_BYTES, max_concurrency=4)
+                retrying(upload)
 
     def delete(self, name: str) -> None:
         """Delete the object."""
@@ -180,6 +214,25 @@ class BucketStorage:
                 gone = FileNotFoundError(errno.ENOENT, "no such object", url)
                 raise StorageError(f"Cannot {verb} '{url}': no such object.") from gone
             raise refused(verb, url, error) from None
+
+
+def list_objects(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Any]:
+    """Yield the objects below a prefix, after a key; a page that breaks off is asked for again from there."""
+    import obstore
+
+    n_failures = 0
+    while True:
+        try:
+            for page in obstore.list(store, prefix or None, offset=start or None, chunk_size=1000):
+                for one in page:
+                    yield one
+                    start, n_failures = one["path"], 0
+            return
+        except store_errors() as error:
+            n_failures += 1
+            if n_failures == TRIES or Refusal.of(error).kind != "transient":
+                raise
+            pause(n_failures)
 
 
 class _UnsupportedError(Exception):

@@ -116,6 +116,8 @@ def connect(
     if anonymous:
         common["skip_signature"] = True
     if scheme == "gs":
+        # Only an emulator that the service account's file names has such an address.
+        common["client_options"]["allow_http"] = True
         return GCSStore(bucket, **common)
     account, _, container = bucket.partition("/")
     emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true")
@@ -218,7 +220,11 @@ class Refusal:
         known = f"{code or name}{f', status {status}' if status else ''}"
         for test, kind, reason in (
             (code in ("NoSuchBucket", "ContainerNotFound"), "bucket", "there is no such bucket"),
-            (code in _REGION_CODES or status == "301", "region", _region_reason(text)),
+            (
+                code in _REGION_CODES or status == "301" or "redirect without LOCATION" in text,
+                "region",
+                _region_reason(text),
+            ),
             (
                 code in _CREDENTIAL_CODES or name == "UnauthenticatedError",
                 "credentials",
@@ -228,9 +234,14 @@ class Refusal:
             (name == "AlreadyExistsError", "exists", "it exists"),
             (name in ("PreconditionError", "NotModifiedError"), "changed", "it has changed"),
             (name == "PermissionDeniedError" or status == "403", "denied", f"no permission ({known})"),
-            (name == "InvalidPathError", "path", "its name cannot be spelled in a request"),
+            (
+                name == "InvalidPathError" or "Could not parse path" in text,
+                "path",
+                "its name cannot be spelled in a request",
+            ),
             (name == "NotSupportedError" or status == "501", "unsupported", f"not supported ({known})"),
             (status is not None and status[0] == "4", "other", f"refused ({known})"),
+            ("builder error" in text, "other", "the endpoint's address is none (http:// needs AWS_ENDPOINT_URL)"),
             (status is not None, "transient", f"the server answers {known} again and again"),
         ):
             if test:
@@ -257,17 +268,49 @@ class Refusal:
         return self.kind in ("bucket", "region", "credentials", "transient")
 
 
+def etag_of(found: Any) -> str:
+    """Give the etag of what a store lists or describes, in quotes: Azure leaves them out in listings."""
+    etag = found["e_tag"] or ""
+    return f'"{etag}"' if etag and '"' not in etag else etag
+
+
 def _first(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text)
     return match[1] if match else None
 
 
 def _region_reason(text: str) -> str:
-    right = _first(r"<Region>([\w-]+)</Region>", text) or _first(r"expecting '([\w-]+)'", text)
+    right = (
+        _first(r"<Region>([\w-]+)</Region>", text) or _first(r"expecting '([\w-]+)'", text) or _told_region(text)
+    )
     given = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     if right:
         return f"the bucket lies in the region '{right}', not in '{given}': set AWS_REGION={right}"
     return f"the bucket does not lie in the region '{given}': set AWS_REGION to the one it lies in"
+
+
+def _told_region(text: str) -> str | None:
+    """Ask S3, without credentials, where the bucket of a failed request lies; a bare redirect does not say it."""
+    bucket = _first(r"https?://[^/\s]+/([^/?\s]+)", text)
+    if bucket is None:
+        return None
+    from botocore import UNSIGNED
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    config = Config(signature_version=UNSIGNED, retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
+    client = s3_session().create_client(
+        "s3", region_name="us-east-1", endpoint_url=s3_endpoint() or None, config=config
+    )
+    try:
+        answer = client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response
+    except BotoCoreError:
+        return None
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    region = headers.get("x-amz-bucket-region")
+    return str(region) if region else None
 
 
 def _network_reason(text: str) -> str:
@@ -275,7 +318,7 @@ def _network_reason(text: str) -> str:
         ("dns error|lookup address", "the server's name is not known"),
         ("refused", "the connection is refused"),
         ("reset|closed|IncompleteMessage|end of file", "the connection breaks off"),
-        ("timed out|TimedOut|timeout", "no answer in time"),
+        (r"timed out|TimedOut|operation timed", "no answer in time"),
         ("Content-Range|UnexpectedRange|request or response body", "the answer is not whole"),
     ):
         if re.search(pattern, text, re.IGNORECASE):
@@ -312,5 +355,10 @@ def retrying(request: Callable[[], Result], tries: int = TRIES) -> Result:
         except store_errors() as error:
             if n == tries - 1 or Refusal.of(error).kind != "transient":
                 raise
-            time.sleep(random.uniform(0.5, 1.0) * min(_MOST_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2**n))
+            pause(n)
     raise AssertionError("unreachable")
+
+
+def pause(n: int) -> None:
+    """Wait after the n-th failure, counted from 0: twice as long each time, with jitter."""
+    time.sleep(random.uniform(0.5, 1.0) * min(_MOST_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2**n))

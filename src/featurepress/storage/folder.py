@@ -42,6 +42,11 @@ class FolderStorage:
         """The path."""
         return self.root
 
+    @property
+    def is_conditional(self) -> bool:
+        """The kernel sees to it."""
+        return True
+
     def prepare(self) -> None:
         """Make the folder, with its parents."""
         try:

@@ -1,0 +1,88 @@
+"""Sort any number of rows: in memory run by run, and merged from a temporary file."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+import pickle
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO, Generic, TypeVar, cast
+
+from featurepress.errors import SourceError
+
+RUN_ROWS = 200_000  # in memory at once: about 60 MB of short paths
+_BLOCK_ROWS = 256  # of each run while they are merged
+
+Row = TypeVar("Row", bound=tuple[Any, ...])
+
+
+class Sorted(Generic[Row]):
+    """Rows in order, which can be gone through any number of times; a context manager.
+
+    Parameters
+    ----------
+    rows : iterable of tuple
+        Of values that can be pickled, no two rows equal in all that is compared.
+    run_rows : int
+        Most rows in memory at once.
+
+    Raises
+    ------
+    SourceError
+        The temporary folder cannot hold them.
+    """
+
+    def __init__(self, rows: Iterable[Row], run_rows: int = RUN_ROWS) -> None:
+        self._runs: list[list[tuple[int, int]]] = []  # of blocks: where they lie in the file, and their bytes
+        self._last: list[Row] = []  # the run that stays in memory
+        self._file: BinaryIO | None = None
+        stream = iter(rows)
+        try:
+            while len(run := sorted(itertools.islice(stream, run_rows))) == run_rows:
+                self._runs.append(self._spilled(run))
+                run.clear()  # before the next one is read
+            self._last = run
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Sorted[Row]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the temporary file back."""
+        self._last = []
+        if self._file is not None:
+            self._file.close()
+
+    def __iter__(self) -> Iterator[Row]:
+        return heapq.merge(*map(self._read, self._runs), self._last) if self._runs else iter(self._last)
+
+    def _spilled(self, run: list[Row]) -> list[tuple[int, int]]:
+        """Write a run, and give where its blocks lie."""
+        blocks = []
+        try:
+            if self._file is None:
+                self._file = cast(BinaryIO, tempfile.TemporaryFile(prefix="featurepress-"))  # noqa: SIM115
+            for start in range(0, len(run), _BLOCK_ROWS):
+                data = pickle.dumps(run[start : start + _BLOCK_ROWS], pickle.HIGHEST_PROTOCOL)
+                blocks.append((self._file.tell(), len(data)))
+                self._file.write(data)
+            self._file.flush()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise SourceError(
+                f"A list is too long to be sorted in memory, and '{tempfile.gettempdir()}' cannot hold it: "
+                f"{reason}. Name another folder in the environment variable TMPDIR."
+            ) from error
+        return blocks
+
+    def _read(self, blocks: list[tuple[int, int]]) -> Iterator[Row]:
+        assert self._file is not None
+        for at, n_bytes in blocks:
+            yield from pickle.loads(os.pread(self._file.fileno(), n_bytes, at))
