@@ -218,13 +218,10 @@ class Refusal:
         status = _first(r"status code: (\d+)", text)
         name = type(error).__name__
         known = f"{code or name}{f', status {status}' if status else ''}"
+        if code in _REGION_CODES or status == "301" or "redirect without LOCATION" in text:
+            return cls("region", _region_reason(text))
         for test, kind, reason in (
             (code in ("NoSuchBucket", "ContainerNotFound"), "bucket", "there is no such bucket"),
-            (
-                code in _REGION_CODES or status == "301" or "redirect without LOCATION" in text,
-                "region",
-                _region_reason(text),
-            ),
             (
                 code in _CREDENTIAL_CODES or name == "UnauthenticatedError",
                 "credentials",
