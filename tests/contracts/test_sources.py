@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
+import pyarrow.ipc
 import pytest
 
 from featurepress.errors import ImageError, SourceError
@@ -86,6 +88,22 @@ def in_a_compressed_archive(folder: Path) -> Case:
     return in_an_archive(folder, "a.tar.gz")
 
 
+def in_tables(folder: Path) -> Case:
+    images: dict[str, bytes] = {}
+    for n in range(0, len(IMAGES), 10):  # "#row=10" would come before "#row=2" where uris are sorted
+        batch = pa.record_batch({"image": list(IMAGES.values())[n : n + 10]})
+        with pa.ipc.new_stream(folder / f"{n}.arrow", batch.schema) as writer:
+            writer.write_batch(batch)
+        images |= {f"{n}.arrow#row={i}": data for i, data in enumerate(batch["image"].to_pylist())}
+    return Case(SourceSpec("table", "*.arrow", str(folder), {"brings_label": False}), images)
+
+
+def in_a_list(folder: Path) -> Case:
+    draw(folder)
+    (folder / "list.csv").write_text("path\n" + "".join(f'"{uri}"\n' for uri in reversed(IMAGES)))
+    return Case(SourceSpec("uris", "list.csv", str(folder), {"brings_label": False}), IMAGES)
+
+
 def in_memory(folder: Path) -> Case:
     return Case(memory_source(IMAGES), IMAGES)
 
@@ -98,9 +116,11 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "file": one_file,
     "archive": in_an_archive,
     "compressed archive": in_a_compressed_archive,
+    "tables": in_tables,
+    "list": in_a_list,
     "memory": in_memory,
 }
-ON_DISK = [name for name in KINDS if name != "memory" and "archive" not in name]
+ON_DISK = [name for name in KINDS if name not in ("memory", "tables") and "archive" not in name]
 
 
 @pytest.fixture(params=KINDS)

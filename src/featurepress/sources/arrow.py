@@ -243,10 +243,11 @@ class ArrowTable:
         return False
 
     def _columns(self, batch: _Batch, kinds: Sequence[pa.DataType] = ()) -> Columns:
-        message = self._message(batch.at)
-        if message is None:
-            raise TableError("it is cut short")
-        return Columns(self._pread, message, kinds or self.schema.types)
+        with damage():
+            message = self._message(batch.at)
+            if message is None:
+                raise TableError("it is cut short")
+            return Columns(self._pread, message, kinds or self.schema.types)
 
     def _message(self, at: int) -> Message | None:
         return read_message(self._pread, at, self._size)

@@ -184,6 +184,8 @@ class Columns:
             n_buffers += next(self._n_view_buffers)[0]
         buffers = [cast(Buffer, next(self._buffers)) for _ in range(n_buffers)]
         children = [self._take(kind.field(i).type) for i in range(kind.num_fields)]
+        if types.is_struct(kind) and any(child.length != length for child in children):
+            raise TableError("a struct has children of another length")
         return Column(kind, length, null_count, buffers, children)
 
     def where(self, buffer: Buffer) -> tuple[int, int, int]:

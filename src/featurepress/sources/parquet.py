@@ -54,9 +54,10 @@ class ParquetTable:
         except self._errors as error:
             raise TableError.of(error) from error
         self._metadata = self._parquet.metadata
-        self._leaves = [self._parquet.schema.column(i).path for i in range(self._metadata.num_columns)]
         counts = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
         self._first_rows = [0, *itertools.accumulate(counts)]
+        if min(counts, default=0) < 0 or self._first_rows[-1] != self._metadata.num_rows:
+            raise TableError("its metadata contradict themselves")
         self._group, self._at = -1, 0  # what is decoded next
         self._steps: Iterator[Any] = iter(())
         self._kept: collections.deque[tuple[int, pa.Array]] = collections.deque(maxlen=_STEPS_KEPT)
@@ -72,11 +73,11 @@ class ParquetTable:
     # -- what a listing needs --------------------------------------------------------------------------------
 
     def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
-        """Yield the rows from `start` on; sizes are the means of row groups, and nulls are left to `read`."""
+        """Yield the rows from `start` on; sizes are means of whole rows, and nulls are left to `read`."""
         for group, (first, end) in enumerate(itertools.pairwise(self._first_rows)):
             if end <= start:
                 continue
-            size, row = self._mean_size(group, image), max(start, first)
+            size, row = self._mean_size(group), max(start, first)
             try:
                 for text in self._labels(group, label, row - first):
                     yield Row(row, size, text)
@@ -85,15 +86,10 @@ class ParquetTable:
                 for number in range(row, end):
                     yield Row(number, 0, None, f"damaged table: {error}")
 
-    def _mean_size(self, group: int, image: ImageColumn) -> int:
-        chunk, n_rows = self._chunk(group, image), int(self._metadata.row_group(group).num_rows)
-        if chunk.num_values != n_rows:
-            raise TableError("its metadata contradict themselves", self._first_rows[group])
-        return max(0, int(chunk.total_uncompressed_size)) // max(1, n_rows)
-
-    def _chunk(self, group: int, image: ImageColumn) -> Any:
-        path = f"{image.name}.bytes" if image.is_struct else image.name
-        return self._metadata.row_group(group).column(self._leaves.index(path))
+    def _mean_size(self, group: int) -> int:
+        # That of the whole row: of damaged metadata of a column PyArrow makes an abort of the process.
+        found = self._metadata.row_group(group)
+        return max(0, int(found.total_byte_size)) // max(1, int(found.num_rows))
 
     def _labels(self, group: int, label: int | None, skip: int) -> Iterator[str | None]:
         n_rows = self._metadata.row_group(group).num_rows
@@ -163,7 +159,7 @@ class ParquetTable:
         return array, number - first
 
     def _begin(self, group: int, image: ImageColumn) -> None:
-        n_rows = max(1, min(STEP_ROWS, STEP_BYTES // max(1, self._mean_size(group, image))))
+        n_rows = max(1, min(STEP_ROWS, STEP_BYTES // max(1, self._mean_size(group))))
         self._kept.clear()
         self._group, self._at = group, self._first_rows[group]
         self._steps = self._decoded(group, [image.name], n_rows)

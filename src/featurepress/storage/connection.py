@@ -237,7 +237,16 @@ class Refusal:
                 "its name cannot be spelled in a request",
             ),
             (name == "NotSupportedError" or status == "501", "unsupported", f"not supported ({known})"),
-            (status is not None and status[0] == "4", "other", f"refused ({known})"),
+            (
+                status == "416",  # the rest of a body that was said to be longer than it is
+                "transient",
+                "the answer is not whole",
+            ),
+            (
+                status is not None and status[0] == "4" and status not in ("408", "429"),
+                "other",
+                f"refused ({known})",
+            ),
             ("builder error" in text, "other", "the endpoint's address is none (http:// needs AWS_ENDPOINT_URL)"),
             (status is not None, "transient", f"the server answers {known} again and again"),
         ):
