@@ -15,10 +15,10 @@ import pytest
 
 from featurepress import ledger
 from featurepress.driver import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, n_workers
-from featurepress.progress import Progress
 from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan
+from featurepress.progress import Progress
 from featurepress.records import Receipt
 from featurepress.run import press_plan
 from featurepress.settings import available_cores

@@ -12,12 +12,12 @@ from typing import Any
 from featurepress import run
 from featurepress.backbones import load_backbone, supports_bfloat16
 from featurepress.demo import draw_pictures
-from featurepress.progress import Progress
 from featurepress.models import store, zoo
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import CARDS, find_architecture, find_card, looks_like_a_path, say_nothing
 from featurepress.models.weights import Tell
 from featurepress.pipeline import cpu_name
+from featurepress.progress import Progress
 from featurepress.settings import Settings, available_cores
 
 _SECONDS = 4.0  # that a run should press for

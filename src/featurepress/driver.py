@@ -162,7 +162,11 @@ class Driver:
         """Write the first thing of a run; a destination that does not take it is a bad request."""
         try:
             self.plan.storage.prepare()
-            return ledger.create_plan(self.plan)
+            is_ours = ledger.create_plan(self.plan)
+            if is_ours and not ledger.probe_conditions(self.plan):
+                self.progress.warning = _UNSAFE.format(self.plan.storage.location)
+                self._tell()
+            return is_ours
         except StorageError as error:
             if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -308,6 +312,7 @@ class Driver:
             "precision": {"images": totals.precisions, "certificate": chosen},
             "parity": parity,
             "cpus": totals.cpus,
+            "conditional_writes": not ledger.is_unconditional(self.plan.storage),
         }
 
     def _totals_of_all(self, listing: Mapping[str, Any]) -> Totals:
@@ -363,6 +368,12 @@ class Driver:
                 features,
             )
         return features
+
+
+_UNSAFE = (
+    "The store of '{}' does not honour conditional writes (If-None-Match): let only one driver at a time write there, "
+    "and no speculative tasks."
+)
 
 
 def same_plan(standing: Plan, draft: Plan) -> Plan:

@@ -28,6 +28,8 @@ class Progress:
         How many of them an earlier run did.
     started : float
         `time.perf_counter` when pressing began.
+    warning : str
+        What people should know while the run goes on; "" if nothing.
     """
 
     stage: str = "probing"
@@ -40,6 +42,7 @@ class Progress:
     doing: str = ""
     done_bytes: int = 0
     of_bytes: int = 0
+    warning: str = ""
 
     @property
     def images_per_second(self) -> float:

@@ -53,8 +53,15 @@ def print_json(values: Mapping[str, Any]) -> None:
 def live_line() -> Iterator[Callable[[Progress], None]]:
     """Give an `on_progress` that keeps one line up to date, or does nothing where there is no terminal."""
     screen = console()
+    warned: list[str] = []
+
+    def warn(progress: Progress) -> None:
+        if progress.warning and progress.warning not in warned:
+            warned.append(progress.warning)
+            screen.print(Text(f"featurepress: {progress.warning}", style="yellow"))
+
     if not sys.stderr.isatty():  # whatever FORCE_COLOR says
-        yield lambda progress: None
+        yield warn
         return
     from rich.live import Live
 
@@ -62,6 +69,7 @@ def live_line() -> Iterator[Callable[[Progress], None]]:
     with Live(Text("starting …"), console=screen, auto_refresh=False, transient=True) as live:
 
         def show(progress: Progress) -> None:
+            warn(progress)
             now = time.monotonic()
             if now - shown[0] > 0.1 or progress.stage == "done":
                 shown[0] = now
@@ -164,6 +172,8 @@ def print_summary(features: FeatureSet) -> None:
     written = format_bytes(summary.bytes_written)
     lines.add("bytes", f"{format_bytes(summary.bytes_read)} read, {written} of features in {summary.parts:,} parts")
     _add_model(lines, features, manifest)
+    if not manifest.get("conditional_writes", True):
+        lines.add("unsafe", "for two drivers at once: the store does not honour conditional writes")
     for note in _notes(features):
         lines.add("note", note)
     lines.add("where", features.location)

@@ -17,6 +17,7 @@ from featurepress.storage import Storage, undamaged
 
 PLAN = "plan/plan.json"
 MANIFEST = "manifest.json"
+_UNCONDITIONAL = "plan/unconditional.json"
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,21 @@ def create_plan(plan: Plan) -> bool:
         return True
     standing = read_generation(plan.storage, plan.generation)
     return standing is not None and standing.run_id == plan.run_id
+
+
+def probe_conditions(plan: Plan) -> bool:
+    """Say whether the storage refuses to create the plan, which is there, once more; if not, leave a mark of it."""
+    storage = plan.storage
+    created_again = storage.create(plan.name, dump_json(plan.to_json()))
+    if created_again or not storage.is_conditional:
+        storage.write(_UNCONDITIONAL, dump_json({"conditional_writes": False}))
+        return False
+    return True
+
+
+def is_unconditional(storage: Storage) -> bool:
+    """Whether the storage was found not to honour conditional writes when the run began."""
+    return storage.look(_UNCONDITIONAL) is not None
 
 
 def read_plan(storage: Storage) -> Plan | None:
