@@ -164,15 +164,16 @@ def test_a_table_in_a_folder_has_its_paths_beside_it(tmp_path: Path) -> None:
 
 def test_what_a_path_leads_to_is_held_to_the_limits(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x" * 100)
-    paths: list[Any] = [(None, "a.jpg"), (None, "gone.jpg"), (None, "ftp://host/a.jpg"), (None, "s3://b/c.jpg")]
-    write(tmp_path, "snappy.parquet", image=hugging_face(paths))
+    paths = ["a.jpg", "gone.jpg", "ftp://host/a.jpg", "s3://b/c.jpg", "a\0.jpg"]
+    write(tmp_path, "snappy.parquet", image=hugging_face([(None, path) for path in paths]))
     one = source(tmp_path, "snappy.parquet", limits=ImageSettings(max_bytes=99))
     one._places.readers["s3"] = lambda url: url.encode()
-    a, gone, ftp, s3 = one.list()
+    a, gone, ftp, s3, zero = one.list()
     assert failure(one, a) == "too many bytes: 100, above the limit of 99 (--max-bytes)"
     assert failure(one, gone) == "vanished since listing"
     assert failure(one, ftp).startswith("the scheme 'ftp' cannot be read: known are paths and http://")
     assert one.read(s3) == b"s3://b/c.jpg"
+    assert failure(one, zero) == "a zero byte stands in the path"
 
 
 # -- labels --------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ImageSettings
 from featurepress.sources.ipc import read_message
 from featurepress.sources.table import TableSource
+from featurepress.sources.uris import UriSource
 from tests.sources.tables import ARROW, FORMATS, hugging_face, write_parquet, write_stream
 
 IMAGES = [b"picture %d" % i * 20 for i in range(10)]
@@ -195,24 +197,27 @@ def test_nonsense_anywhere_is_told_and_never_a_crash(tmp_path: Path, name: str) 
         {
             "more": [[{"a": 1}]] * 10,
             "image": hugging_face([(image, "p") for image in IMAGES]),
+            "view": pa.array(IMAGES, pa.binary_view()),
             "label": pa.array(list("aabbccddee")).dictionary_encode(),
+            "uri": [f"s3://b/{i}" for i in range(10)],
         }
     )
     FORMATS[name](table, tmp_path / name)
     good = (tmp_path / name).read_bytes()
     chance = random.Random(name)
+    options = {"label_column": "label", "brings_label": True}
     for _ in range(150):
         bad = bytearray(good)
-        for _ in range(chance.choice([1, 1, 4])):
-            bad[chance.randrange(len(bad))] = chance.randrange(256)
+        for _ in range(chance.choice([1, 1, 4, 20])):
+            bad[chance.randrange(len(bad))] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
         (tmp_path / name).write_bytes(bad[: chance.choice([len(bad), len(bad), chance.randrange(len(bad))])])
-        one = source(tmp_path, name, label_column="label", brings_label=True)
-        try:
+        one = source(tmp_path, name, image_column=chance.choice(["image", "view"]), **options)
+        with contextlib.suppress(SourceError):
             refs = list(one.list())
-        except SourceError:
-            continue
-        assert [ref.order for ref in refs] == sorted({ref.order for ref in refs})
-        reasons(one, refs[:50])
+            assert [ref.order for ref in refs] == sorted({ref.order for ref in refs})
+            reasons(one, refs[:50])
+        with contextlib.suppress(SourceError):
+            list(UriSource(SourceSpec("uris", name, str(tmp_path), {"uri_column": "uri", **options})).list())
 
 
 @pytest.mark.parametrize("name", ARROW)

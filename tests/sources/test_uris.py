@@ -141,6 +141,7 @@ def test_what_is_not_there_or_no_file_is_a_problem(tmp_path: Path) -> None:
         ),
         ("file:///", "not a regular file"),
         ("file://host/a.jpg", "a file:// url needs an absolute path"),
+        ("file:///a%00.jpg", "a zero byte stands in the path"),
         ("s3://bucket", "the url names a bucket, no image"),
         ("s3://bucket/", "the url names a bucket, no image"),
         ("s3:///key", "the url names no bucket, or holds a password"),

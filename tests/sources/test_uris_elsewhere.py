@@ -26,6 +26,8 @@ SIGNED = [
     "http://h/d?TOKEN=SECRET",
     "https://storage.googleapis.com/b/e?X-Goog-Signature=SECRET&X-Goog-Credential=SECRET",
     "https://s3/f?AWSAccessKeyId=SECRET&Signature=SECRET&Expires=1",
+    "https://h/g?key=g.jpg#access_token=SECRET",
+    "https://a%40b:SEC@RET@h/h?x=@#y",
 ]
 SHOWN = [
     "https://h/a.jpg?X-Amz-Algorithm=A&X-Amz-Credential=***&X-Amz-Signature=***&x=1",
@@ -34,6 +36,8 @@ SHOWN = [
     "http://h/d?TOKEN=***",
     "https://storage.googleapis.com/b/e?X-Goog-Signature=***&X-Goog-Credential=***",
     "https://s3/f?AWSAccessKeyId=***&Signature=***&Expires=1",
+    "https://h/g?key=g.jpg",
+    "https://h/h?x=@#y",
 ]
 
 

@@ -9,6 +9,7 @@ import gzip
 import socket
 import threading
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -98,8 +99,10 @@ def test_user_and_password_are_sent_to_their_own_server_only(web: Web) -> None:
             request.say(302, Location="/again" if request.path == "/a.jpg" else other.url())
 
         with serving(answer) as server:
-            assert get(web, server.url().replace("//", "//us%40er:pass@")) == DATA
-        assert [seen.headers["Authorization"] for seen in server.seen] == ["Basic dXNAZXI6cGFzcw=="] * 2
+            assert get(web, server.url().replace("//", "//us%40er:päss中@")) == DATA
+        assert [seen.headers["Authorization"] for seen in server.seen] == [
+            f"Basic {b64encode('us@er:päss中'.encode()).decode()}"
+        ] * 2
         assert [seen.headers["Authorization"] for seen in other.seen] == [None]
 
 

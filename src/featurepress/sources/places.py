@@ -21,14 +21,10 @@ _KNOWN = ", ".join(f"{scheme}://" for scheme in (*WEB, *SCHEMES, "file"))
 
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# Names in the query of a url whose values let whoever knows them in, in lower case.
-_SECRET_NAMES = frozenset(
-    [
-        "x-amz-signature", "x-amz-credential", "x-amz-security-token", "awsaccesskeyid", "signature", "key-pair-id",
-        "x-goog-signature", "x-goog-credential", "googleaccessid", "sig", "token", "access_token", "auth_token",
-        "api_key", "apikey", "api-key", "key", "password", "policy", "secret",
-    ]
-)  # fmt: skip
+# Names in the query of a url whose values let whoever knows them in.
+_SECRET = re.compile(
+    r"signature|credential|secret|passw|token|api[_-]?key|accesskeyid|googleaccessid|key-pair-id|^sig$|^hmac$", re.I
+)
 
 
 def masked(uri: str) -> str:
@@ -41,17 +37,16 @@ def masked(uri: str) -> str:
         return uri
     end = next((i for i, char in enumerate(rest) if char in "/?#"), len(rest))
     host, after = rest[:end].rpartition("@")[2], rest[end:]
-    path, question, query = after.partition("?")
-    if question:
-        query, hash_, fragment = query.partition("#")
-        shown = "&".join(map(_masked_value, query.split("&")))
-        after = path + question + (shown if shown != query else query + hash_ + fragment)
-    return f"{scheme}://{host}{after}"
+    path, hash_, fragment = after.partition("#")
+    path, question, query = path.partition("?")
+    shown = "&".join(map(_masked_value, query.split("&")))
+    has_secret = shown != query or "&".join(map(_masked_value, fragment.split("&"))) != fragment
+    return f"{scheme}://{host}{path}{question}{shown}{'' if has_secret else hash_ + fragment}"
 
 
 def _masked_value(pair: str) -> str:
     name, equals, _ = pair.partition("=")
-    return f"{name}=***" if equals and unquote(name).lower() in _SECRET_NAMES else pair
+    return f"{name}=***" if equals and _SECRET.search(unquote(name)) else pair
 
 
 class Place(NamedTuple):
@@ -93,8 +88,9 @@ def place_of(entry: bytes, folder: bytes) -> Place:
         return _beside(entry, folder)
     if scheme == "file":
         host, slash, path = entry[len("file://") :].partition(b"/")
-        problem = None if host.lower() in (b"", b"localhost") and slash else "a file:// url needs an absolute path"
-        return Place("", unquote_to_bytes(slash + path), problem)
+        if host.lower() not in (b"", b"localhost") or not slash:
+            return Place("", path, "a file:// url needs an absolute path")
+        return _on_disk(unquote_to_bytes(slash + path))
     if scheme in SCHEMES:
         return Place(scheme, entry, _bucket_problem(entry))
     if scheme in WEB:
@@ -105,9 +101,9 @@ def place_of(entry: bytes, folder: bytes) -> Place:
 def _beside(entry: bytes, folder: bytes) -> Place:
     scheme = scheme_in(folder)
     if entry.startswith(b"/") and scheme not in WEB:
-        return Place("", entry)
+        return _on_disk(entry)
     if not scheme:
-        return Place("", os.path.join(folder, entry))
+        return _on_disk(os.path.join(folder, entry))
     if scheme in WEB:
         return Place(
             scheme, urljoin(folder.decode(), entry.decode(errors="replace")).encode(), _text_problem(entry)
@@ -118,6 +114,10 @@ def _beside(entry: bytes, folder: bytes) -> Place:
         key = posixpath.normpath(key)
         problem = problem or ("the path leads out of the bucket" if key.startswith("../") else None)
     return Place(scheme, str(replace(address, key=key)).encode(), problem)
+
+
+def _on_disk(path: bytes) -> Place:
+    return Place("", path, "a zero byte stands in the path" if b"\0" in path else None)
 
 
 def _text_problem(entry: bytes) -> str | None:

@@ -32,7 +32,8 @@ class TableSource:
 
     A row is called ``table.parquet#row=17``, from 0. The column holds the bytes of the images, or as Hugging Face
     writes them structs of bytes and path, where a path without bytes is read from beside the table. A table that
-    cannot be opened, or breaks off, is listed with its problem; the first one is refused instead.
+    cannot be opened, or breaks off, is listed with its problem; the first one is refused instead. Rows have no
+    names that could be included or excluded.
 
     Parameters
     ----------
@@ -45,8 +46,9 @@ class TableSource:
 
     Notes
     -----
-    A listing reads metadata and the labels. Sizes are exact in Arrow tables, and means of a row group in Parquet. A
-    process keeps two tables open, and reads each forward; see `featurepress.sources.parquet` for what that costs.
+    A listing reads metadata and the labels. Sizes are exact in Arrow tables, and means of a row group's whole rows
+    in Parquet. A process keeps two tables open, and reads each forward; see `featurepress.sources.parquet` for what
+    that costs.
     """
 
     reading = IN_SEQUENCE
@@ -59,8 +61,9 @@ class TableSource:
         self._column: str | None = spec.options.get("image_column")
         self._label: str | None = spec.options.get("label_column")
         self._brings_label = bool(spec.options.get("brings_label", False))
-        root = os.fsencode(os.path.join(spec.base or "/", os.path.dirname(spec.location)))  # noqa: PTH120
-        self._places = PlaceReader(spec.options, self._limits, b"/" if self._is_remote else root)
+        self._base = os.fsencode(spec.base or os.getcwd())  # noqa: PTH109 - bytes
+        root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
+        self._places = PlaceReader(spec.options, self._limits, root)
         self._skipped: collections.Counter[str] = collections.Counter()
 
     @property
@@ -150,7 +153,7 @@ class TableSource:
             return picture.data
         if not picture.path:
             raise ImageError("read", "no image in this row")
-        return self._places.read(place_of(os.fsencode(picture.path), self._folder(table)))
+        return self._places.read(place_of(os.fsencode(picture.path), self._folder_of(table.order)))
 
     def _picture(self, table: ImageRef, number: int) -> Picture:
         key = (self._spec.base, table.order, table.version, self._column)
@@ -196,11 +199,9 @@ class TableSource:
             return ref._replace(size=0, version=now.version, problem="vanished since listing")
         return ref._replace(size=found.size, version=found.version, problem=found.problem)
 
-    def _folder(self, table: ImageRef) -> bytes:
-        """Give what the paths in a table start from."""
-        if self._is_remote:
-            return table.order
-        return os.path.join(os.fsencode(self._spec.base or "/"), os.path.dirname(table.order))  # noqa: PTH120 - bytes
+    def _folder_of(self, order: bytes) -> bytes:
+        """Give what the paths in a table start from: a folder, or the url of the table."""
+        return order if self._is_remote else os.path.join(self._base, os.path.dirname(order))  # noqa: PTH120 - bytes
 
 
 def _key(table: ImageRef, number: int) -> bytes:

@@ -7,6 +7,7 @@ mind in between. Proxies of the environment are not used: they would resolve the
 
 from __future__ import annotations
 
+import base64
 import collections
 import contextlib
 import email.utils
@@ -32,7 +33,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import DecodeError, HTTPError, LocationParseError
 from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
-from urllib3.util import Url, make_headers, parse_url
+from urllib3.util import Url, parse_url
 from urllib3.util.ssl_ import create_urllib3_context
 
 from featurepress.errors import ImageError
@@ -43,6 +44,7 @@ MAX_REDIRECTS = 5
 AT_ONCE = 8  # requests to one host, of this process
 _BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.1, 10.0
 _MOST_HOSTS = 64  # to which connections are kept
+_SHARE_OF_TIME = 0.9
 _PIECE_BYTES = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -59,7 +61,7 @@ def fetch(url: str, *, limits: ImageSettings, allow_private_hosts: bool, max_byt
     url : str
         Beginning with http:// or https://; a user and password in it are sent.
     limits : ImageSettings
-        `timeout_seconds` holds for all tries and redirects together, from the first connection to the last byte.
+        Nine tenths of `timeout_seconds` hold for all tries and redirects together, to the last byte.
     allow_private_hosts : bool
         Whether addresses inside the own network may be asked.
     max_bytes : int
@@ -70,8 +72,9 @@ def fetch(url: str, *, limits: ImageSettings, allow_private_hosts: bool, max_byt
     ImageError
         With stage ``read``; the reason never holds the url.
     """
-    web = _web(allow_private_hosts)
-    return web.fetch(url, timeout_seconds=limits.timeout_seconds, max_bytes=max_bytes)
+    # A little less than whoever waits for it has: a dead host is one failed image, a read that hangs stops the run.
+    seconds = _SHARE_OF_TIME * limits.timeout_seconds
+    return _web(allow_private_hosts).fetch(url, timeout_seconds=seconds, max_bytes=max_bytes)
 
 
 @functools.cache
@@ -173,8 +176,8 @@ class Web:
         with contextlib.ExitStack() as broken_off:
             broken_off.callback(connection.close)
             connection.timeout = _clock.left()
-            auth = make_headers(basic_auth=unquote(target.auth)) if target.auth else {}
-            connection.request("GET", target.request_uri, headers=self._headers | auth, preload_content=False)
+            headers = self._headers | _authorization(target)
+            connection.request("GET", target.request_uri, headers=headers, preload_content=False)
             with contextlib.closing(connection.getresponse()) as response:
                 location = response.headers.get("Location")
                 if response.status in _REDIRECTS and location:
@@ -413,6 +416,12 @@ def _redirected(before: Url, target: Url) -> Url:
 
 def _origin(target: Url) -> tuple[str | None, str | None, int | None]:
     return target.scheme, target.host, target.port
+
+
+def _authorization(target: Url) -> dict[str, str]:
+    if not target.auth:
+        return {}
+    return {"Authorization": f"Basic {base64.b64encode(unquote(target.auth).encode()).decode()}"}
 
 
 def _user_agent() -> str:

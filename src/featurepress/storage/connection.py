@@ -7,9 +7,11 @@ they are part of no address, plan, message or pickle.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import random
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -108,13 +110,16 @@ def connect(
                 "max_backoff": timedelta(seconds=_MOST_BACKOFF_SECONDS),
                 "base": 2,
             },
-            "retry_timeout": timedelta(seconds=120),
+            # Whoever asks makes a request again that got no answer in its time; the library what fails at once.
+            "retry_timeout": timedelta(seconds=min(120.0, 0.9 * timeout_seconds)),
         },
     }
     if scheme == "s3":
         return S3Store(bucket, **_s3_options(common, anonymous=anonymous))
     if anonymous:
         common["skip_signature"] = True
+    else:
+        _require_credentials(scheme)
     if scheme == "gs":
         # Only an emulator that the service account's file names has such an address.
         common["client_options"]["allow_http"] = True
@@ -131,6 +136,12 @@ def s3_endpoint() -> str:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
+def s3_region() -> str:
+    """Give the region that the environment names, or the profile."""
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return region or s3_session().get_config_variable("region") or "us-east-1"
+
+
 def s3_session() -> Any:
     """Give a session of botocore, which knows profiles, roles, and the files and variables that name them."""
     import botocore.session
@@ -144,14 +155,10 @@ def _s3_options(common: dict[str, Any], *, anonymous: bool) -> dict[str, Any]:
         options["endpoint"] = endpoint
         if endpoint.startswith("http://"):
             options["client_options"]["allow_http"] = True
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     has_keys = "AWS_ACCESS_KEY_ID" in os.environ and "AWS_SECRET_ACCESS_KEY" in os.environ
-    if not region or not (has_keys or anonymous):
-        session = s3_session()
-        region = region or session.get_config_variable("region")
-        if not (has_keys or anonymous):
-            options["credential_provider"] = _S3Credentials(session)
-    options["region"] = region or "us-east-1"
+    if not (has_keys or anonymous):
+        options["credential_provider"] = _S3Credentials(s3_session())
+    options["region"] = s3_region()
     if anonymous:
         options["skip_signature"] = True
     return options
@@ -178,6 +185,35 @@ class _S3Credentials:
         }
 
 
+# Where machines of Google and Azure give their own credentials, if they have any.
+_METADATA_ADDRESS = ("169.254.169.254", 80)
+_OWN_CREDENTIALS = {
+    "gs": ("GOOGLE_", "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS"),
+    "az": (
+        ("AZURE_", "IDENTITY_", "MSI_"),
+        "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_CLIENT_ID",
+    ),
+}
+
+
+def _require_credentials(scheme: str) -> None:
+    """Raise StorageError where there can be no credentials: the library would look for them for minutes."""
+    prefixes, names = _OWN_CREDENTIALS[scheme]
+    if any(name.startswith(prefixes) for name in os.environ):
+        return
+    if scheme == "gs" and os.path.exists(os.path.expanduser(_GOOGLE_FILE)):  # noqa: PTH110, PTH111 - no home, no file
+        return
+    try:
+        socket.create_connection(_METADATA_ADDRESS, timeout=2).close()
+    except OSError as error:
+        raise StorageError(
+            f"There are no credentials for {SCHEMES[scheme]}: no {names} in the environment, no role of this "
+            "machine. Set them, or give --anonymous for public ones."
+        ) from error
+
+
+_GOOGLE_FILE = "~/.config/gcloud/application_default_credentials.json"
+
 # -- what a refusal means ------------------------------------------------------------------------------------
 
 _REGION_CODES = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -191,6 +227,9 @@ _CREDENTIAL_CODES = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+# What may pass, though its status says that the request is at fault.
+_PASSING_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout"}
+_PASSING_STATUSES = {"408", "429"}
 
 
 @dataclass(frozen=True)
@@ -221,6 +260,12 @@ class Refusal:
         if code in _REGION_CODES or status == "301" or "redirect without LOCATION" in text:
             return cls("region", _region_reason(text))
         for test, kind, reason in (
+            (
+                code in _PASSING_CODES or status in _PASSING_STATUSES,
+                "transient",
+                f"the server answers {known} again and again",
+            ),
+            ("token request" in text, "credentials", "there are no credentials, or they cannot be renewed"),
             (code in ("NoSuchBucket", "ContainerNotFound"), "bucket", "there is no such bucket"),
             (
                 code in _CREDENTIAL_CODES or name == "UnauthenticatedError",
@@ -289,7 +334,7 @@ def _region_reason(text: str) -> str:
     right = (
         _first(r"<Region>([\w-]+)</Region>", text) or _first(r"expecting '([\w-]+)'", text) or _told_region(text)
     )
-    given = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    given = s3_region()
     if right:
         return f"the bucket lies in the region '{right}', not in '{given}': set AWS_REGION={right}"
     return f"the bucket does not lie in the region '{given}': set AWS_REGION to the one it lies in"
@@ -349,17 +394,25 @@ def refused(verb: str, url: str, error: BaseException) -> StorageError:
     return StorageError(f"Cannot {verb} '{url}': {refusal}{refusal.advice}.")
 
 
-def retrying(request: Callable[[], Result], tries: int = TRIES) -> Result:
+def retrying(request: Callable[[], Result], *, seconds: float = math.inf) -> Result:
     """Make a request again while it fails in a way that may pass, longer and longer apart.
 
     The library below makes safe requests again by itself; this adds what it does not: conditional writes whose
     answer was lost, and bodies of a wrong length.
+
+    Parameters
+    ----------
+    request : callable
+        What to do.
+    seconds : float
+        After this time it is not made again.
     """
-    for n in range(tries):
+    end = time.monotonic() + seconds
+    for n in range(TRIES):
         try:
             return request()
         except store_errors() as error:
-            if n == tries - 1 or Refusal.of(error).kind != "transient":
+            if n == TRIES - 1 or time.monotonic() > end or Refusal.of(error).kind != "transient":
                 raise
             pause(n)
     raise AssertionError("unreachable")
