@@ -1,6 +1,8 @@
 """Peak memory of a whole run at 10,000 and at 100,000 pictures, and start-up times.
 
-    python -m benchmarks.memory [--small N] [--large N]
+    python -m benchmarks.memory [--small N] [--large N] [--bucket]
+
+With --bucket the pictures come from a bucket and the features go to one, of a server of the tests on this machine.
 
 Memory is the largest sum, over all processes of the run, of their proportional set size (pages that several
 processes share are counted once), sampled ten times a second from /proc. Linux only.
@@ -9,6 +11,7 @@ processes share are counted once), sampled ten times a second from /proc. Linux 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from featurepress.demo import draw_pictures
+from tests.servers.s3 import start_fast_s3
 
 
 def main() -> None:
@@ -26,7 +30,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--small", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=100_000)
+    parser.add_argument("--bucket", action="store_true")
     arguments = parser.parse_args()
+    if arguments.bucket:
+        _in_a_bucket(arguments.small, arguments.large)
+        return
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
         work = Path(scratch)
         print("| pictures of 100x100 | pooling | peak memory of all processes, MB | seconds |")
@@ -38,7 +46,7 @@ def main() -> None:
             for pooling in ("avg", "flatten"):
                 if pooling == "flatten" and n == arguments.large:
                     continue  # 4.6 GB of features; the parts are of the same size as in the small run
-                peak, seconds = _run(pictures, work / f"features-{n}-{pooling}", pooling)
+                peak, seconds = _run(str(pictures), str(work / f"features-{n}-{pooling}"), pooling)
                 peaks[pooling, n] = peak
                 print(f"| {n:,} | {pooling} | {peak / 1e6:.0f} | {seconds:.1f} |", flush=True)
         ratio = peaks["avg", arguments.large] / peaks["avg", arguments.small]
@@ -46,8 +54,21 @@ def main() -> None:
         _starts(work)
 
 
-def _run(pictures: Path, out: Path, pooling: str) -> tuple[float, float]:
-    command = ["embed", str(pictures), "--model", "embedded", "--out", str(out), "--pooling", pooling]
+def _in_a_bucket(small: int, large: int) -> None:
+    with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch, start_fast_s3() as server:
+        os.environ.update(server.environment)
+        peaks = []
+        for n in (small, large):
+            bucket = server.bucket()
+            server.load(bucket, draw_pictures(Path(scratch, f"pictures-{n}"), n)[0].parents[1], "in/")
+            peak, seconds = _run(f"s3://{bucket}/in/", f"s3://{bucket}/out", "avg")
+            peaks.append(peak)
+            print(f"{n:,} pictures in a bucket: {peak / 1e6:.0f} MB, {seconds:.1f} s", flush=True)
+        print(f"large to small: {peaks[1] / peaks[0]:.2f}")
+
+
+def _run(source: str, out: str, pooling: str) -> tuple[float, float]:
+    command = ["embed", source, "--model", "embedded", "--out", out, "--pooling", pooling]
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "featurepress", *command], stderr=subprocess.DEVNULL)
     peak = [0.0]

@@ -30,7 +30,7 @@ ARROWS = """
                    settings errors __init__
     driver      -> tasks lister engines exports featureset ledger sources progress records settings errors
     tasks       -> pipeline ledger child records
-    pipeline    -> sources images backbones sinks ledger child records settings errors
+    pipeline    -> sources images backbones sinks ledger storage child records settings errors
     changes     -> ledger sources records
     lister      -> ledger sources records
     engines     -> ledger child errors
@@ -82,6 +82,7 @@ LIBRARIES = {
     "botocore": {"storage", "sources"},
     "pyarrow": {"sinks", "ledger", "exports", "featureset", "records", "sources"},
     "urllib3": {"sources"},
+    "certifi": {"sources"},
     "typer": {"cli"},
     "rich": {"cli"},
     "pyspark": set(),

@@ -92,7 +92,7 @@ def test_a_driver_killed_ten_times_and_finished_elsewhere(fast_s3: FastS3, pictu
         folder.mkdir()
         with started("embed", source, "--out", out, "--images-per-part", "50", cwd=folder) as process:
             n_parts = len(names(fast_s3, bucket, "killed/features"))
-            wait_until(lambda n=n_parts: len(names(fast_s3, bucket, "killed/features")) > n, "a part")
+            wait_until(lambda: len(names(fast_s3, bucket, "killed/features")) > n_parts, "a part")  # noqa: B023
             time.sleep(rng.random() * 0.6)
             assert process.poll() is None
             process.send_signal(signal.SIGKILL)

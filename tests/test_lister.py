@@ -14,7 +14,7 @@ from featurepress import ledger
 from featurepress.errors import SourceError, StorageError
 from featurepress.layout import Layout, Tier
 from featurepress.ledger import Chunk, Plan
-from featurepress.lister import Lister
+from featurepress.lister import Lister, NewListing
 from featurepress.records import SourceSpec
 from featurepress.sources import Listing, describe
 from featurepress.storage import FolderStorage, Storage
@@ -75,7 +75,7 @@ SOURCES: dict[str, Callable[[Path, int], tuple[SourceSpec, ...]]] = {
 
 def run(lister: Lister) -> list[Chunk]:
     with lister:
-        return list(lister)
+        return [work for work in lister if isinstance(work, Chunk)]
 
 
 def run_fresh(plan: Plan, n_head: int = 3) -> list[Chunk]:
@@ -83,7 +83,7 @@ def run_fresh(plan: Plan, n_head: int = 3) -> list[Chunk]:
     listing = Listing(plan.sources, plan.settings.listing)
     stream = iter(listing)
     head = list(itertools.islice(stream, n_head))
-    return run(Lister(plan, listing, itertools.chain(head, stream)))
+    return run(Lister(NewListing(plan, listing, itertools.chain(head, stream))))
 
 
 def objects(storage: Storage) -> dict[str, bytes | None]:
@@ -91,7 +91,7 @@ def objects(storage: Storage) -> dict[str, bytes | None]:
 
 
 def refs(plan: Plan, chunks: list[Chunk]) -> list[str]:
-    return [ref.uri for chunk in chunks for s in chunk.shards(plan.layout) for ref in ledger.read_shard(plan, s)]
+    return [ref.uri for chunk in chunks for s in chunk.shards for ref in ledger.read_shard(plan, s)]
 
 
 # -- undisturbed ---------------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def test_all_is_listed_and_the_chunks_are_full_but_the_last(tmp_path: Path, kind
     assert refs(plan, chunks) == expected
     assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
     assert all(chunk.n_images == LAYOUT.tier(chunk.number).chunk for chunk in chunks[:-1])
-    assert sum(chunk.n_shards for chunk in chunks) == LAYOUT.n_shards(len(expected))
+    assert sum(len(chunk.shards) for chunk in chunks) == LAYOUT.n_shards(len(expected))
     end = {"chunks": len(chunks), "images": len(expected), "skipped": listing.skipped}
     assert ledger.read_listing(plan) == end
 
@@ -117,7 +117,7 @@ def test_with_and_without_a_listing_under_way_the_same_stands(tmp_path: Path, ki
     specs = SOURCES[kind](tmp_path, 12)
     one, other = (make_plan(MemoryStorage(), *specs) for _ in range(2))
     run_fresh(one)
-    run(Lister(other))
+    run(Lister(NewListing(other)))
     assert objects(one.storage) == objects(other.storage)
 
 
@@ -147,7 +147,7 @@ def test_killed_between_any_two_steps_it_ends_with_the_same_bits(
         for number in range(n_standing):
             name = f"plan/chunk-{number:08d}.parquet"
             plan.storage.write(name, expected[name] or b"")
-        chunks = run(Lister(plan))
+        chunks = run(Lister(NewListing(plan)))
         assert len(chunks) == n_chunks
         assert objects(plan.storage) == expected
 
@@ -158,11 +158,11 @@ def test_killed_after_each_step_it_still_ends_with_the_same_bits(tmp_path: Path)
     undisturbed, plan = (make_plan(MemoryStorage(), *specs) for _ in range(2))
     n_chunks = len(run_fresh(undisturbed))
     for n_standing in range(n_chunks):
-        run(Lister(plan))
+        run(Lister(NewListing(plan)))
         plan.storage.delete("plan/listing.json")
         for number in range(n_standing + 1, n_chunks):
             plan.storage.delete(f"plan/chunk-{number:08d}.parquet")
-    run(Lister(plan))
+    run(Lister(NewListing(plan)))
     assert objects(plan.storage) == objects(undisturbed.storage)
 
 
@@ -170,9 +170,9 @@ def test_a_complete_listing_is_not_made_again(tmp_path: Path) -> None:
     plan = make_plan(MemoryStorage(), *from_a_folder(tmp_path, 12))
     before = run_fresh(plan)
     touch(tmp_path, "a/99.jpg")
-    assert run(Lister(plan)) == before
+    assert run(Lister(NewListing(plan))) == before
     (tmp_path / "a").rename(tmp_path / "gone")
-    assert run(Lister(plan)) == before
+    assert run(Lister(NewListing(plan))) == before
 
 
 def test_images_that_came_meanwhile_are_taken_where_the_listing_still_is(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_images_that_came_meanwhile_are_taken_where_the_listing_still_is(tmp_pat
     plan.storage.delete("plan/listing.json")
     plan.storage.delete("plan/chunk-00000001.parquet")
     touch(tmp_path, "a/00b.jpg", "a/05b.jpg", "a/99.jpg")
-    names = [Path(uri).name for uri in refs(plan, run(Lister(plan)))]
+    names = [Path(uri).name for uri in refs(plan, run(Lister(NewListing(plan))))]
     assert names == [*images(6), "05b.jpg", *images(3, 6), "99.jpg"]
 
 
@@ -192,10 +192,10 @@ def test_a_chunk_that_is_not_full_stays_the_last(tmp_path: Path) -> None:
     run_fresh(plan)
     plan.storage.delete("plan/listing.json")
     touch(tmp_path, "a/99.jpg")
-    chunks = run(Lister(plan))
+    chunks = run(Lister(NewListing(plan)))
     assert sum(chunk.n_images for chunk in chunks) == 6
     assert ledger.read_listing(plan) == {"chunks": 2, "images": 6, "skipped": {"not an image's name": 1}}
-    shards = [shard for chunk in chunks for shard in chunk.shards(plan.layout)]
+    shards = [shard for chunk in chunks for shard in chunk.shards]
     assert shards == list(range(plan.layout.n_shards(6)))
 
 
@@ -211,7 +211,7 @@ def test_two_listers_at_once_see_and_leave_the_same(tmp_path: Path, kind: str) -
     storage.prepare()
     plan = make_plan(storage, *specs)
     seen: list[list[Chunk]] = []
-    ways = [lambda: run_fresh(plan), lambda: run(Lister(plan)), lambda: run_fresh(plan)]
+    ways = [lambda: run_fresh(plan), lambda: run(Lister(NewListing(plan))), lambda: run_fresh(plan)]
     threads = [threading.Thread(target=lambda go=go: seen.append(go())) for go in ways]
     for thread in threads:
         thread.start()
@@ -254,7 +254,7 @@ def test_an_error_of_the_listing_comes_where_the_chunks_are_taken(tmp_path: Path
     plan.storage.delete("plan/chunk-00000002.parquet")
     (tmp_path / "a").rename(tmp_path / "gone")
     with pytest.raises(SourceError, match="There is no source"):
-        run(Lister(plan))
+        run(Lister(NewListing(plan)))
 
 
 def test_an_error_of_the_destination_comes_where_the_chunks_are_taken(tmp_path: Path) -> None:
@@ -267,9 +267,10 @@ def test_whoever_leaves_early_ends_the_thread_and_can_go_on_later(tmp_path: Path
     specs = from_three_folders(tmp_path, 30)
     undisturbed, plan = (make_plan(MemoryStorage(), *specs) for _ in range(2))
     run_fresh(undisturbed)
-    with Lister(plan) as lister:
+    with Lister(NewListing(plan)) as lister:
         first = next(iter(lister))
+    assert isinstance(first, Chunk)
     assert first.number == 0
     assert not [t for t in threading.enumerate() if t.name == "featurepress-list"]
-    run(Lister(plan))
+    run(Lister(NewListing(plan)))
     assert objects(plan.storage) == objects(undisturbed.storage)

@@ -371,8 +371,8 @@ class Driver:
 
 
 _UNSAFE = (
-    "The store of '{}' does not honour conditional writes (If-None-Match): let only one driver at a time write there, "
-    "and no speculative tasks."
+    "The store of '{}' does not honour conditional writes (If-None-Match): let only one driver at a time "
+    "write there, and no speculative tasks."
 )
 
 

@@ -41,12 +41,20 @@ class Layout:
     tiers: tuple[Tier, ...]
 
     @classmethod
-    def of(cls, images_per_part: int | None, pooling: str) -> Layout:
-        """Give the layout for a fixed number of images a part, or the default for a pooling."""
+    def of(cls, images_per_part: int | None, pooling: str, *, remote: bool = False) -> Layout:
+        """Give the layout for a fixed number of images a part, or the default for a pooling.
+
+        In a `remote` place, where every part costs some requests, the parts grow sooner.
+        """
         if images_per_part is not None:
             return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
         small = [(2_048, 64), (14_336, 256), (32_768, 1_024)]
         large = [(2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096)]
+        if remote:
+            small, large = (
+                [(2_048, 128), (14_336, 1_024), (32_768, 1_024)],
+                [(2_048, 256), (14_336, 2_048), large[-1]],
+            )
         return cls(tuple(Tier(*sizes, least=32) for sizes in (small if pooling == "flatten" else large)))
 
     def tier(self, chunk: int) -> Tier:

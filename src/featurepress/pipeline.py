@@ -30,6 +30,7 @@ from featurepress.settings import Settings
 from featurepress.sinks import Account, ParquetSink, Row, StandingPart
 from featurepress.sources import open_source
 from featurepress.sources.base import Source, read_ahead
+from featurepress.storage import at_once
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,19 +61,19 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Recei
         The destination refused, or a source stopped answering.
     """
     sink = ParquetSink(plan.field_names, plan.backbone.n_features)
+    account: Account | None
     with ledger.attempt(plan, shard) as n_deaths:
-        account = sink.account(plan.storage, shard)
+        account, (refs, carried) = at_once(
+            plan.storage, lambda: sink.account(plan.storage, shard), lambda: ledger.read_references(plan, shard)
+        )
         if account is None or account.receipt.generation < plan.generation:
             press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
             with contextlib.ExitStack() as stack:
-                if shard >= plan.first_shard:
-                    pressed = _Shard(plan, shard, ledger.read_shard(plan, shard))
-                elif account is None:  # the part is lost, and with it what could be carried over
-                    pressed = _Shard(plan, shard, ledger.read_revision(plan, shard)[0])
+                if account is None:  # new, or lost, and with it what could be carried over
+                    pressed = _Shard(plan, shard, refs)
                 else:
-                    pressed = _Revised(
-                        plan, shard, account, stack.enter_context(sink.standing(plan.storage, shard))
-                    )
+                    standing = stack.enter_context(sink.standing(plan.storage, shard))
+                    pressed = _Revised(plan, shard, refs, carried, account, standing)
                 stack.callback(pressed.close)
                 account = pressed.commit(press(plan, pressed, decoder or decode))
         ledger.settle_shard(plan, account.receipt, account.failures)
@@ -254,8 +255,15 @@ class _Revised(_Shard):
     The new part has the rows that were pressed first, and then those that were carried over.
     """
 
-    def __init__(self, plan: Plan, number: int, account: Account, standing: StandingPart) -> None:
-        refs, carried = ledger.read_revision(plan, number)
+    def __init__(
+        self,
+        plan: Plan,
+        number: int,
+        refs: Sequence[ImageRef],
+        carried: Sequence[bool],
+        account: Account,
+        standing: StandingPart,
+    ) -> None:
         super().__init__(
             plan, number, [ref for ref, is_carried in zip(refs, carried, strict=True) if not is_carried]
         )

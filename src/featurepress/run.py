@@ -115,7 +115,7 @@ def draft(sources: Locations, out: str | Path, settings: Settings, backbone: Bac
         precision="float32",
         certificate=_parity(backbone),
         settings=settings,
-        layout=Layout.of(settings.output.images_per_part, settings.features.pooling),
+        layout=Layout.of(settings.output.images_per_part, settings.features.pooling, remote=storage.is_remote),
         field_names=field_names(settings.listing, specs),
         library_version=featurepress.__version__,
     )

@@ -192,6 +192,7 @@ class MemoryStorage:
 
     location = "memory"
     is_conditional = True
+    is_remote = False
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -330,6 +331,11 @@ class DelayedStorage(FolderStorage):
 
     delay_seconds: float = 0.0
 
+    @property
+    def is_remote(self) -> bool:
+        """It plays one that is."""
+        return True
+
     def list(self, prefix: str) -> Iterator[Entry]:
         """Sleep, then list; once for 1,000 objects."""
         for i, entry in enumerate(super().list(prefix)):
@@ -424,7 +430,7 @@ class PlanMaker:
             precision="float32",
             certificate={},
             settings=settings,
-            layout=Layout.of(settings.output.images_per_part, self.backbone.pooling),
+            layout=Layout.of(settings.output.images_per_part, self.backbone.pooling, remote=self.storage.is_remote),
             field_names=field_names(settings.listing, sources),
             library_version="test",
         )

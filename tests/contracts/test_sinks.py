@@ -175,7 +175,7 @@ def test_a_part_that_vanishes_between_is_named(make_sink: MakeSink) -> None:
         def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
             return False
 
-    with pytest.raises(StorageError, match="something else deletes parts"):
+    with pytest.raises(StorageError, match="something else changes parts"):
         write(make_sink(()), Forgetful(), draft(2))
 
 

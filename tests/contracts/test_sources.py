@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.ipc
@@ -19,6 +19,7 @@ from featurepress.errors import ImageError, SourceError
 from featurepress.records import SourceSpec
 from featurepress.sources import Source, describe, open_source
 from featurepress.testing import memory_source
+from tests.servers.s3 import FastS3
 
 IMAGES = {
     f"pics/{name}": name.encode() * 7
@@ -120,11 +121,23 @@ KINDS: dict[str, Callable[[Path], Case]] = {
     "list": in_a_list,
     "memory": in_memory,
 }
+BUCKETS = ("s3", "fast_s3", "azure", "google")  # fixtures of tests.servers
 ON_DISK = [name for name in KINDS if name not in ("memory", "tables") and "archive" not in name]
 
 
-@pytest.fixture(params=KINDS)
+def in_a_bucket(server: Any) -> Case:
+    """Put the images into a bucket, without the one whose name only the fast S3 takes as it is."""
+    images = {name: data for name, data in IMAGES.items() if isinstance(server, FastS3) or "\n" not in name}
+    bucket = server.bucket()
+    server.put(bucket, {**images, "pics/notes.txt": b"", "pics/.hidden.jpg": b"", "pics-not.jpg": b"1"})
+    (spec,) = describe(server.url(bucket, "pics/"))
+    return Case(spec, {server.url(bucket, name): data for name, data in images.items()})
+
+
+@pytest.fixture(params=[*KINDS, *BUCKETS])
 def case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
+    if request.param in BUCKETS:
+        return in_a_bucket(request.getfixturevalue(request.param))
     return KINDS[request.param](tmp_path)
 
 

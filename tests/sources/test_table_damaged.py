@@ -191,6 +191,21 @@ def test_offsets_that_lead_out_of_the_table_are_a_failure(tmp_path: Path) -> Non
     assert reasons(one, refs)[1] == "damaged table: offsets are not in order"
 
 
+def test_a_struct_whose_children_are_shorter_is_a_failure(tmp_path: Path) -> None:
+    write_stream(pa.table({"image": hugging_face([(image, "p") for image in IMAGES[:3]])}), tmp_path / "a.arrow")
+    data = (tmp_path / "a.arrow").read_bytes()
+    at = 0
+    while (message := read_message(lambda at, n: data[at : at + n], at, len(data))) and message.batch is None:
+        at = message.end
+    assert message is not None
+    nodes, _ = message.header._vector(1)
+    damage(tmp_path / "a.arrow", message.at + 8 + nodes + 16, (2).to_bytes(8, "little"))  # that of the bytes
+    one = source(tmp_path, "a.arrow")
+    refs = list(one.list())
+    assert [ref.problem for ref in refs] == ["damaged table: a struct has children of another length"] * 3
+    assert reasons(one, refs) == ["damaged table: a struct has children of another length"] * 3
+
+
 @every_format
 def test_nonsense_anywhere_is_told_and_never_a_crash(tmp_path: Path, name: str) -> None:
     table = pa.table(

@@ -86,7 +86,7 @@ def commit_chunk(
         The last key of each source up to the end of this chunk, from which an interrupted listing goes on.
     """
     about = {"last_key": refs[-1].order.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
-    runs = [sum(1 for _ in run) for _, run in itertools.groupby(refs, key=lambda ref: (ref.source, ref.container))]
+    runs = [sum(1 for _ in run) for _, run in itertools.groupby(refs, key=lambda ref: ref.container)]
     sizes = plan.layout.cut(number, runs)
     name = _chunk_name(plan, number)
     plan.storage.create(name, _encoded(plan, refs, sizes, about))
@@ -219,6 +219,14 @@ def read_revision(plan: Plan, shard: int) -> tuple[list[ImageRef], list[bool]]:
     with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         columns = parquet.read().to_pydict()
     return _references(plan, columns), columns["carried"]
+
+
+def read_references(plan: Plan, shard: int) -> tuple[list[ImageRef], list[bool]]:
+    """Give the references of a shard that this generation presses, and which of them are carried over."""
+    if shard < plan.first_shard:
+        return read_revision(plan, shard)
+    refs = read_shard(plan, shard)
+    return refs, [False] * len(refs)
 
 
 def revised_shards(plan: Plan) -> set[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from featurepress.child import when_abandoned
 from featurepress.ledger.plan import Plan, dump_json
 from featurepress.records import Failure, Receipt, failure_schema, part_name, text_array
-from featurepress.storage import undamaged
+from featurepress.storage import at_once, undamaged
 
 
 def _receipt_name(plan: Plan, shard: int) -> str:
@@ -31,16 +31,23 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
     no death; on other machines that cannot be told.
     """
     prefix = f"attempts/part-{shard:08d}-"
-    marks = [entry.name for entry in plan.storage.list("attempts") if entry.name.startswith(prefix)]
-    n_deaths = sum(not _is_at_work(plan.storage.read(mark)) for mark in marks)
     mark = f"{prefix}{secrets.token_hex(4)}"
     about = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": time.time()}
     with when_abandoned(lambda: plan.storage.delete(mark)):
         try:
-            plan.storage.create(mark, dump_json(about), durable=False)
+            _, n_deaths = at_once(
+                plan.storage,
+                lambda: plan.storage.create(mark, dump_json(about), durable=False),
+                lambda: _n_deaths(plan, prefix, mark),
+            )
             yield n_deaths
         finally:
             plan.storage.delete(mark)
+
+
+def _n_deaths(plan: Plan, prefix: str, own: str) -> int:
+    marks = [entry.name for entry in plan.storage.list("attempts") if entry.name.startswith(prefix)]
+    return sum(not _is_at_work(plan.storage.read(mark)) for mark in marks if mark != own)
 
 
 def _is_at_work(mark: bytes | None) -> bool:

@@ -222,11 +222,14 @@ class _Reader:
     """Threads that read groups in order; a thread that hangs is given up and replaced.
 
     It begins with one thread. On files in the page cache that one is always ahead, and a second one would only
-    fight with it and the decoder for the interpreter; while it falls behind, `hurry` adds others.
+    fight with it and the decoder for the interpreter; while it falls behind, `hurry` adds others. Where a read is a
+    request (`eager`), every group gets a thread at once.
     """
 
-    def __init__(self, read: Callable[[ImageRef], bytes], most_threads: int) -> None:
+    def __init__(self, read: Callable[[ImageRef], bytes], most_threads: int, *, eager: bool = False) -> None:
         self._read = read
+        self._eager = eager
+        self._n_idle = 0
         self._spare_threads = most_threads - 1
         self._has_begun = False
         self._waiting: collections.deque[_Group] = collections.deque()
@@ -248,6 +251,10 @@ class _Reader:
         with self._wake:
             (self._waiting.appendleft if first else self._waiting.append)(group)
             self._wake.notify()
+            needs_thread = self._eager and self._spare_threads > 0 and len(self._waiting) > self._n_idle
+            self._spare_threads -= needs_thread
+        if needs_thread:
+            self.start_thread()
 
     def close(self) -> None:
         with self._wake:
@@ -258,8 +265,10 @@ class _Reader:
     def _work(self) -> None:
         while True:
             with self._wake:
+                self._n_idle += 1
                 while not self._waiting and not self._closed:
                     self._wake.wait()
+                self._n_idle -= 1
                 if self._closed:
                     return
                 group = self._waiting.popleft()
@@ -316,7 +325,7 @@ def read_ahead(
     StorageError
         The source is lost, not one image: its `read` says so, or more than 8 reads hung.
     """
-    reader = _Reader(read, threads)
+    reader = _Reader(read, threads, eager=group_size == 1)
     pending: collections.deque[_Group] = collections.deque()
     groups = _grouped(refs, group_size)
     ahead = n_timeouts = 0

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import collections
 import io
+import math
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.records import ImageRef, SourceSpec
@@ -15,30 +17,24 @@ from featurepress.settings import ImageSettings
 from featurepress.sources import unspeakable
 from featurepress.sources.base import BY_REQUEST, KeyFilter, glob_regex
 from featurepress.sources.folder import glob_root, has_magic
+from featurepress.sources.unspeakable import Object, is_unspeakable
 from featurepress.storage.bucket import Ranges, list_objects
 from featurepress.storage.connection import Address, Refusal, connect, etag_of, refused, retrying, store_errors
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-# A request may take a third of what a read may, so that one that hangs is made again before the read is given up.
-_REQUESTS_A_READ = 3
+# Of the time of a read, one request gets a quarter: one that hangs is made again twice, and one quarter is left to
+# ask whether anything answers at all.
+_REQUESTS_A_READ = 4
 _SLOW_BYTES = 8 * 1024**2  # objects above that get all the time there is
-# The first keys of what lies in a feature set, whatever it is called.
+# The keys of what lies in a feature set, whatever it is called.
 _OF_A_FEATURE_SET = re.compile(
-    r"(.*?)/?(?:manifest\.json|plan/(?:g\d+/)?(?:plan|listing)\.json|plan/(?:g\d+/)?chunk-\d{8}\.parquet|"
+    r"(?:(.*?)/)?(?:manifest\.json|plan/(?:g\d+/)?(?:plan|listing)\.json|plan/(?:g\d+/)?chunk-\d{8}\.parquet|"
     r"(?:features|failures)/part-\d{8}\.parquet|receipts/part-\d{8}(?:\.g\d+)?\.json|"
     r"attempts/part-\d{8}-[0-9a-f]+|csv/part-\d{5}\.csv)",
     re.DOTALL,
 )
-
-
-class Object(NamedTuple):
-    """An object of a listing."""
-
-    key: str
-    size: int
-    etag: str
 
 
 class ObjectSource:
@@ -68,14 +64,17 @@ class ObjectSource:
         self._address = Address.parse(spec.location, SourceError)
         self._url = str(replace(self._address, key=""))
         self._glob = glob_regex(self._pattern()) if has_magic(self._address.key) else None
-        self._prefix = glob_root(self._address.key) if self._glob else self._address.key.rstrip("/")
+        root = glob_root(self._address.key) if self._glob else self._address.key.removesuffix("/")
+        self._below = "/" if self._address.key == "/" or root == "/" else f"{root}/" if root else ""
         self._filter = KeyFilter.of(spec)
         self._anonymous = bool(spec.options.get("anonymous", False))
         destination = str(spec.options.get("destination", ""))
         is_near = destination.startswith(self._url)
-        self._destination = destination.removeprefix(self._url) + "/" if is_near else ""
+        self._destination = destination.removeprefix(self._url).rstrip("/") + "/" if is_near else ""
         self._limits = limits or ImageSettings()
         self._skipped: collections.Counter[str] = collections.Counter()
+        self._sets: dict[str, bool] = {}  # prefix -> whether a feature set lies there
+        self._is_in_a_set = False  # whether one lies in the bucket's root, and has been counted
 
     def _pattern(self) -> str:
         # A closing slash asks for folders; what a glob names whole stands for all that is below it.
@@ -91,6 +90,8 @@ class ObjectSource:
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their urls."""
         self._skipped.clear()
+        self._sets.clear()
+        self._is_in_a_set = False
         try:
             self._store()
         except StorageError as error:  # there are no credentials
@@ -100,7 +101,13 @@ class ObjectSource:
             if one is not None:
                 yield from [one] if one.order > start_after else []
                 return
-        sets, last = "\0", self._url.encode()
+        try:
+            yield from self._listed(start_after)
+        except store_errors() as error:
+            raise self._refused_listing(error) from None
+
+    def _listed(self, start_after: bytes) -> Iterator[ImageRef]:
+        sets, last = "\0", b""
         for found in self._objects(start_after):
             uri = self._url + found.key
             order = uri.encode()
@@ -110,82 +117,120 @@ class ObjectSource:
                     f"'{last.decode()}'. Give a list of its urls instead (a .txt file)."
                 )
             last = order
-            if order <= start_after or found.key.startswith(sets) or not self._matches(found.key):
+            if order <= start_after or found.key.startswith(sets):
                 continue
-            if reason := self._passes_over(found):
+            if found.problem is not None:
+                yield ImageRef(uri, 0, 0, "", problem=found.problem)
+            elif self._matches(found.key):
+                if reason := self._passes_over(found):
+                    sets = self._count(reason, found.key) or sets
+                else:
+                    yield _reference(uri, found)
+
+    def _count(self, reason: str, key: str) -> str:
+        """Count what is passed over; give the prefix of what is counted as one, destination or feature set."""
+        if reason == "the destination":
+            self._skipped[reason] += 1
+            return self._destination
+        if reason == "feature set":
+            root = self._set_of(key) or ""
+            if root or not self._is_in_a_set:  # one in the bucket's root comes in pieces
                 self._skipped[reason] += 1
-                if reason in ("feature set", "the destination"):
-                    sets = self._set_of(found.key)
-                continue
-            yield _reference(uri, found)
+            self._is_in_a_set = self._is_in_a_set or not root
+            return root
+        self._skipped[reason] += 1
+        return ""
 
     def _single(self) -> ImageRef | None:
         """Give the reference of the one object that has the location's very name, if there is one."""
-        import obstore
-
         try:
-            found = retrying(lambda: obstore.head(self._store(), self._address.key))
+            return _reference(self.location, self._head(self._address.key))
         except FileNotFoundError:
             return None
         except store_errors() as error:
-            if Refusal.of(error).kind in ("path", "denied"):
-                return (
-                    None  # without the right to list, a store says so of what is not there; the listing will tell
-                )
+            if Refusal.of(error).kind in ("path", "denied", "missing", "other"):
+                return None  # without the right to list, a store denies what is not there; the listing will tell
             raise self._refused_listing(error) from None
-        return _reference(self.location, Object(self._address.key, found["size"], etag_of(found)))
 
     def _objects(self, start_after: bytes) -> Iterator[Object]:
         """Yield all objects below the prefix: the fast way, and from a key that it cannot spell the slow one."""
-        start = start_after.decode().removeprefix(self._url) if start_after.startswith(self._url.encode()) else ""
+        start, prefix = self._start(start_after), self._below.removesuffix("/")
         last = start
         try:
-            if self._is_listed_slowly():
-                raise _OutOfOrderError
-            for found in self._fast(start):
-                if found.key.encode() <= last.encode() and last != start:
-                    raise _OutOfOrderError
+            if self._must_be_listed_slowly(start):
+                raise unspeakable.OutOfOrderError
+            for found in unspeakable.list_fast(self._store(), prefix, start):
                 last = found.key
                 yield found
         except store_errors() as error:
-            if not isinstance(error, _OutOfOrderError) and Refusal.of(error).kind != "path":
-                raise self._refused_listing(error) from None
-            yield from self._slow(last)
+            if not unspeakable.must_be_listed_otherwise(error):
+                raise
+            bucket = self._address.bucket
+            if self._address.scheme == "s3":
+                yield from unspeakable.list_all(bucket, self._below, last, anonymous=self._anonymous)
+            elif is_unspeakable(self._below.removesuffix("/")) or self._below == "/":
+                raise SourceError(
+                    f"Cannot list '{self.location}': it has an empty part, '.', '..' or a control character, which "
+                    "cannot be asked for on this store. Name a folder above it."
+                ) from None
+            else:
+                yield from unspeakable.list_level(self._store(), prefix, last, self._wants)
 
-    def _fast(self, start: str) -> Iterator[Object]:
-        for one in list_objects(self._store(), self._prefix, start):
-            yield Object(one["path"], one["size"], etag_of(one))
-
-    def _is_listed_slowly(self) -> bool:
-        is_whole = self._address.scheme == "s3" and not self._prefix
-        return is_whole and unspeakable.has_leading_slash(self._address.bucket, anonymous=self._anonymous)
-
-    def _slow(self, last: str) -> Iterator[Object]:
-        if self._address.scheme != "s3":
-            raise SourceError(
-                f"'{self.location}' holds a key with an empty part, '.', '..' or a control character after "
-                f"'{self._url}{last}', beyond which this store cannot be listed. Rename it, or name the folders "
-                "beside it as sources."
-            )
-        prefix = f"{self._prefix}/" if self._prefix else ""
+    def _start(self, start_after: bytes) -> str:
+        """Give the key after which the listing begins; of a character that is cut through, what lies before it."""
+        key = start_after.removeprefix(self._url.encode()) if start_after.startswith(self._url.encode()) else b""
         try:
-            for one in unspeakable.list_all(self._address.bucket, prefix, last, anonymous=self._anonymous):
-                yield Object(*one)
-        except store_errors() as error:
-            raise self._refused_listing(error) from None
+            return key.decode()
+        except UnicodeDecodeError as error:
+            return key[: error.start].decode()
+
+    def _must_be_listed_slowly(self, start: str) -> bool:
+        """Whether the fast library would list wrong names: those that begin with a slash, without it."""
+        if self._below:
+            return is_unspeakable(self._below.removesuffix("/")) or self._below == "/"
+        if self._address.scheme == "s3":
+            return unspeakable.has_leading_slash(self._address.bucket, anonymous=self._anonymous)
+        behind_dots = max(start, ".\U0010ffff")  # a name with a slash before it comes behind those, and before "0"
+        for one in list_objects(self._store(), "", behind_dots) if start < "0" else ():
+            if one["size"]:
+                try:
+                    return self._head(one["path"]).etag != etag_of(one)
+                except FileNotFoundError:
+                    return True
+        return False
+
+    def _wants(self, folder: str) -> bool:
+        """Whether a folder that cannot be listed could hold what is asked for."""
+        names = folder.split("/")[:-1]
+        if (self._destination and folder.startswith(self._destination)) or _is_hidden(folder[len(self._below) :]):
+            return False
+        if self._glob is None or self._matches(folder):
+            return True
+        patterns = self._pattern().split("/")[: len(names)]
+        return "**" in patterns or glob_regex("/".join(patterns)).fullmatch("/".join(names)) is not None
 
     def _passes_over(self, found: Object) -> str:
         key = found.key
+        below = key[len(self._below) :].lstrip("/")
         if self._destination and key.startswith(self._destination):
             return "the destination"
-        below = key[len(self._prefix) :].lstrip("/") if self._prefix else key
         if key.endswith("/") and found.size == 0:
             return "not a regular file"
-        if any(part.startswith(".") and part not in (".", "..") for part in below.split("/")):
+        if _is_hidden(below):
             return "dot file"
-        if _OF_A_FEATURE_SET.fullmatch(key):
+        if self._set_of(key) is not None:
             return "feature set"
-        return self._filter.passes_over(below)
+        if reason := self._filter.passes_over(below):
+            return reason
+        return "not a regular file" if found.size == 0 and self._is_marker(key) else ""
+
+    def _is_marker(self, key: str) -> bool:
+        """Whether there is a folder's marker instead of an empty object: the fast library takes its slash off."""
+        try:
+            self._head(key)
+        except store_errors() as error:
+            return Refusal.of(error).kind == "missing"
+        return False
 
     def _matches(self, key: str) -> bool:
         if self._glob is None or self._glob.fullmatch(key):
@@ -193,14 +238,32 @@ class ObjectSource:
         parts = key.split("/")
         return any(self._glob.fullmatch("/".join(parts[:n])) for n in range(1, len(parts)))
 
-    def _set_of(self, key: str) -> str:
-        """Give the prefix of the feature set in which a key lies, which is passed over and counted as one."""
-        if self._destination and key.startswith(self._destination):
-            return self._destination
+    def _set_of(self, key: str) -> str | None:
+        """Give the prefix of the feature set of which a key is a part; "" in the bucket's root, None for none."""
         match = _OF_A_FEATURE_SET.fullmatch(key)
-        return f"{match[1]}/" if match and match[1] else "\0"
+        if match is None:
+            return None
+        root = f"{match[1]}/" if match[1] is not None else ""
+        if root not in self._sets:
+            self._sets[root] = self._is_set(root)
+        return root if self._sets[root] else None
+
+    def _is_set(self, root: str) -> bool:
+        """Whether a plan lies below a prefix: anybody may call a file manifest.json."""
+        import obstore
+
+        try:
+            options: Any = {"range": (0, 256)}
+            plan = retrying(lambda: obstore.get(self._store(), f"{root}plan/plan.json", options=options).bytes())
+        except store_errors() as error:
+            if Refusal.of(error).kind == "transient":
+                raise
+            return False
+        return b'"featurepress"' in bytes(plan)
 
     def _refused_listing(self, error: BaseException) -> SourceError | StorageError:
+        if isinstance(error, StorageError):
+            return error
         refusal = Refusal.of(error)
         if refusal.kind == "transient":
             return refused("list", self.location, error)
@@ -217,16 +280,15 @@ class ObjectSource:
 
     def look(self, ref: ImageRef) -> ImageRef:
         """Ask for size and etag again."""
-        import obstore
-
         try:
-            found = retrying(lambda: obstore.head(self._store(), self._key(ref)))
+            found = self._head(self._key(ref))
         except store_errors() as error:
-            failed = _failed_read(error, replace(self._address, key=self._key(ref)), anonymous=self._anonymous)
+            address = replace(self._address, key=self._key(ref))
+            failed = _failed_read(error, address, anonymous=self._anonymous, seconds=self._request_seconds)
             if isinstance(failed, StorageError):
                 raise failed from None
             return ref._replace(size=0, version="", problem=failed.reason)
-        return ref._replace(size=found["size"], version=etag_of(found), problem=None)
+        return ref._replace(size=found.size, version=found.etag, problem=None)
 
     def open(self, ref: ImageRef) -> BinaryIO:
         """Open an object that is no image but holds some; each of its ranges is asked for with the listed etag."""
@@ -235,15 +297,30 @@ class ObjectSource:
             raise ImageError("read", now.problem)
         if now.version != ref.version:
             raise ImageError("read", "changed since listing")
+        key = self._key(ref)
+        if is_unspeakable(key):
+            return io.BytesIO(self.read(ref))
         options = {"if_match": ref.version} if ref.version else {}
-        file = Ranges(self._store(), self._key(ref), self._url + self._key(ref), ref.size, options)
-        return io.BufferedReader(file, 1024**2)
+        return io.BufferedReader(Ranges(self._store(), key, self._url + key, ref.size, options), 1024**2)
+
+    def _head(self, key: str) -> Object:
+        """Ask for size and etag of an object."""
+        import obstore
+
+        if self._address.scheme == "s3" and is_unspeakable(key):
+            return retrying(lambda: unspeakable.head(self._address.bucket, key, anonymous=self._anonymous))
+        found = retrying(lambda: obstore.head(self._store(), key))
+        return Object(key, found["size"], etag_of(found))
 
     def _key(self, ref: ImageRef) -> str:
         return ref.order.decode().removeprefix(self._url)
 
     def _store(self) -> ObjectStore:
         return _store_of(self._address, self._anonymous, self._limits.timeout_seconds)
+
+    @property
+    def _request_seconds(self) -> float:
+        return self._limits.timeout_seconds / _REQUESTS_A_READ
 
 
 def read_object(
@@ -271,41 +348,61 @@ def read_object(
     StorageError
         The store does not answer any more, or refuses the credentials.
     """
-    import obstore
-
+    if size > limits.max_bytes:
+        raise _too_large(size, limits)
     seconds = limits.timeout_seconds / (1 if size > _SLOW_BYTES else _REQUESTS_A_READ)
-    options: Any = {"if_match": etag} if etag else {}
+    end = time.monotonic() + limits.timeout_seconds
 
     def get() -> bytes:
-        if address.scheme == "s3" and unspeakable.is_unspeakable(address.key):
-            return unspeakable.get(address.bucket, address.key, etag=etag, anonymous=anonymous)
-        found = obstore.get(_store_of(address, anonymous, seconds), address.key, options=options)
-        if found.meta["size"] > limits.max_bytes:
-            n_bytes = found.meta["size"]
-            raise ImageError(
-                "read", f"too many bytes: {n_bytes}, above the limit of {limits.max_bytes} (--max-bytes)"
-            )
-        return bytes(found.bytes())
+        n_bytes, data = _get(address, anonymous=anonymous, seconds=seconds, etag=etag, max_bytes=limits.max_bytes)
+        if n_bytes > limits.max_bytes:
+            raise _too_large(n_bytes, limits)
+        return data
 
     try:
-        data = retrying(get)
-    except (ImageError, StorageError):
-        raise
+        data = retrying(get, seconds=limits.timeout_seconds / 2)
     except store_errors() as error:
-        raise _failed_read(error, address, anonymous=anonymous) from None
-    if size and len(data) != size:
+        left = math.ceil(max(1.0, min(seconds, end - time.monotonic())))  # few values: each has its own store
+        raise _failed_read(error, address, anonymous=anonymous, seconds=left, was_listed=bool(etag)) from None
+    if (etag or size) and len(data) != size:
         raise ImageError("read", "changed since listing")
     return data
 
 
-def _failed_read(error: BaseException, address: Address, *, anonymous: bool) -> ImageError | StorageError:
+def _get(address: Address, *, anonymous: bool, seconds: float, etag: str, max_bytes: int) -> tuple[int, bytes]:
+    """Make the request; give the object's size, and its bytes unless they are too many."""
+    import obstore
+
+    if address.scheme == "s3" and is_unspeakable(address.key):
+        options = {"IfMatch": etag} if etag else {}
+        return unspeakable.get(address.bucket, address.key, anonymous=anonymous, max_bytes=max_bytes, **options)
+    condition: Any = {"if_match": etag} if etag else {}
+    found = obstore.get(_store_of(address, anonymous, seconds), address.key, options=condition)
+    n_bytes = found.meta["size"]
+    return n_bytes, b"" if n_bytes > max_bytes else bytes(found.bytes())
+
+
+def _too_large(n_bytes: int, limits: ImageSettings) -> ImageError:
+    return ImageError("read", f"too many bytes: {n_bytes}, above the limit of {limits.max_bytes} (--max-bytes)")
+
+
+def _failed_read(
+    error: BaseException, address: Address, *, anonymous: bool, seconds: float, was_listed: bool = True
+) -> ImageError | StorageError:
     """Give the error of one image, or that of the whole source if no other image would fare better."""
     if isinstance(error, StorageError):
         return error
     refusal = Refusal.of(error)
-    if refusal.kind == "denied" and not _may_list(address, anonymous=anonymous):
-        refusal = Refusal("credentials", "the credentials are refused for the whole bucket")
-    if refusal.kind in ("bucket", "region", "credentials"):
+    if refusal.kind == "transient" or (was_listed and refusal.kind in ("denied", "missing", "other")):
+        # A head has no body that says why; and what one key is refused for may hold for all.
+        whole = _refused_folder(address, anonymous=anonymous, seconds=seconds)
+        if whole is not None and whole.kind == refusal.kind == "denied":
+            refusal = Refusal("credentials", "the credentials are refused for the whole bucket")
+        elif whole is not None and whole.kind in ("bucket", "region", "credentials", refusal.kind):
+            refusal = whole
+        elif refusal.kind == "transient":
+            return ImageError("read", f"no answer: {refusal.reason}")
+    if refusal.is_lasting:
         return StorageError(f"Cannot read '{address}': {refusal}{refusal.advice}, and resume.")
     reason = {
         "missing": "vanished since listing",
@@ -316,17 +413,19 @@ def _failed_read(error: BaseException, address: Address, *, anonymous: bool) -> 
     return ImageError("read", reason)
 
 
-def _may_list(address: Address, *, anonymous: bool) -> bool:
-    """Whether the credentials are still good for the folder of a key: it has been listed, when the run began."""
+def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:
+    """Give what is said to whoever lists the folder of a key; None if it can be listed."""
     import obstore
 
     folder = address.key.rpartition("/")[0]
+    store = connect(address.scheme, address.bucket, anonymous=anonymous, timeout_seconds=seconds, tries=1)
     try:
-        for _ in obstore.list(_store_of(address, anonymous, 20.0), folder or None, chunk_size=1):
+        for _ in obstore.list(store, None if is_unspeakable(folder) else folder, chunk_size=1):
             break
     except store_errors() as error:
-        return Refusal.of(error).kind not in ("denied", "credentials")
-    return True
+        refusal = Refusal.of(error)
+        return None if refusal.kind == "path" else refusal
+    return None
 
 
 def _store_of(address: Address, anonymous: bool, seconds: float) -> ObjectStore:
@@ -337,5 +436,5 @@ def _reference(uri: str, found: Object) -> ImageRef:
     return ImageRef(uri, 0, found.size, found.etag)
 
 
-class _OutOfOrderError(ValueError):
-    """The fast library has shortened a key: what it lists is not what there is."""
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))

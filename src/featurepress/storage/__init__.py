@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featurepress.errors import DestinationError
-from featurepress.storage.base import Data, Entry, Storage, pieces, undamaged
+from featurepress.storage.base import Data, Entry, Storage, at_once, pieces, undamaged
 from featurepress.storage.connection import SCHEMES, Address, scheme_of
 from featurepress.storage.folder import FolderStorage
 
@@ -37,6 +37,7 @@ __all__ = [
     "Entry",
     "FolderStorage",
     "Storage",
+    "at_once",
     "open_storage",
     "pieces",
     "undamaged",

@@ -8,8 +8,9 @@ for a new version of an object: it succeeds only over the version that was read.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from featurepress.errors import FeatureSetError
 
@@ -37,6 +38,10 @@ class Storage(Protocol):
     @property
     def location(self) -> str:
         """The root, for people."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether every call is a request over a network."""
 
     @property
     def is_conditional(self) -> bool:
@@ -86,6 +91,14 @@ class Storage(Protocol):
 def pieces(data: Data) -> Iterable[bytes | memoryview]:
     """Give data as the pieces that they consist of; an iterator can be taken once."""
     return [data] if isinstance(data, bytes | memoryview) else data
+
+
+def at_once(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
+    """Make calls at the same time where each takes requests, else one after the other; give what they give."""
+    if not storage.is_remote:
+        return [call() for call in calls]
+    with ThreadPoolExecutor(len(calls), "featurepress-storage") as pool:
+        return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
 @contextlib.contextmanager

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import mmap
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from featurepress.errors import StorageError
-from featurepress.storage.base import Data, Entry, pieces
+from featurepress.storage.base import Data, Entry
 from featurepress.storage.connection import (
     TRIES,
     Address,
@@ -58,6 +59,11 @@ class BucketStorage:
     @property
     def _address(self) -> Address:
         return Address.parse(self.root)
+
+    @property
+    def is_remote(self) -> bool:
+        """Yes."""
+        return True
 
     @property
     def is_conditional(self) -> bool:
@@ -125,11 +131,11 @@ class BucketStorage:
 
     def write(self, name: str, data: Data) -> None:
         """Put the object."""
-        self._put(name, b"".join(pieces(data)), None)
+        self._put(name, _gathered(data), None)
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Put the object if there is none. A store without conditions is asked first, which is no proof."""
-        content = b"".join(pieces(data))
+        content = _gathered(data)
         if self.is_conditional:
             try:
                 return self._put(name, content, "create")
@@ -139,7 +145,7 @@ class BucketStorage:
 
     def replace(self, name: str, data: Data, version: str) -> bool:
         """Put the object if it still has this etag, or generation."""
-        content = b"".join(pieces(data))
+        content = _gathered(data)
         if self.is_conditional:
             try:
                 kind = "version" if self._address.scheme == "gs" else "e_tag"
@@ -149,7 +155,7 @@ class BucketStorage:
         entry = self.look(name)
         return entry is not None and entry.version == version and self._put(name, content, None)
 
-    def _put(self, name: str, data: bytes, mode: Any) -> bool:
+    def _put(self, name: str, data: bytes | memoryview, mode: Any) -> bool:
         """Put by a single request, so that no unfinished upload is left by a process that dies."""
         import obstore
 
@@ -214,6 +220,20 @@ class BucketStorage:
                 gone = FileNotFoundError(errno.ENOENT, "no such object", url)
                 raise StorageError(f"Cannot {verb} '{url}': no such object.") from gone
             raise refused(verb, url, error) from None
+
+
+def _gathered(data: Data) -> bytes | memoryview:
+    """Give data in one piece; what comes in pieces is put into pages that go back to the system at once."""
+    if isinstance(data, bytes | memoryview):
+        return data if isinstance(data, bytes) else data.cast("B")  # Arrow's bytes have a sign
+    # Private: the pages of a shared mapping cannot grow, whoever touches the new ones is killed.
+    pages, n_bytes = mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
+    for piece in data:
+        if n_bytes + len(piece) > len(pages):
+            pages.resize(max(2 * len(pages), n_bytes + len(piece)))
+        pages[n_bytes : n_bytes + len(piece)] = piece
+        n_bytes += len(piece)
+    return memoryview(pages)[:n_bytes]
 
 
 def list_objects(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Any]:

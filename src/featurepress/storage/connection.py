@@ -188,7 +188,7 @@ class _S3Credentials:
 # Where machines of Google and Azure give their own credentials, if they have any.
 _METADATA_ADDRESS = ("169.254.169.254", 80)
 _OWN_CREDENTIALS = {
-    "gs": ("GOOGLE_", "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS"),
+    "gs": (("GOOGLE_",), "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS"),
     "az": (
         ("AZURE_", "IDENTITY_", "MSI_"),
         "AZURE_STORAGE_ACCOUNT_KEY, AZURE_STORAGE_SAS_TOKEN or AZURE_CLIENT_ID",
@@ -227,6 +227,13 @@ _CREDENTIAL_CODES = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+_CREDENTIAL_ERRORS = {
+    "UnauthenticatedError",
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "TokenRetrievalError",
+}
+_BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound"}
 # What may pass, though its status says that the request is at fault.
 _PASSING_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout"}
 _PASSING_STATUSES = {"408", "429"}
@@ -251,30 +258,26 @@ class Refusal:
 
     @classmethod
     def of(cls, error: BaseException) -> Refusal:
-        """Tell what `error`, raised by obstore, means. Its text may hold signatures and is never shown."""
-        text = str(error)
+        """Tell what `error`, raised by a library, means. Its text may hold signatures and is never shown."""
+        text, name = str(error), type(error).__name__
         code = _first(r"<Code>(\w+)</Code>", text) or _first(r"error occurred \((\w+)\)", text)
-        status = _first(r"status code: (\d+)", text)
-        name = type(error).__name__
+        status = _first(r"status code: (\d+)", text) or _status_of(error)
         known = f"{code or name}{f', status {status}' if status else ''}"
         if code in _REGION_CODES or status == "301" or "redirect without LOCATION" in text:
             return cls("region", _region_reason(text))
+        again = f"the server answers {known} again and again"
         for test, kind, reason in (
-            (
-                code in _PASSING_CODES or status in _PASSING_STATUSES,
-                "transient",
-                f"the server answers {known} again and again",
-            ),
+            (code in _PASSING_CODES or status in _PASSING_STATUSES, "transient", again),
             ("token request" in text, "credentials", "there are no credentials, or they cannot be renewed"),
-            (code in ("NoSuchBucket", "ContainerNotFound"), "bucket", "there is no such bucket"),
+            (code in _BUCKET_CODES, "bucket", "there is no such bucket"),
             (
-                code in _CREDENTIAL_CODES or name == "UnauthenticatedError",
+                code in _CREDENTIAL_CODES or name in _CREDENTIAL_ERRORS,
                 "credentials",
                 f"the credentials are refused ({known})",
             ),
-            (isinstance(error, FileNotFoundError) or name == "NotFoundError", "missing", "no such object"),
             (name == "AlreadyExistsError", "exists", "it exists"),
-            (name in ("PreconditionError", "NotModifiedError"), "changed", "it has changed"),
+            (name in ("PreconditionError", "NotModifiedError") or status == "412", "changed", "it has changed"),
+            (isinstance(error, FileNotFoundError) or status == "404", "missing", "no such object"),
             (name == "PermissionDeniedError" or status == "403", "denied", f"no permission ({known})"),
             (
                 name == "InvalidPathError" or "Could not parse path" in text,
@@ -282,18 +285,9 @@ class Refusal:
                 "its name cannot be spelled in a request",
             ),
             (name == "NotSupportedError" or status == "501", "unsupported", f"not supported ({known})"),
-            (
-                status == "416",  # the rest of a body that was said to be longer than it is
-                "transient",
-                "the answer is not whole",
-            ),
-            (
-                status is not None and status[0] == "4" and status not in ("408", "429"),
-                "other",
-                f"refused ({known})",
-            ),
+            (status is not None and status[0] == "4", "other", f"refused ({known})"),
             ("builder error" in text, "other", "the endpoint's address is none (http:// needs AWS_ENDPOINT_URL)"),
-            (status is not None, "transient", f"the server answers {known} again and again"),
+            (status is not None, "transient", again),
         ):
             if test:
                 return cls(kind, reason)
@@ -328,6 +322,13 @@ def etag_of(found: Any) -> str:
 def _first(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text)
     return match[1] if match else None
+
+
+def _status_of(error: BaseException) -> str | None:
+    """Give the status of an answer to botocore."""
+    answer = getattr(error, "response", None)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
+    return str(status) if status else None
 
 
 def _region_reason(text: str) -> str:
@@ -367,9 +368,9 @@ def _told_region(text: str) -> str | None:
 def _network_reason(text: str) -> str:
     for pattern, reason in (
         ("dns error|lookup address", "the server's name is not known"),
-        ("refused", "the connection is refused"),
-        ("reset|closed|IncompleteMessage|end of file", "the connection breaks off"),
-        (r"timed out|TimedOut|operation timed", "no answer in time"),
+        ("refused|Could not connect", "the connection is refused"),
+        ("reset|closed|IncompleteMessage|IncompleteRead|end of file", "the connection breaks off"),
+        ("timed out|TimedOut|timeout on", "no answer in time"),
         ("Content-Range|UnexpectedRange|request or response body", "the answer is not whole"),
     ):
         if re.search(pattern, text, re.IGNORECASE):

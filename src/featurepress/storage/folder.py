@@ -43,6 +43,11 @@ class FolderStorage:
         return self.root
 
     @property
+    def is_remote(self) -> bool:
+        """No."""
+        return False
+
+    @property
     def is_conditional(self) -> bool:
         """The kernel sees to it."""
         return True
