@@ -197,7 +197,9 @@ def test_what_is_no_destination(location: str, text: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("location", ["s3://bucket", "S3://bucket/a b", "gs://bucket/a/", "az://account/container/a"])
+@pytest.mark.parametrize(
+    "location", ["s3://bucket", "S3://bucket/a b", "gs://bucket/a/", "az://account/container/a"]
+)
 def test_a_bucket_is_opened_without_asking_it(location: str) -> None:
     storage = open_storage(location)
     scheme, _, rest = location.partition("://")

@@ -48,13 +48,11 @@ class Layout:
         """
         if images_per_part is not None:
             return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
-        small = [(2_048, 64), (14_336, 256), (32_768, 1_024)]
-        large = [(2_048, 128), (14_336, 512), (32_768, 2_048), (32_768, 4_096)]
-        if remote:
-            small, large = (
-                [(2_048, 128), (14_336, 1_024), (32_768, 1_024)],
-                [(2_048, 256), (14_336, 2_048), large[-1]],
-            )
+        # A chunk is in the driver's memory while it is committed.
+        small = [(2_048, 64), (14_336, 256), (16_384, 1_024)]
+        large = [(2_048, 128), (14_336, 512), (16_384, 2_048), (16_384, 2_048), (16_384, 4_096)]
+        if remote:  # a part is sent whole, from memory: 10 MB for 1,280 features
+            small, large = [(2_048, 128), (16_384, 1_024)], [(2_048, 256), (14_336, 2_048), (16_380, 2_340)]
         return cls(tuple(Tier(*sizes, least=32) for sizes in (small if pooling == "flatten" else large)))
 
     def tier(self, chunk: int) -> Tier:

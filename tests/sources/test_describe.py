@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from featurepress.errors import SourceError
+from featurepress.errors import SettingError, SourceError
 from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ListingSettings
 from featurepress.sources import (
@@ -67,11 +67,115 @@ def test_what_is_no_path(here: Path, location: str) -> None:
         describe(location)
 
 
-@pytest.mark.parametrize(("location", "scheme"), [("hdfs://b", "hdfs"), ("file:///a", "file"), ("s4://b/x.tar", "s4")])
+@pytest.mark.parametrize(
+    ("location", "scheme"), [("hdfs://b", "hdfs"), ("file:///a", "file"), ("s4://b/x.tar", "s4")]
+)
 def test_a_scheme_without_support_is_named_with_those_that_exist(location: str, scheme: str) -> None:
     allowed = "https://, http://, s3://, gs://, az://"
     with pytest.raises(SourceError, match=f"^The source '{location}' has the scheme '{scheme}'.* {allowed}\\.$"):
         describe(location)
+
+
+@pytest.mark.parametrize("location", ["https://me:SECRET@host/a.jpg", "https://host/l.txt?X-Amz-Signature=SECRET"])
+def test_a_url_with_a_secret_is_refused_without_showing_it(location: str) -> None:
+    with pytest.raises(SourceError, match="holds a password or a signature") as caught:
+        describe(location)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("location", "kinds"),
+    [
+        ("s3://b/x/", ["objects"]),
+        ("gs://b/x/*.jpg", ["objects"]),
+        ("az://account/c/x.tar", ["archive"]),
+        ("shards/{0008..0011}.tar", ["archive"] * 4),
+        ("a.{tar,tgz}", ["archive"] * 2),
+        ("t.PARQUET", ["table"]),
+        ("s3://b/*.arrow", ["table"]),
+        ("urls.csv", ["uris"]),
+        ("https://host/list.txt", ["uris"]),
+        ("https://host/a.jpg?size=3", ["uris"]),
+        ("a", ["folder"]),
+        ("{2019}", ["folder"]),
+    ],
+)
+def test_the_kind_of_a_source_is_told_by_scheme_and_ending(here: Path, location: str, kinds: list[str]) -> None:
+    assert [spec.kind for spec in describe(location)] == kinds
+
+
+def test_braces_count_as_the_shell_does() -> None:
+    assert [spec.location for spec in describe("s/{08..11}.tar")] == [f"s/{n:02d}.tar" for n in range(8, 12)]
+    with pytest.raises(SourceError, match="more than 100,000 locations"):
+        describe("s/{0..100000}.tar")
+    with pytest.raises(SourceError, match="can be neither listed nor read in pieces by https"):
+        describe("https://host/folder/")
+
+
+def test_a_folder_is_a_folder_whatever_it_is_called(here: Path) -> None:
+    (here / "x.tar").mkdir()
+    assert [spec.kind for spec in describe("x.tar")] == ["folder"]
+
+
+def test_a_table_with_a_column_of_uris_is_a_list() -> None:
+    assert [spec.kind for spec in describe("t.parquet", ListingSettings(uri_column="url"))] == ["uris"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("s3://b/a", "s3://b/a/"), ("s3://b/a/", "s3://b/a/b/"), ("s3://b", "s3://b/x"), ("a.tar", "./a.tar")],
+)
+def test_places_that_hold_one_another_overlap(here: Path, one: str, other: str) -> None:
+    with pytest.raises(SourceError, match="overlap"):
+        describe([one, other])
+    describe([one, other.replace("a", "c").replace("/x", "")] if one != "s3://b" else [one])
+
+
+# -- labels by pattern ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "fields"),
+    [
+        ("{split}/{label}/{name}", ("split", "label", "name"), ("b", "c", "x.jpg")),
+        ("{label}/{name}.jpg", ("label", "name"), ("c", "x")),
+        ("a/{x}/{y}/{z}", ("x", "y", "z"), ("b", "c", "x.jpg")),
+        ("{label}/{name}.png", ("label", "name"), (None, None)),
+        ("{a}/{b}/{c}/{d}/{e}/{f}/{g}/{h}/{i}/{j}/{k}/{l}", tuple("abcdefghijkl"), (None,) * 12),
+    ],
+)
+def test_a_pattern_of_labels_is_held_against_the_end_of_the_path(
+    here: Path, labels: str, names: tuple[str, ...], fields: tuple[str | None, ...]
+) -> None:
+    settings = ListingSettings(labels=labels)
+    assert field_names(settings) == names
+    assert [ref.fields for ref in listing("a/b/c", settings=settings)] == [fields]
+
+
+@pytest.mark.parametrize("labels", ["{uri}/{name}", "{a}/{a}", "{}/x", "{two words}/x", "{width}"])
+def test_a_pattern_that_names_no_column_or_one_twice_is_refused(labels: str) -> None:
+    with pytest.raises(SettingError, match="names each column once, by a word other than uri, width"):
+        field_names(ListingSettings(labels=labels))
+
+
+def test_include_and_exclude_narrow_a_listing(here: Path) -> None:
+    (here / "a" / "note.md").touch()
+
+    def found(**options: Any) -> list[str]:
+        (spec,) = describe("a", ListingSettings(**options))
+        return [ref.uri for ref in Listing([spec], ListingSettings(**options))]
+
+    assert found(include=("*.png",)) == ["a/y.png"]
+    assert found(include=("x.*", "z.*")) == ["a/b/c/x.jpg", "a/b/z.jpg", "a/x.jpg"]
+    assert found(include=("b/*",)) == ["a/b/z.jpg"]
+    assert found(include=("b/**",)) == ["a/b/c/x.jpg", "a/b/z.jpg"]
+    assert found(include=("**/x.jpg",)) == ["a/b/c/x.jpg", "a/x.jpg"]
+    assert found(exclude=("x.jpg", "y*")) == ["a/b/z.jpg"]
+    assert found(include=("*.jpg",), exclude=("b/**",)) == ["a/x.jpg"]
+    assert found(include=("*.md",), all_files=True) == ["a/note.md"]
+    listed = Listing(describe("a", ListingSettings(include=("*.png",))), ListingSettings())
+    assert len(list(listed)) == 1
+    assert listed.skipped == {"not an image's name": 1, "not included": 3}
 
 
 def test_a_tilde_is_the_home_folder() -> None:

@@ -111,7 +111,7 @@ class Reading(NamedTuple):
 
 
 ON_DISK = Reading()
-BY_REQUEST = Reading(in_flight=96, group=1, ahead_bytes=16 * 1024**2)
+BY_REQUEST = Reading(in_flight=64, group=1, ahead_bytes=16 * 1024**2)
 IN_SEQUENCE = Reading(in_flight=1, group=16)
 
 

@@ -16,6 +16,7 @@ from featurepress.records import SourceSpec
 from featurepress.settings import ListingSettings
 from featurepress.sources.base import ARCHIVE_SUFFIXES, LIST_SUFFIXES, TABLE_SUFFIXES, is_image_name
 from featurepress.sources.folder import FolderSource, glob_root, has_magic, is_glob
+from featurepress.sources.places import masked
 from featurepress.storage.connection import SCHEMES, Address, scheme_of
 
 Locations = str | Path | SourceSpec | Sequence[str | Path | SourceSpec]
@@ -96,6 +97,11 @@ def _described(location: str, options: Mapping[str, Any], settings: ListingSetti
         return _on_disk(kind, location, options)
     if scheme in SCHEMES:
         return SourceSpec(kind, str(Address.parse(location, SourceError)), "/", options)
+    if masked(location) != location:
+        raise SourceError(
+            f"The source '{masked(location)}' holds a password or a signature, which would be written into the "
+            "plan. Put it into a list of urls (a .txt file); from there it is read when it is needed."
+        )
     if kind != "uris":
         raise SourceError(
             f"The source '{location}' can be neither listed nor read in pieces by {scheme}. Give a picture's url, "

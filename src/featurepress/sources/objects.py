@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import math
 import re
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # ask whether anything answers at all.
 _REQUESTS_A_READ = 4
 _SLOW_BYTES = 8 * 1024**2  # objects above that get all the time there is
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # The keys of what lies in a feature set, whatever it is called.
 _OF_A_FEATURE_SET = re.compile(
     r"(?:(.*?)/)?(?:manifest\.json|plan/(?:g\d+/)?(?:plan|listing)\.json|plan/(?:g\d+/)?chunk-\d{8}\.parquet|"
@@ -177,12 +179,13 @@ class ObjectSource:
                 yield from unspeakable.list_level(self._store(), prefix, last, self._wants)
 
     def _start(self, start_after: bytes) -> str:
-        """Give the key after which the listing begins; of a character that is cut through, what lies before it."""
+        """Give the key after which the listing begins: as far as it can be spelled, so that nothing is left out."""
         key = start_after.removeprefix(self._url.encode()) if start_after.startswith(self._url.encode()) else b""
         try:
-            return key.decode()
-        except UnicodeDecodeError as error:
-            return key[: error.start].decode()
+            start = key.decode()
+        except UnicodeDecodeError as error:  # a character that is cut through
+            start = key[: error.start].decode()
+        return _CONTROL.split(start, maxsplit=1)[0]
 
     def _must_be_listed_slowly(self, start: str) -> bool:
         """Whether the fast library would list wrong names: those that begin with a slash, without it."""
@@ -190,8 +193,9 @@ class ObjectSource:
             return is_unspeakable(self._below.removesuffix("/")) or self._below == "/"
         if self._address.scheme == "s3":
             return unspeakable.has_leading_slash(self._address.bucket, anonymous=self._anonymous)
-        behind_dots = max(start, ".\U0010ffff")  # a name with a slash before it comes behind those, and before "0"
-        for one in list_objects(self._store(), "", behind_dots) if start < "0" else ():
+        if start >= "0":  # which is behind the slash
+            return False
+        for one in list_objects(self._store(), "", ".\U0010ffff"):  # which is before it
             if one["size"]:
                 try:
                     return self._head(one["path"]).etag != etag_of(one)
@@ -360,7 +364,7 @@ def read_object(
         return data
 
     try:
-        data = retrying(get, seconds=limits.timeout_seconds / 2)
+        data = retrying(get, seconds=0.6 * limits.timeout_seconds)
     except store_errors() as error:
         left = math.ceil(max(1.0, min(seconds, end - time.monotonic())))  # few values: each has its own store
         raise _failed_read(error, address, anonymous=anonymous, seconds=left, was_listed=bool(etag)) from None
@@ -393,6 +397,9 @@ def _failed_read(
     if isinstance(error, StorageError):
         return error
     refusal = Refusal.of(error)
+    if refusal.kind == "changed" and address.scheme == "az":  # which also says so of what is not there
+        with contextlib.suppress(*store_errors()):
+            refusal = _if_missing(address, anonymous=anonymous, seconds=seconds) or refusal
     if refusal.kind == "transient" or (was_listed and refusal.kind in ("denied", "missing", "other")):
         # A head has no body that says why; and what one key is refused for may hold for all.
         whole = _refused_folder(address, anonymous=anonymous, seconds=seconds)
@@ -411,6 +418,16 @@ def _failed_read(
         "path": "its key cannot be spelled in a request",
     }.get(refusal.kind, f"no answer: {refusal.reason}")
     return ImageError("read", reason)
+
+
+def _if_missing(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:
+    import obstore
+
+    try:
+        obstore.head(_store_of(address, anonymous, seconds), address.key)
+    except FileNotFoundError as error:
+        return Refusal.of(error)
+    return None
 
 
 def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:

@@ -46,7 +46,7 @@ class OutOfOrderError(ValueError):
 
 def is_unspeakable(key: str) -> bool:
     """Whether a key has a part that is empty, ``.`` or ``..``, or holds a control character."""
-    return _UNSPEAKABLE.search(key) is not None
+    return bool(key) and _UNSPEAKABLE.search(key) is not None
 
 
 def must_be_listed_otherwise(error: BaseException) -> bool:

@@ -156,9 +156,12 @@ def _s3_options(common: dict[str, Any], *, anonymous: bool) -> dict[str, Any]:
         if endpoint.startswith("http://"):
             options["client_options"]["allow_http"] = True
     has_keys = "AWS_ACCESS_KEY_ID" in os.environ and "AWS_SECRET_ACCESS_KEY" in os.environ
-    if not (has_keys or anonymous):
-        options["credential_provider"] = _S3Credentials(s3_session())
-    options["region"] = s3_region()
+    try:
+        options["region"] = s3_region()
+        if not (has_keys or anonymous):
+            options["credential_provider"] = _S3Credentials(s3_session())
+    except store_errors() as error:  # no such profile, or a file that cannot be read
+        raise StorageError(f"The credentials for S3 cannot be used: {' '.join(str(error).split())}") from error
     if anonymous:
         options["skip_signature"] = True
     return options
@@ -236,7 +239,8 @@ _CREDENTIAL_ERRORS = {
 _BUCKET_CODES = {"NoSuchBucket", "ContainerNotFound"}
 # What may pass, though its status says that the request is at fault.
 _PASSING_CODES = {"ConditionalRequestConflict", "OperationAborted", "RequestTimeout"}
-_PASSING_STATUSES = {"408", "429"}
+# 416: all of a body had come when its connection broke, and the library asked for what lies behind it.
+_PASSING_STATUSES = {"408", "416", "429"}
 
 
 @dataclass(frozen=True)
