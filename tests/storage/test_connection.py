@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -210,7 +210,7 @@ def test_what_lasts_is_not_tried_again() -> None:
 
 
 def test_what_passes_is_given() -> None:
-    outcomes = iter([OSError("connection reset"), OSError("timed out"), 7])
+    outcomes: Iterator[OSError | int] = iter([OSError("connection reset"), OSError("timed out"), 7])
 
     def request() -> int:
         outcome = next(outcomes)

@@ -193,7 +193,7 @@ class ObjectSource:
             return is_unspeakable(self._below.removesuffix("/")) or self._below == "/"
         if self._address.scheme == "s3":
             return unspeakable.has_leading_slash(self._address.bucket, anonymous=self._anonymous)
-        if start >= "0":  # which is behind the slash
+        if start >= "0" and self._address.scheme != "az":  # behind the slash; but Azure begins at the beginning
             return False
         for one in list_objects(self._store(), "", ".\U0010ffff"):  # which is before it
             if one["size"]:
