@@ -330,16 +330,12 @@ class ObjectSource:
 def read_object(
     address: Address, *, anonymous: bool, limits: ImageSettings, etag: str = "", size: int = 0
 ) -> bytes:
-    """Get one object whole.
+    """Get one object whole, unsigned if `anonymous`, within the time and the bytes of `limits`.
 
     Parameters
     ----------
     address : Address
         Bucket and key.
-    anonymous : bool
-        Sign nothing.
-    limits : ImageSettings
-        Time of the read, and most bytes.
     etag : str
         What the listing said; "" if nobody listed it.
     size : int
@@ -357,17 +353,16 @@ def read_object(
     seconds = limits.timeout_seconds / (1 if size > _SLOW_BYTES else _REQUESTS_A_READ)
     end = time.monotonic() + limits.timeout_seconds
 
-    def get() -> bytes:
-        n_bytes, data = _get(address, anonymous=anonymous, seconds=seconds, etag=etag, max_bytes=limits.max_bytes)
-        if n_bytes > limits.max_bytes:
-            raise _too_large(n_bytes, limits)
-        return data
-
     try:
-        data = retrying(get, seconds=0.6 * limits.timeout_seconds)
+        n_bytes, data = retrying(
+            lambda: _get(address, anonymous=anonymous, seconds=seconds, etag=etag, max_bytes=limits.max_bytes),
+            seconds=0.6 * limits.timeout_seconds,
+        )
     except store_errors() as error:
         left = math.ceil(max(1.0, min(seconds, end - time.monotonic())))  # few values: each has its own store
         raise _failed_read(error, address, anonymous=anonymous, seconds=left, was_listed=bool(etag)) from None
+    if n_bytes > limits.max_bytes:
+        raise _too_large(n_bytes, limits)
     if (etag or size) and len(data) != size:
         raise ImageError("read", "changed since listing")
     return data

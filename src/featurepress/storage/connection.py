@@ -97,7 +97,26 @@ def connect(
     """
     from obstore.store import AzureStore, GCSStore, S3Store
 
-    common: dict[str, Any] = {
+    common = _common_options(timeout_seconds, tries)
+    if scheme == "s3":
+        return S3Store(bucket, **_s3_options(common, anonymous=anonymous))
+    if anonymous:
+        common["skip_signature"] = True
+    else:
+        _require_credentials(scheme)
+    if scheme == "gs":
+        # Only an emulator that the service account's file names has such an address.
+        common["client_options"]["allow_http"] = True
+        return GCSStore(bucket, **common)
+    account, _, container = bucket.partition("/")
+    emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true")
+    common["client_options"]["allow_http"] = emulated
+    common |= {"use_emulator": True} if emulated else {"account_name": account}
+    return AzureStore(container, **common)
+
+
+def _common_options(timeout_seconds: float, tries: int) -> dict[str, Any]:
+    return {
         "client_options": {
             "timeout": timedelta(seconds=timeout_seconds),
             "connect_timeout": timedelta(seconds=min(5.0, timeout_seconds)),
@@ -114,21 +133,6 @@ def connect(
             "retry_timeout": timedelta(seconds=min(120.0, 0.9 * timeout_seconds)),
         },
     }
-    if scheme == "s3":
-        return S3Store(bucket, **_s3_options(common, anonymous=anonymous))
-    if anonymous:
-        common["skip_signature"] = True
-    else:
-        _require_credentials(scheme)
-    if scheme == "gs":
-        # Only an emulator that the service account's file names has such an address.
-        common["client_options"]["allow_http"] = True
-        return GCSStore(bucket, **common)
-    account, _, container = bucket.partition("/")
-    emulated = os.environ.get("AZURE_STORAGE_USE_EMULATOR", "").lower() in ("1", "true")
-    common["client_options"]["allow_http"] = emulated
-    common |= {"use_emulator": True} if emulated else {"account_name": account}
-    return AzureStore(container, **common)
 
 
 def s3_endpoint() -> str:
