@@ -134,6 +134,11 @@ class Driver:
         head = list(itertools.islice(stream, PROBE_IMAGES))
         if not head:
             raise SourceError("The sources hold no image.")
+        if "{" in settings.listing.labels and not any(any(ref.fields) for ref in head):
+            raise SourceError(
+                f"The pattern '{settings.listing.labels}' (--labels) fits none of the first {len(head):,} images, "
+                f"such as '{head[0].uri}'. It is held against the end of the path, name for name."
+            )
         if isinstance(engine, LocalEngine):
             engine.warm_up(self.plan.layout.n_shards(len(head)))
         decoder = self._press.decode if isinstance(self._press, Press) else None
