@@ -118,13 +118,16 @@ def mark_attempt(plan: Plan, shard: int, entered: Path) -> None:
 
 
 def running() -> set[int]:
-    """Give the ids of the processes that this process has started and that still run."""
+    """Give the ids of the processes that this process has started and that still run, but for the servers of tests."""
     import psutil
 
     found = set()
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if process.status() != psutil.STATUS_ZOMBIE:
+            line = " ".join(process.cmdline())
+            if process.status() != psutil.STATUS_ZOMBIE and not any(
+                word in line for word in ("tests.servers", "azurite")
+            ):
                 found.add(process.pid)
     return found
 

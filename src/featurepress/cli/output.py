@@ -165,6 +165,8 @@ def print_summary(features: FeatureSet) -> None:
         lines.add("pressed", f"{changes.inferred:,} images went through the model, all others were carried over")
     if changes is not None and summary.already_done:
         lines.add("time", f"{format_seconds(summary.seconds)}, nothing to do: everything is up to date")
+    elif changes is not None:
+        lines.add("time", format_seconds(summary.seconds))
     elif summary.already_done:
         lines.add("time", "nothing to do: an earlier run has pressed everything")
     else:
