@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -19,6 +20,8 @@ from tests.test_ledger import small_plan
 LAYOUTS = {
     "avg": Layout.of(None, "avg"),
     "flatten": Layout.of(None, "flatten"),
+    "remote avg": Layout.of(None, "avg", remote=True),
+    "remote flatten": Layout.of(None, "flatten", remote=True),
     **{str(n): Layout.of(n, "avg") for n in (1, 3, 70, 4096, 99_999, 100_000, 1_000_000)},
     "one tier": Layout((Tier(8, 4),)),
 }
@@ -122,3 +125,34 @@ def test_the_last_chunk_is_cut_evenly(n_images: int, sizes: set[int]) -> None:
     lengths = [len(ledger.read_shard(plan, layout.first_shard(k) + i)) for k, i, _ in cut(layout, n_images)]
     assert sum(lengths) == n_images
     assert set(lengths) == sizes
+
+
+# -- archives ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_parts_of_a_chunk_never_run_into_the_numbers_of_the_next(layout: Layout) -> None:
+    rng = random.Random(3)
+    for chunk in range(len(layout.tiers) + 1):
+        room = layout.first_shard(chunk + 1) - layout.first_shard(chunk)
+        full = layout.tier(chunk).chunk
+        for n_images in {1, 2, full // 3, full - 1, full, *(rng.randint(1, full) for _ in range(40))}:
+            for longest in (1, 7, layout.tier(chunk).part, full):
+                runs, left = [], n_images
+                while left:
+                    runs.append(min(left, rng.randint(1, longest)) if len(runs) < 2_000 else left)
+                    left -= runs[-1]
+                sizes = layout.cut(chunk, runs)
+                assert sum(sizes) == n_images
+                assert min(sizes) > 0
+                assert len(sizes) <= room
+                assert max(sizes) <= max(2 * layout.tier(chunk).part, *([] if len(runs) < 2_000 else runs), 1)
+
+
+def test_parts_end_where_archives_do() -> None:
+    layout = Layout((Tier(100, 10),))
+    assert layout.cut(0, [30, 25, 5]) == [10, 10, 10, 12, 13, 5]
+    assert layout.cut(0, [60]) == [10] * 6
+    assert layout.cut(0, [9] * 8) == [9] * 8
+    assert sum(layout.cut(0, [1] * 100)) == 100
+    assert len(layout.cut(0, [1] * 100)) <= 10

@@ -12,7 +12,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from featurepress import ledger
 from featurepress.ledger import Chunk, Plan, Revision
@@ -28,11 +28,6 @@ class Known(NamedTuple):
     ref: ImageRef
     shard: int
     generation: int
-
-    @property
-    def order(self) -> bytes:
-        """The bytes by which a listing is sorted."""
-        return self.ref.order
 
 
 class History:
@@ -51,7 +46,8 @@ class History:
 
     def images(self) -> Iterator[Known]:
         """Yield all images in byte order."""
-        return heapq.merge(*map(self._images_of, self._plans), key=lambda known: known.order)
+        streams = [self._images_of(plan) for plan in self._plans]
+        return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda known: known.ref.order)
 
     def _images_of(self, plan: Plan) -> Iterator[Known]:
         """Yield the images of the shards that were new in one generation, as they are now."""
@@ -235,18 +231,22 @@ def _side_by_side(
     known: Iterable[Known], listed: Iterable[ImageRef]
 ) -> Iterator[tuple[Known | None, ImageRef | None]]:
     """Yield what is known and what is listed, both in byte order, with the same image side by side."""
-    known, listed = iter(known), iter(listed)
-    one, other = next(known, None), next(listed, None)
+    ours = ((one.ref.order, one) for one in known)
+    theirs = ((other.order, other) for other in listed)
+    (key, one), (other_key, other) = next(ours, _END), next(theirs, _END)
     while one is not None or other is not None:
-        if other is None or (one is not None and one.order < other.order):
+        if other is None or (one is not None and key < other_key):
             yield one, None
-            one = next(known, None)
-        elif one is None or other.order < one.order:
+            key, one = next(ours, _END)
+        elif one is None or other_key < key:
             yield None, other
-            other = next(listed, None)
+            other_key, other = next(theirs, _END)
         else:
             yield one, other
-            one, other = next(known, None), next(listed, None)
+            (key, one), (other_key, other) = next(ours, _END), next(theirs, _END)
+
+
+_END: Any = (b"", None)
 
 
 class Failed(_Generation):

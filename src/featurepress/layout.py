@@ -52,7 +52,7 @@ class Layout:
         small = [(2_048, 64), (14_336, 256), (16_384, 1_024)]
         large = [(2_048, 128), (14_336, 512), (16_384, 2_048), (16_384, 2_048), (16_384, 4_096)]
         if remote:  # a part is sent whole, from memory: 10 MB for 1,280 features
-            small, large = [(2_048, 128), (16_384, 1_024)], [(2_048, 256), (14_336, 2_048), (16_380, 2_340)]
+            small, large = [(2_048, 128), (16_384, 1_024)], [(2_048, 256), (16_384, 2_048), (18_432, 2_304)]
         return cls(tuple(Tier(*sizes, least=32) for sizes in (small if pooling == "flatten" else large)))
 
     def tier(self, chunk: int) -> Tier:

@@ -118,7 +118,7 @@ def mark_attempt(plan: Plan, shard: int, entered: Path) -> None:
 
 
 def running() -> set[int]:
-    """Give the ids of the processes that this process has started and that still run, but for the servers of tests."""
+    """Give the processes that this process has started and that still run, but for the servers of tests."""
     import psutil
 
     found = set()

@@ -308,7 +308,9 @@ def path_text(path: bytes) -> str:
     Bytes that are no UTF-8 are shown as ``\xff``. A backslash before what reads like that is shown as ``\x5c``, so
     that a file with this text for its name is told from the other.
     """
-    return _ESCAPE.sub(rb"\\x5c", path).decode("utf-8", "backslashreplace")
+    if b"\\" in path:
+        path = _ESCAPE.sub(rb"\\x5c", path)
+    return path.decode("utf-8", "backslashreplace")
 
 
 def _reference(path: bytes, status: os.stat_result) -> ImageRef:

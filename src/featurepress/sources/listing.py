@@ -62,6 +62,8 @@ class Listing:
     @property
     def skipped(self) -> dict[str, int]:
         """What has been passed over up to the last reference that was taken, counted by reason."""
+        if len(self._sources) == 1:
+            return dict(sorted(self._sources[0].skipped.items()))
         total: collections.Counter[str] = collections.Counter()
         for counts in self._counts:
             total.update(counts)
@@ -89,27 +91,30 @@ class Listing:
         first = True
         for ref in source.list(self._positions[number]):
             first = False
-            if ref.order <= self._start_after:
+            if self._start_after and ref.order <= self._start_after:
                 continue  # new since that part of the listing was committed
-            fields = self._labeller(spec, ref) if names else ()
-            yield ref._replace(source=number, fields=fields)
+            if names or number or ref.fields:
+                ref = ref._replace(source=number, fields=self._labeller(spec, ref) if names else ())  # noqa: PLW2901
+            yield ref
         if first and not self._start_after:
             raise SourceError(_nothing_found(self._specs[number], source.skipped))
 
     def _merged(self, streams: list[Iterator[ImageRef]]) -> Iterator[ImageRef]:
         merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda ref: ref.order)
-        last: ImageRef | None = None
+        is_single, last, last_order = len(streams) == 1, 0, b""
         for ref in merged:
-            if last is not None and ref.order == last.order:
-                one, other = (self._specs[i].location for i in (last.source, ref.source))
+            order = ref.order
+            if order == last_order:
+                one, other = (self._specs[i].location for i in (last, ref.source))
                 raise SourceError(
                     f"The sources '{one}' and '{other}' both hold '{ref.uri}': every image may be listed once. "
                     "Drop one of the sources, or narrow it."
                 )
-            last = ref
-            # Of the other sources a merge has looked one reference ahead, and counted what lies before it.
-            self._positions[ref.source] = ref.order
-            self._counts[ref.source] = dict(self._sources[ref.source].skipped)
+            last, last_order = ref.source, order
+            self._positions[last] = order
+            if not is_single:
+                # Of the other sources a merge has looked one reference ahead, and counted what lies before it.
+                self._counts[last] = dict(self._sources[last].skipped)
             yield ref
         self._counts = [dict(source.skipped) for source in self._sources]
 
