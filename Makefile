@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # What holds models against the libraries that they come from: TensorFlow is needed, and minutes.
 MODEL_TESTS := tests/models tests/test_verify.py tests/cli/test_models.py tests/images/test_parity.py
 
-.PHONY: help demo test test-models lint format bench bench-memory bench-peers clean
+.PHONY: help demo test test-models lint format bench bench-memory bench-latency bench-peers clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
@@ -15,7 +15,8 @@ help:
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
-	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, start-up times (about a minute)"
+	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, on disk and in a bucket, start-up times"
+	@echo "make bench-latency    measure what 20 ms added to every request of a bucket cost (3 minutes)"
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; sys.exit('featurepress needs Python 3.11 or later') if sys.version_info < (3, 11) else None"
@@ -70,6 +71,10 @@ bench-peers: $(VENV)/.installed-dev
 
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.memory --bucket
+
+bench-latency: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.latency
 
 clean:
 	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache
