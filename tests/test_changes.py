@@ -324,6 +324,30 @@ def test_the_manifest_says_updating_from_before_the_first_change_to_after_the_la
     assert read_json(world.out / "manifest.json")["status"] == "complete"
 
 
+@pytest.mark.parametrize("verb", ["update", "resume"])
+def test_an_update_that_was_killed_before_it_could_say_so_says_so_first(
+    world: World, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    world.change()
+
+    def stop(name: str) -> None:
+        if name == "manifest.json":
+            raise StorageError("killed")
+
+    with watched(world.out, stop, monkeypatch), pytest.raises(StorageError):
+        world.update()
+    assert read_json(world.out / "manifest.json")["generation"] == 1
+    seen: list[tuple[str, str]] = []
+
+    def look(name: str) -> None:
+        seen.append((name, read_json(world.out / "manifest.json")["status"]))
+
+    with watched(world.out, look, monkeypatch):
+        assert getattr(world, verb)().is_complete
+    assert seen[0] == ("manifest.json", "complete")
+    assert {status for _, status in seen[1:]} == {"updating"}
+
+
 def test_of_two_updates_at_once_one_changes_and_the_other_says_so(world: World, tmp_path: Path) -> None:
     world.change()
     barrier, outcomes = threading.Barrier(2), []

@@ -351,7 +351,7 @@ class Driver:
         self.progress.stage = "done"
         self._tell()
         seconds = time.perf_counter() - self.started
-        here = self._totals.listed - self._totals.carried - self.progress.done_before
+        here = max(0, self._totals.listed - self._totals.carried - self.progress.done_before)
         summary = Summary(
             **{name: manifest[name] for name in SHARED},
             seconds=seconds,

@@ -251,12 +251,21 @@ def _begin_generation(plan: Plan, manifest: Mapping[str, Any]) -> None:
             f"Another process has begun to change '{where}' at the same moment. To join it, run: "
             f"featurepress resume {shlex.quote(where)}"
         )
-    ledger.write_manifest(plan, {**manifest, "status": "updating", "generation": plan.generation})
+    _announce_generation(plan, manifest)
 
 
 def _work_of(plan: Plan) -> Iterable[Work] | None:
     """Give the work of a generation that has begun; None for the first one, whose listing is its work."""
-    return {"update": Comparison, "retry": Failed}[plan.purpose](plan) if plan.generation > 1 else None
+    if plan.generation == 1:
+        return None
+    manifest = ledger.read_manifest(plan.storage)
+    if manifest is not None and manifest["generation"] < plan.generation:  # killed between the two
+        _announce_generation(plan, manifest)
+    return {"update": Comparison, "retry": Failed}[plan.purpose](plan)
+
+
+def _announce_generation(plan: Plan, manifest: Mapping[str, Any]) -> None:
+    ledger.write_manifest(plan, {**manifest, "status": "updating", "generation": plan.generation})
 
 
 def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:
