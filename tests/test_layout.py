@@ -138,7 +138,8 @@ def test_the_parts_of_a_chunk_never_run_into_the_numbers_of_the_next(layout: Lay
         full = layout.tier(chunk).chunk
         for n_images in {1, 2, full // 3, full - 1, full, *(rng.randint(1, full) for _ in range(40))}:
             for longest in (1, 7, layout.tier(chunk).part, full):
-                runs, left = [], n_images
+                runs: list[int] = []
+                left = n_images
                 while left:
                     runs.append(min(left, rng.randint(1, longest)) if len(runs) < 2_000 else left)
                     left -= runs[-1]
