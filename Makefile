@@ -6,11 +6,16 @@ BIN := $(VENV)/bin
 # What holds models against the libraries that they come from: TensorFlow is needed, and minutes.
 MODEL_TESTS := tests/models tests/test_verify.py tests/cli/test_models.py tests/images/test_parity.py
 
-.PHONY: help demo test test-models lint format bench bench-memory bench-latency bench-peers clean
+# What needs servers that behave, and misbehave, like object stores, for minutes.
+STORE_TESTS := tests/servers tests/storage tests/test_buckets.py \
+	tests/sources/test_objects.py tests/sources/test_objects_reading.py
+
+.PHONY: help demo test test-stores test-models lint format bench bench-memory bench-latency bench-peers clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
-	@echo "make test     install what the tests need, run them (under 5 minutes)"
+	@echo "make test     install what the tests need, run them (about 5 minutes)"
+	@echo "make test-stores     the tests of buckets: faults, kills, refusals, a million keys (about 3 minutes)"
 	@echo "make test-models     the tests of models, with TensorFlow to hold them against (about 5 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
@@ -49,7 +54,10 @@ demo: $(VENV)/.installed
 	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
 
 test: $(VENV)/.installed-dev $(VENV)/azurite/.installed
-	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS))
+	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS) $(STORE_TESTS))
+
+test-stores: $(VENV)/.installed-dev $(VENV)/azurite/.installed
+	$(BIN)/python -m pytest --numprocesses auto $(STORE_TESTS)
 
 test-models: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest --numprocesses auto $(MODEL_TESTS)
