@@ -285,3 +285,22 @@ def test_update_and_retry_in_a_bucket(fast_s3: FastS3, few: str) -> None:
     assert features.failures.num_rows == 0
     assert fp.update(out).summary.changes == fp.Changes(0, 0, 0, 0)
     assert len(read_set(fast_s3, few, "out")) == 32
+
+
+def test_each_store_from_end_to_end(each_store: Any, tmp_path: Path) -> None:
+    bucket = each_store.bucket()
+    drawn = draw_pictures(tmp_path / "drawn", 12, image_size_px=24)
+    each_store.put(bucket, {f"in/kind{i % 3}/{i:02d}.jpg": path.read_bytes() for i, path in enumerate(drawn)})
+    source, out = each_store.url(bucket, "in/"), each_store.url(bucket, "sets/out")
+    features = embed(source, out, labels="parent")
+    assert len(features) == 12
+    assert features.labels is not None
+    assert set(features.labels) == {"kind0", "kind1", "kind2"}
+    assert features.uris[0].startswith(source)
+    assert embed(source, out, labels="parent").summary.already_done
+    each_store.put(bucket, {"in/kind0/00.jpg": drawn[1].read_bytes(), "in/new.jpg": drawn[2].read_bytes()})
+    assert fp.update(out).summary.changes == fp.Changes(1, 1, 0, 2)
+    assert len(fp.open_features(out)) == 13
+    (written,) = fp.export(out, to=each_store.url(bucket, "exports/x.npy"))
+    assert each_store.get(bucket, "exports/x.npy").startswith(b"\x93NUMPY")
+    assert written.endswith("exports/x.npy")
