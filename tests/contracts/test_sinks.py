@@ -17,7 +17,7 @@ import pytest
 from featurepress.errors import StorageError
 from featurepress.records import Failure, ImageRef, Receipt, part_name, part_schema
 from featurepress.sinks import Account, ParquetSink, Row, Sink
-from featurepress.storage import Data, FolderStorage, Storage
+from featurepress.storage import Data, FolderStorage, Storage, open_storage
 from featurepress.testing import MemoryStorage
 
 N_FEATURES = 12
@@ -37,8 +37,14 @@ def make_sink(request: pytest.FixtureRequest) -> MakeSink:
     return SINKS[request.param]
 
 
-@pytest.fixture(params=STORAGES)
+BUCKETS = ("fast_s3", "azure", "google")  # fixtures of tests.servers
+
+
+@pytest.fixture(params=[*STORAGES, *BUCKETS])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param in BUCKETS:
+        server = request.getfixturevalue(request.param)
+        return open_storage(server.url(server.bucket(), "sets/out"))
     return STORAGES[request.param](tmp_path)
 
 
@@ -218,3 +224,59 @@ def test_a_sink_travels(make_sink: MakeSink, storage: Storage) -> None:
     part = draft(2)
     write(pickle.loads(pickle.dumps(make_sink(()))), storage, part)
     assert make_sink(()).account(storage, 3) == part.account
+
+
+# -- a part in place of another ------------------------------------------------------------------------------
+
+
+def revise(sink: Sink, storage: Storage, keep: list[int], new: Draft) -> Account:
+    """Replace part 3 by one that has the rows of `new`, and of the old one those that are kept, relabelled."""
+    with sink.standing(storage, 3) as standing, closing(sink.begin()) as writer:
+        writer.add(new.rows, new.features)
+        uris = list(standing.hashes)
+        wanted = {uris[i]: ImageRef(uris[i], 0, 10, "2", ("relabelled",)) for i in keep}
+        for rows, features in standing.rows(wanted):
+            if rows:
+                writer.add(rows, features)
+        return writer.commit(storage, new.receipt, new.failures, replaces=standing.version)
+
+
+def second(n: int) -> Draft:
+    part = draft(n, field_names=("label",), seed=5)
+    rows = [row._replace(ref=row.ref._replace(uri=f"new/{row.ref.uri}")) for row in part.rows]
+    return replace(part, rows=rows, receipt=replace(part.receipt, generation=2, carried=3))
+
+
+def test_rows_are_carried_over_bit_by_bit_with_new_fields(make_sink: MakeSink, storage: Storage) -> None:
+    sink, old, new = make_sink(("label",)), draft(300, field_names=("label",)), second(4)
+    write(sink, storage, old)
+    with sink.standing(storage, 3) as standing:
+        assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
+    kept = [299, 0, 17]
+    assert revise(sink, storage, kept, new) == new.account
+    assert sink.account(storage, 3) == new.account
+    table = read_table(storage, 3)
+    assert table["uri"].to_pylist() == [row.ref.uri for row in new.rows] + [
+        old.rows[i].ref.uri for i in sorted(kept)
+    ]
+    assert table["label"].to_pylist()[4:] == ["relabelled"] * 3
+    assert table["sha256"].to_pylist()[4:] == [old.rows[i].sha256 for i in sorted(kept)]
+    features = np.stack(table["features"].to_pylist()).astype(np.float32)
+    assert np.array_equal(features, np.concatenate([new.features, old.features[sorted(kept)]]))
+
+
+def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(
+    make_sink: MakeSink, storage: Storage
+) -> None:
+    sink, one, other = make_sink(("label",)), second(2), second(5)
+    write(sink, storage, draft(20, field_names=("label",)))
+    with sink.standing(storage, 3) as standing, closing(sink.begin()) as writer:
+        assert revise(sink, storage, [1], one) == one.account
+        writer.add(other.rows, other.features)
+        assert writer.commit(storage, other.receipt, other.failures, replaces=standing.version) == one.account
+    assert len(read_table(storage, 3)) == 3
+
+
+def test_a_part_that_is_gone_cannot_be_carried_over(make_sink: MakeSink, storage: Storage) -> None:
+    with pytest.raises(StorageError, match="is gone: its rows cannot be carried over"):
+        make_sink(()).standing(storage, 3).__enter__()
