@@ -101,6 +101,8 @@ class _Generation:
     def __iter__(self) -> Iterator[Chunk | Revision]:
         """Yield what stands, then what is found and committed, and at the end say that this was all."""
         complete = ledger.read_listing(self.plan) if self.has_begun else None
+        if self.has_begun:  # after the listing was read: when that is complete, all of them stand
+            self._standing = ledger.revised_shards(self.plan)
         for work in self._what_stands():
             self._n_images += work.n_images
             yield work
