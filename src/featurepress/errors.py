@@ -15,6 +15,7 @@ FeaturepressError
 |
 +-- StoppedError                 the run stopped; what is done is kept, resume finishes it   exit code 1
 |   +-- StorageError             the storage refused or lost something (disk full, no permission)
+|   |   +-- ReplacedError        an object was replaced while it was read
 |   +-- WorkerDeathError         worker processes died too often
 |
 +-- TooManyFailuresError         finished and written, with more failures than allowed   exit code 3
@@ -76,6 +77,10 @@ class StoppedError(FeaturepressError):
 
 class StorageError(StoppedError):
     """The storage refused, lost or could not hold something."""
+
+
+class ReplacedError(StorageError):
+    """An object was replaced by a newer one while it was read."""
 
 
 class WorkerDeathError(StoppedError):

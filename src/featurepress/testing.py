@@ -219,10 +219,15 @@ class MemoryStorage:
 
     def open(self, name: str) -> BinaryIO:
         """Open the object."""
-        if name not in self.objects:
+        return self.open_version(name)[0]
+
+    def open_version(self, name: str) -> tuple[BinaryIO, str]:
+        """Open the object, and give its version."""
+        data = self.objects.get(name)
+        if data is None:
             missing = FileNotFoundError(errno.ENOENT, "no such object", name)
             raise StorageError(f"Cannot read '{name}': no such object.") from missing
-        return io.BytesIO(self.objects[name])
+        return io.BytesIO(data), _version(data)
 
     def write(self, name: str, data: Data) -> None:
         """Create or replace."""
@@ -253,6 +258,9 @@ class MemoryStorage:
         buffer.close = lambda: None  # type: ignore[method-assign]
         yield buffer
         self.write(name, buffer.getvalue())
+
+    def settle(self, prefix: str) -> None:
+        """Do nothing."""
 
     def delete(self, name: str) -> None:
         """Delete, if there."""
@@ -353,10 +361,10 @@ class DelayedStorage(FolderStorage):
         time.sleep(self.delay_seconds)
         return super().read(name)
 
-    def open(self, name: str) -> BinaryIO:
+    def open_version(self, name: str) -> tuple[BinaryIO, str]:
         """Sleep, then open."""
         time.sleep(self.delay_seconds)
-        return super().open(name)
+        return super().open_version(name)
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Sleep, then create."""

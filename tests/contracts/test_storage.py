@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from featurepress.child import Child
-from featurepress.errors import StorageError
+from featurepress.errors import ReplacedError, StorageError
 from featurepress.storage import FolderStorage, Storage, open_storage
 from featurepress.testing import MemoryStorage, QuotaStorage
 from tests.contracts.tasks import race
@@ -265,6 +265,43 @@ def test_open_of_nothing_is_an_error_that_tells_why(storage: Storage) -> None:
     with pytest.raises(StorageError, match="no such") as caught:
         storage.open("a/b")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+def test_the_version_that_was_opened_is_the_one_to_replace(storage: Storage) -> None:
+    storage.write("a/b", b"one")
+    file, version = storage.open_version("a/b")
+    with file:
+        assert file.read() == b"one"
+    entry = storage.look("a/b")
+    assert entry is not None
+    assert entry.version == version
+    assert storage.replace("a/b", b"two", version)
+    assert not storage.replace("a/b", b"late", version)
+    file, version = storage.open_version("a/b")
+    file.close()
+    assert storage.replace("a/b", b"three", version)
+
+
+@pytest.mark.parametrize("n_bytes", [100, 5_000_000])
+def test_what_is_opened_is_of_one_version(storage: Storage, n_bytes: int) -> None:
+    storage.write("a", b"1" * n_bytes)
+    with storage.open("a") as file:
+        assert file.read(10) == b"1" * 10
+        storage.write("a", b"2" * n_bytes)
+        file.seek(n_bytes - 10)
+        try:
+            assert file.read(10) == b"1" * 10
+        except ReplacedError as error:
+            assert n_bytes > 100
+            assert str(error).endswith("/a': it has changed; read it again when whatever replaces it has ended.")
+
+
+def test_settle_takes_whatever_is_there(storage: Storage) -> None:
+    storage.settle("receipts")
+    storage.create("receipts/a", b"1", durable=False)
+    storage.create("receipts/b/c", b"2", durable=False)
+    storage.settle("receipts")
+    assert names(storage) == ["receipts/a", "receipts/b/c"]
 
 
 def test_prepare_again_keeps_everything(storage: Storage) -> None:

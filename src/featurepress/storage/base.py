@@ -62,8 +62,12 @@ class Storage(Protocol):
     def open(self, name: str) -> BinaryIO:
         """Open the object for reading at any position.
 
-        Where there is none, the StorageError is raised from a FileNotFoundError.
+        All that is read is of one version: where an object that is replaced meanwhile cannot be read on,
+        ReplacedError is raised. Where there is none, the StorageError is raised from a FileNotFoundError.
         """
+
+    def open_version(self, name: str) -> tuple[BinaryIO, str]:
+        """Open the object, and give the version of what was opened, for `replace`."""
 
     def write(self, name: str, data: Data) -> None:
         """Create or replace the object, whole."""
@@ -83,6 +87,9 @@ class Storage(Protocol):
 
     def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
+
+    def settle(self, prefix: str) -> None:
+        """Make what lies below the folder `prefix` sure to survive a power cut, however it was written."""
 
     def delete(self, name: str) -> None:
         """Delete the object; it is no error if there is none."""

@@ -116,17 +116,25 @@ class BucketStorage:
 
     def open(self, name: str) -> BinaryIO:
         """Open the object; one that fits into a block or two comes by a single request."""
+        return self.open_version(name)[0]
+
+    def open_version(self, name: str) -> tuple[BinaryIO, str]:
+        """Open the object, and give its etag, or generation; every request after the first asks for that etag."""
         import obstore
 
+        store, key = self._store, self._key(name)
+
+        def get() -> tuple[Any, bytes | None]:
+            found = obstore.get(store, key)
+            return found.meta, bytes(found.bytes()) if found.meta["size"] <= 2 * _BLOCK_BYTES else None
+
         with self._asking("read", name):
-            head = retrying(lambda: obstore.get(self._store, self._key(name)))
-            size = head.meta["size"]
-            if size <= 2 * _BLOCK_BYTES:
-                with contextlib.suppress(*store_errors()):  # else it is asked for again, with retries
-                    return io.BytesIO(bytes(head.bytes()))
-                return io.BytesIO(bytes(retrying(lambda: obstore.get(self._store, self._key(name)).bytes())))
-            file = Ranges(self._store, self._key(name), f"{self.root}/{name}", size)
-            return cast(BinaryIO, io.BufferedReader(file, _BLOCK_BYTES))
+            meta, data = retrying(get)
+            if data is not None:
+                return io.BytesIO(data), self._version(meta)
+            condition = {"if_match": etag} if (etag := etag_of(meta)) else {}
+            file = Ranges(store, key, f"{self.root}/{name}", meta["size"], condition)
+            return cast(BinaryIO, io.BufferedReader(file, _BLOCK_BYTES)), self._version(meta)
         raise AssertionError("unreachable")
 
     def write(self, name: str, data: Data) -> None:
@@ -196,6 +204,9 @@ class BucketStorage:
 
             with self._asking("write", name):
                 retrying(upload)
+
+    def settle(self, prefix: str) -> None:
+        """Do nothing: what a store has taken survives."""
 
     def delete(self, name: str) -> None:
         """Delete the object."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from featurepress.errors import FeaturepressError, StorageError
+from featurepress.errors import FeaturepressError, ReplacedError, StorageError
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -312,6 +312,7 @@ class Refusal:
             "denied": "give these credentials the right, or --anonymous for a public bucket",
             "credentials": "renew them and try again",
             "transient": "check the network and the service, and try again",
+            "changed": "read it again when whatever replaces it has ended",
         }.get(self.kind)
         return f"; {known}" if known else ""
 
@@ -400,7 +401,8 @@ def refused(verb: str, url: str, error: BaseException) -> StorageError:
     if isinstance(error, StorageError):
         return error
     refusal = Refusal.of(error)
-    return StorageError(f"Cannot {verb} '{url}': {refusal}{refusal.advice}.")
+    kind = ReplacedError if refusal.kind == "changed" else StorageError
+    return kind(f"Cannot {verb} '{url}': {refusal}{refusal.advice}.")
 
 
 def retrying(request: Callable[[], Result], *, seconds: float = math.inf) -> Result:

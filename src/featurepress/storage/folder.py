@@ -106,9 +106,14 @@ class FolderStorage:
             raise _refused("read", Path(self.root, name), error) from error
 
     def open(self, name: str) -> BinaryIO:
-        """Open the file for reading."""
+        """Open the file for reading; it stays what it was when another takes its name."""
+        return self.open_version(name)[0]
+
+    def open_version(self, name: str) -> tuple[BinaryIO, str]:
+        """Open the file for reading, and give its version."""
         try:
-            return Path(self.root, name).open("rb")
+            file = Path(self.root, name).open("rb")
+            return file, _version(os.fstat(file.fileno()))
         except OSError as error:
             raise _refused("read", Path(self.root, name), error) from error
 
@@ -169,6 +174,18 @@ class FolderStorage:
             _settle_folder(target.parent)
         except OSError as error:
             raise _refused("write", target, error) from error
+
+    def settle(self, prefix: str) -> None:
+        """Fsync the files and their folder; those that are on the disk already cost some microseconds each."""
+        folder = Path(self.root, prefix)
+        try:
+            for entry in self.list(prefix):
+                with contextlib.suppress(FileNotFoundError), Path(self.root, entry.name).open("rb") as file:
+                    os.fsync(file.fileno())
+            if folder.is_dir():
+                _settle_folder(folder)
+        except OSError as error:
+            raise _refused("write", folder, error) from error
 
     def delete(self, name: str) -> None:
         """Unlink the file."""
