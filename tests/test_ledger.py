@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import pytest
 
 from featurepress import ledger
 from featurepress.child import Child, ChildDiedError
-from featurepress.errors import FeatureSetError
+from featurepress.errors import FeatureSetError, StoppedError
 from featurepress.layout import Layout, Tier
 from featurepress.ledger import Plan, Totals
 from featurepress.models.catalog import EMBEDDED_V1
@@ -302,9 +304,37 @@ def test_totals_add_up() -> None:
 
 def test_the_manifest_is_read_as_it_was_written(plan: Plan) -> None:
     assert ledger.read_manifest(plan.storage) is None
-    ledger.write_manifest(plan, {"status": "updating"})
-    ledger.write_manifest(plan, {"status": "complete", "ü": 1})
+    ledger.complete_manifest(plan, {"status": "updating"})
+    ledger.complete_manifest(plan, {"status": "complete", "ü": 1})
     assert ledger.read_manifest(plan.storage) == {"status": "complete", "ü": 1}
+
+
+def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
+    first = {"status": "complete", "generation": 1, "listed": 7}
+    ledger.complete_manifest(plan, first)
+    second = replace(plan, generation=2)
+    ledger.announce_generation(second)
+    updating = {"status": "updating", "generation": 2, "listed": 7}
+    assert ledger.read_manifest(plan.storage) == updating
+    with pytest.raises(StoppedError, match=r"has gone on to generation 2 while this run was at generation 1"):
+        ledger.complete_manifest(plan, first)
+    assert ledger.read_manifest(plan.storage) == updating
+    complete = {"status": "complete", "generation": 2, "listed": 8}
+    ledger.complete_manifest(second, complete)
+    ledger.announce_generation(second)  # another driver of the same generation, late
+    assert ledger.read_manifest(plan.storage) == complete
+
+
+def test_of_drivers_that_declare_at_once_the_latest_generation_stands(plan: Plan) -> None:
+    def declare(generation: int) -> None:
+        with contextlib.suppress(StoppedError):
+            ledger.complete_manifest(replace(plan, generation=generation), {"generation": generation})
+
+    for _ in range(20):
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(declare, [3, 1, 5, 2, 8, 4, 7, 6]))
+        assert ledger.read_manifest(plan.storage) == {"generation": 8}
+        plan.storage.delete(ledger.MANIFEST)
 
 
 # -- attempts ------------------------------------------------------------------------------------------------

@@ -274,3 +274,18 @@ def test_whoever_leaves_early_ends_the_thread_and_can_go_on_later(tmp_path: Path
     assert not [t for t in threading.enumerate() if t.name == "featurepress-list"]
     run(Lister(NewListing(plan)))
     assert objects(plan.storage) == objects(undisturbed.storage)
+
+
+def test_where_the_last_chunk_is_full_its_end_is_the_end_for_every_driver(tmp_path: Path) -> None:
+    """Another driver that sees more images, a moment later, must not add a chunk that nobody else knows of."""
+    plan = make_plan(FolderStorage(str(tmp_path / "out")), *from_memory(tmp_path, 10))
+    plan.storage.prepare()
+    assert [chunk.n_images for chunk in NewListing(plan)] == [4, 6]
+    more = replace(plan, sources=from_memory(tmp_path, 11))
+    assert not ledger.commit_chunk(more, 2, list(Listing(more.sources, more.settings.listing))[10:], {}).n_images
+    assert [chunk.n_images for chunk in NewListing(more)] == [4, 6]
+    (tmp_path / "out" / "plan" / "listing.json").unlink()
+    assert [chunk.n_images for chunk in NewListing(more)] == [4, 6]
+    listing = ledger.read_listing(more)
+    assert listing is not None
+    assert (listing["chunks"], listing["images"]) == (2, 10)

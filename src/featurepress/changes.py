@@ -8,18 +8,21 @@ failures. Whatever is committed stands: an interrupted comparison begins again a
 
 from __future__ import annotations
 
+import contextlib
 import heapq
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from featurepress import ledger
-from featurepress.ledger import Chunk, Plan, Revision
+from featurepress.ledger import Chunk, Plan, References, Revision
 from featurepress.records import ImageRef, part_name
 from featurepress.sources import Listing, open_source
 
 LOOKS_IN_FLIGHT = 32
+_LOOK_SECONDS = 1.0  # so long a driver goes on without a look at whether another one has finished
 
 
 class Known(NamedTuple):
@@ -54,22 +57,30 @@ class History:
         listing = ledger.read_listing(plan)
         for number in range(0 if listing is None else listing["chunks"]):
             for shard, refs in ledger.read_chunk_shards(plan, number):
-                for ref in self._latest(shard) if self._is_revised(shard) else refs:
+                newest = self._newest(shard)
+                for ref in refs if newest is None else ledger.read_revision(newest, shard).refs:
                     yield Known(ref, shard, plan.generation)
 
     def refs_of(self, shard: int) -> list[ImageRef]:
         """Give the references of a shard as they are now."""
-        if self._is_revised(shard):
-            return self._latest(shard)
-        plan = next(one for one in reversed(self._plans) if one.first_shard <= shard)
-        return ledger.read_shard(plan, shard)
+        newest = self._newest(shard)
+        return (
+            ledger.read_shard(self._origin(shard), shard)
+            if newest is None
+            else ledger.read_revision(newest, shard).refs
+        )
 
-    def _is_revised(self, shard: int) -> bool:
-        return any(shard in shards for shards in self._revised.values())
+    def generation_of(self, shard: int) -> int:
+        """Give the generation that wrote the part of a shard as it is now."""
+        return (self._newest(shard) or self._origin(shard)).generation
 
-    def _latest(self, shard: int) -> list[ImageRef]:
-        plan = next(one for one in reversed(self._plans) if shard in self._revised[one.generation])
-        return ledger.read_revision(plan, shard)[0]
+    def _newest(self, shard: int) -> Plan | None:
+        """Give the last generation that has revised a shard, if any has."""
+        return next((one for one in reversed(self._plans) if shard in self._revised[one.generation]), None)
+
+    def _origin(self, shard: int) -> Plan:
+        """Give the generation in which a shard was new."""
+        return next(one for one in reversed(self._plans) if one.first_shard <= shard)
 
 
 @dataclass
@@ -79,6 +90,7 @@ class _Part:
     shard: int
     refs: list[ImageRef] = field(default_factory=list)
     carried: list[bool] = field(default_factory=list)
+    n_before: int = 0
     has_changed: bool = False
     is_lost: bool = False
 
@@ -88,44 +100,56 @@ class _Part:
 
 
 class _Generation:
-    """What both kinds of work share: begin at the first change, pass on what stands, say when all is committed."""
+    """What both kinds of work share: begin at the first change, pass on what stands, say when all is committed.
+
+    Another driver may do the same at the same time. What either commits counts; what it comes to is told by what
+    stands, and by nothing that one of them has counted on the way.
+    """
 
     def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
         self.plan = plan
         self._begin = begin
         self.has_begun = begin is None
-        self._standing = ledger.revised_shards(plan) if self.has_begun else set()
+        self._revised: set[int] = set()  # whose revision stands and was passed on
         self._n_images = 0
+        self._n_before = 0  # images of the set, without this generation
         self._n_chunks = 0
+        self._is_ended = False  # the last chunk stands
+        self._looked_at = 0.0
 
     def __iter__(self) -> Iterator[Chunk | Revision]:
         """Yield what stands, then what is found and committed, and at the end say that this was all."""
-        complete = ledger.read_listing(self.plan) if self.has_begun else None
-        if self.has_begun:  # after the listing was read: when that is complete, all of them stand
-            self._standing = ledger.revised_shards(self.plan)
-        for work in self._what_stands():
+        for work in self._all():
             self._n_images += work.n_images
             yield work
-        if complete is not None:
+
+    def _all(self) -> Iterator[Chunk | Revision]:
+        is_complete = self.has_begun and ledger.read_listing(self.plan) is not None
+        yield from self._what_stands()  # after the listing was looked at: when that is complete, all stands
+        if is_complete:
             return
-        for work in self._found():
-            self._n_images += work.n_images
-            yield work
+        with contextlib.suppress(_FinishedError):
+            yield from self._found()
         if self.has_begun:
             self._finish()
+            yield from self._what_stands()  # whatever another driver has committed meanwhile
 
     def _what_stands(self) -> Iterator[Chunk | Revision]:
+        """Yield what is committed and was not passed on yet."""
         if not self.has_begun:
             return
-        for shard in sorted(self._standing):
+        for shard in sorted(ledger.revised_shards(self.plan) - self._revised):
+            self._revised.add(shard)
             yield ledger.count_revision(self.plan, shard)
-        while (chunk := ledger.read_chunk(self.plan, self._n_chunks)) is not None:
-            self._n_chunks += 1
-            self._take(chunk)
-            yield chunk
+        while not self._is_ended and (chunk := ledger.read_chunk(self.plan, self._n_chunks)) is not None:
+            yield from self._take(chunk)
 
-    def _take(self, chunk: Chunk) -> None:
-        """Note that a chunk stands."""
+    def _take(self, chunk: Chunk) -> Iterator[Chunk]:
+        """Note that a chunk stands, and pass it on unless it only marks the end."""
+        self._is_ended = chunk.n_images < self.plan.layout.tier(chunk.number).chunk
+        if chunk.n_images:
+            self._n_chunks += 1
+            yield chunk
 
     def _found(self) -> Iterator[Chunk | Revision]:
         raise NotImplementedError
@@ -133,16 +157,32 @@ class _Generation:
     def _finish(self) -> None:
         raise NotImplementedError
 
-    def _revise(self, part: _Part) -> Iterator[Revision]:
+    def _revise(self, part: _Part, history: History) -> Iterator[Revision]:
         """Commit the revision of a part, unless one stands."""
-        if (part.has_changed or part.is_lost) and part.shard not in self._standing:
+        if (part.has_changed or part.is_lost) and part.shard not in self._revised:
             self._begin_now()
-            yield ledger.commit_revision(self.plan, part.shard, part.refs, part.carried)
+            self._require_open()
+            base = history.generation_of(part.shard)
+            references = References(part.refs, part.carried, base)
+            self._revised.add(part.shard)
+            yield ledger.commit_revision(self.plan, part.shard, references, part.n_before)
 
     def _begin_now(self) -> None:
         if not self.has_begun and self._begin is not None:
             self._begin()
             self.has_begun = True
+
+    def _require_open(self) -> None:
+        """Raise _FinishedError where another driver has come to the end, perhaps while this one slept."""
+        if abs(time.time() - self._looked_at) < _LOOK_SECONDS:
+            return
+        if ledger.read_listing(self.plan) is not None:
+            raise _FinishedError
+        self._looked_at = time.time()
+
+
+class _FinishedError(Exception):
+    """Another driver has committed all that there is to do in this generation; what it did not see comes next."""
 
 
 class Comparison(_Generation):
@@ -158,7 +198,7 @@ class Comparison(_Generation):
 
     Attributes
     ----------
-    n_new, n_changed, n_deleted, n_unchanged : int
+    n_new, n_changed, n_deleted : int
         Images, as far as the comparison has got. Changed are those with another version, whatever their bytes.
 
     Notes
@@ -168,7 +208,7 @@ class Comparison(_Generation):
 
     def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
         super().__init__(plan, begin)
-        self.n_new = self.n_changed = self.n_deleted = self.n_unchanged = 0
+        self.n_new = self.n_changed = self.n_deleted = 0
         settings = plan.settings
         self._listing = Listing(plan.sources, settings.listing, limits=settings.images)
         self._open: dict[int, _Part] = {}  # by generation
@@ -180,30 +220,35 @@ class Comparison(_Generation):
         """What the listing has passed over, counted by reason."""
         return self._listing.skipped
 
-    def _take(self, chunk: Chunk) -> None:
+    def _take(self, chunk: Chunk) -> Iterator[Chunk]:
         self._last_new = chunk.last_key
         self.n_new += chunk.n_images
+        self._new = [ref for ref in self._new if ref.order > chunk.last_key]
+        return super()._take(chunk)
 
     def _found(self) -> Iterator[Chunk | Revision]:
         parts = {entry.name for entry in self.plan.storage.list("features")}
-        for known, ref in _side_by_side(History(self.plan).images(), iter(self._listing)):
+        history = History(self.plan)
+        for known, ref in _side_by_side(history.images(), iter(self._listing)):
             if known is not None:
                 part = self._open.get(known.generation)
                 if part is None or part.shard != known.shard:
-                    yield from self._revise(part) if part is not None else ()
+                    yield from self._revise(part, history) if part is not None else ()
                     part = _Part(known.shard, is_lost=part_name(known.shard) not in parts)
                     self._open[known.generation] = part
                 self._compare(part, known.ref, ref)
-            elif ref is not None and ref.order > self._last_new:
+            elif ref is not None and ref.order > self._last_new and not self._is_ended:
                 self._new.append(ref)
                 if len(self._new) == self.plan.layout.tier(self._n_chunks).chunk:
-                    yield self._commit()
+                    yield from self._commit()
         for part in self._open.values():
-            yield from self._revise(part)
-        while self._new:
-            yield self._commit()
+            yield from self._revise(part, history)
+        while not self._is_ended and (self._new or self.has_begun):
+            yield from self._commit()
 
     def _compare(self, part: _Part, old: ImageRef, new: ImageRef | None) -> None:
+        self._n_before += 1
+        part.n_before += 1
         if new is None:
             part.has_changed = True
             self.n_deleted += 1
@@ -211,22 +256,18 @@ class Comparison(_Generation):
         is_same = (old.version, old.size, old.problem) == (new.version, new.size, new.problem)
         part.has_changed |= not is_same or old.fields != new.fields
         part.add(new, carried=is_same and not part.is_lost)
-        self.n_unchanged += is_same
         self.n_changed += not is_same
 
-    def _commit(self) -> Chunk:
-        """Commit a chunk of new images; what another driver's chunk in its place leaves over comes next."""
+    def _commit(self) -> Iterator[Chunk]:
+        """Commit a chunk of new images, or the end; what another driver's chunk in its place leaves comes next."""
         self._begin_now()
-        chunk = ledger.commit_chunk(self.plan, self._n_chunks, self._new, self.skipped)
-        self._n_chunks += 1
-        self._take(chunk)
-        self._new = [ref for ref in self._new if ref.order > chunk.last_key]
-        return chunk
+        yield from self._take(ledger.commit_chunk(self.plan, self._n_chunks, self._new, self.skipped))
 
     def _finish(self) -> None:
         counts = {"new": self.n_new, "changed": self.n_changed, "deleted": self.n_deleted}
-        total = self.n_new + self.n_changed + self.n_unchanged
-        ledger.finish_listing(self.plan, self._n_chunks, self._n_images, self.skipped, total=total, **counts)
+        ledger.finish_listing(
+            self.plan, self._n_chunks, self._n_images, self.skipped, before=self._n_before, **counts
+        )
 
 
 def _side_by_side(
@@ -263,7 +304,6 @@ class Failed(_Generation):
     def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
         super().__init__(plan, begin)
         self.n_failed = 0
-        self._total = 0
 
     def _found(self) -> Iterator[Chunk | Revision]:
         before, history = ledger.read_generation(self.plan.storage, self.plan.generation - 1), History(self.plan)
@@ -271,7 +311,7 @@ class Failed(_Generation):
         sources = [open_source(spec, self.plan.settings.images) for spec in self.plan.sources]
         with ThreadPoolExecutor(LOOKS_IN_FLIGHT) as pool:
             for receipt in ledger.newest_receipts(before):
-                self._total += receipt.listed
+                self._n_before += receipt.listed
                 if not receipt.failed:
                     continue
                 refs = history.refs_of(receipt.shard)
@@ -280,10 +320,11 @@ class Failed(_Generation):
                 now = pool.map(
                     lambda ref, failed=failed: sources[ref.source].look(ref) if ref.uri in failed else ref, refs
                 )
-                part = _Part(receipt.shard, list(now), [ref.uri not in failed for ref in refs], has_changed=True)
-                yield from self._revise(part)
+                carried = [ref.uri not in failed for ref in refs]
+                part = _Part(receipt.shard, list(now), carried, len(refs), has_changed=True)
+                yield from self._revise(part, history)
 
     def _finish(self) -> None:
         before = ledger.read_generation(self.plan.storage, self.plan.generation - 1)
         listing = (before and ledger.read_listing(before)) or {"skipped": {}}
-        ledger.finish_listing(self.plan, 0, self._n_images, listing["skipped"], total=self._total)
+        ledger.finish_listing(self.plan, 0, self._n_images, listing["skipped"], before=self._n_before)

@@ -17,7 +17,7 @@ import itertools
 import shlex
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from importlib import import_module
@@ -80,6 +80,7 @@ class Driver:
         self._repaired: set[int] = set()
         self._lister: Lister | None = None
         self._shards: set[int] = set()
+        self._n_listed = self._n_more = 0  # images in the work of this generation, and how many more that makes
 
     def run(self, *, is_new: bool) -> FeatureSet:
         """Carry the plan out, from its beginning (`is_new`) or from wherever it stands."""
@@ -98,6 +99,7 @@ class Driver:
         engine = self._engine or owned
         assert engine is not None
         try:
+            self._settle_earlier(engine, is_new=is_new)
             work: Iterable[Work] = self._begin(engine) if is_new else self._work or NewListing(self.plan)
             manifest = self._finish(engine, Lister(work), self._press or Press())
         finally:
@@ -115,16 +117,27 @@ class Driver:
         return self._checked(manifest, summary)
 
     def _is_done(self, manifest: dict[str, Any]) -> bool:
-        """Whether the plan is finished, and no part or exported file has been lost since."""
+        """Whether the plan is finished, and no part, receipt or exported file has been lost since."""
         if manifest.get("status") != "complete" or manifest.get("generation", 1) != self.plan.generation:
             return False
         output, storage = self.plan.settings.output, self.plan.storage
         n_files = output.parts if output.format == "csv" else 0
-        return sum(1 for _ in storage.list("features")) >= int(manifest["parts"]) and (
-            sum(1 for _ in storage.list("csv")) >= n_files
+        return (
+            sum(1 for _ in storage.list("features")) >= int(manifest["parts"])
+            and sum(1 for _ in storage.list("csv")) >= n_files
+            and not ledger.unsettled_shards(storage)
         )
 
     # -- the beginning ---------------------------------------------------------------------------------------
+
+    def _settle_earlier(self, engine: Engine, *, is_new: bool) -> None:
+        """Finish what earlier generations have left, which is next to never anything."""
+        unsettled = {} if is_new else ledger.unsettled_shards(self.plan.storage)
+        for generation, shards in sorted(unsettled.items()):
+            earlier = ledger.read_generation(self.plan.storage, generation)
+            if generation < self.plan.generation and earlier is not None:
+                for _ in engine.run(self._press or Press(), earlier, sorted(shards), self._hear):
+                    pass
 
     def _begin(self, engine: Engine) -> NewListing:
         """List the first images, try them, and create the plan."""
@@ -197,16 +210,20 @@ class Driver:
         self._balance(engine, press)
         self._export(engine)
         ledger.clear_attempts(self.plan)
+        self.plan.storage.settle("receipts")  # they were written in haste, and the manifest answers for them
         manifest = self._manifest()
-        ledger.write_manifest(self.plan, manifest)
+        ledger.complete_manifest(self.plan, manifest)
         return manifest
 
     def _left(self, lister: Lister, done: set[int]) -> Iterator[int]:
         """Yield the shards without a receipt as their chunks are committed; count those with one."""
         for work in lister:
             self._shards.update(work.shards)
+            self._n_listed += work.n_images
+            self._n_more += work.n_more
+            receipts = ledger.read_receipts(self.plan, [shard for shard in work.shards if shard in done])
             for shard in work.shards:
-                receipt = ledger.read_receipt(self.plan, shard) if shard in done else None
+                receipt = next(receipts) if shard in done else None
                 if receipt is None or not receipt.balances:
                     yield shard
                     continue
@@ -249,8 +266,7 @@ class Driver:
 
     def _balance(self, engine: Engine, press: Task[Receipt]) -> None:
         """Make sure that every listed image is a row or a failure; press again what is not."""
-        listing = ledger.read_listing(self.plan)
-        if listing is None:
+        if ledger.read_listing(self.plan) is None:
             raise StoppedError("The listing did not come to its end.")
         expected = self._shards
         missing = (expected - ledger.finished_shards(self.plan)) | self._repaired
@@ -261,19 +277,22 @@ class Driver:
             for receipt in engine.run(press, self.plan, sorted(missing), self._hear):
                 if not receipt.balances:
                     raise StoppedError(f"Shard {receipt.shard} does not balance: {receipt.to_json()}.")
-        if missing or self._totals.listed != listing["images"]:
+        if missing or self._totals.listed != self._n_listed:
             self._recount(expected)
-        if self._totals.listed != listing["images"]:
+        self._require_balance(self._totals, self._n_listed)
+
+    def _require_balance(self, totals: Totals, n_listed: int) -> None:
+        if totals.listed != n_listed:
             raise StoppedError(
-                f"The ledger does not balance: {listing['images']} images are listed, the receipts tell of "
-                f"{self._totals.listed}. The feature set '{self.plan.storage.location}' was changed by "
+                f"The ledger does not balance: {n_listed} images are listed, the receipts tell of "
+                f"{totals.listed}. The feature set '{self.plan.storage.location}' was changed by "
                 "something else; embed into a new one."
             )
 
     def _recount(self, shards: Iterable[int]) -> None:
         self._totals = Totals()
-        for shard in sorted(shards):
-            if (receipt := ledger.read_receipt(self.plan, shard)) is not None:
+        for receipt in ledger.read_receipts(self.plan, sorted(shards)):
+            if receipt is not None:
                 self._totals.add(receipt)
 
     # -- the end ---------------------------------------------------------------------------------------------
@@ -293,7 +312,7 @@ class Driver:
 
     def _manifest(self) -> dict[str, Any]:
         listing = ledger.read_listing(self.plan) or {}
-        totals = self._totals if self.plan.generation == 1 else self._totals_of_all(listing)
+        totals = self._totals if self.plan.generation == 1 else self._totals_of_all(listing["before"])
         chosen = dict(self.plan.certificate)
         parity = chosen.pop("parity", None)
         return {
@@ -320,22 +339,19 @@ class Driver:
             "conditional_writes": not ledger.is_unconditional(self.plan.storage),
         }
 
-    def _totals_of_all(self, listing: Mapping[str, Any]) -> Totals:
+    def _totals_of_all(self, n_before: int) -> Totals:
         """Sum the newest receipts of all parts, of whatever generation, and make sure that none is lost."""
         totals, where = Totals(), self.plan.storage.location
         parts = {entry.name for entry in self.plan.storage.list("features")}
         for receipt in ledger.newest_receipts(self.plan):
-            totals.add(receipt)
-            if part_name(receipt.shard) not in parts:
+            if part_name(receipt.shard) in parts:
+                totals.add(receipt)
+            elif receipt.listed:  # a part without images that is lost has lost nothing
                 raise StoppedError(
                     f"'{where}/{part_name(receipt.shard)}' is gone. To press its images again, run: "
                     f"featurepress update {shlex.quote(where)}"
                 )
-        if totals.listed != listing["total"]:
-            raise StoppedError(
-                f"The ledger does not balance: {listing['total']} images are listed, the receipts tell of "
-                f"{totals.listed}. The feature set '{where}' was changed by something else; embed into a new one."
-            )
+        self._require_balance(totals, n_before + self._n_more)
         return totals
 
     def _changes(self) -> Changes | None:

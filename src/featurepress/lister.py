@@ -23,6 +23,10 @@ class Work(Protocol):
         """Images in them."""
 
     @property
+    def n_more(self) -> int:
+        """By how many images the set grows with them."""
+
+    @property
     def shards(self) -> range:
         """Their numbers."""
 
@@ -114,8 +118,8 @@ class NewListing:
                 if self._refs is None:
                     self._take_up(last, n_images)
                 chunk = self._commit(number)
-            if chunk is None:
-                ledger.finish_listing(plan, number, n_images, self._skipped())
+            if not chunk.n_images:  # it marks the end
+                ledger.finish_listing(plan, number, n_images, chunk.skipped)
                 return
             n_images += chunk.n_images
             if chunk.last_key != self._last_listed:
@@ -137,13 +141,11 @@ class NewListing:
         self._refs = iter(self._listing)
         self._skipped_before = {} if last is None else last.skipped
 
-    def _commit(self, number: int) -> Chunk | None:
-        """Commit the next chunk, or give None at the end of the listing."""
+    def _commit(self, number: int) -> Chunk:
+        """Commit the next chunk, or at the end of the listing an empty one."""
         assert self._refs is not None
         refs = list(itertools.islice(self._refs, self._plan.layout.tier(number).chunk))
-        if not refs:
-            return None
-        self._last_listed = refs[-1].order
+        self._last_listed = refs[-1].order if refs else b""
         positions = () if self._listing is None else self._listing.positions
         return ledger.commit_chunk(self._plan, number, refs, self._skipped(), positions)
 

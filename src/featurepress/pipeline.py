@@ -22,9 +22,9 @@ import numpy as np
 from featurepress import ledger
 from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
 from featurepress.child import Child, ChildDiedError, beat
-from featurepress.errors import ImageError, ModelError, StoppedError
+from featurepress.errors import ImageError, ModelError, ReplacedError, StoppedError
 from featurepress.images import decode, preprocess
-from featurepress.ledger import Plan
+from featurepress.ledger import Plan, References
 from featurepress.records import BackboneSpec, Failure, ImageRef, Receipt, SourceSpec
 from featurepress.settings import Settings
 from featurepress.sinks import Account, ParquetSink, Row, StandingPart
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
 DEATHS_BEFORE_CARE = 2
+_LOOKS = 5  # at a part that others replace meanwhile
 _BEAT_SECONDS = 0.2
 
 
@@ -60,24 +61,46 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Recei
     StorageError
         The destination refused, or a source stopped answering.
     """
-    sink = ParquetSink(plan.field_names, plan.backbone.n_features)
-    account: Account | None
     with ledger.attempt(plan, shard) as n_deaths:
-        account, (refs, carried) = at_once(
-            plan.storage, lambda: sink.account(plan.storage, shard), lambda: ledger.read_references(plan, shard)
-        )
-        if account is None or account.receipt.generation < plan.generation:
-            press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
-            with contextlib.ExitStack() as stack:
-                if account is None:  # new, or lost, and with it what could be carried over
-                    pressed = _Shard(plan, shard, refs)
-                else:
-                    standing = stack.enter_context(sink.standing(plan.storage, shard))
-                    pressed = _Revised(plan, shard, refs, carried, account, standing)
-                stack.callback(pressed.close)
-                account = pressed.commit(press(plan, pressed, decoder or decode))
+        press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
+        for n_left in reversed(range(_LOOKS)):
+            try:
+                account = _standing_or_pressed(plan, shard, lambda new: press(plan, new, decoder or decode))
+                break
+            except ReplacedError:  # another attempt was quicker: look what stands now
+                if not n_left:
+                    raise
         ledger.settle_shard(plan, account.receipt, account.failures)
     return account.receipt
+
+
+def _standing_or_pressed(plan: Plan, shard: int, press: Callable[[_Shard], str]) -> Account:
+    """Give the account of the part that stands, if it is of this generation, or else of the one that is pressed.
+
+    What is told of the standing part, and what is carried over from it, is of the one version that is replaced.
+    """
+    sink = ParquetSink(plan.field_names, plan.backbone.n_features)
+    standing: StandingPart | None
+    references: References
+    with contextlib.ExitStack() as stack:
+        standing, references = at_once(
+            plan.storage,
+            lambda: stack.enter_context(sink.standing(plan.storage, shard)),
+            lambda: ledger.read_references(plan, shard),
+        )
+        if standing is None:  # new, or lost, and with it what could be carried over
+            pressed = _Shard(plan, shard, references.refs)
+        elif (generation := standing.account.receipt.generation) < plan.generation:
+            pressed = _Revised(plan, shard, references, standing)
+        elif generation == plan.generation:
+            return standing.account
+        else:
+            raise StoppedError(
+                f"Shard {shard} of '{plan.storage.location}' was pressed by generation {generation}, and this "
+                f"run is at generation {plan.generation}: another has begun meanwhile. Nothing more was written."
+            )
+        stack.callback(pressed.close)
+        return pressed.commit(press(pressed))
 
 
 def probe_images(
@@ -252,26 +275,25 @@ class _Shard:
 class _Revised(_Shard):
     """A shard of an earlier generation: what is as it was is carried over, the rest is pressed.
 
-    The new part has the rows that were pressed first, and then those that were carried over.
+    The new part has the rows that were pressed first, and then those that were carried over. Where the part is not
+    the one with which the images were compared, all are read, and only those with the same bytes are carried over.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        number: int,
-        refs: Sequence[ImageRef],
-        carried: Sequence[bool],
-        account: Account,
-        standing: StandingPart,
-    ) -> None:
-        super().__init__(
-            plan, number, [ref for ref, is_carried in zip(refs, carried, strict=True) if not is_carried]
-        )
-        self.n_listed = len(refs)
+    def __init__(self, plan: Plan, number: int, references: References, standing: StandingPart) -> None:
+        receipt, failures = standing.account
+        failed = {failure.uri: failure for failure in failures}
+        kept, left = {}, []
+        for ref, is_carried in zip(references.refs, references.carried, strict=True):
+            is_known = ref.uri in standing.hashes or ref.uri in failed
+            if is_carried and is_known and receipt.generation == references.base:
+                kept[ref.uri] = ref
+            else:
+                left.append(ref)
+        super().__init__(plan, number, left)
+        self.n_listed = len(references.refs)
+        self.failures += [failure for uri, failure in failed.items() if uri in kept]
         self._standing = standing
         self._replaces = standing.version
-        kept = {ref.uri: ref for ref, is_carried in zip(refs, carried, strict=True) if is_carried}
-        self.failures += [failure for failure in account.failures if failure.uri in kept]
         self._kept = {uri: ref for uri, ref in kept.items() if uri in standing.hashes}
 
     def carries(self, ref: ImageRef, sha256: str) -> bool:

@@ -236,14 +236,17 @@ def _next_generation(
             f"The feature set '{destination}' is not complete, so there is nothing to {purpose}. Finish it with: "
             f"featurepress resume {shlex.quote(str(destination))}"
         )
-    if plan.generation > 1 and (manifest["status"], manifest["generation"]) != ("complete", plan.generation):
-        return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+    is_complete = (manifest["status"], manifest["generation"]) == ("complete", plan.generation)
+    if not is_complete or ledger.unsettled_shards(plan.storage):
+        finished = Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+        if not is_complete:
+            return finished
     new = ledger.next_plan(plan, purpose)
-    work = kind(new, lambda: _begin_generation(new, manifest))
+    work = kind(new, lambda: _begin_generation(new))
     return Driver(new, engine, on_progress, started, work=work).run(is_new=False)
 
 
-def _begin_generation(plan: Plan, manifest: Mapping[str, Any]) -> None:
+def _begin_generation(plan: Plan) -> None:
     """Write the plan of a new generation, and say that the set is under way to it."""
     if not ledger.create_plan(plan):
         where = plan.storage.location
@@ -251,21 +254,15 @@ def _begin_generation(plan: Plan, manifest: Mapping[str, Any]) -> None:
             f"Another process has begun to change '{where}' at the same moment. To join it, run: "
             f"featurepress resume {shlex.quote(where)}"
         )
-    _announce_generation(plan, manifest)
+    ledger.announce_generation(plan)
 
 
 def _work_of(plan: Plan) -> Iterable[Work] | None:
     """Give the work of a generation that has begun; None for the first one, whose listing is its work."""
     if plan.generation == 1:
         return None
-    manifest = ledger.read_manifest(plan.storage)
-    if manifest is not None and manifest["generation"] < plan.generation:  # killed between the two
-        _announce_generation(plan, manifest)
+    ledger.announce_generation(plan)  # unless it was killed between the two, this changes nothing
     return {"update": Comparison, "retry": Failed}[plan.purpose](plan)
-
-
-def _announce_generation(plan: Plan, manifest: Mapping[str, Any]) -> None:
-    ledger.write_manifest(plan, {**manifest, "status": "updating", "generation": plan.generation})
 
 
 def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurepress.errors import StorageError
+from featurepress.errors import ReplacedError, StorageError
 from featurepress.records import Failure, ImageRef, Receipt, part_name, part_schema
 from featurepress.sinks import Account, ParquetSink, Row, Sink
 from featurepress.storage import Data, FolderStorage, Storage, open_storage
@@ -84,6 +84,11 @@ def draft(
     )
 
 
+def account_of(sink: Sink, storage: Storage, shard: int) -> Account | None:
+    with sink.standing(storage, shard) as standing:
+        return None if standing is None else standing.account
+
+
 def write(sink: Sink, storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
     """Write a part as a worker does: a batch at a time, from one room that is used again."""
     room = np.zeros((at_once, part.features.shape[1]), np.float32)
@@ -121,10 +126,10 @@ def test_what_is_written_is_read_again_bit_by_bit(
 
 def test_the_account_is_the_receipt_and_the_failures(make_sink: MakeSink, storage: Storage) -> None:
     sink, part = make_sink(()), draft(5)
-    assert sink.account(storage, 3) is None
+    assert account_of(sink, storage, 3) is None
     assert write(sink, storage, part) == part.account
-    assert sink.account(storage, 3) == part.account
-    assert sink.account(storage, 2) is None
+    assert account_of(sink, storage, 3) == part.account
+    assert account_of(sink, storage, 2) is None
 
 
 def test_the_second_writer_loses_learns_from_the_winner_and_leaves_no_trace(
@@ -135,7 +140,7 @@ def test_the_second_writer_loses_learns_from_the_winner_and_leaves_no_trace(
     write(sink, storage, winner)
     data = storage.read(part_name(3))
     assert write(sink, storage, loser) == winner.account
-    assert sink.account(storage, 3) == winner.account
+    assert account_of(sink, storage, 3) == winner.account
     assert storage.read(part_name(3)) == data
     assert [entry.name for entry in storage.list("")] == [part_name(3)]
     assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []
@@ -146,13 +151,13 @@ def test_parts_of_several_shards_stand_side_by_side(make_sink: MakeSink, storage
     parts = [draft(3, shard=shard, seed=shard) for shard in (0, 1, 12_345_678, 123_456_789)]
     for part in parts:
         write(sink, storage, part)
-    assert [sink.account(storage, p.receipt.shard) for p in parts] == [p.account for p in parts]
+    assert [account_of(sink, storage, p.receipt.shard) for p in parts] == [p.account for p in parts]
 
 
 def test_an_account_without_failures(make_sink: MakeSink, storage: Storage) -> None:
     part = replace(draft(2), failures=())
     write(make_sink(()), storage, part)
-    assert make_sink(()).account(storage, 3) == Account(part.receipt, ())
+    assert account_of(make_sink(()), storage, 3) == Account(part.receipt, ())
 
 
 @pytest.mark.parametrize("data", [b"", b"something else", b"PAR1" * 10])
@@ -160,7 +165,7 @@ def test_what_is_no_part_is_named(make_sink: MakeSink, storage: Storage, data: b
     storage.write(part_name(3), data)
     message = r"part-00000003\.parquet' is no part of a feature set"
     with pytest.raises(StorageError, match=message):
-        make_sink(()).account(storage, 3)
+        account_of(make_sink(()), storage, 3)
     with pytest.raises(StorageError, match=message):
         write(make_sink(()), storage, draft(2))
     assert storage.read(part_name(3)) == data
@@ -171,7 +176,7 @@ def test_another_parquet_file_is_no_part(make_sink: MakeSink, storage: Storage) 
     pq.write_table(pa.table({"uri": ["a"]}), buffer)
     storage.write(part_name(3), memoryview(buffer.getvalue()))
     with pytest.raises(StorageError, match="is no part of a feature set"):
-        make_sink(()).account(storage, 3)
+        account_of(make_sink(()), storage, 3)
 
 
 def test_a_part_that_vanishes_between_is_named(make_sink: MakeSink) -> None:
@@ -223,7 +228,7 @@ def test_two_parts_may_be_filled_at_once(make_sink: MakeSink, storage: Storage) 
 def test_a_sink_travels(make_sink: MakeSink, storage: Storage) -> None:
     part = draft(2)
     write(pickle.loads(pickle.dumps(make_sink(()))), storage, part)
-    assert make_sink(()).account(storage, 3) == part.account
+    assert account_of(make_sink(()), storage, 3) == part.account
 
 
 # -- a part in place of another ------------------------------------------------------------------------------
@@ -232,6 +237,7 @@ def test_a_sink_travels(make_sink: MakeSink, storage: Storage) -> None:
 def revise(sink: Sink, storage: Storage, keep: list[int], new: Draft) -> Account:
     """Replace part 3 by one that has the rows of `new`, and of the old one those that are kept, relabelled."""
     with sink.standing(storage, 3) as standing, closing(sink.begin()) as writer:
+        assert standing is not None
         writer.add(new.rows, new.features)
         uris = list(standing.hashes)
         wanted = {uris[i]: ImageRef(uris[i], 0, 10, "2", ("relabelled",)) for i in keep}
@@ -251,10 +257,11 @@ def test_rows_are_carried_over_bit_by_bit_with_new_fields(make_sink: MakeSink, s
     sink, old, new = make_sink(("label",)), draft(300, field_names=("label",)), second(4)
     write(sink, storage, old)
     with sink.standing(storage, 3) as standing:
+        assert standing is not None
         assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
     kept = [299, 0, 17]
     assert revise(sink, storage, kept, new) == new.account
-    assert sink.account(storage, 3) == new.account
+    assert account_of(sink, storage, 3) == new.account
     table = read_table(storage, 3)
     assert table["uri"].to_pylist() == [row.ref.uri for row in new.rows] + [
         old.rows[i].ref.uri for i in sorted(kept)
@@ -271,12 +278,35 @@ def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(
     sink, one, other = make_sink(("label",)), second(2), second(5)
     write(sink, storage, draft(20, field_names=("label",)))
     with sink.standing(storage, 3) as standing, closing(sink.begin()) as writer:
+        assert standing is not None
         assert revise(sink, storage, [1], one) == one.account
         writer.add(other.rows, other.features)
         assert writer.commit(storage, other.receipt, other.failures, replaces=standing.version) == one.account
     assert len(read_table(storage, 3)) == 3
 
 
-def test_a_part_that_is_gone_cannot_be_carried_over(make_sink: MakeSink, storage: Storage) -> None:
-    with pytest.raises(StorageError, match="is gone: its rows cannot be carried over"):
-        make_sink(()).standing(storage, 3).__enter__()
+def test_a_part_of_another_generation_in_the_meantime_is_told(make_sink: MakeSink, storage: Storage) -> None:
+    sink, late = make_sink(("label",)), second(5)
+    write(sink, storage, draft(20, field_names=("label",)))
+    with sink.standing(storage, 3) as standing, closing(sink.begin()) as writer:
+        assert standing is not None
+        newer = second(2)
+        revise(sink, storage, [1], replace(newer, receipt=replace(newer.receipt, generation=3)))
+        writer.add(late.rows, late.features)
+        with pytest.raises(ReplacedError, match="was replaced by another generation while this run was at it"):
+            writer.commit(storage, late.receipt, late.failures, replaces=standing.version)
+    standing_now = account_of(sink, storage, 3)
+    assert standing_now is not None
+    assert standing_now.receipt.generation == 3
+
+
+def test_a_standing_part_stays_what_it_was(make_sink: MakeSink, storage: Storage) -> None:
+    sink, old = make_sink(("label",)), draft(60_000, field_names=("label",))
+    write(sink, storage, old)
+    with sink.standing(storage, 3) as standing:
+        assert standing is not None
+        revise(sink, storage, [1], second(2))
+        try:
+            assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
+        except ReplacedError:
+            assert storage.is_remote

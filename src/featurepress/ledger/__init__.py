@@ -24,6 +24,7 @@ The part decides: failures and receipt are copies for people and for quick listi
 
 from featurepress.ledger.listing import (
     Chunk,
+    References,
     Revision,
     commit_chunk,
     commit_revision,
@@ -41,6 +42,8 @@ from featurepress.ledger.plan import (
     MANIFEST,
     PLAN,
     Plan,
+    announce_generation,
+    complete_manifest,
     create_plan,
     is_unconditional,
     new_plan,
@@ -49,7 +52,6 @@ from featurepress.ledger.plan import (
     read_generation,
     read_manifest,
     read_plan,
-    write_manifest,
 )
 from featurepress.ledger.shards import (
     Totals,
@@ -60,7 +62,9 @@ from featurepress.ledger.shards import (
     newest_receipts,
     read_failures,
     read_receipt,
+    read_receipts,
     settle_shard,
+    unsettled_shards,
 )
 
 __all__ = [
@@ -68,12 +72,15 @@ __all__ = [
     "PLAN",
     "Chunk",
     "Plan",
+    "References",
     "Revision",
     "Totals",
+    "announce_generation",
     "attempt",
     "clear_attempts",
     "commit_chunk",
     "commit_revision",
+    "complete_manifest",
     "count_revision",
     "create_plan",
     "delete_receipt",
@@ -92,10 +99,11 @@ __all__ = [
     "read_manifest",
     "read_plan",
     "read_receipt",
+    "read_receipts",
     "read_references",
     "read_revision",
     "read_shard",
     "revised_shards",
     "settle_shard",
-    "write_manifest",
+    "unsettled_shards",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from featurepress.errors import StorageError
 from featurepress.ledger.plan import Plan, dump_json, read_json
@@ -41,6 +42,11 @@ class Chunk:
     skipped: Mapping[str, int]
     positions: tuple[bytes, ...] = ()
 
+    @property
+    def n_more(self) -> int:
+        """By how many images the set grows: all of them."""
+        return self.n_images
+
 
 @dataclass(frozen=True)
 class Revision:
@@ -52,15 +58,41 @@ class Revision:
         Its number, which it keeps.
     n_images : int
         References in it now.
+    n_before : int
+        References in it up to now.
     """
 
     shard: int
     n_images: int
+    n_before: int
 
     @property
     def shards(self) -> range:
         """Its number, alone."""
         return range(self.shard, self.shard + 1)
+
+    @property
+    def n_more(self) -> int:
+        """By how many images the set grows."""
+        return self.n_images - self.n_before
+
+
+class References(NamedTuple):
+    """What a shard consists of.
+
+    Attributes
+    ----------
+    refs : list of ImageRef
+        In order.
+    carried : list of bool
+        For each whether its row, or its failure, is carried over without a look at it.
+    base : int
+        The generation of the part from which they are carried over; 0 for a new shard.
+    """
+
+    refs: list[ImageRef]
+    carried: list[bool]
+    base: int = 0
 
 
 def commit_chunk(
@@ -79,13 +111,15 @@ def commit_chunk(
     number : int
         Number of the chunk.
     refs : sequence of ImageRef
-        At most as many as the layout allows, in order.
+        At most as many as the layout allows, in order. A chunk that is not full is the last for good; where the
+        last one is full, an empty one after it says so. No two drivers can take the end for another one.
     skipped : mapping
         What the listing has passed over up to the end of this chunk.
     positions : sequence of bytes
         The last key of each source up to the end of this chunk, from which an interrupted listing goes on.
     """
-    about = {"last_key": refs[-1].order.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
+    last_key = refs[-1].order if refs else b""
+    about = {"last_key": last_key.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
     runs = [sum(1 for _ in run) for _, run in itertools.groupby(refs, key=lambda ref: ref.container)]
     sizes = plan.layout.cut(number, runs)
     name = _chunk_name(plan, number)
@@ -185,7 +219,7 @@ def _references(plan: Plan, columns: Mapping[str, list[Any]]) -> list[ImageRef]:
 # -- revisions -----------------------------------------------------------------------------------------------
 
 
-def commit_revision(plan: Plan, shard: int, refs: Sequence[ImageRef], carried: Sequence[bool]) -> Revision:
+def commit_revision(plan: Plan, shard: int, references: References, n_before: int) -> Revision:
     """Write the references that a shard has from now on, only if absent, and give the revision that stands.
 
     Parameters
@@ -194,54 +228,59 @@ def commit_revision(plan: Plan, shard: int, refs: Sequence[ImageRef], carried: S
         Of this generation.
     shard : int
         A shard of an earlier one.
-    refs : sequence of ImageRef
-        In order; images that are gone are not among them.
-    carried : sequence of bool
-        For each whether its row, or its failure, is carried over without a look at it.
+    references : References
+        Images that are gone are not among them.
+    n_before : int
+        How many references the shard has had up to now.
     """
     import numpy as np
     import pyarrow as pa
 
-    name = _revision_name(plan, shard)
-    flags = pa.array(np.array(carried, bool))
-    plan.storage.create(name, _encoded(plan, refs, [len(refs)] if refs else [], {}, carried=flags))
-    footer = _read_footer(plan, name)
-    if footer is None:
-        raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
-    return Revision(shard, footer.num_rows)
+    refs, carried, base = references
+    about, flags = {"base": base, "before": n_before}, pa.array(np.array(carried, bool))
+    sizes = [len(refs)] if refs else []
+    plan.storage.create(_revision_name(plan, shard), _encoded(plan, refs, sizes, about, carried=flags))
+    return count_revision(plan, shard)
 
 
-def read_revision(plan: Plan, shard: int) -> tuple[list[ImageRef], list[bool]]:
-    """Give the references of a revised shard, and which of them are carried over."""
+def read_revision(plan: Plan, shard: int) -> References:
+    """Give the references of a revised shard."""
     import pyarrow.parquet as pq
 
     name = _revision_name(plan, shard)
     with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
-        columns = parquet.read().to_pydict()
-    return _references(plan, columns), columns["carried"]
+        columns, about = parquet.read().to_pydict(), json.loads(parquet.metadata.metadata[b"featurepress"])
+        return References(_references(plan, columns), columns["carried"], about["base"])
 
 
-def read_references(plan: Plan, shard: int) -> tuple[list[ImageRef], list[bool]]:
-    """Give the references of a shard that this generation presses, and which of them are carried over."""
+def read_references(plan: Plan, shard: int) -> References:
+    """Give the references of a shard that this generation presses."""
     if shard < plan.first_shard:
         return read_revision(plan, shard)
     refs = read_shard(plan, shard)
-    return refs, [False] * len(refs)
+    return References(refs, [False] * len(refs))
 
 
 def revised_shards(plan: Plan) -> set[int]:
     """Give the shards whose revision stands in the plan's generation."""
-    found = set()
-    for entry in plan.storage.list(plan.folder) if plan.generation > 1 else ():
-        digits = entry.name.removeprefix(f"{plan.folder}/part-").removesuffix(".parquet")
-        if digits.isdecimal():
-            found.add(int(digits))
-    return found
+    found = (revision_of(entry.name) for entry in plan.storage.list(plan.folder) if plan.generation > 1)
+    return {shard for generation, shard in found if generation == plan.generation}
+
+
+def revision_of(name: str) -> tuple[int, int]:
+    """Give generation and shard of the revision that has this name; (0, 0) if it names something else."""
+    match = re.fullmatch(r"plan/g(\d+)/part-(\d+)\.parquet", name)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def count_revision(plan: Plan, shard: int) -> Revision:
     """Give a revision that stands."""
-    return Revision(shard, _read_footer(plan, _revision_name(plan, shard)).num_rows)
+    name = _revision_name(plan, shard)
+    footer = _read_footer(plan, name)
+    if footer is None:
+        raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
+    with undamaged(plan.storage, name):
+        return Revision(shard, footer.num_rows, json.loads(footer.metadata[b"featurepress"])["before"])
 
 
 def _revision_name(plan: Plan, shard: int) -> str:
@@ -263,7 +302,8 @@ def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[st
     skipped : mapping
         What the listing has passed over.
     **more
-        Of an update: counts of images ``new``, ``changed``, ``deleted`` and ``unchanged``.
+        Of a later generation: images that there were ``before`` it; of an update, those that are ``new``,
+        ``changed`` and ``deleted``.
     """
     values = {"chunks": n_chunks, "images": n_images, "skipped": dict(skipped), **more}
     plan.storage.create(f"{plan.folder}/listing.json", dump_json(values))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from featurepress.errors import FeatureSetError
+from featurepress.errors import FeatureSetError, StoppedError, StorageError
 from featurepress.layout import Layout, Tier
 from featurepress.records import FORMAT_VERSION, BackboneSpec, SourceSpec
 from featurepress.settings import Settings
@@ -220,9 +221,59 @@ def _parsed(storage: Storage, name: str, data: bytes) -> Plan:
 # -- JSON ----------------------------------------------------------------------------------------------------
 
 
-def write_manifest(plan: Plan, values: Mapping[str, Any]) -> None:
-    """Declare the feature set complete, or under way to its next generation."""
-    plan.storage.write(MANIFEST, dump_json(values))
+def complete_manifest(plan: Plan, values: Mapping[str, Any]) -> None:
+    """Declare the feature set complete. A driver that comes late never sets a later generation back.
+
+    Raises
+    ------
+    StoppedError
+        A later generation has begun.
+    """
+    _change_manifest(plan, lambda standing: values)
+
+
+def announce_generation(plan: Plan) -> None:
+    """Say in the manifest that the set is under way to the plan's generation, unless that is said already."""
+
+    def announced(standing: dict[str, Any] | None) -> dict[str, Any] | None:
+        if standing is None or standing["generation"] >= plan.generation:
+            return None
+        return {**standing, "status": "updating", "generation": plan.generation}
+
+    _change_manifest(plan, announced)
+
+
+def _change_manifest(plan: Plan, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+    """Put what `change` makes of the manifest in its place, and only there: another driver may be at it, too."""
+    storage, is_written = plan.storage, False
+    while not is_written:
+        data, version = _read_version(storage, MANIFEST)
+        with undamaged(storage, MANIFEST):
+            standing = None if data is None else json.loads(data)
+        if standing is not None and standing.get("generation", 1) > plan.generation:
+            raise StoppedError(
+                f"The feature set '{storage.location}' has gone on to generation {standing['generation']} while "
+                f"this run was at generation {plan.generation}. Nothing more was written; look at it with: "
+                f"featurepress info {shlex.quote(storage.location)}"
+            )
+        values = change(standing)
+        if values is None:
+            return
+        content = dump_json(values)
+        is_written = (
+            storage.create(MANIFEST, content) if data is None else storage.replace(MANIFEST, content, version)
+        )
+
+
+def _read_version(storage: Storage, name: str) -> tuple[bytes | None, str]:
+    try:
+        file, version = storage.open_version(name)
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None, ""
+        raise
+    with file:
+        return file.read(), version
 
 
 def read_manifest(storage: Storage) -> dict[str, Any] | None:

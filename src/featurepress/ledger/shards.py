@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import socket
 import time
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurepress.child import when_abandoned
-from featurepress.ledger.plan import Plan, dump_json
+from featurepress.ledger.listing import revision_of
+from featurepress.ledger.plan import Plan, dump_json, read_generation
 from featurepress.records import Failure, Receipt, failure_schema, part_name, text_array
-from featurepress.storage import at_once, undamaged
+from featurepress.storage import Storage, at_once, each_at_once, undamaged
 
 
 def _receipt_name(plan: Plan, shard: int) -> str:
@@ -105,6 +107,9 @@ def read_failures(plan: Plan, shard: int) -> list[Failure]:
     return [Failure(**row) for row in rows]
 
 
+# -- receipts ------------------------------------------------------------------------------------------------
+
+
 def clear_attempts(plan: Plan) -> None:
     """Take away the marks of deaths, once everything is done."""
     for entry in plan.storage.list("attempts"):
@@ -113,14 +118,49 @@ def clear_attempts(plan: Plan) -> None:
 
 def finished_shards(plan: Plan) -> set[int]:
     """Give the shards that have both a receipt of this generation and a part."""
-    ending = _receipt_name(plan, 0).partition("part-00000000")[2]
     parts = {entry.name for entry in plan.storage.list("features")}
-    shards = set()
-    for entry in plan.storage.list("receipts"):
-        digits, _, rest = entry.name.removeprefix("receipts/part-").partition(".")
-        if digits.isdecimal() and f".{rest}" == ending and part_name(int(digits)) in parts:
-            shards.add(int(digits))
-    return shards
+    return {
+        shard
+        for shard, generation in _receipts(plan.storage)
+        if generation == plan.generation and part_name(shard) in parts
+    }
+
+
+def _receipts(storage: Storage) -> Iterator[tuple[int, int]]:
+    """Yield shard and generation of the receipts; one that a power cut left empty is none."""
+    for entry in storage.list("receipts"):
+        match = re.fullmatch(r"receipts/part-(\d+)(?:\.g(\d+))?\.json", entry.name)
+        if match and entry.size:
+            yield int(match[1]), int(match[2] or 1)
+
+
+def unsettled_shards(storage: Storage) -> dict[int, set[int]]:
+    """Give the shards whose part, or newest revision, stands without its receipt, by the generation of that.
+
+    In a complete set there are none, unless a receipt was lost, or a driver was killed that had come upon one
+    more revision while another one declared the set complete. Pressing them settles both. Costs three listings.
+    """
+    settled: dict[int, int] = {}
+    for shard, generation in _receipts(storage):
+        settled[shard] = max(generation, settled.get(shard, 0))
+    revised: dict[int, int] = {}
+    for generation, shard in (revision_of(entry.name) for entry in storage.list("plan")):
+        revised[shard] = max(generation, revised.get(shard, 0))
+    left: dict[int, set[int]] = {}
+    for entry in storage.list("features"):
+        digits = entry.name.removeprefix("features/part-").removesuffix(".parquet")
+        if digits.isdecimal() and settled.get(int(digits), 0) < max(1, revised.get(int(digits), 0)):
+            shard = int(digits)
+            left.setdefault(revised.get(shard) or _origin(storage, shard), set()).add(shard)
+    return left
+
+
+def _origin(storage: Storage, shard: int) -> int:
+    """Give the generation in which a shard was new."""
+    number, plan = 1, read_generation(storage, 1)
+    while plan is not None and plan.first_shard <= shard:
+        number, plan = number + 1, read_generation(storage, number + 1)
+    return number - 1
 
 
 def read_receipt(plan: Plan, shard: int) -> Receipt | None:
@@ -132,18 +172,20 @@ def read_receipt(plan: Plan, shard: int) -> Receipt | None:
         return None
 
 
+def read_receipts(plan: Plan, shards: Sequence[int]) -> Iterator[Receipt | None]:
+    """Yield the receipts of some shards, in their order."""
+    return each_at_once(plan.storage, lambda shard: read_receipt(plan, shard), shards)
+
+
 def newest_receipts(plan: Plan) -> Iterator[Receipt]:
     """Yield the newest receipt of each part that the set has; a lost one is none."""
     newest: dict[int, int] = {}
-    for entry in plan.storage.list("receipts"):
-        digits, _, rest = entry.name.removeprefix("receipts/part-").partition(".")
-        generation = rest.removesuffix("json").strip("g.") or "1"
-        if digits.isdecimal() and generation.isdecimal() and int(generation) <= plan.generation:
-            newest[int(digits)] = max(int(generation), newest.get(int(digits), 1))
-    for shard, number in sorted(newest.items()):
-        receipt = read_receipt(replace(plan, generation=number), shard)
-        if receipt is not None:
-            yield receipt
+    for shard, generation in _receipts(plan.storage):
+        if generation <= plan.generation:
+            newest[shard] = max(generation, newest.get(shard, 1))
+    plans = {generation: replace(plan, generation=generation) for generation in set(newest.values())}
+    found = each_at_once(plan.storage, lambda shard: read_receipt(plans[newest[shard]], shard), sorted(newest))
+    return (receipt for receipt in found if receipt is not None)
 
 
 def delete_receipt(plan: Plan, shard: int) -> None:

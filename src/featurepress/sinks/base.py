@@ -2,7 +2,7 @@
 
 The life of a part:
 
-1. A worker asks `account` whether the part of its shard stands already; then there is nothing to press.
+1. A worker looks with `standing` whether the part of its shard stands already; then there is nothing to press.
 2. Else it calls `begin` and gives the new part rows with `add`, as they are pressed.
 3. `commit` creates the part only if absent. Of several attempts at the shard, in any processes on any
    machines, one wins; the others throw their rows away.
@@ -10,8 +10,8 @@ The life of a part:
    writes the failures and the receipt.
 5. `close` gives back what the part took, committed or not.
 
-An update replaces a part: `standing` opens the old one, its rows are carried over by `add`, and `commit` succeeds
-only over the version that was opened.
+An update replaces a part: of the old one, which `standing` has opened, rows are carried over by `add`, and
+`commit` succeeds only over the version that was opened.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class PartWriter(Protocol):
     def commit(
         self, storage: Storage, receipt: Receipt, failures: Sequence[Failure], *, replaces: str = ""
     ) -> Account:
-        """Create the part only if absent, or replace the version `replaces`; give the account of what stands."""
+        """Create the part only if absent, or replace the version `replaces`; give the account of what stands.
+
+        Raises ReplacedError where that is of another generation.
+        """
 
     def close(self) -> None:
         """Give back what the part takes, committed or not."""
@@ -60,6 +63,10 @@ class PartWriter(Protocol):
 
 class StandingPart(Protocol):
     """A part as it stands, open for carrying rows over."""
+
+    @property
+    def account(self) -> Account:
+        """What its footer says of its shard."""
 
     @property
     def version(self) -> str:
@@ -79,8 +86,5 @@ class Sink(Protocol):
     def begin(self) -> PartWriter:
         """Give an empty part."""
 
-    def account(self, storage: Storage, shard: int) -> Account | None:
-        """Give the account of the part of a shard, or None if there is none."""
-
-    def standing(self, storage: Storage, shard: int) -> AbstractContextManager[StandingPart]:
-        """Open the part of a shard, which is there."""
+    def standing(self, storage: Storage, shard: int) -> AbstractContextManager[StandingPart | None]:
+        """Open the part of a shard, or give None if there is none."""

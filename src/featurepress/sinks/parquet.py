@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from featurepress.errors import StorageError
+from featurepress.errors import ReplacedError, StorageError
 from featurepress.records import (
     Failure,
     ImageRef,
@@ -61,38 +62,32 @@ class ParquetSink:
         """Give an empty part."""
         return ParquetPart(self)
 
-    def account(self, storage: Storage, shard: int) -> Account | None:
-        """Read the footer of the part of a shard."""
-        try:
-            with storage.open(part_name(shard)) as file:
-                footer = pq.read_metadata(file).metadata[_FOOTER.encode()]
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
-        except (pa.ArrowInvalid, KeyError, TypeError) as error:
-            raise StorageError(
-                f"'{storage.location}/{part_name(shard)}' is no part of a feature set: {error}. "
-                "Delete it, and resume."
-            ) from error
-        values = json.loads(footer)
-        return Account(Receipt(**values["receipt"]), tuple(Failure(*row) for row in values["failures"]))
-
     @contextlib.contextmanager
-    def standing(self, storage: Storage, shard: int) -> Iterator[StandingParquet]:
-        """Open the part of a shard for carrying rows over."""
+    def standing(self, storage: Storage, shard: int) -> Iterator[StandingParquet | None]:
+        """Open the part of a shard, or give None if there is none."""
         name = part_name(shard)
-        entry = storage.look(name)
-        if entry is None:
-            raise StorageError(
-                f"'{storage.location}/{name}' is gone: its rows cannot be carried over. Restore it, or embed anew."
-            )
-        with (
-            undamaged(storage, name),
-            storage.open(name) as file,
-            pq.ParquetFile(file, pre_buffer=False) as parquet,
-        ):
-            yield StandingParquet(parquet, entry.version)
+        try:
+            file, version = storage.open_version(name)
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            yield None
+            return
+        with file:
+            try:
+                parquet = pq.ParquetFile(file, pre_buffer=False)
+                account = _account(parquet.metadata.metadata[_FOOTER.encode()])
+            except (pa.ArrowInvalid, KeyError, TypeError) as error:
+                raise StorageError(
+                    f"'{storage.location}/{name}' is no part of a feature set: {error}. Delete it, and resume."
+                ) from error
+            with parquet:
+                yield StandingParquet(parquet, version, account, functools.partial(undamaged, storage, name))
+
+
+def _account(footer: bytes) -> Account:
+    values = json.loads(footer)
+    return Account(Receipt(**values["receipt"]), tuple(Failure(*row) for row in values["failures"]))
 
 
 class StandingParquet:
@@ -104,19 +99,38 @@ class StandingParquet:
         The part, open.
     version : str
         Of the object.
+    account : Account
+        From its footer.
+    undamaged : callable
+        Gives a context that names the part where it cannot be read.
     """
 
-    def __init__(self, parquet: pq.ParquetFile, version: str) -> None:
+    def __init__(
+        self,
+        parquet: pq.ParquetFile,
+        version: str,
+        account: Account,
+        undamaged: Callable[[], contextlib.AbstractContextManager[None]],
+    ) -> None:
         self._parquet = parquet
         self.version = version
-        columns = parquet.read(["uri", "sha256"], use_threads=False)
-        self.hashes = dict(zip(*(columns.column(i).to_pylist() for i in range(2)), strict=True))
+        self.account = account
+        self._undamaged = undamaged
+
+    @functools.cached_property
+    def hashes(self) -> dict[str, str]:
+        """Each uri with the sha256 of its image."""
+        with self._undamaged():
+            columns = self._parquet.read(["uri", "sha256"], use_threads=False)
+        return dict(zip(*(columns.column(i).to_pylist() for i in range(2)), strict=True))
 
     def rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
         """Yield the rows of the wanted uris, in the part's order, with the fields of the references given."""
         for number in range(self._parquet.num_row_groups):
             if wanted:
-                yield self._rows_of(self._parquet.read_row_group(number, use_threads=False), wanted)
+                with self._undamaged():
+                    table = self._parquet.read_row_group(number, use_threads=False)
+                yield self._rows_of(table, wanted)
 
     def _rows_of(self, table: pa.Table, wanted: Mapping[str, ImageRef]) -> tuple[list[Row], Features]:
         table = table.combine_chunks()
@@ -185,13 +199,18 @@ class ParquetPart:
             is_ours = storage.create(name, self._encoded())
         if is_ours:
             return Account(receipt, tuple(failures))
-        standing = self._sink.account(storage, receipt.shard)
-        if standing is None or standing.receipt.generation != receipt.generation:
-            raise StorageError(
-                f"'{storage.location}/{name}' was there and is gone, or another one: "
-                "something else changes parts of this feature set. Stop it, and resume."
-            )
-        return standing
+        with self._sink.standing(storage, receipt.shard) as standing:
+            if standing is None:
+                raise StorageError(
+                    f"'{storage.location}/{name}' was there and is gone: something else changes parts of this "
+                    "feature set. Stop it, and resume."
+                )
+            if standing.account.receipt.generation != receipt.generation:
+                raise ReplacedError(
+                    f"'{storage.location}/{name}' was replaced by another generation while this run was at it. "
+                    "Stop the other run, and resume."
+                )
+            return standing.account
 
     def close(self) -> None:
         """Give back what the part takes, committed or not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featurepress.errors import DestinationError
-from featurepress.storage.base import Data, Entry, Storage, at_once, pieces, undamaged
+from featurepress.storage.base import Data, Entry, Storage, at_once, each_at_once, pieces, undamaged
 from featurepress.storage.connection import SCHEMES, Address, scheme_of
 from featurepress.storage.folder import FolderStorage
 
@@ -38,6 +38,7 @@ __all__ = [
     "FolderStorage",
     "Storage",
     "at_once",
+    "each_at_once",
     "open_storage",
     "pieces",
     "undamaged",

@@ -7,13 +7,16 @@ for a new version of an object: it succeeds only over the version that was read.
 
 from __future__ import annotations
 
+import collections
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 from featurepress.errors import FeatureSetError
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow one another
 
 
@@ -106,6 +109,24 @@ def at_once(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
         return [call() for call in calls]
     with ThreadPoolExecutor(len(calls), "featurepress-storage") as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def each_at_once(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Yield what a call gives for each item, in order; some are made ahead at once where each takes requests."""
+    if not storage.is_remote:
+        yield from map(call, items)
+        return
+    with ThreadPoolExecutor(_AHEAD, "featurepress-storage") as pool:
+        waiting: collections.deque[Future[Result]] = collections.deque()
+        for item in items:
+            waiting.append(pool.submit(call, item))
+            if len(waiting) == 2 * _AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+_AHEAD = 32
 
 
 @contextlib.contextmanager
