@@ -10,7 +10,7 @@ MODEL_TESTS := tests/models tests/test_verify.py tests/cli/test_models.py tests/
 STORE_TESTS := tests/servers tests/storage tests/test_buckets.py \
 	tests/sources/test_objects.py tests/sources/test_objects_reading.py
 
-.PHONY: help demo test test-stores test-models lint format bench bench-memory bench-latency bench-peers clean
+.PHONY: help demo test test-stores test-models lint format bench bench-memory bench-latency bench-update bench-peers clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
@@ -21,6 +21,7 @@ help:
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
 	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, on disk and in a bucket, start-up times"
+	@echo "make bench-update    measure an update of 100,000 pictures beside the run that made them (4 minutes)"
 	@echo "make bench-latency    measure what 20 ms added to every request of a bucket cost (3 minutes)"
 
 $(BIN)/python:
@@ -80,6 +81,9 @@ bench-peers: $(VENV)/.installed-dev
 bench-memory: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.memory --bucket
+
+bench-update: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.update
 
 bench-latency: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.latency

@@ -1,0 +1,62 @@
+"""What an update costs beside the run that made the set: 1 % of the pictures new, 1 % changed, 1 % deleted.
+
+    python -m benchmarks.update [--images N]
+
+MobileNetV2 1.0 at 96, drawn weights, float32, pooled. Every picture has bytes of its own, and the changed ones get
+other bytes. It is proven by count on how many pictures the model ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import featurepress as fp
+from benchmarks.speed import SHARED, headline, lay_out_pictures
+from featurepress.models.catalog import add_model
+from featurepress.settings import Choices
+
+_DRAW = """
+import keras, sys
+keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3)).save(sys.argv[1])
+"""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100_000)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["FEATUREPRESS_HOME"] = str(Path(work, "home"))
+        model = Path(work, "model.keras")
+        subprocess.run(
+            [sys.executable, "-c", _DRAW, str(model)], env={**os.environ, "KERAS_BACKEND": "openvino"}, check=True
+        )
+        add_model(str(model), "drawn", Choices(mode="tf"))
+        folder = lay_out_pictures(SHARED / "data", Path(work, "pictures"), asked.images)
+        pictures = sorted(folder.rglob("*.jpg"))
+        for number, path in enumerate(pictures):  # behind the end marker, where no decoder looks
+            with path.open("ab") as file:
+                file.write(number.to_bytes(4, "little"))
+        out = Path(work, "features")
+        whole = fp.embed(str(folder), out, model="drawn", precision="float32").summary.seconds
+        for path in pictures[::100]:
+            path.unlink()
+        for path in pictures[1::100]:
+            with path.open("ab") as file:
+                file.write(b"changed")
+        for path in pictures[2::100]:
+            path.with_name(f"new-{path.name}").write_bytes(path.read_bytes() + b"new")
+        update = fp.update(out).summary
+        print(headline())
+        print(f"full run {whole:.1f} s, update {update.seconds:.1f} s: {update.seconds / whole:.3f}")
+        print(update.changes)
+
+
+if __name__ == "__main__":
+    main()
