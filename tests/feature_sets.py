@@ -50,7 +50,7 @@ def made(
         with storage.stream(part_name(part)) as file:
             pq.write_table(table.slice(start, rows_a_part), file)
     if complete:
-        ledger.complete_manifest(plan, {"status": "complete"})
+        ledger.complete_manifest(plan, lambda: {"status": "complete"})
     return FeatureSet(plan, ledger.read_manifest(storage))
 
 

@@ -31,7 +31,7 @@ ARROWS = """
     driver      -> tasks lister engines exports featureset ledger sources progress records settings errors
     tasks       -> pipeline ledger child records
     pipeline    -> sources images backbones sinks ledger storage child records settings errors
-    changes     -> ledger sources records
+    changes     -> ledger sources sinks records
     lister      -> ledger sources records
     engines     -> ledger child errors
     exports     -> featureset ledger storage child records settings errors

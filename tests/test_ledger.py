@@ -304,23 +304,23 @@ def test_totals_add_up() -> None:
 
 def test_the_manifest_is_read_as_it_was_written(plan: Plan) -> None:
     assert ledger.read_manifest(plan.storage) is None
-    ledger.complete_manifest(plan, {"status": "updating"})
-    ledger.complete_manifest(plan, {"status": "complete", "ü": 1})
+    ledger.complete_manifest(plan, lambda: {"status": "updating"})
+    ledger.complete_manifest(plan, lambda: {"status": "complete", "ü": 1})
     assert ledger.read_manifest(plan.storage) == {"status": "complete", "ü": 1}
 
 
 def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
     first = {"status": "complete", "generation": 1, "listed": 7}
-    ledger.complete_manifest(plan, first)
+    ledger.complete_manifest(plan, lambda: first)
     second = replace(plan, generation=2)
     ledger.announce_generation(second)
     updating = {"status": "updating", "generation": 2, "listed": 7}
     assert ledger.read_manifest(plan.storage) == updating
     with pytest.raises(StoppedError, match=r"has gone on to generation 2 while this run was at generation 1"):
-        ledger.complete_manifest(plan, first)
+        ledger.complete_manifest(plan, lambda: first)
     assert ledger.read_manifest(plan.storage) == updating
     complete = {"status": "complete", "generation": 2, "listed": 8}
-    ledger.complete_manifest(second, complete)
+    ledger.complete_manifest(second, lambda: complete)
     ledger.announce_generation(second)  # another driver of the same generation, late
     assert ledger.read_manifest(plan.storage) == complete
 
@@ -328,7 +328,7 @@ def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
 def test_of_drivers_that_declare_at_once_the_latest_generation_stands(plan: Plan) -> None:
     def declare(generation: int) -> None:
         with contextlib.suppress(StoppedError):
-            ledger.complete_manifest(replace(plan, generation=generation), {"generation": generation})
+            ledger.complete_manifest(replace(plan, generation=generation), lambda: {"generation": generation})
 
     for _ in range(20):
         with ThreadPoolExecutor(8) as pool:

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 from featurepress import ledger
 from featurepress.ledger import Chunk, Plan, References, Revision
-from featurepress.records import ImageRef, part_name
+from featurepress.records import Failure, ImageRef
+from featurepress.sinks import ParquetSink
 from featurepress.sources import Listing, open_source
 
 LOOKS_IN_FLIGHT = 32
@@ -70,6 +71,23 @@ class History:
             else ledger.read_revision(newest, shard).refs
         )
 
+    def count_images(self) -> int:
+        """Give the number of images, from the references that stand."""
+        total = 0
+        for plan in self._plans:
+            listing = ledger.read_listing(plan) or {"chunks": 0}
+            chunks = (ledger.read_chunk(plan, number) for number in range(listing["chunks"]))
+            total += sum(chunk.n_images for chunk in chunks if chunk is not None)
+            total += sum(
+                revision.n_more for revision in ledger.count_revisions(plan, self._revised[plan.generation])
+            )
+        return total
+
+    @property
+    def last_revised(self) -> set[int]:
+        """The shards that the last generation has revised."""
+        return self._revised[self._plans[-1].generation]
+
     def generation_of(self, shard: int) -> int:
         """Give the generation that wrote the part of a shard as it is now."""
         return (self._newest(shard) or self._origin(shard)).generation
@@ -92,7 +110,6 @@ class _Part:
     carried: list[bool] = field(default_factory=list)
     n_before: int = 0
     has_changed: bool = False
-    is_lost: bool = False
 
     def add(self, ref: ImageRef, *, carried: bool) -> None:
         self.refs.append(ref)
@@ -106,7 +123,7 @@ class _Generation:
     stands, and by nothing that one of them has counted on the way.
     """
 
-    def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
+    def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
         self.plan = plan
         self._begin = begin
         self.has_begun = begin is None
@@ -159,17 +176,17 @@ class _Generation:
 
     def _revise(self, part: _Part, history: History) -> Iterator[Revision]:
         """Commit the revision of a part, unless one stands."""
-        if (part.has_changed or part.is_lost) and part.shard not in self._revised:
-            self._begin_now()
+        if part.has_changed and part.shard not in self._revised:
+            self._begin_now(history)
             self._require_open()
             base = history.generation_of(part.shard)
             references = References(part.refs, part.carried, base)
             self._revised.add(part.shard)
             yield ledger.commit_revision(self.plan, part.shard, references, part.n_before)
 
-    def _begin_now(self) -> None:
+    def _begin_now(self, history: History) -> None:
         if not self.has_begun and self._begin is not None:
-            self._begin()
+            self._begin(history.last_revised)
             self.has_begun = True
 
     def _require_open(self) -> None:
@@ -193,8 +210,8 @@ class Comparison(_Generation):
     plan : Plan
         Of the new generation.
     begin : callable, optional
-        Called once before anything is committed; where nothing has changed it is never called. None if the
-        generation has begun in an earlier run.
+        Called once before anything is committed, with the shards that the generation before has revised; where
+        nothing has changed it is never called. None if the generation has begun in an earlier run.
 
     Attributes
     ----------
@@ -206,7 +223,7 @@ class Comparison(_Generation):
     A few microseconds an image. In memory: the largest part of each generation, and a chunk of new images.
     """
 
-    def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
+    def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
         super().__init__(plan, begin)
         self.n_new = self.n_changed = self.n_deleted = 0
         settings = plan.settings
@@ -227,24 +244,26 @@ class Comparison(_Generation):
         return super()._take(chunk)
 
     def _found(self) -> Iterator[Chunk | Revision]:
-        parts = {entry.name for entry in self.plan.storage.list("features")}
         history = History(self.plan)
         for known, ref in _side_by_side(history.images(), iter(self._listing)):
             if known is not None:
                 part = self._open.get(known.generation)
                 if part is None or part.shard != known.shard:
                     yield from self._revise(part, history) if part is not None else ()
-                    part = _Part(known.shard, is_lost=part_name(known.shard) not in parts)
-                    self._open[known.generation] = part
+                    part = self._open[known.generation] = _Part(known.shard)
                 self._compare(part, known.ref, ref)
             elif ref is not None and ref.order > self._last_new and not self._is_ended:
                 self._new.append(ref)
-                if len(self._new) == self.plan.layout.tier(self._n_chunks).chunk:
-                    yield from self._commit()
+                while len(self._new) >= self._chunk_size and not self._is_ended:
+                    yield from self._commit(history)
         for part in self._open.values():
             yield from self._revise(part, history)
         while not self._is_ended and (self._new or self.has_begun):
-            yield from self._commit()
+            yield from self._commit(history)
+
+    @property
+    def _chunk_size(self) -> int:
+        return self.plan.layout.tier(self._n_chunks).chunk
 
     def _compare(self, part: _Part, old: ImageRef, new: ImageRef | None) -> None:
         self._n_before += 1
@@ -255,13 +274,14 @@ class Comparison(_Generation):
             return
         is_same = (old.version, old.size, old.problem) == (new.version, new.size, new.problem)
         part.has_changed |= not is_same or old.fields != new.fields
-        part.add(new, carried=is_same and not part.is_lost)
+        part.add(new, carried=is_same)
         self.n_changed += not is_same
 
-    def _commit(self) -> Iterator[Chunk]:
+    def _commit(self, history: History) -> Iterator[Chunk]:
         """Commit a chunk of new images, or the end; what another driver's chunk in its place leaves comes next."""
-        self._begin_now()
-        yield from self._take(ledger.commit_chunk(self.plan, self._n_chunks, self._new, self.skipped))
+        self._begin_now(history)
+        refs = self._new[: self._chunk_size]
+        yield from self._take(ledger.commit_chunk(self.plan, self._n_chunks, refs, self.skipped))
 
     def _finish(self) -> None:
         counts = {"new": self.n_new, "changed": self.n_changed, "deleted": self.n_deleted}
@@ -292,6 +312,12 @@ def _side_by_side(
 _END: Any = (b"", None)
 
 
+def _failures_of(plan: Plan, shard: int) -> tuple[Failure, ...]:
+    """Give the failures in the footer of a part, which decides; the file of failures is for people."""
+    with ParquetSink(plan.field_names, plan.backbone.n_features).standing(plan.storage, shard) as standing:
+        return () if standing is None else standing.account.failures
+
+
 class Failed(_Generation):
     """The work of a retry: the parts that have failures, whose images are looked at again.
 
@@ -301,7 +327,7 @@ class Failed(_Generation):
         As for `Comparison`.
     """
 
-    def __init__(self, plan: Plan, begin: Callable[[], None] | None = None) -> None:
+    def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
         super().__init__(plan, begin)
         self.n_failed = 0
 
@@ -311,11 +337,10 @@ class Failed(_Generation):
         sources = [open_source(spec, self.plan.settings.images) for spec in self.plan.sources]
         with ThreadPoolExecutor(LOOKS_IN_FLIGHT) as pool:
             for receipt in ledger.newest_receipts(before):
-                self._n_before += receipt.listed
                 if not receipt.failed:
                     continue
                 refs = history.refs_of(receipt.shard)
-                failed = {failure.uri for failure in ledger.read_failures(before, receipt.shard)}
+                failed = {failure.uri for failure in _failures_of(before, receipt.shard)}
                 self.n_failed += receipt.failed
                 now = pool.map(
                     lambda ref, failed=failed: sources[ref.source].look(ref) if ref.uri in failed else ref, refs
@@ -325,6 +350,7 @@ class Failed(_Generation):
                 yield from self._revise(part, history)
 
     def _finish(self) -> None:
+        self._n_before = History(self.plan).count_images()
         before = ledger.read_generation(self.plan.storage, self.plan.generation - 1)
         listing = (before and ledger.read_listing(before)) or {"skipped": {}}
         ledger.finish_listing(self.plan, 0, self._n_images, listing["skipped"], before=self._n_before)

@@ -238,7 +238,7 @@ def serve(preload: Sequence[str] = ()) -> None:
         except BrokenPipeError:
             _leave()
         except Exception as error:  # noqa: BLE001 - it is raised again in the parent
-            send("error", _portable(error))
+            send("error", portable(error))
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -282,7 +282,7 @@ def _unpickled(message: bytes) -> tuple[Any, Any]:
     try:
         first, second = pickle.loads(message)
     except Exception as error:  # noqa: BLE001 - raised again by whoever waits for the message
-        return "error", _portable(error)
+        return "error", portable(error)
     return first, second
 
 
@@ -297,7 +297,7 @@ def _leave(code: int = 0) -> None:
     os._exit(code)
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """Give an exception that survives pickling."""
     try:
         copy = pickle.loads(pickle.dumps(error))

@@ -122,22 +122,22 @@ class Driver:
             return False
         output, storage = self.plan.settings.output, self.plan.storage
         n_files = output.parts if output.format == "csv" else 0
-        return (
-            sum(1 for _ in storage.list("features")) >= int(manifest["parts"])
-            and sum(1 for _ in storage.list("csv")) >= n_files
-            and not ledger.unsettled_shards(storage)
-        )
+        return sum(1 for _ in storage.list("csv")) >= n_files and not ledger.unsettled_shards(storage)
 
     # -- the beginning ---------------------------------------------------------------------------------------
 
     def _settle_earlier(self, engine: Engine, *, is_new: bool) -> None:
-        """Finish what earlier generations have left, which is next to never anything."""
+        """Finish what earlier generations have left, and make again what they have lost: next to never anything."""
         unsettled = {} if is_new else ledger.unsettled_shards(self.plan.storage)
         for generation, shards in sorted(unsettled.items()):
             earlier = ledger.read_generation(self.plan.storage, generation)
             if generation < self.plan.generation and earlier is not None:
-                for _ in engine.run(self._press or Press(), earlier, sorted(shards), self._hear):
+                for _ in engine.run(Press(self._decoder, mends=True), earlier, sorted(shards), self._hear):
                     pass
+
+    @property
+    def _decoder(self) -> Decoder | None:
+        return self._press.decode if isinstance(self._press, Press) else None
 
     def _begin(self, engine: Engine) -> NewListing:
         """List the first images, try them, and create the plan."""
@@ -154,10 +154,9 @@ class Driver:
             )
         if isinstance(engine, LocalEngine):
             engine.warm_up(self.plan.layout.n_shards(len(head)))
-        decoder = self._press.decode if isinstance(self._press, Press) else None
         # The first chunk will need it, and the workers are busy starting anyway.
         import_module("pyarrow.parquet")
-        result = _probe(engine, self.plan, tuple(head), decoder)
+        result = _probe(engine, self.plan, tuple(head), self._decoder)
         if not result.cosines:
             raise SourceError(_all_failed(result))
         asked = self.plan.settings.features.precision
@@ -207,17 +206,31 @@ class Driver:
             raise StoppedError(f"The listing stopped: {error}") from error
         if self.plan.generation > 1 and not self._shards and ledger.read_listing(self.plan) is None:
             return None
+        self._press_late(engine, press)
         self._balance(engine, press)
+        ledger.require_open(self.plan)
         self._export(engine)
         ledger.clear_attempts(self.plan)
         self.plan.storage.settle("receipts")  # they were written in haste, and the manifest answers for them
-        manifest = self._manifest()
-        ledger.complete_manifest(self.plan, manifest)
-        return manifest
+        return ledger.complete_manifest(self.plan, lambda: self._sum_up(engine, press))
 
-    def _left(self, lister: Lister, done: set[int]) -> Iterator[int]:
+    def _press_late(self, engine: Engine, press: Task[Receipt]) -> None:
+        """Press what another driver has committed since the listing was complete."""
+        while late := ledger.revised_shards(self.plan) - self._shards:
+            found = ledger.count_revisions(self.plan, late)
+            done = ledger.finished_shards(self.plan)
+            for receipt in engine.run(press, self.plan, self._left(found, done), self._hear):
+                self._count(receipt)
+
+    def _sum_up(self, engine: Engine, press: Task[Receipt]) -> dict[str, Any]:
+        """Give the manifest, with what another driver has done up to now."""
+        if self.plan.generation > 1:
+            self._press_late(engine, press)
+        return self._manifest()
+
+    def _left(self, committed: Iterable[Work], done: set[int]) -> Iterator[int]:
         """Yield the shards without a receipt as their chunks are committed; count those with one."""
-        for work in lister:
+        for work in committed:
             self._shards.update(work.shards)
             self._n_listed += work.n_images
             self._n_more += work.n_more

@@ -10,6 +10,7 @@ FeaturepressError
 |   +-- DestinationError         the destination holds something else or cannot be written
 |   +-- PlanMismatchError        the destination holds another plan; the differences are named
 |   +-- ModelError               no such model, or its file is not what its card says
+|   +-- EngineError              the cluster, or a library that it needs, is not as it must be
 |   +-- FeatureSetError          not a feature set
 |       +-- IncompleteError      a feature set whose run has not finished
 |
@@ -59,6 +60,13 @@ class PlanMismatchError(RequestError):
 
 class ModelError(RequestError):
     """A model is unknown, or its file is not what its card says."""
+
+
+class EngineError(RequestError):
+    """An engine cannot run as things are: no Java, a silent cluster, workers that lack something.
+
+    What a run had written by then stands, and `resume` goes on with it.
+    """
 
 
 class FeatureSetError(RequestError):

@@ -44,7 +44,7 @@ _LOOKS = 5  # at a part that others replace meanwhile
 _BEAT_SECONDS = 0.2
 
 
-def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Receipt:
+def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends: bool = False) -> Receipt:
     """Press a shard, write its part, and give its receipt; if its part already stands, give that one's.
 
     Parameters
@@ -55,22 +55,28 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None) -> Recei
         Number of the shard.
     decoder : callable, optional
         Bytes to pixels; `featurepress.images.decode` by default.
+    mends : bool
+        Whether a driver of a later generation asks, for what this one has left.
 
     Raises
     ------
     StorageError
         The destination refused, or a source stopped answering.
+    StoppedError
+        A later generation has begun.
     """
     with ledger.attempt(plan, shard) as n_deaths:
         press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
         for n_left in reversed(range(_LOOKS)):
             try:
+                if shard < plan.first_shard and not mends:
+                    ledger.require_open(plan)
                 account = _standing_or_pressed(plan, shard, lambda new: press(plan, new, decoder or decode))
                 break
             except ReplacedError:  # another attempt was quicker: look what stands now
                 if not n_left:
                     raise
-        ledger.settle_shard(plan, account.receipt, account.failures)
+        ledger.settle_shard(plan, account.receipt, account.failures, mends=mends)
     return account.receipt
 
 

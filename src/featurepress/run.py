@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,14 @@ from featurepress import ledger
 from featurepress.changes import Comparison, Failed
 from featurepress.driver import Driver, n_workers, same_plan
 from featurepress.engines import Engine, Task
-from featurepress.errors import DestinationError, FeatureSetError, SettingError, StoppedError, StorageError
+from featurepress.errors import (
+    DestinationError,
+    FeatureSetError,
+    SettingError,
+    StoppedError,
+    StorageError,
+    TooManyFailuresError,
+)
 from featurepress.featureset import FeatureSet
 from featurepress.layout import Layout
 from featurepress.ledger import Plan
@@ -237,18 +245,20 @@ def _next_generation(
             f"featurepress resume {shlex.quote(str(destination))}"
         )
     is_complete = (manifest["status"], manifest["generation"]) == ("complete", plan.generation)
-    if not is_complete or ledger.unsettled_shards(plan.storage):
-        finished = Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
-        if not is_complete:
-            return finished
+    finish = Driver(plan, engine, on_progress, started, work=_work_of(plan))
+    if not is_complete:
+        return finish.run(is_new=False)
+    if ledger.unsettled_shards(plan.storage):
+        with contextlib.suppress(TooManyFailuresError):  # which a retry may be about to mend
+            finish.run(is_new=False)
     new = ledger.next_plan(plan, purpose)
-    work = kind(new, lambda: _begin_generation(new))
+    work = kind(new, lambda revised: _begin_generation(new, revised))
     return Driver(new, engine, on_progress, started, work=work).run(is_new=False)
 
 
-def _begin_generation(plan: Plan) -> None:
+def _begin_generation(plan: Plan, revised: set[int]) -> None:
     """Write the plan of a new generation, and say that the set is under way to it."""
-    if not ledger.create_plan(plan):
+    if not ledger.freeze_revised(plan, revised) or not ledger.create_plan(plan):
         where = plan.storage.location
         raise StoppedError(
             f"Another process has begun to change '{where}' at the same moment. To join it, run: "

@@ -24,15 +24,18 @@ class Press:
     ----------
     decode : callable, optional
         Bytes to pixels; `featurepress.images.decode` by default.
+    mends : bool
+        Whether the shard is one that an earlier generation has left, which is over otherwise.
     """
 
     decode: Decoder | None = None
+    mends: bool = False
 
     def __call__(self, plan: Plan, shard: int) -> Receipt:
         """Press shard number `shard` of `plan`; see `featurepress.pipeline.press_shard`."""
         from featurepress.pipeline import press_shard
 
-        return press_shard(plan, shard, self.decode)
+        return press_shard(plan, shard, self.decode, mends=self.mends)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ What lies at the destination, in the order in which it appears:
 
 A later generation g, an update or a retry, adds
 
+    plan/g2/before.json             which parts generation 1 has revised: what comes later is not taken up
     plan/g2/plan.json               its plan, created only if absent; then the manifest says ``updating``
     plan/g2/part-00000000.parquet   the references that an older shard has from now on
     plan/g2/chunk-00000000.parquet  the images that are new, in shards of their own
@@ -29,13 +30,16 @@ from featurepress.ledger.listing import (
     commit_chunk,
     commit_revision,
     count_revision,
+    count_revisions,
     finish_listing,
+    freeze_revised,
     read_chunk,
     read_chunk_shards,
     read_listing,
     read_references,
     read_revision,
     read_shard,
+    require_open,
     revised_shards,
 )
 from featurepress.ledger.plan import (
@@ -82,10 +86,12 @@ __all__ = [
     "commit_revision",
     "complete_manifest",
     "count_revision",
+    "count_revisions",
     "create_plan",
     "delete_receipt",
     "finish_listing",
     "finished_shards",
+    "freeze_revised",
     "is_unconditional",
     "new_plan",
     "newest_receipts",
@@ -103,6 +109,7 @@ __all__ = [
     "read_references",
     "read_revision",
     "read_shard",
+    "require_open",
     "revised_shards",
     "settle_shard",
     "unsettled_shards",

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from featurepress.errors import StorageError
+from featurepress.errors import StoppedError, StorageError
 from featurepress.ledger.plan import Plan, dump_json, read_json
 from featurepress.records import ImageRef, chunk_schema, number_array, text_array
-from featurepress.storage import undamaged
+from featurepress.storage import Storage, each_at_once, undamaged
 
 
 @dataclass(frozen=True)
@@ -262,9 +263,44 @@ def read_references(plan: Plan, shard: int) -> References:
 
 
 def revised_shards(plan: Plan) -> set[int]:
-    """Give the shards whose revision stands in the plan's generation."""
-    found = (revision_of(entry.name) for entry in plan.storage.list(plan.folder) if plan.generation > 1)
+    """Give the shards that the plan's generation has revised: those that stand, until the next one has begun."""
+    if plan.generation == 1:
+        return set()
+    frozen = read_revised(plan.storage, plan.generation)
+    if frozen is not None:
+        return frozen
+    found = (revision_of(entry.name) for entry in plan.storage.list(plan.folder))
     return {shard for generation, shard in found if generation == plan.generation}
+
+
+def freeze_revised(plan: Plan, revised: set[int]) -> bool:
+    """Note with which revisions of the generation before it the plan's begins; say whether that is what stands.
+
+    A revision that a driver of that generation commits later, because it slept, is none: nobody takes it up.
+    """
+    name = _frozen_name(plan.generation - 1)
+    plan.storage.create(name, dump_json({"revised": sorted(revised)}))
+    return read_revised(plan.storage, plan.generation - 1) == revised
+
+
+def read_revised(storage: Storage, generation: int) -> set[int] | None:
+    """Give the shards that a generation has revised, once the next one has begun; else None."""
+    values = read_json(storage, _frozen_name(generation))
+    return None if values is None else set(values["revised"])
+
+
+def _frozen_name(generation: int) -> str:
+    return f"plan/g{generation + 1}/before.json"
+
+
+def require_open(plan: Plan) -> None:
+    """Raise StoppedError where the next generation has begun, so that this one is over."""
+    if plan.storage.look(_frozen_name(plan.generation)) is not None:
+        raise StoppedError(
+            f"The feature set '{plan.storage.location}' has gone on to generation {plan.generation + 1} while this "
+            f"run was at generation {plan.generation}. Nothing more was written; look at it with: "
+            f"featurepress info {shlex.quote(plan.storage.location)}"
+        )
 
 
 def revision_of(name: str) -> tuple[int, int]:
@@ -281,6 +317,11 @@ def count_revision(plan: Plan, shard: int) -> Revision:
         raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
     with undamaged(plan.storage, name):
         return Revision(shard, footer.num_rows, json.loads(footer.metadata[b"featurepress"])["before"])
+
+
+def count_revisions(plan: Plan, shards: Collection[int]) -> Iterator[Revision]:
+    """Yield the revisions of some shards."""
+    return each_at_once(plan.storage, lambda shard: count_revision(plan, shard), sorted(shards))
 
 
 def _revision_name(plan: Plan, shard: int) -> str:

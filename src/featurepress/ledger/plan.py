@@ -221,15 +221,22 @@ def _parsed(storage: Storage, name: str, data: bytes) -> Plan:
 # -- JSON ----------------------------------------------------------------------------------------------------
 
 
-def complete_manifest(plan: Plan, values: Mapping[str, Any]) -> None:
-    """Declare the feature set complete. A driver that comes late never sets a later generation back.
+def complete_manifest(plan: Plan, sum_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Declare the feature set complete, and give the manifest.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the generation that is complete.
+    sum_up : callable
+        Gives the manifest. Called again where another driver has changed the one that stands meanwhile.
 
     Raises
     ------
     StoppedError
-        A later generation has begun.
+        A later generation has begun: a driver that comes late never sets it back.
     """
-    _change_manifest(plan, lambda standing: values)
+    return _change_manifest(plan, lambda standing: sum_up()) or {}
 
 
 def announce_generation(plan: Plan) -> None:
@@ -243,10 +250,12 @@ def announce_generation(plan: Plan) -> None:
     _change_manifest(plan, announced)
 
 
-def _change_manifest(plan: Plan, change: Callable[[dict[str, Any] | None], Mapping[str, Any] | None]) -> None:
+def _change_manifest(
+    plan: Plan, change: Callable[[dict[str, Any] | None], dict[str, Any] | None]
+) -> dict[str, Any] | None:
     """Put what `change` makes of the manifest in its place, and only there: another driver may be at it, too."""
-    storage, is_written = plan.storage, False
-    while not is_written:
+    storage = plan.storage
+    for _ in range(_TRIES):
         data, version = _read_version(storage, MANIFEST)
         with undamaged(storage, MANIFEST):
             standing = None if data is None else json.loads(data)
@@ -258,11 +267,17 @@ def _change_manifest(plan: Plan, change: Callable[[dict[str, Any] | None], Mappi
             )
         values = change(standing)
         if values is None:
-            return
+            return None
         content = dump_json(values)
-        is_written = (
-            storage.create(MANIFEST, content) if data is None else storage.replace(MANIFEST, content, version)
-        )
+        if storage.replace(MANIFEST, content, version) if version else storage.create(MANIFEST, content):
+            return values
+    raise StorageError(
+        f"'{storage.location}/{MANIFEST}' cannot be replaced: it has another version each time it is looked at. "
+        "Let only one driver write there; if there is only one, this storage cannot hold a feature set."
+    )
+
+
+_TRIES = 20  # to replace the manifest, while others replace it
 
 
 def _read_version(storage: Storage, name: str) -> tuple[bytes | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurepress.child import when_abandoned
-from featurepress.ledger.listing import revision_of
+from featurepress.ledger.listing import read_chunk, read_listing, read_revised, require_open, revision_of
 from featurepress.ledger.plan import Plan, dump_json, read_generation
 from featurepress.records import Failure, Receipt, failure_schema, part_name, text_array
 from featurepress.storage import Storage, at_once, each_at_once, undamaged
@@ -73,12 +74,17 @@ def _start_of(pid: int) -> str | None:
     return None if state == "Z" else values[18]
 
 
-def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure]) -> None:
-    """Write the failures and the receipt of a shard whose part stands, in place of those of a lost part."""
+def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure], *, mends: bool = False) -> None:
+    """Write the failures and the receipt of a shard whose part stands, in place of those of a lost part.
+
+    With `mends` that is done for an earlier generation, by a driver of the present one.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     name = f"part-{receipt.shard:08d}"
+    if not mends and (failures or plan.generation > 1):  # a later generation's file stays
+        require_open(plan)
     if not failures and plan.generation > 1:
         plan.storage.delete(f"failures/{name}.parquet")
     if failures:
@@ -135,32 +141,46 @@ def _receipts(storage: Storage) -> Iterator[tuple[int, int]]:
 
 
 def unsettled_shards(storage: Storage) -> dict[int, set[int]]:
-    """Give the shards whose part, or newest revision, stands without its receipt, by the generation of that.
+    """Give the shards whose part, or whose receipt, is not there, by the generation that should have written both.
 
-    In a complete set there are none, unless a receipt was lost, or a driver was killed that had come upon one
-    more revision while another one declared the set complete. Pressing them settles both. Costs three listings.
+    In a complete set there are none, unless a file was lost, or a driver was killed that had come upon one more
+    revision while another one declared the set complete. Pressing them settles it. Generations whose listing is
+    not complete are not looked at. Costs three listings, and a request for each chunk.
     """
     settled: dict[int, int] = {}
     for shard, generation in _receipts(storage):
         settled[shard] = max(generation, settled.get(shard, 0))
-    revised: dict[int, int] = {}
-    for generation, shard in (revision_of(entry.name) for entry in storage.list("plan")):
-        revised[shard] = max(generation, revised.get(shard, 0))
+    parts = {entry.name for entry in storage.list("features")}
+    revised = _newest_revisions(storage)
     left: dict[int, set[int]] = {}
-    for entry in storage.list("features"):
-        digits = entry.name.removeprefix("features/part-").removesuffix(".parquet")
-        if digits.isdecimal() and settled.get(int(digits), 0) < max(1, revised.get(int(digits), 0)):
-            shard = int(digits)
-            left.setdefault(revised.get(shard) or _origin(storage, shard), set()).add(shard)
+    for shard, origin in _known_shards(storage):
+        newest = max(origin, revised.get(shard, 0))
+        if part_name(shard) not in parts or settled.get(shard, 0) < newest:
+            left.setdefault(newest, set()).add(shard)
     return left
 
 
-def _origin(storage: Storage, shard: int) -> int:
-    """Give the generation in which a shard was new."""
-    number, plan = 1, read_generation(storage, 1)
-    while plan is not None and plan.first_shard <= shard:
-        number, plan = number + 1, read_generation(storage, number + 1)
-    return number - 1
+def _known_shards(storage: Storage) -> Iterator[tuple[int, int]]:
+    """Yield the shards of all generations, each with the generation in which it was new."""
+    number = 1
+    while (plan := read_generation(storage, number)) is not None:
+        numbers = range((read_listing(plan) or {"chunks": 0})["chunks"])
+        for chunk in each_at_once(storage, functools.partial(read_chunk, plan), numbers):
+            if chunk is not None:
+                yield from ((shard, number) for shard in chunk.shards)
+        number += 1
+
+
+def _newest_revisions(storage: Storage) -> dict[int, int]:
+    """Give the generation that has revised each shard last."""
+    found = [revision_of(entry.name) for entry in storage.list("plan")]
+    frozen = {generation: read_revised(storage, generation) for generation in {one for one, _ in found} - {0}}
+    newest: dict[int, int] = {}
+    for generation, shard in found:
+        counted = frozen.get(generation)
+        if generation and (counted is None or shard in counted):
+            newest[shard] = max(generation, newest.get(shard, 0))
+    return newest
 
 
 def read_receipt(plan: Plan, shard: int) -> Receipt | None:
