@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from featurepress import engines
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
     from featurepress.exports import export
@@ -49,6 +50,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "Summary",
     "Changes",
     "Estimate",
+    "engines",
     "LocalEngine",
     "FeaturepressError",
     "__version__",
@@ -56,6 +58,8 @@ __all__ = [  # noqa: RUF022 - in the order of use
 
 
 def __getattr__(name: str) -> Any:
+    if name == "engines":
+        return import_module("featurepress.engines")
     if name not in _HOMES:
         raise AttributeError(f"module 'featurepress' has no attribute '{name}'")
     value = getattr(import_module(f"featurepress.{_HOMES[name]}"), name)

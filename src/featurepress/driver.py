@@ -11,6 +11,7 @@ Only the driver, the process that runs this, starts a run and declares it comple
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import itertools
@@ -40,6 +41,7 @@ from featurepress.exports import ExportCsv, csv_name
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan, Totals
 from featurepress.lister import Lister, NewListing, Work
+from featurepress.models import store
 from featurepress.progress import SHARED, Changes, OnProgress, Progress, Summary, summary_again
 from featurepress.records import ImageRef, Receipt, part_name
 from featurepress.settings import available_cores
@@ -99,8 +101,9 @@ class Driver:
         engine = self._engine or owned
         assert engine is not None
         try:
-            self._settle_earlier(engine, is_new=is_new)
-            work: Iterable[Work] = self._begin(engine) if is_new else self._work or NewListing(self.plan)
+            with self._model_at_hand(engine):
+                self._settle_earlier(engine, is_new=is_new)
+                work: Iterable[Work] = self._begin(engine) if is_new else self._work or NewListing(self.plan)
             manifest = self._finish(engine, Lister(work), self._press or Press())
         finally:
             if owned is not None:
@@ -125,6 +128,20 @@ class Driver:
         return sum(1 for _ in storage.list("csv")) >= n_files and not ledger.unsettled_shards(storage)
 
     # -- the beginning ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _model_at_hand(self, engine: Engine) -> Iterator[None]:
+        """Lay the model where workers on other machines find it; take it away if no plan comes of it."""
+        storage, key = self.plan.storage, self.plan.backbone.file
+        if engine.is_cluster and key:
+            storage.prepare()
+            store.put_into(storage, key)
+        try:
+            yield
+        except BaseException:
+            if engine.is_cluster and ledger.read_plan(storage) is None:
+                store.remove_from(storage, key)
+            raise
 
     def _settle_earlier(self, engine: Engine, *, is_new: bool) -> None:
         """Finish what earlier generations have left, and make again what they have lost: next to never anything."""

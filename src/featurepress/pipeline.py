@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurepress import ledger
-from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
+from featurepress.backbones import Backbone, bring_model, load_backbone, supports_bfloat16
 from featurepress.child import Child, ChildDiedError, beat
 from featurepress.errors import ImageError, ModelError, ReplacedError, StoppedError
 from featurepress.images import decode, preprocess
@@ -65,6 +65,7 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends
     StoppedError
         A later generation has begun.
     """
+    bring_model(plan.backbone, plan.storage)
     with ledger.attempt(plan, shard) as n_deaths:
         press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
         for n_left in reversed(range(_LOOKS)):
@@ -137,6 +138,7 @@ def probe_images(
     failures, cosines, can_choose
         The failures; one cosine a good image (1.0 where nothing was compared); whether bfloat16 is to be had.
     """
+    bring_model(plan.backbone, plan.storage)
     can_choose = plan.settings.features.precision != "float32" and supports_bfloat16(plan.backbone)
     inputs: list[Any] = []
     failures: list[Failure] = []

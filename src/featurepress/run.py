@@ -375,7 +375,8 @@ def _require_free(storage: Storage) -> None:
     destination, path = storage.location, Path(storage.location)
     if path.exists() and not path.is_dir():
         raise DestinationError(f"The destination '{destination}' is a file. Give a folder with --out.")
-    foreign = next((entry.name for entry in storage.list("")), None)
+    names = (entry.name for entry in storage.list(""))
+    foreign = next((name for name in names if not name.startswith(f"{store.MODELS}/")), None)
     if foreign is None and path.is_dir():
         foreign = next((p.name for p in path.iterdir() if p.name != "plan"), None)
     if foreign is not None:

@@ -31,6 +31,8 @@ class Press:
     decode: Decoder | None = None
     mends: bool = False
 
+    leaves_receipts = True  # from which an engine can tell how the shards under way get on
+
     def __call__(self, plan: Plan, shard: int) -> Receipt:
         """Press shard number `shard` of `plan`; see `featurepress.pipeline.press_shard`."""
         from featurepress.pipeline import press_shard
@@ -101,6 +103,7 @@ class Probe:
     n_shards: int = 1
     decode: Decoder | None = None
 
+    reads_plan = False  # there is none yet
     max_deaths = 1  # whoever runs the probe goes on without the images that were being tried
 
     def __call__(self, plan: Plan, shard: int) -> ProbeResult:

@@ -395,6 +395,8 @@ class DelayedStorage(FolderStorage):
 class InlineEngine:
     """Runs tasks one after the other in the calling process."""
 
+    is_cluster = False
+
     def run(
         self,
         task: Task[Result],

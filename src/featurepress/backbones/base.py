@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from featurepress.records import BackboneSpec
+from featurepress.storage import Storage
 
 if TYPE_CHECKING:
     from featurepress.records import Features
@@ -85,6 +86,18 @@ class _Key:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Key) and self.text == other.text
+
+
+def bring_model(spec: BackboneSpec, storage: Storage) -> None:
+    """See to it that the model of a description is on this machine, if the destination of its plan holds it."""
+    if spec.file and spec.file not in _BROUGHT:
+        from featurepress.models.store import take_from
+
+        take_from(storage, spec.file)
+        _BROUGHT.add(spec.file)
+
+
+_BROUGHT: set[str] = set()  # in this process
 
 
 # One at a time: a large model is not kept in the precision that was only tried.

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_settings
+from featurepress.cli.options import with_engine, with_settings
 from featurepress.errors import TooManyFailuresError
 
 DEFAULT_OUT = "results{time}"
@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 @with_settings()
+@with_engine
 def embed(
     sources: Annotated[list[str], typer.Argument(help="Folders, globs in quotes, or files.", metavar="SOURCES...")],
     out: Annotated[
@@ -35,7 +36,8 @@ def embed(
     from featurepress.cli import output
 
     if dry_run:
-        _print_estimate(run.estimate(sources, out=out, **options), as_json=as_json)
+        listed = {name: value for name, value in options.items() if name != "engine"}
+        _print_estimate(run.estimate(sources, out=out, **listed), as_json=as_json)
         return
     destination = run.expand_time(out)
     with output.resumable(destination):

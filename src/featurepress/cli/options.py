@@ -52,6 +52,66 @@ def with_choices() -> Callable[[Command], Command]:
     return _with(list(declared_choices()))
 
 
+def with_engine(command: Command) -> Command:
+    """Give a command the options that say where it runs; the engine is among its `options`, and closed after it."""
+
+    @functools.wraps(command)
+    def wrapper(**arguments: Any) -> Any:
+        from featurepress.engines import open_engine
+
+        asked = {name: arguments.pop(name) for name in ("engine", "master", "spark_conf", "address")}
+        name = asked.pop("engine")
+        engine = open_engine(name, **{**asked, "spark_conf": tuple(asked["spark_conf"] or ())})
+        with contextlib.closing(engine) if engine is not None else contextlib.nullcontext():
+            arguments["options"] = {**arguments["options"], "engine": engine}
+            return command(**arguments)
+
+    own = list(inspect.signature(command).parameters.values())
+    added = list(inspect.signature(_where).parameters.values())
+    hints = {**inspect.get_annotations(command, eval_str=True), **inspect.get_annotations(_where, eval_str=True)}
+    parameters = [p.replace(annotation=hints[p.name]) for p in (*own, *added)]
+    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+    return wrapper
+
+
+_ENGINE_PANEL = "Where it runs"
+
+
+def _where(
+    *,
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="local|spark|ray",
+            help="Worker processes of this machine, a Spark cluster, or a Ray cluster.",
+            rich_help_panel=_ENGINE_PANEL,
+        ),
+    ] = "local",
+    master: Annotated[
+        str | None,
+        typer.Option(
+            help="Spark: local[4], spark://host:7077, yarn, k8s://…, sc://host:15002 (default: spark-submit's).",
+            rich_help_panel=_ENGINE_PANEL,
+        ),
+    ] = None,
+    spark_conf: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="A setting of Spark; may be given again.", rich_help_panel=_ENGINE_PANEL
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or this machine alone).",
+            rich_help_panel=_ENGINE_PANEL,
+        ),
+    ] = None,
+) -> None:
+    """Declare the options of `with_engine`."""
+
+
 def _with(chosen: list[tuple[str, Field[Any], Constraint]]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_settings
+from featurepress.cli.options import with_engine, with_settings
 from featurepress.cli.update import RESOURCES, carry_out
 
 
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 @with_settings(RESOURCES)
+@with_engine
 def resume(
     destination: Annotated[str, typer.Argument(help="The --out of the run.", metavar="DEST")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,

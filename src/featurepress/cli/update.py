@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.embed import report
-from featurepress.cli.options import with_settings
+from featurepress.cli.options import with_engine, with_settings
 from featurepress.errors import TooManyFailuresError
 
 
@@ -22,6 +22,7 @@ RESOURCES = ("workers", "memory_bytes", "timeout_seconds", "max_failures")
 
 
 @with_settings(RESOURCES)
+@with_engine
 def update(
     destination: Annotated[str, typer.Argument(help="A complete feature set.", metavar="DEST")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
@@ -34,6 +35,7 @@ def update(
 
 
 @with_settings((*RESOURCES, "max_bytes", "max_pixels"))
+@with_engine
 def retry(
     destination: Annotated[str, typer.Argument(help="A complete feature set.", metavar="DEST")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,

@@ -25,6 +25,10 @@ class Task(Protocol[Result]):
 class Engine(Protocol):
     """Runs tasks."""
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether tasks may run on other machines, to which the model must be brought."""
+
     def run(
         self,
         task: Task[Result],

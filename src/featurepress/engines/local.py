@@ -34,6 +34,8 @@ class LocalEngine:
         Modules that a new worker imports at once.
     """
 
+    is_cluster = False
+
     def __init__(self, workers: int, *, silence_seconds: float = 150.0, preload: Sequence[str] = ()) -> None:
         if workers < 1:
             raise SettingError(f"The 'workers' setting must be an integer of at least 1. Got {workers!r}.")

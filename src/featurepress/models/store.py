@@ -9,6 +9,8 @@ Below FEATUREPRESS_HOME, by default the platform's cache folder:
     weights/<file>, weights/<file>.sha256           what was downloaded, and the hash of what was first used
     keras/                                          keras's own settings, kept apart from the user's
 
+A destination holds a copy of the first three at plan/models/<key>/ where a cluster presses into it.
+
 Everything appears whole, by a rename; two processes that make the same model at once are welcome to it.
 """
 
@@ -28,10 +30,13 @@ from typing import Any
 
 from featurepress.errors import ModelError
 from featurepress.models.card import ModelCard
+from featurepress.storage import Storage
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("model.xml", "model.bin")
 CARD = "card.json"
+MODELS = "plan/models"  # where a destination holds the model of its plan for the workers of a cluster
+_COPY_BYTES = 1024**2
 CERTIFICATE = "certificate.json"
 _STALE_SECONDS = 24 * 3600
 SPEED = "speed.json"
@@ -154,6 +159,79 @@ def publish(place: Path, card: ModelCard) -> None:
         place.rename(target)
     if not (target / CARD).is_file():
         raise ModelError(f"The model could not be kept at '{target}'. Remove what lies there and run again.")
+
+
+# -- models that travel --------------------------------------------------------------------------------------
+
+
+def put_into(storage: Storage, key: str) -> None:
+    """Copy a ready model to a destination, unless it is there, so that workers on other machines find it."""
+    if (BUNDLED / key).is_file():
+        return  # every worker has it
+    for name in (*FILES, CARD):  # the card comes last: with it the model is whole
+        if storage.look(_place(key, name)) is None:
+            with (home() / "models" / key / name).open("rb") as source, storage.stream(_place(key, name)) as target:
+                shutil.copyfileobj(source, target, _COPY_BYTES)
+
+
+def remove_from(storage: Storage, key: str) -> None:
+    """Take a model away from a destination that was not begun after all."""
+    for name in (CARD, *FILES):
+        storage.delete(_place(key, name))
+
+
+def take_from(storage: Storage, key: str) -> None:
+    """Copy a model that a destination holds to this machine, unless it is here; one process at a time."""
+    if not key or (BUNDLED / key).is_file() or _is_here(key) or storage.look(_place(key, CARD)) is None:
+        return
+    _settle_down()
+    with _locked(key):
+        if _is_here(key):
+            return
+        with workplace() as place:
+            for name in (*FILES, CARD):
+                with storage.open(_place(key, name)) as source, (place / name).open("wb") as target:
+                    shutil.copyfileobj(source, target, _COPY_BYTES)
+            for name, expected in _read_json(place / CARD)["files"].items():
+                _require(place / name, expected, f"Remove '{storage.location}/{_place(key, name)}' and resume.")
+            with contextlib.suppress(OSError):  # one that cannot be read is in the way
+                place.rename(home() / "models" / key)
+
+
+def _place(key: str, name: str) -> str:
+    return f"{MODELS}/{key}/{name}"
+
+
+def _is_here(key: str) -> bool:
+    return (home() / "models" / key / CARD).is_file()
+
+
+def _settle_down() -> None:
+    """Keep models in the temporary folder where a worker's user has no home to write to."""
+    try:
+        (home() / "models").mkdir(parents=True, exist_ok=True)
+        writable = os.access(home() / "models", os.W_OK)
+    except OSError:
+        writable = False
+    if not writable and "FEATUREPRESS_HOME" not in os.environ:
+        place = Path(tempfile.gettempdir(), f"featurepress-{os.getuid()}")
+        place.mkdir(mode=0o700, exist_ok=True)
+        if place.stat().st_uid != os.getuid():
+            raise ModelError(f"'{place}' belongs to somebody else. Name a folder in FEATUREPRESS_HOME.")
+        os.environ["FEATUREPRESS_HOME"] = str(place)
+
+
+@contextlib.contextmanager
+def _locked(key: str) -> Iterator[None]:
+    """Let one process of this machine at a time copy a model; where there are no locks, all of them do."""
+    import fcntl
+
+    folder = home() / "models"
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context((folder / f".lock-{key}").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 # -- requests and names --------------------------------------------------------------------------------------

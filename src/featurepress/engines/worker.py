@@ -1,0 +1,148 @@
+"""What runs in a worker process of a cluster: shards of a task, in child processes that are kept between them.
+
+A cluster's worker is no place to press in: it may have been forked, its allocator is set for other things, and a
+picture that kills it takes a stage of the job with it. Each worker therefore has a small local engine of its own,
+and a shard meets the same process on a cluster as on a laptop: that is why its bits are the same. The engine stays
+for as long as the worker does, so that a model is loaded once however many shards, jobs and runs come by; it goes
+when the worker goes, however that ends.
+
+What is wrong travels back as an exception of ours, with the name of the host at which it happened.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import pickle
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featurepress import __version__, ledger
+from featurepress.child import portable
+from featurepress.engines.base import Task
+from featurepress.engines.local import MAX_DEATHS, LocalEngine
+from featurepress.errors import EngineError, FeaturepressError
+from featurepress.ledger import Plan
+
+GRACE_SECONDS = 30  # a child waits so long for the child to which it leaves a suspect image
+_MARK = re.compile(r"<featurepress ([\w+/=]+)>")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A task that gives each result with its shard."""
+
+    task: Task[Any]
+
+    @property
+    def max_deaths(self) -> int:
+        """As the task wants it."""
+        return getattr(self.task, "max_deaths", MAX_DEATHS)
+
+    def __call__(self, plan: Plan, shard: int) -> tuple[int, Any]:
+        """Run the task."""
+        return shard, self.task(plan, shard)
+
+
+def packed(version: str, task: Task[Any], plan: Plan) -> bytes:
+    """Give what a worker needs for any shards, with the version of whoever sends it in front."""
+    return version.encode() + b"\n" + pickle.dumps((task, plan), protocol=5)
+
+
+def run_shards(work: bytes, shards: Sequence[int], cores: int = 1) -> Iterator[tuple[int, Any]]:
+    """Run a packed task for some shards, on some cores; yield each shard with its result as it comes.
+
+    Raises
+    ------
+    EngineError
+        This worker has another version, or cannot see the plan.
+    Exception
+        Whatever the task raised; errors of ours say on which host.
+    """
+    try:
+        task, plan = _unpacked(work)
+        if getattr(task, "reads_plan", True):
+            _require_sight(plan)
+        yield from _engine(cores, plan.settings.images.silence_seconds + GRACE_SECONDS).run(
+            Named(task), plan, shards
+        )
+    except FeaturepressError as error:
+        if isinstance(error, EngineError):
+            raise
+        raise type(error)(f"{str(error).rstrip('.')} (on the worker {socket.gethostname()}).") from error
+
+
+def outcomes(work: bytes, shards: Sequence[int], cores: int) -> list[tuple[int, bytes]]:
+    """Run a packed task for some shards; give each with its pickled result; raise what `unmarked` understands."""
+    try:
+        return [(shard, pickle.dumps(result, protocol=5)) for shard, result in run_shards(work, shards, cores)]
+    except Exception as error:  # noqa: BLE001 - raised again in the driver
+        raise RuntimeError(marked(error)) from None
+
+
+def _unpacked(work: bytes) -> tuple[Task[Any], Plan]:
+    version, _, pickled = work.partition(b"\n")
+    if version.decode() != __version__:
+        raise EngineError(
+            f"The worker {socket.gethostname()} has featurepress {__version__}, and the driver {version.decode()}. "
+            "Install the same version everywhere."
+        )
+    task, plan = pickle.loads(pickled)
+    return task, plan
+
+
+def _require_sight(plan: Plan) -> None:
+    """Raise EngineError unless this worker finds the plan where the driver has put it."""
+    _look(plan.storage.location, plan.run_id, _Unhashed(plan))
+
+
+class _Unhashed:
+    """Something that a cache passes on without looking at it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __hash__(self) -> int:
+        return 0
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+@functools.lru_cache(maxsize=8)
+def _look(location: str, run_id: str, hidden: _Unhashed) -> None:
+    plan: Plan = hidden.value
+    host = socket.gethostname()
+    try:
+        found = ledger.read_generation(plan.storage, plan.generation)
+    except FeaturepressError as error:
+        raise EngineError(f"The worker {host} cannot see '{location}': {error}") from error
+    if found is None or found.run_id != run_id:
+        what = "nothing" if found is None else "another plan"
+        raise EngineError(
+            f"The worker {host} cannot see '{location}': there is {what} where the driver has put the plan. Give a "
+            "bucket, or a folder that is mounted at the same path on every machine, and resume."
+        )
+
+
+@functools.cache
+def _engine(cores: int, silence_seconds: float) -> LocalEngine:
+    return LocalEngine(cores, silence_seconds=silence_seconds, preload=("featurepress.pipeline",))
+
+
+# -- how errors travel ---------------------------------------------------------------------------------------
+
+
+def marked(error: Exception) -> str:
+    """Give a text from which `unmarked` makes the exception again, wherever it is quoted."""
+    return f"<featurepress {base64.b64encode(pickle.dumps(portable(error))).decode()}>"
+
+
+def unmarked(text: str) -> Exception | None:
+    """Give the exception that a text quotes, or None."""
+    match = _MARK.search(text)
+    error = pickle.loads(base64.b64decode(match[1])) if match else None
+    return error if isinstance(error, Exception) else None

@@ -1,0 +1,103 @@
+"""The contract of engines, on clusters; what their worker processes do is that of the local engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurepress import ledger
+from featurepress.engines import Engine
+from featurepress.ledger import Plan
+from featurepress.storage import FolderStorage
+from featurepress.testing import PlanMaker, memory_source
+from tests.contracts import tasks
+from tests.contracts.test_engines import (
+    test_a_shard_that_comes_after_the_end_is_not_run,
+    test_a_shard_whose_process_always_dies_is_an_error,
+    test_a_shard_whose_process_dies_is_run_again,
+    test_a_task_may_ask_for_fewer_deaths,
+    test_a_task_that_cannot_travel_is_an_error_at_once,
+    test_an_engine_goes_on_after_an_error,
+    test_close_twice,
+    test_every_shard_runs_once_and_its_result_comes,
+    test_flights_are_dropped_when_a_task_fails,
+    test_flights_are_dropped_when_the_results_are_not_wanted,
+    test_no_shards_no_results,
+    test_nothing_runs_before_somebody_asks,
+    test_shards_may_still_grow_while_the_first_run,
+    test_the_error_of_a_task_reaches_the_caller,
+    test_the_error_of_the_shards_reaches_the_caller,
+    test_whoever_stops_early_stops_everything,
+)
+
+__all__ = [
+    "test_a_shard_that_comes_after_the_end_is_not_run",
+    "test_a_shard_whose_process_always_dies_is_an_error",
+    "test_a_shard_whose_process_dies_is_run_again",
+    "test_a_task_may_ask_for_fewer_deaths",
+    "test_a_task_that_cannot_travel_is_an_error_at_once",
+    "test_an_engine_goes_on_after_an_error",
+    "test_close_twice",
+    "test_every_shard_runs_once_and_its_result_comes",
+    "test_flights_are_dropped_when_a_task_fails",
+    "test_flights_are_dropped_when_the_results_are_not_wanted",
+    "test_no_shards_no_results",
+    "test_nothing_runs_before_somebody_asks",
+    "test_shards_may_still_grow_while_the_first_run",
+    "test_the_error_of_a_task_reaches_the_caller",
+    "test_the_error_of_the_shards_reaches_the_caller",
+    "test_whoever_stops_early_stops_everything",
+]
+
+
+def made(kind: str, request: pytest.FixtureRequest) -> Engine:
+    from featurepress import engines
+
+    if kind == "spark":
+        spark: Any = request.getfixturevalue("spark")
+        return engines.Spark(spark)
+    request.getfixturevalue("ray_here")
+    return engines.Ray()
+
+
+@pytest.fixture(params=["spark", "ray"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    engine = made(request.param, request)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def process_engine(engine: Engine, request: pytest.FixtureRequest) -> Engine:
+    if "results_are_not_wanted" in request.node.name and "spark" in request.node.name:
+        pytest.skip("Spark gives the results of a job at its end; see the next test for what is dropped")
+    return engine
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    plan = PlanMaker(FolderStorage(str(tmp_path / "out")))(memory_source({"a": b"1"}))
+    plan.storage.prepare()
+    ledger.create_plan(plan)
+    return plan
+
+
+def test_a_job_under_way_is_dropped_when_the_shards_break_off(engine: Engine, plan: Plan, tmp_path: Path) -> None:
+    def shards() -> Iterator[int]:
+        yield 3
+        end = time.monotonic() + 120
+        while not tasks.attempts(tmp_path, 3):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        raise OSError("the listing broke off")
+
+    results = engine.run(tasks.Noted(tmp_path, tasks.hang), plan, shards())
+    with pytest.raises(OSError, match="the listing broke off"):
+        next(results)
+    begun = time.monotonic()
+    assert list(engine.run(tasks.square, plan, [2])) == [4]
+    assert time.monotonic() - begun < 60
