@@ -27,6 +27,8 @@ ARROWS = """
                    __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
+    spark       -> run models values storage records settings errors
+    values      -> pipeline images sources child records settings errors
     run         -> driver engines featureset changes lister ledger layout sources models storage progress records \
                    settings errors __init__
     driver      -> tasks lister engines exports featureset ledger sources models progress records settings errors
@@ -71,6 +73,8 @@ LIBRARIES = {
         "backbones",
         "sinks",
         "pipeline",
+        "values",
+        "spark",
         "exports",
         "featureset",
         "records",

@@ -127,7 +127,8 @@ def fake_backbone(**options: Any) -> BackboneSpec:
     ----------
     **options
         ``bfloat16`` (bool): whether it claims to compute in bfloat16; ``error`` (float): how far bfloat16
-        features are off, as a share; ``sabotage`` (str): ``nan`` gives NaN for pictures that are all black.
+        features are off, as a share; ``sabotage`` (str): ``nan`` gives NaN for pictures that are all black,
+        ``abort`` ends the process at one that comes first in its batch.
     """
     return BackboneSpec(
         runtime="fake",
@@ -167,6 +168,8 @@ class FakeBackbone:
             features[:, ::2] *= np.float32(1 + self._options.get("error", 0.0))
         if self._options.get("sabotage") == "nan":
             features[features.max(axis=1) == 0] = np.nan
+        if self._options.get("sabotage") == "abort" and (pixels.max(axis=(1, 2, 3)) == 0)[:1].any():
+            os.abort()
         return features
 
 

@@ -368,14 +368,22 @@ def _defaults(master: str | None) -> dict[str, str]:
 
 def _tag(session: Any, tag: str) -> None:
     """Name the jobs of this thread, so that they can be cancelled."""
-    try:
+    if (context := _context(session)) is None:
         session.addTag(tag)
-    except (AttributeError, NotImplementedError):  # a classic session of Spark 3.5
-        session.sparkContext.setJobGroup(tag, "featurepress", interruptOnCancel=False)
+    else:  # a classic session's tags name other things
+        context.setJobGroup(tag, "featurepress", interruptOnCancel=False)
 
 
 def _cancel(session: Any, tag: str) -> None:
-    try:
+    if (context := _context(session)) is None:
         session.interruptTag(tag)
-    except (AttributeError, NotImplementedError):
-        session.sparkContext.cancelJobGroup(tag)
+    else:
+        context.cancelJobGroup(tag)
+
+
+def _context(session: Any) -> Any:
+    """Give the SparkContext of a classic session; None with Spark Connect."""
+    try:
+        return session.sparkContext
+    except AttributeError:
+        return None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import posixpath
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes, urljoin
 
@@ -211,3 +213,14 @@ class PlaceReader:
 
 def _file(place: Place) -> ImageRef:
     return ImageRef(path_text(place.where), 0, 0, "", key=place.where)
+
+
+def read_place(uri: str, limits: ImageSettings) -> bytes:
+    """Read the image at a path or url, as Spark and Hadoop spell them too; raise ImageError where that fails."""
+    spelled = re.sub(r"^s3[an]://", "s3://", re.sub(r"^file:/(?!/)", "file:///", uri))
+    return _reader(limits).read(place_of(spelled.encode(), os.fsencode(Path.cwd()) + b"/"))
+
+
+@functools.lru_cache(maxsize=4)
+def _reader(limits: ImageSettings) -> PlaceReader:
+    return PlaceReader({}, limits)

@@ -1,0 +1,254 @@
+"""Features as a column of a Spark DataFrame.
+
+    from featurepress.spark import featurize
+    df = spark.read.format("binaryFile").load("s3://bucket/Test/*/*")
+    df = featurize(df, input_column="content", model="mobilenet_v2")
+
+For a whole collection `featurepress.embed` with the engine `featurepress.engines.Spark` is the better way: it can
+be resumed, and never does a picture twice. This here is for pictures that are in a DataFrame already.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import shutil
+import socket
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurepress.errors import RequestError, SettingError
+from featurepress.models import store
+from featurepress.records import BackboneSpec
+from featurepress.run import find_backbone
+from featurepress.settings import DEFAULT_MODEL, Settings, nearest
+from featurepress.storage import FolderStorage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurepress.values import Answer, Presser, Value
+
+_IMAGE_FIELDS = ("height", "width", "nChannels", "data")
+
+
+def featurize(
+    df: Any,
+    *,
+    input_column: str,
+    output_column: str = "features",
+    error_column: str | None = None,
+    model: str = DEFAULT_MODEL,
+    precision: str = "float32",
+    as_vector: bool = False,
+    **options: Any,
+) -> Any:
+    """Add the features of the pictures in a column.
+
+    Parameters
+    ----------
+    df : DataFrame
+        Of a classic session or of Spark Connect. All its columns and rows stay.
+    input_column : str
+        Encoded pictures (``binary``), Spark's ``image`` struct, or paths and urls (``string``). Spark's images are
+        blue, green, red: the features are those of the RGB picture, as they are of the file itself.
+    output_column : str
+        Name of the column that is added: ``array<float>``, null where there are no features.
+    error_column : str, optional
+        Name of the column that says why there are none, null where there are; ``<output_column>_error`` by default.
+    model, **options
+        As for `featurepress.embed`: `size`, `alpha`, `weights`, `pooling`, `max_pixels`, `max_bytes`,
+        `timeout_seconds`.
+    precision : str
+        ``float32``, or ``bfloat16`` where the workers have it.
+    as_vector : bool
+        Give a vector of ``pyspark.ml`` instead of an array, for its estimators; null stays null.
+
+    Returns
+    -------
+    DataFrame
+        Nothing has run yet: Spark does so when it needs the rows.
+
+    Raises
+    ------
+    SettingError
+        There is no such column, it is of another type, or an added one is there already.
+
+    Notes
+    -----
+    A worker keeps one model, in a child process; a picture that crashes its decoder gives a reason, no failed job.
+    Spark hands over ``spark.sql.execution.arrow.maxRecordsPerBatch`` rows at once (10,000): set it to some hundreds
+    where the rows hold photographs.
+    """
+    from pyspark.sql.types import ArrayType, FloatType, StringType
+
+    error_column = error_column or f"{output_column}_error"
+    _require_columns(df, input_column, (output_column, error_column))
+    if precision not in ("float32", "bfloat16"):
+        raise SettingError(f"The 'precision' of featurize must be 'float32' or 'bfloat16'. Got {precision!r}.")
+    settings = Settings.from_options(model=model, **options)
+    backbone = find_backbone(settings)
+    archive = _send(df.sparkSession, backbone)
+    schema = copy.deepcopy(df.schema).add(output_column, ArrayType(FloatType())).add(error_column, StringType())
+    presser = (backbone, precision, settings.images, archive)
+    columns = (input_column, output_column, error_column)
+    found = df.mapInArrow(_mapper(presser, columns), schema)
+    return _with_vectors(found, output_column) if as_vector else found
+
+
+def _require_columns(df: Any, input_column: str, added: Sequence[str]) -> None:
+    """Raise SettingError unless a frame has the input, of a type that holds pictures, and not the output."""
+    types = {field.name: field.dataType for field in df.schema.fields}
+    if input_column not in types:
+        raise SettingError(f"The DataFrame has no column '{input_column}'{nearest(input_column, list(types))}")
+    kind = types[input_column]
+    is_image = set(_IMAGE_FIELDS) <= set(getattr(kind, "names", None) or ())
+    if kind.simpleString() not in ("binary", "string") and not is_image:
+        raise SettingError(
+            f"The column '{input_column}' must hold binary, string, or Spark's image struct. "
+            f"Got {kind.simpleString()}."
+        )
+    for name in added:
+        if name in types:
+            raise SettingError(f"The DataFrame has a column '{name}' already. Give another name for the new one.")
+
+
+# -- the model travels ---------------------------------------------------------------------------------------
+
+
+def _send(session: Any, backbone: BackboneSpec) -> str:
+    """Send the model to the workers as a file of Spark's; give its name, or "" where every worker has it."""
+    key = backbone.file
+    if (store.BUNDLED / key).is_file():
+        return ""
+    name = f"featurepress-{key}.zip"
+    with tempfile.TemporaryDirectory() as folder:
+        storage = FolderStorage(folder)
+        store.put_into(storage, key)
+        place = Path(tempfile.gettempdir()) if _is_classic(session) else Path(folder)
+        archive = place / name
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+            for entry in storage.list(store.MODELS):
+                file.write(Path(folder, entry.name), entry.name)
+        try:
+            if _is_classic(session):
+                session.sparkContext.addFile(str(archive))
+            else:
+                session.addArtifacts(str(archive), file=True)
+        except Exception as error:
+            if "already" not in str(error):  # the same content, by its name
+                raise RequestError(f"The model cannot be sent to the workers: {str(error)[:300]}") from error
+    return name
+
+
+def _is_classic(session: Any) -> bool:
+    try:
+        return session.sparkContext is not None
+    except AttributeError:
+        return False
+
+
+def _fetched(archive: str, key: str) -> None:
+    """Take the model from Spark's file, unless this machine has it."""
+    from pyspark import SparkFiles
+
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(SparkFiles.get(archive)) as file:
+            for name in file.namelist():
+                target = Path(folder, name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with file.open(name) as source, target.open("wb") as sink:
+                    shutil.copyfileobj(source, sink)
+        store.take_from(FolderStorage(folder), key)
+
+
+# -- on the workers ------------------------------------------------------------------------------------------
+
+
+def _mapper(presser: tuple[Any, ...], columns: tuple[str, str, str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
+    """Give the function that Spark runs on the batches of a task; it travels by value."""
+
+    def run(batches: Iterator[Any]) -> Iterator[Any]:
+        try:
+            from featurepress.spark import featurize_batch
+        except ImportError as error:
+            raise RuntimeError(f"The worker {socket.gethostname()} cannot import featurepress: {error}") from None
+        for batch in batches:
+            yield featurize_batch(batch, presser, columns)
+
+    return run
+
+
+def featurize_batch(
+    batch: pa.RecordBatch, presser: tuple[Any, ...], columns: tuple[str, str, str]
+) -> pa.RecordBatch:
+    """Add the two columns to a record batch; runs on a worker."""
+    import pyarrow as pa
+
+    values = _values(batch.column(batch.schema.get_field_index(columns[0])))
+    answers = _presser(*_hashable(presser)).press(values)
+    features = pa.array([_numbers(answer) for answer in answers], pa.list_(pa.float32()))
+    reasons = pa.array([reason for _, reason in answers], pa.string())
+    return pa.RecordBatch.from_arrays([*batch.columns, features, reasons], [*batch.schema.names, *columns[1:]])
+
+
+def _values(column: pa.Array) -> list[Value]:
+    from featurepress.values import Raw
+
+    values = column.to_pylist()
+    return [
+        Raw(*(one[name] for name in _IMAGE_FIELDS))
+        if isinstance(one, dict) and one["data"] is not None
+        else (None if isinstance(one, dict) else one)
+        for one in values
+    ]
+
+
+def _numbers(answer: Answer) -> Any:
+    import numpy as np
+
+    return None if answer[0] is None else np.frombuffer(answer[0], np.float32)
+
+
+class _Hashed:
+    """A description as a key: backbones hold mappings, which cannot be hashed."""
+
+    def __init__(self, value: Any) -> None:
+        self.value, self.text = value, repr(value)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hashed) and self.text == other.text
+
+
+def _hashable(presser: tuple[Any, ...]) -> tuple[Any, ...]:
+    backbone, *rest = presser
+    return (_Hashed(backbone), *rest)
+
+
+@functools.lru_cache(maxsize=1)
+def _presser(backbone: _Hashed, precision: str, limits: Any, archive: str) -> Presser:
+    """Give this worker's presser: one model, kept for as long as the worker lives."""
+    from featurepress.values import Presser
+
+    if archive:
+        _fetched(archive, backbone.value.file)
+    return Presser(backbone.value, precision, limits)
+
+
+# -- vectors -------------------------------------------------------------------------------------------------
+
+
+def _with_vectors(df: Any, column: str) -> Any:
+    """Turn an array column into one of pyspark.ml's dense vectors."""
+    from pyspark.ml.functions import array_to_vector
+    from pyspark.sql import functions
+
+    values = functions.col(column)
+    vector = functions.when(values.isNotNull(), array_to_vector(functions.coalesce(values, functions.array())))
+    return df.withColumn(column, vector)

@@ -1,0 +1,157 @@
+"""Press values in memory, one by one: encoded pictures, pixels, or places to read. A bad one is no end.
+
+The values are pressed in a child process, so that one that kills its decoder costs two children and gives a reason.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from featurepress.child import Child, ChildDiedError
+from featurepress.errors import ImageError, StoppedError
+from featurepress.images import decode
+from featurepress.pipeline import press_pictures
+from featurepress.records import BackboneSpec
+from featurepress.settings import ImageSettings
+from featurepress.sources.places import read_place
+
+if TYPE_CHECKING:
+    from featurepress.records import Pixels
+
+_AT_ONCE = 8  # pictures in memory, decoded
+_SLICE = 64  # values sent to the child at once
+
+
+class Raw(NamedTuple):
+    """Pixels as Spark's image source gives them: rows of blue, green, red, and perhaps alpha; or grey alone.
+
+    Attributes
+    ----------
+    height, width, channels : int
+        In pixels; 1, 3 or 4 channels.
+    data : bytes
+        ``height * width * channels`` levels, uint8.
+    """
+
+    height: int
+    width: int
+    channels: int
+    data: bytes
+
+
+Value = bytes | str | Raw | None  # an encoded picture, a place, pixels, or nothing
+Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or why there are none
+
+
+@dataclass
+class Presser:
+    """Presses values in a child process that is started when it is needed, and kept.
+
+    Parameters
+    ----------
+    backbone : BackboneSpec
+        What is computed.
+    precision : str
+        ``float32`` or ``bfloat16``.
+    limits : ImageSettings
+        What one image may cost.
+    """
+
+    backbone: BackboneSpec
+    precision: str
+    limits: ImageSettings = field(default_factory=ImageSettings)
+    _child: Child | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def press(self, values: Sequence[Value]) -> list[Answer]:
+        """Give for each value its features, or the reason why there are none."""
+        answers: list[Answer] = []
+        with self._lock:
+            for start in range(0, len(values), _SLICE):
+                some = list(values[start : start + _SLICE])
+                try:
+                    answers += self._call(some)
+                except ChildDiedError:
+                    for value in some:
+                        answers += self._carefully(value)
+        return answers
+
+    def close(self) -> None:
+        """End the child."""
+        if self._child is not None:
+            self._child.close(patience_seconds=0.5)
+            self._child = None
+
+    def _carefully(self, value: Value) -> list[Answer]:
+        """Press a value alone; at which two children die, it is the killer."""
+        how = ""
+        for _ in range(2):
+            try:
+                return self._call([value])
+            except ChildDiedError as death:
+                how = str(death)
+        return [(None, f"decode: decoder crashed: its process {how}, twice")]
+
+    def _call(self, values: list[Value]) -> list[Answer]:
+        if self._child is None or not self._child.is_ready:
+            self.close()
+            self._child = Child(("featurepress.values",))
+        silence = len(values) * self.limits.timeout_seconds + self.limits.silence_seconds
+        return self._child.call(
+            press_values, self.backbone, self.precision, values, self.limits, silence_seconds=silence
+        )
+
+
+def press_values(
+    backbone: BackboneSpec, precision: str, values: Sequence[Value], limits: ImageSettings
+) -> list[Answer]:
+    """Give for each value its features, or the reason why there are none; in this process."""
+    answers: list[Answer] = []
+    for start in range(0, len(values), _AT_ONCE):
+        found: list[Pixels | str] = []
+        for value in values[start : start + _AT_ONCE]:
+            try:
+                found.append(_picture(value, limits))
+            except (ImageError, StoppedError) as error:
+                found.append(str(error))
+        pictures = [one for one in found if not isinstance(one, str)]
+        features: Iterator[Any] = iter(press_pictures(backbone, precision, pictures) if pictures else ())
+        for one in found:
+            if isinstance(one, str):
+                answers.append((None, " ".join(one.split())))
+            elif np.isfinite(row := next(features)).all():
+                answers.append((row.tobytes(), None))
+            else:
+                answers.append((None, "infer: features are not finite"))
+    return answers
+
+
+def _picture(value: Value, limits: ImageSettings) -> Pixels:
+    if value is None:
+        raise ImageError("read", "no value")
+    if isinstance(value, Raw):
+        return _rgb(value)
+    data = read_place(value, limits) if isinstance(value, str) else bytes(value)
+    if len(data) > limits.max_bytes:
+        raise ImageError("read", f"too many bytes: {len(data)}, above the limit of {limits.max_bytes}")
+    pixels: Pixels = decode(data, max_pixels=limits.max_pixels)
+    return pixels
+
+
+def _rgb(raw: Raw) -> Pixels:
+    """Turn blue, green, red into RGB; alpha over white, as everywhere."""
+    if raw.channels not in (1, 3, 4) or len(raw.data) != raw.height * raw.width * raw.channels or not raw.data:
+        raise ImageError("decode", f"not an image: {raw.channels} channels, {len(raw.data)} bytes")
+    levels = np.frombuffer(raw.data, np.uint8).reshape(raw.height, raw.width, raw.channels)
+    if raw.channels == 1:
+        return np.repeat(levels, 3, axis=2)
+    rgb = levels[:, :, 2::-1]
+    if raw.channels == 4:
+        alpha = levels[:, :, 3:].astype(np.uint16)
+        rgb = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(rgb)
