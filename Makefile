@@ -10,13 +10,17 @@ MODEL_TESTS := tests/models tests/test_verify.py tests/cli/test_models.py tests/
 STORE_TESTS := tests/servers tests/storage tests/test_buckets.py \
 	tests/sources/test_objects.py tests/sources/test_objects_reading.py
 
-.PHONY: help demo test test-stores test-models lint format bench bench-memory bench-latency bench-update bench-peers clean
+# What starts clusters on this machine: Spark, which needs Java 17, and Ray. Minutes, and some hundred megabytes.
+ENGINE_TESTS := tests/clusters
+
+.PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-peers clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
 	@echo "make test     install what the tests need, run them (about 5 minutes)"
 	@echo "make test-stores     the tests of buckets: faults, kills, refusals, a million keys (about 3 minutes)"
 	@echo "make test-models     the tests of models, with TensorFlow to hold them against (about 5 minutes)"
+	@echo "make test-engines    the tests of Spark and Ray, on clusters of this machine (about 6 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
@@ -41,6 +45,10 @@ $(VENV)/.installed-parity: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]"
 	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
+$(VENV)/.installed-engines: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,engines]"
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
+
 # Azure's emulator, where npm is there to install it: without it the tests of Azure are skipped.
 $(VENV)/azurite/.installed: | $(BIN)/python
 	@if command -v npm > /dev/null; then \
@@ -55,13 +63,16 @@ demo: $(VENV)/.installed
 	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
 
 test: $(VENV)/.installed-dev $(VENV)/azurite/.installed
-	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS) $(STORE_TESTS))
+	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS) $(STORE_TESTS) $(ENGINE_TESTS))
 
 test-stores: $(VENV)/.installed-dev $(VENV)/azurite/.installed
 	$(BIN)/python -m pytest --numprocesses auto $(STORE_TESTS)
 
 test-models: $(VENV)/.installed-parity
 	$(BIN)/python -m pytest --numprocesses auto $(MODEL_TESTS)
+
+test-engines: $(VENV)/.installed-engines
+	$(BIN)/python -m pytest --numprocesses auto --dist loadscope $(ENGINE_TESTS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

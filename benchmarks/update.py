@@ -33,11 +33,7 @@ def main() -> None:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         os.environ["FEATUREPRESS_HOME"] = str(Path(work, "home"))
-        model = Path(work, "model.keras")
-        subprocess.run(
-            [sys.executable, "-c", _DRAW, str(model)], env={**os.environ, "KERAS_BACKEND": "openvino"}, check=True
-        )
-        add_model(str(model), "drawn", Choices(mode="tf"))
+        draw_model(Path(work), "drawn")
         folder = lay_out_pictures(SHARED / "data", Path(work, "pictures"), asked.images)
         pictures = sorted(folder.rglob("*.jpg"))
         for number, path in enumerate(pictures):  # behind the end marker, where no decoder looks
@@ -56,6 +52,14 @@ def main() -> None:
         print(headline())
         print(f"full run {whole:.1f} s, update {update.seconds:.1f} s: {update.seconds / whole:.3f}")
         print(update.changes)
+
+
+def draw_model(folder: Path, name: str) -> None:
+    """Draw MobileNetV2 1.0 at 96, and make it known by a name; FEATUREPRESS_HOME says where."""
+    model = folder / "model.keras"
+    environment = {**os.environ, "KERAS_BACKEND": "openvino"}
+    subprocess.run([sys.executable, "-c", _DRAW, str(model)], env=environment, check=True)
+    add_model(str(model), name, Choices(mode="tf"))
 
 
 if __name__ == "__main__":

@@ -239,6 +239,38 @@ class FeatureSet:
         ):
             yield parquet
 
+    def to_spark(self, session: Any) -> Any:
+        """Give the rows as a Spark DataFrame, read by Spark itself; the features are ``array<float>``.
+
+        Parameters
+        ----------
+        session : SparkSession
+            It must be able to read the place, with credentials of its own. A set in S3 is read through ``s3a://``
+            unless the session is one of EMR, which has its own ``s3://``.
+        """
+        location = self.location
+        if location.startswith("s3://") and not _reads_s3(session):
+            location = f"s3a{location[2:]}"
+        elif location.startswith("az://"):
+            account, container, *rest = location[5:].split("/", 2)
+            location = "/".join([f"abfss://{container}@{account}.dfs.core.windows.net", *rest])
+        elif "://" not in location:
+            location = Path(location).as_uri()
+        return session.read.schema(self._spark_schema()).parquet(f"{location}/features")
+
+    def _spark_schema(self) -> str:
+        """Give the columns in Spark's words, so that it need not open a part to know them."""
+        words = {"string": "string", "int32": "int"}
+        kinds = ((field.name, words.get(str(field.type), "array<float>")) for field in self.schema)
+        return ", ".join(f"`{name}` {kind}" for name, kind in kinds)
+
+    def to_ray(self) -> Any:
+        """Give the rows as a Ray dataset; the parts are read by Ray's workers, through Arrow's file systems."""
+        import ray.data
+
+        location = self.location.replace("gs://", "gcs://", 1)
+        return ray.data.read_parquet(f"{location}/features", file_extensions=["parquet"])
+
     @property
     def failures(self) -> pa.Table:
         """The images that could not be pressed: Arrow table with uri, stage, reason."""
@@ -284,6 +316,14 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
             f"{shlex.quote(str(location))} (or open it with allow_incomplete=True)."
         )
     return features
+
+
+def _reads_s3(session: Any) -> bool:
+    """Whether a Spark session has a file system for ``s3://``, as on EMR."""
+    try:
+        return bool(session.conf.get("spark.hadoop.fs.s3.impl", "")) or "emr" in session.version
+    except Exception:  # noqa: BLE001 - some hosted sessions show no such setting
+        return False
 
 
 def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:

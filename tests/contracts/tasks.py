@@ -198,3 +198,22 @@ class Dying:
 
 def hang(plan: Plan, shard: int) -> None:
     time.sleep(600)
+
+
+@dataclass(frozen=True)
+class Unplanned:
+    """Does what `then` says, though there is no plan at the destination."""
+
+    then: Callable[[Plan, int], Any]
+    reads_plan = False
+
+    def __call__(self, plan: Plan, shard: int) -> Any:
+        return self.then(plan, shard)
+
+
+def loads(plan: Plan, shard: int) -> tuple[int, int]:
+    """Give this process, and how often it has loaded the fake backbone."""
+    from featurepress.testing import FakeBackbone
+
+    time.sleep(0.2)
+    return os.getpid(), FakeBackbone.loads

@@ -1,0 +1,79 @@
+"""What the driver of a large run costs: the planning alone, and the receipts, over made-up references.
+
+    python -m benchmarks.planning [--images N] [--remote]
+
+It commits the listing of N references, chunk by chunk, as `embed` does, hands out their shards, and takes a receipt
+for each, as an engine gives them; nothing is read or pressed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.speed import headline
+from featurepress import ledger
+from featurepress.layout import Layout
+from featurepress.ledger import Totals
+from featurepress.lister import NewListing
+from featurepress.models.catalog import find_card
+from featurepress.records import ImageRef, Receipt
+from featurepress.storage import FolderStorage
+from featurepress.testing import PlanMaker, memory_source
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=20_000_000)
+    parser.add_argument("--remote", action="store_true", help="cut as for a bucket")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        maker = PlanMaker(FolderStorage(work), find_card("embedded").backbone("avg"))
+        plan = maker(memory_source({}), labels="parent")
+        object.__setattr__(plan, "layout", Layout.of(None, "avg", remote=asked.remote))
+        ledger.create_plan(plan)
+        begun, n_shards, n_images = time.perf_counter(), 0, 0
+        for chunk in NewListing(plan, None, references(asked.images)):
+            n_shards += len(chunk.shards)
+            n_images += chunk.n_images
+        planning = time.perf_counter() - begun
+        totals, message = Totals(), pickle.dumps(receipt(4_096))
+        begun = time.perf_counter()
+        for _ in range(n_shards):
+            totals.add(pickle.loads(message))
+        counting = time.perf_counter() - begun
+        n_bytes = sum(path.stat().st_size for path in Path(work).rglob("*.parquet"))
+    print(headline())
+    print(f"{n_images:,} references, {n_shards:,} shards, {n_bytes / 1e6:,.0f} MB of listing")
+    print(
+        f"planning {planning:.1f} s, {planning / n_images * 1e6:.1f} us an image, {planning / n_shards * 1e3:.2f} ms a shard"
+    )
+    print(f"receipts {counting / n_shards * 1e6:.0f} us a shard, {len(message):,} bytes each")
+    print(f"memory of the process at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
+
+
+def references(n_images: int) -> Iterator[ImageRef]:
+    """Make up a listing in byte order, with labels, as of a bucket."""
+    for number in range(n_images):
+        folder = f"class-{number // 5_000:05d}"
+        uri = f"s3://bucket/Training/{folder}/{number:09d}.jpg"
+        yield ImageRef(uri, 0, 4_000 + number % 997, f'"{number * 2_654_435_761 % 2**64:032x}"', (folder,))
+
+
+def receipt(n_images: int) -> Receipt:
+    """Give a receipt as workers send it."""
+    versions = {"featurepress": "0.1.0", "openvino": "2026.1", "numpy": "2.4", "pyarrow": "26.0", "python": "3.11"}
+    return Receipt(
+        shard=1, generation=1, listed=n_images, pressed=n_images, failed=0, failed_by_kind={}, bytes_read=10**7,
+        seconds=2.0, precision="float32", cpu="AMD EPYC", host="ip-10-0-0-1", versions=versions,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
