@@ -51,9 +51,7 @@ def main() -> None:
         n_bytes = sum(path.stat().st_size for path in Path(work).rglob("*.parquet"))
     print(headline())
     print(f"{n_images:,} references, {n_shards:,} shards, {n_bytes / 1e6:,.0f} MB of listing")
-    print(
-        f"planning {planning:.1f} s, {planning / n_images * 1e6:.1f} us an image, {planning / n_shards * 1e3:.2f} ms a shard"
-    )
+    print(f"planning {planning:.1f} s, {planning / n_images * 1e6:.1f} us an image")
     print(f"receipts {counting / n_shards * 1e6:.0f} us a shard, {len(message):,} bytes each")
     print(f"memory of the process at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
