@@ -29,12 +29,13 @@ def orchard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_examples_for_spark_run(spark: Any, orchard: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    exec(python_of("spark.md"), {"spark": spark})
+    # Spark itself reads relative paths from where it was started.
+    exec(python_of("spark.md").replace('load("orchard', f'load("{orchard}/orchard'), {"spark": spark})
     assert "vector_error" in capfd.readouterr().out
     assert (orchard / "spark-features" / "manifest.json").is_file()
 
 
-@pytest.mark.filterwarnings("ignore:.use_push_based_shuffle. is deprecated:DeprecationWarning")  # by Ray itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, from its own settings
 def test_the_examples_for_ray_run(ray_here: None, orchard: Path) -> None:
     exec(python_of("ray.md"), {})
     assert (orchard / "ray-features" / "manifest.json").is_file()

@@ -30,7 +30,7 @@ def test_spark_reads_the_rows(spark: Any, out: Path) -> None:
         assert (row["label"], row["width"]) == (ours[row["uri"]].label, ours[row["uri"]].width)
 
 
-@pytest.mark.filterwarnings("ignore:.use_push_based_shuffle. is deprecated:DeprecationWarning")  # by Ray itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray, from its own settings
 def test_ray_reads_the_rows(ray_here: None, out: Path) -> None:
     rows, ours = fp.open_features(out).to_ray().take_all(), read_rows(out)
     assert {row["uri"] for row in rows} == ours.keys()

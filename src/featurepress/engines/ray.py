@@ -151,8 +151,9 @@ class _Run:
         except self._ray.exceptions.RayError as error:
             first = str(error).strip().splitlines()[0]
             raise WorkerDeathError(
-                f"Stopped at shard {shard}: Ray gave it up after {MAX_DEATHS + 1} tries: {first[:300]} If workers "
-                "were killed for memory, let fewer run at once (ray start --num-cpus)."
+                f"Stopped at shard {shard}: Ray gave it up after {MAX_DEATHS + 1} tries: "
+                f"{first[:300].rstrip('.')}. If workers were killed for memory, let fewer run at once "
+                "(ray start --num-cpus)."
             ) from error
         if kind == "result":
             return pickle.loads(value)

@@ -311,7 +311,7 @@ def _require_another_try(error: Exception, n_lost: int) -> None:
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     if n_lost >= MAX_DEATHS or not re.search(_LOST, text):
         raise WorkerDeathError(
-            f"Spark gave up: {first[:300]} If workers were killed for memory, raise "
+            f"Spark gave up: {first[:300].rstrip('.')}. If workers were killed for memory, raise "
             "spark.executor.memoryOverhead or lower spark.executor.cores."
         ) from error
 
