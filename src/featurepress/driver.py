@@ -133,8 +133,8 @@ class Driver:
     def _model_at_hand(self, engine: Engine) -> Iterator[None]:
         """Lay the model where workers on other machines find it; take it away if no plan comes of it."""
         storage, key = self.plan.storage, self.plan.backbone.file
+        engine.connect()
         if engine.is_cluster and key:
-            storage.prepare()
             store.put_into(storage, key)
         try:
             yield

@@ -400,6 +400,9 @@ class InlineEngine:
 
     is_cluster = False
 
+    def connect(self) -> None:
+        """Do nothing."""
+
     def run(
         self,
         task: Task[Result],

@@ -29,6 +29,9 @@ class Engine(Protocol):
     def is_cluster(self) -> bool:
         """Whether tasks may run on other machines, to which the model must be brought."""
 
+    def connect(self) -> None:
+        """Make sure that there is somebody to run tasks; raise EngineError otherwise. May be called again."""
+
     def run(
         self,
         task: Task[Result],

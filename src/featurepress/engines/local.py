@@ -53,6 +53,9 @@ class LocalEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def connect(self) -> None:
+        """Do nothing: workers are started when they are needed."""
+
     def run(
         self,
         task: Task[Result],

@@ -55,6 +55,10 @@ class Ray:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def connect(self) -> None:
+        """Connect to the cluster, if this process is not."""
+        self._connected()
+
     def run(
         self,
         task: Task[Result],

@@ -95,6 +95,10 @@ class Spark:
             self._session, self._owns = _session(self._master, self._conf)
         return self._session
 
+    def connect(self) -> None:
+        """Make the session, if there is none yet."""
+        self.session  # noqa: B018 - the property makes it
+
     def run(
         self,
         task: Task[Result],

@@ -168,6 +168,7 @@ def put_into(storage: Storage, key: str) -> None:
     """Copy a ready model to a destination, unless it is there, so that workers on other machines find it."""
     if (BUNDLED / key).is_file():
         return  # every worker has it
+    storage.prepare()
     for name in (*FILES, CARD):  # the card comes last: with it the model is whole
         if storage.look(_place(key, name)) is None:
             with (home() / "models" / key / name).open("rb") as source, storage.stream(_place(key, name)) as target:
