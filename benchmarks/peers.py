@@ -26,9 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.speed import SHARED, headline, lay_out_pictures
+from featurepress.backbones import supports_bfloat16
+from featurepress.models.catalog import find_card
 
 BASELINES = SHARED / "baselines"
 N_IMAGES = 12_000
+PRECISIONS = ("float32", "bfloat16", "auto")
+ENGINES = {"Spark": ("--engine", "spark", "--master", "local[*]"), "Ray": ("--engine", "ray")}
 
 
 @dataclass(frozen=True)
@@ -148,8 +152,11 @@ def measure(place: Path, peers: list[Peer], rounds: int) -> dict[str, float]:
         for peer in peers:
             if number < (rounds if peer.rounds is None else peer.rounds):
                 seen.setdefault(peer.name, []).append(_peer(place, peer))
-        for precision in ("float32", "bfloat16", "auto"):
+        for precision in PRECISIONS if supports_bfloat16(find_card("embedded").backbone("avg")) else ("float32",):
             seen.setdefault(f"featurepress, {precision}", []).append(_ourselves(place, precision, home))
+        for name, engine in ENGINES.items():
+            speed = _ourselves(place, "float32", home, *engine)
+            seen.setdefault(f"featurepress on {name}, float32", []).append(speed)
     return {name: statistics.median(values) for name, values in seen.items()}
 
 
@@ -170,13 +177,14 @@ def _peer(place: Path, peer: Peer) -> float:
     return float(match[1])
 
 
-def _ourselves(place: Path, precision: str, home: dict[str, str]) -> float:
+def _ourselves(place: Path, precision: str, home: dict[str, str], *engine: str) -> float:
     """Give images a second of a whole command, from its start to its end."""
     out = place / "out"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-m", "featurepress", "embed", str(place / "pictures"), "--out", str(out)]
     started = time.perf_counter()
-    printed = _run([*command, "--model", "peers", "--precision", precision, "--json"], Path.cwd(), **home)
+    how = ["--model", "peers", "--precision", precision, "--json", *engine]
+    printed = _run([*command, *how], Path.cwd(), PYSPARK_PYTHON=sys.executable, **home)
     seconds = time.perf_counter() - started
     result = json.loads(printed)
     assert result["failed"] == 0, result
