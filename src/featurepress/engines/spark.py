@@ -44,6 +44,7 @@ MOST_SHARDS, LEAST_SHARDS = 4_096, 16  # of a job, where there are so many
 SHARDS_A_CORE = 8  # of a job: enough to hide the start of the next one
 JOBS_AT_ONCE = 2
 _GATHER_SECONDS = 0.05  # so long a wave waits for more shards once there are some
+_CANCEL_SECONDS = 1.0  # between two tries to cancel a job
 _LOOK_SECONDS = 2.0  # between two looks at the receipts; longer where a look takes long itself
 _SCHEMA = "shard long, result binary"
 
@@ -188,12 +189,13 @@ class _Run:
         """Drop what is under way."""
         self._stopping = True
         self._room.release()  # whoever waits for room sees that it is over
-        if self._jobs:
-            with contextlib.suppress(Exception):  # the session may be gone
-                _cancel(self._session, self._tag)
-        for thread in (*self._jobs, self._taker):
-            if thread.is_alive():
-                thread.join()
+        for job in self._jobs:
+            while job.is_alive():  # again, since it may have begun only after the last time
+                with contextlib.suppress(Exception):  # the session may be gone
+                    _cancel(self._session, self._tag)
+                job.join(_CANCEL_SECONDS)
+        if self._taker.is_alive():
+            self._taker.join()
 
     # -- in threads of their own -----------------------------------------------------------------------------
 
