@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import platform
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openvino as ov
@@ -50,6 +52,7 @@ class OpenVinoBackbone:
                 "INFERENCE_NUM_THREADS": "1",
                 # Every process would pin its only thread to the first core.
                 "ENABLE_CPU_PINNING": False,
+                **_integers(),
             },
         )
         self._request = compiled.create_infer_request()
@@ -70,6 +73,21 @@ class OpenVinoBackbone:
 @functools.cache
 def _core() -> Any:
     return ov.Core()
+
+
+@functools.cache
+def _integers() -> dict[str, str]:
+    """Have quantised models computed in float32 on x86 without VNNI.
+
+    There OpenVINO adds products of 8 bits up in 16, which overflow without a word: a quantised MobileNetV2 named
+    77 % of 120 photographs instead of 84 %.
+    """
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    is_x86 = platform.machine() in ("x86_64", "AMD64")
+    return {"LP_TRANSFORMS_MODE": "NO"} if is_x86 and "vnni" not in flags else {}
 
 
 def _graph(spec: BackboneSpec, batch_size: int) -> Any:
