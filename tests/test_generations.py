@@ -13,24 +13,17 @@ import featurepress as fp
 from featurepress import ledger
 from featurepress.errors import StoppedError, StorageError
 from featurepress.images import decode
-from featurepress.ledger import Plan, References
+from featurepress.ledger import References
 from featurepress.pipeline import press_shard
 from featurepress.records import part_name
-from featurepress.storage import FolderStorage
 from featurepress.testing import InlineEngine
 from tests.runs import read_footers, read_json, read_rows, snapshot
-from tests.worlds import World, watched
+from tests.worlds import World, killed_at, plan_of, watched
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-def plan_of(world: World, generation: int) -> Plan:
-    plan = ledger.read_generation(FolderStorage(str(world.out)), generation)
-    assert plan is not None
-    return plan
 
 
 def generations_of_parts(world: World) -> dict[int, int]:
@@ -167,14 +160,7 @@ def test_a_worker_that_sleeps_while_it_presses_does_not_either(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.change()
-
-    def stop(name: str) -> None:
-        if name.startswith("features/"):
-            raise StorageError("killed")
-
-    with watched(world.out, stop, monkeypatch), pytest.raises(StorageError):
-        world.update()
-    shard = min(ledger.revised_shards(plan_of(world, 2)))
+    killed_at("features/", world, monkeypatch)
     slept = [False]
 
     def sleep(data: bytes, *, max_pixels: int) -> object:
@@ -292,13 +278,7 @@ def test_a_lost_part_is_pressed_anew_though_its_rows_should_have_been_carried_ov
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.change()
-
-    def stop(name: str) -> None:
-        if name.startswith("features/"):
-            raise StorageError("killed")
-
-    with watched(world.out, stop, monkeypatch), pytest.raises(StorageError):
-        world.update()
+    killed_at("features/", world, monkeypatch)
     (world.out / part_name(min(ledger.revised_shards(plan_of(world, 2))))).unlink()
     fp.resume(world.out, engine=InlineEngine())
     world.assert_up_to_date(tmp_path)

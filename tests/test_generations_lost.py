@@ -14,14 +14,14 @@ from featurepress import ledger
 from featurepress.errors import StorageError, TooManyFailuresError
 from featurepress.featureset import FeatureSet
 from featurepress.layout import Layout, Tier
-from featurepress.ledger import Plan, References
+from featurepress.ledger import References
 from featurepress.pipeline import press_shard
 from featurepress.records import part_name
 from featurepress.run import press_plan
 from featurepress.storage import Data, FolderStorage
 from featurepress.testing import InlineEngine
 from tests.runs import draft, read_failures, read_footers, read_json, read_rows
-from tests.worlds import WATCHERS, World, watched
+from tests.worlds import WATCHERS, World, killed_at, plan_of, watched
 
 VERBS = ["resume", "update", "retry"]
 
@@ -35,24 +35,9 @@ def world(tmp_path: Path) -> World:
     return world
 
 
-def plan_of(world: World, generation: int) -> Plan:
-    plan = ledger.read_generation(FolderStorage(str(world.out)), generation)
-    assert plan is not None
-    return plan
-
-
 def shards_of(world: World, generation: int) -> list[int]:
     receipts = [footer["receipt"] for footer in read_footers(world.out)]
     return [receipt["shard"] for receipt in receipts if receipt["generation"] == generation]
-
-
-def killed_at(name: str, world: World, monkeypatch: pytest.MonkeyPatch, verb: str = "update") -> None:
-    def stop(written: str) -> None:
-        if written == name:
-            raise StorageError("killed")
-
-    with watched(world.out, stop, monkeypatch), pytest.raises(StorageError, match="killed"):
-        getattr(world, verb)()
 
 
 @pytest.mark.parametrize("verb", VERBS)

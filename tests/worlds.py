@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import featurepress as fp
+from featurepress import ledger
+from featurepress.errors import StorageError
 from featurepress.featureset import FeatureSet
+from featurepress.ledger import Plan
 from featurepress.run import press_plan
 from featurepress.storage import Data, FolderStorage
 from featurepress.testing import InlineEngine
@@ -103,3 +106,21 @@ def watched(out: Path, watcher: Callable[[str], None], monkeypatch: pytest.Monke
     monkeypatch.setattr("featurepress.run.open_storage", lambda location: WatchedStorage(str(location)))
     yield
     monkeypatch.undo()
+
+
+def killed_at(prefix: str, world: World, monkeypatch: pytest.MonkeyPatch, verb: str = "update") -> None:
+    """Run a command that is killed when it first writes something whose name begins so."""
+
+    def stop(name: str) -> None:
+        if name.startswith(prefix):
+            raise StorageError("killed")
+
+    with watched(world.out, stop, monkeypatch), pytest.raises(StorageError, match="killed"):
+        getattr(world, verb)()
+
+
+def plan_of(world: World, generation: int) -> Plan:
+    """Give the plan of a generation of a world's set."""
+    plan = ledger.read_generation(FolderStorage(str(world.out)), generation)
+    assert plan is not None
+    return plan

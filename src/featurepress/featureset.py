@@ -320,10 +320,7 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
 
 def _reads_s3(session: Any) -> bool:
     """Whether a Spark session has a file system for ``s3://``, as on EMR."""
-    try:
-        return bool(session.conf.get("spark.hadoop.fs.s3.impl", "")) or "emr" in session.version
-    except Exception:  # noqa: BLE001 - some hosted sessions show no such setting
-        return False
+    return bool(session.conf.get("spark.hadoop.fs.s3.impl", "")) or "emr" in session.version
 
 
 def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:

@@ -10,6 +10,7 @@ from featurepress.cli.options import with_engine, with_settings
 from featurepress.errors import TooManyFailuresError
 
 DEFAULT_OUT = "results{time}"
+_SOURCES_HELP = "Folders, globs in quotes, files, buckets, archives, tables, lists of urls."
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +21,10 @@ def register(app: typer.Typer) -> None:
 @with_settings()
 @with_engine
 def embed(
-    sources: Annotated[list[str], typer.Argument(help="Folders, globs in quotes, or files.", metavar="SOURCES...")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(help=_SOURCES_HELP, metavar="SOURCES..."),
+    ],
     out: Annotated[
         str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
     ] = DEFAULT_OUT,

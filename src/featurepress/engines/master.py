@@ -21,10 +21,8 @@ def require_answer(address: str, *, seconds: float = ANSWER_SECONDS) -> None:
     seconds : float
         How long each is waited for.
     """
-    match = re.match(r"(?:(?:spark|sc|ray)://)?([^/;\[\]]+)", address)
-    places = re.findall(r"([\w.-]+):(\d+)", match[1]) if match and not address.startswith(("local", "k8s")) else []
     reasons = []
-    for host, port in places:
+    for host, port in places_in(address):
         try:
             socket.create_connection((host, int(port)), timeout=seconds).close()
             return
@@ -35,3 +33,9 @@ def require_answer(address: str, *, seconds: float = ANSWER_SECONDS) -> None:
             f"The cluster at '{address}' does not answer ({'; '.join(reasons)}). Check the address, and that it "
             "runs."
         )
+
+
+def places_in(address: str) -> list[tuple[str, str]]:
+    """Give the hosts and ports that an address names; none for what is left to the library."""
+    match = re.match(r"(?:(?:spark|sc|ray)://)?([^/;\[\]]+)", address)
+    return re.findall(r"([\w.-]+):(\d+)", match[1]) if match and not address.startswith(("local", "k8s")) else []

@@ -91,7 +91,7 @@ class Ray:
             quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": "ERROR"}
             try:
                 ray.init(address=self._address, **quiet)
-            except Exception as error:
+            except (OSError, RuntimeError, ValueError) as error:  # what ray.init raises
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 where = f" at '{self._address}'" if self._address else ""
                 raise EngineError(f"There is no Ray cluster{where}: {first[:300]}") from error

@@ -260,20 +260,16 @@ def _job(session: Any, work: bytes, wave: Sequence[int]) -> list[tuple[int, byte
 
 def _shards_a_job(session: Any) -> int:
     """Give the size of a full wave: enough for all cores, few enough that results come soon."""
-    try:
-        if session.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-            return MOST_SHARDS  # the more are waiting, the more cores come
-        cores = session.sparkContext.defaultParallelism
-    except Exception:  # noqa: BLE001 - Spark Connect does not say how many cores there are
+    if session.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        return MOST_SHARDS  # the more are waiting, the more cores come
+    context = _context(session)
+    if context is None:  # Spark Connect does not say how many cores there are
         return MOST_SHARDS // 4
-    return int(min(MOST_SHARDS, max(LEAST_SHARDS, SHARDS_A_CORE * cores)))
+    return int(min(MOST_SHARDS, max(LEAST_SHARDS, SHARDS_A_CORE * context.defaultParallelism)))
 
 
 def _cores_of_a_task(session: Any) -> int:
-    try:
-        return max(1, int(session.conf.get("spark.task.cpus", "1")))
-    except Exception:  # noqa: BLE001 - some hosted sessions show no such setting
-        return 1
+    return max(1, int(session.conf.get("spark.task.cpus", "1")))
 
 
 def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
