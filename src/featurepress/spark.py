@@ -10,6 +10,7 @@ be resumed, and never does a picture twice. This here is for pictures that are i
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import shutil
@@ -124,24 +125,29 @@ def _send(session: Any, backbone: BackboneSpec) -> str:
     key = backbone.file
     if (store.BUNDLED / key).is_file():
         return ""
-    name = f"featurepress-{key}.zip"
-    with tempfile.TemporaryDirectory() as folder:
-        storage = FolderStorage(folder)
-        store.put_into(storage, key)
-        place = Path(tempfile.gettempdir()) if _is_classic(session) else Path(folder)
-        archive = place / name
-        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-            for entry in storage.list(store.MODELS):
-                file.write(Path(folder, entry.name), entry.name)
-        try:
-            if _is_classic(session):
-                session.sparkContext.addFile(str(archive))
-            else:
-                session.addArtifacts(str(archive), file=True)
-        except Exception as error:
-            if "already" not in str(error):  # the same content, by its name
-                raise RequestError(f"The model cannot be sent to the workers: {str(error)[:300]}") from error
-    return name
+    archive = _archive(key)
+    try:
+        if _is_classic(session):
+            session.sparkContext.addFile(str(archive))
+        else:
+            session.addArtifacts(str(archive), file=True)
+    except Exception as error:
+        if "already" not in str(error):  # the same content, by its name
+            raise RequestError(f"The model cannot be sent to the workers: {str(error)[:300]}") from error
+    return archive.name
+
+
+@functools.cache
+def _archive(key: str) -> Path:
+    """Pack a model, in a folder that goes with this process: Spark reads the file whenever a new worker comes."""
+    folder = Path(tempfile.mkdtemp(prefix="featurepress-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    storage, archive = FolderStorage(str(folder / "model")), folder / f"featurepress-{key}.zip"
+    store.put_into(storage, key)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for entry in storage.list(store.MODELS):
+            file.write(Path(storage.root, entry.name), entry.name)
+    return archive
 
 
 def _is_classic(session: Any) -> bool:

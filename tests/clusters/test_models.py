@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import featurepress as fp
@@ -13,6 +14,7 @@ from featurepress import engines
 from featurepress.errors import FeaturepressError, ModelError
 from featurepress.models import catalog, store
 from featurepress.settings import Choices
+from featurepress.spark import featurize
 from featurepress.storage import FolderStorage
 from tests.clusters.conftest import require_spark
 from tests.contracts import tasks
@@ -87,6 +89,18 @@ def test_a_refused_run_leaves_no_model_behind(model: str, spark: Any, tmp_path: 
     assert fp.embed(
         str(tmp_path / "in"), tmp_path / "out", engine=engines.Spark(spark), model=model, max_failures=1.0
     ).is_complete
+
+
+def test_featurize_sends_a_model_that_the_workers_do_not_have(model: str, spark: Any, tmp_path: Path) -> None:
+    """The workers' home is that of the session's start, where this model never was."""
+    pictures = draw(tmp_path / "in", 20)
+    here = fp.embed(str(pictures), tmp_path / "here", model=model, precision="float32")
+    files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(pictures))
+    rows = featurize(files, input_column="content", model=model).collect()
+    ours = read_rows(Path(here.location))
+    assert len(rows) == len(ours) == 20
+    for row in rows:
+        assert np.float32(row["features"]).tobytes() == ours[row["path"].removeprefix("file:")].features
 
 
 def test_a_model_that_changed_on_its_way_is_refused(
