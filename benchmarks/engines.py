@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import featurepress as fp
-from benchmarks.speed import SHARED, headline, lay_out_pictures
+from benchmarks.speed import SHARED, headline, lay_out_pictures, link_pictures
 from benchmarks.update import draw_model
 from featurepress.engines import Engine
 from featurepress.settings import available_cores
@@ -49,20 +49,13 @@ def main() -> None:
         draw_model(Path(work), "drawn")
         pictures = lay_out_pictures(SHARED / "data", Path(work, "pictures", "0"), asked.images).parent
         for number in range(1, asked.names):
-            _link(pictures / "0", pictures / str(number))
+            link_pictures(pictures / "0", pictures / str(number))
         found: dict[str, list[dict[str, float]]] = {name: [] for name in asked.only}
         for _ in range(asked.rounds):
             for name, results in found.items():
                 results.append(_in_a_process(name, pictures))
                 print(f"{name}: {results[-1]}", flush=True)
         _print(found, asked.images * asked.names)
-
-
-def _link(source: Path, target: Path) -> None:
-    for path in source.rglob("*.jpg"):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.hardlink_to(path)
 
 
 def _in_a_process(name: str, pictures: Path) -> dict[str, float]:

@@ -1,8 +1,10 @@
 """Peak memory of a whole run at 10,000 and at 100,000 pictures, and start-up times.
 
-    python -m benchmarks.memory [--small N] [--large N] [--bucket]
+    python -m benchmarks.memory [--small N] [--large N] [--bucket | --spark]
 
 With --bucket the pictures come from a bucket and the features go to one, of a server of the tests on this machine.
+With --spark the engine is Spark's local[2], parts have 64 images, so that there are many tasks, and the driver's
+own process and Spark's Java process are told apart.
 
 Memory is the largest sum, over all processes of the run, of their proportional set size (pages that several
 processes share are counted once), sampled ten times a second from /proc. Linux only.
@@ -31,7 +33,11 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=10_000)
     parser.add_argument("--large", type=int, default=100_000)
     parser.add_argument("--bucket", action="store_true")
+    parser.add_argument("--spark", action="store_true")
     arguments = parser.parse_args()
+    if arguments.spark:
+        _on_spark(arguments.small, arguments.large)
+        return
     if arguments.bucket:
         _in_a_bucket(arguments.small, arguments.large)
         return
@@ -67,31 +73,54 @@ def _in_a_bucket(small: int, large: int) -> None:
         print(f"large to small: {peaks[1] / peaks[0]:.2f}")
 
 
+def _on_spark(small: int, large: int) -> None:
+    more = ("--engine", "spark", "--master", "local[2]", "--images-per-part", "64")
+    os.environ |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
+    with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
+        print("| pictures of 100x100 | tasks | driver, MB | Java, MB | all processes, MB | seconds |")
+        print("|---|---|---|---|---|---|")
+        for n in (small, large):
+            pictures = Path(scratch, f"pictures-{n}")
+            draw_pictures(pictures, n)
+            peaks, seconds = _watched(str(pictures), str(Path(scratch, f"features-{n}")), "avg", *more)
+            sizes = " | ".join(f"{peaks[name] / 1e6:.0f}" for name in ("driver", "java", "all"))
+            print(f"| {n:,} | {-(-n // 64):,} | {sizes} | {seconds:.1f} |", flush=True)
+
+
 def _run(source: str, out: str, pooling: str) -> tuple[float, float]:
-    command = ["embed", source, "--model", "embedded", "--out", out, "--pooling", pooling]
+    peaks, seconds = _watched(source, out, pooling)
+    return peaks["all"], seconds
+
+
+def _watched(source: str, out: str, pooling: str, *more: str) -> tuple[dict[str, float], float]:
+    """Run the command; give the peaks of memory in bytes, of the driver, of Java and of all, and the seconds."""
+    command = ["embed", source, "--model", "embedded", "--out", out, "--pooling", pooling, *more]
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "featurepress", *command], stderr=subprocess.DEVNULL)
-    peak = [0.0]
-    watcher = threading.Thread(target=_watch, args=(process.pid, peak))
+    peaks = dict.fromkeys(("driver", "java", "all"), 0.0)
+    watcher = threading.Thread(target=_watch, args=(process.pid, peaks))
     watcher.start()
     code = process.wait()
     watcher.join()
     assert code == 0, f"exit code {code}"
-    return peak[0], time.perf_counter() - started
+    return peaks, time.perf_counter() - started
 
 
-def _watch(pid: int, peak: list[float]) -> None:
+def _watch(pid: int, peaks: dict[str, float]) -> None:
     """Follow a process and its children until it ends."""
     try:
         parent = psutil.Process(pid)
         while parent.is_running() and parent.status() != psutil.STATUS_ZOMBIE:
-            total = 0
+            sizes = dict.fromkeys(peaks, 0)
             for process in (parent, *parent.children(recursive=True)):
                 try:
-                    total += process.memory_full_info().pss
+                    size = process.memory_full_info().pss
+                    sizes["all"] += size
+                    sizes["driver"] += size * (process == parent)
+                    sizes["java"] += size * (process.name() == "java")
                 except (psutil.NoSuchProcess, psutil.ZombieProcess):
                     continue
-            peak[0] = max(peak[0], total)
+            peaks.update({name: max(peaks[name], sizes[name]) for name in peaks})
             time.sleep(0.1)
     except psutil.NoSuchProcess:
         return

@@ -4,9 +4,11 @@
 
 MobileNetV2 1.0 at 96 with drawn weights, 12,000 pictures of 100x100, pooled features into Parquet (the notebook's
 job keeps all 11,520 numbers and writes CSV, on as many pictures as its folder layout has). Each peer runs its own
-script in an environment of its own, which is installed first; `--keep` keeps environments and pictures for
-the next time. Every figure but that of the threads, which leave out their start, is a whole process's; the median
-of the rounds. `auto` takes bfloat16 only where it is faithful to the run's own pictures; drawn weights are not.
+script in an environment of its own, which is installed first; `--keep` keeps environments and pictures for the next
+time. Everybody runs twice a round, on a few pictures and on all: the second tells the speed of the whole process
+(the threads and Ray Data leave their start out themselves), the difference between both that without the start.
+Our engines for clusters press every picture under five names. Medians of the rounds. `auto` takes bfloat16 only
+where it is faithful to the run's own pictures; drawn weights are not.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.speed import SHARED, headline, lay_out_pictures
+from benchmarks.speed import SHARED, headline, lay_out_pictures, link_pictures
 from featurepress.backbones import supports_bfloat16
 from featurepress.models.catalog import find_card
 
 BASELINES = SHARED / "baselines"
-N_IMAGES = 12_000
+N_IMAGES, N_FEW = 12_000, 256
+N_NAMES = 5  # under which our engines find every picture: they are made for more than 12 seconds
+N_FEW_FRUITS = 64  # for the notebook's job, which is slower
 PRECISIONS = ("float32", "bfloat16", "auto")
 ENGINES = {"Spark": ("--engine", "spark", "--master", "local[*]"), "Ray": ("--engine", "ray")}
 
@@ -65,9 +70,9 @@ PEERS = (
         "Ray Data",
         "ray_data.py",
         ("ray[data]", "pandas", "onnxruntime", "opencv-python-headless", "pillow"),
-        ("PICTURES", str(N_IMAGES)),
+        ("PICTURES", "NUMBER"),
     ),
-    Peer("Daft", "daft_frame.py", ("daft", "onnxruntime", "numpy"), ("PICTURES", str(N_IMAGES))),
+    Peer("Daft", "daft_frame.py", ("daft", "onnxruntime", "numpy"), ("PICTURES", "NUMBER")),
     Peer(
         "threads, float32",
         "threads_openvino.py",
@@ -101,16 +106,55 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="featurepress-peers-") as scratch:
         place = (asked.keep or Path(scratch)).absolute()
         place.mkdir(parents=True, exist_ok=True)
-        pictures = place / "pictures"
-        if not pictures.is_dir():
-            lay_out_pictures(SHARED / "data", pictures, N_IMAGES)
+        lay_out(place)
         _make_model(place)
         chosen = [peer for peer in PEERS if not asked.only or peer.name in asked.only]
         for peer in chosen:
             environment(place, peer.needs)
         print(f"{headline()}; medians of {asked.rounds} rounds, Spark once\n", flush=True)
-        speeds = measure(place, chosen, asked.rounds)
-        print_table(speeds)
+        found = measure(place, chosen, asked.rounds)
+        print_table({name: timing.whole for name, timing in found.items()})
+        print(f"\nWithout the start, from {N_FEW} and all pictures:\n")
+        print_table({name: timing.without_start for name, timing in found.items()})
+        starts = ", ".join(f"{name} {timing.start:.1f}" for name, timing in found.items())
+        print(f"\nThe start, s: {starts}")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one tool took for a few pictures and for all: numbers of pictures and seconds."""
+
+    few: tuple[int, float]
+    all: tuple[int, float]
+
+    @property
+    def whole(self) -> float:
+        """Images a second, the start included."""
+        return self.all[0] / self.all[1]
+
+    @property
+    def without_start(self) -> float:
+        """Images a second of those that the long run has more than the short one."""
+        return (self.all[0] - self.few[0]) / (self.all[1] - self.few[1])
+
+    @property
+    def start(self) -> float:
+        """Seconds that do not depend on the number of pictures."""
+        return self.few[1] - self.few[0] / self.without_start
+
+
+def lay_out(place: Path) -> None:
+    """Lay out the pictures, and folders with a few of them."""
+    if (place / "few-fruits").is_dir():
+        return
+    for name, number in (("pictures", N_IMAGES), ("few", N_FEW)):
+        lay_out_pictures(SHARED / "data", place / name, number)
+    for number in range(N_NAMES):
+        link_pictures(place / "pictures", place / "many" / str(number))
+    for path in sorted((SHARED / "data" / "fruits" / "Test").rglob("*.jpg"))[:N_FEW_FRUITS]:
+        target = place / "few-fruits" / "Test" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
 
 
 def environment(place: Path, needs: tuple[str, ...]) -> Path:
@@ -143,25 +187,48 @@ def _run(command: list[str], folder: Path, **more: str) -> str:
     return done.stdout
 
 
-def measure(place: Path, peers: list[Peer], rounds: int) -> dict[str, float]:
-    """Give images a second by name; in each round everybody runs once, ourselves as well."""
-    seen: dict[str, list[float]] = {}
+def measure(place: Path, peers: list[Peer], rounds: int) -> dict[str, Timing]:
+    """Give what everybody took; in each round everybody runs, ourselves as well."""
+    seen: dict[str, list[tuple[Run, Run]]] = {}
     home = {"FEATUREPRESS_HOME": str(place / "home")}
     _run([sys.executable, "-c", _OURS, str(place / "model.keras")], Path.cwd(), **home)
     for number in range(rounds):
         for peer in peers:
             if number < (rounds if peer.rounds is None else peer.rounds):
-                seen.setdefault(peer.name, []).append(_peer(place, peer))
-        for precision in PRECISIONS if supports_bfloat16(find_card("embedded").backbone("avg")) else ("float32",):
-            seen.setdefault(f"featurepress, {precision}", []).append(_ourselves(place, precision, home))
-        for name, engine in ENGINES.items():
-            speed = _ourselves(place, "float32", home, *engine)
-            seen.setdefault(f"featurepress on {name}, float32", []).append(speed)
-    return {name: statistics.median(values) for name, values in seen.items()}
+                runs = _peer(place, peer, few=True), _peer(place, peer, few=False)
+                seen.setdefault(peer.name, []).append(runs)
+                print(f"# {peer.name}: {runs}", file=sys.stderr, flush=True)
+        for name, precision, engine in _our_ways():
+            few = _ourselves(place, "few", precision, home, *engine)
+            runs = few, _ourselves(place, "many" if engine else "pictures", precision, home, *engine)
+            seen.setdefault(name, []).append(runs)
+            print(f"# {name}: {runs}", file=sys.stderr, flush=True)
+    return {name: Timing(*map(_median, zip(*runs, strict=True))) for name, runs in seen.items()}
 
 
-def _peer(place: Path, peer: Peer) -> float:
-    known = {"PICTURES": str(place / "pictures"), "FRUITS": str(SHARED / "data" / "fruits")}
+Run = tuple[int, float]  # the number of pictures, and the seconds they took
+
+
+def _median(runs: Iterable[Run]) -> Run:
+    numbers, seconds = zip(*runs, strict=True)
+    return numbers[0], statistics.median(seconds)
+
+
+def _our_ways() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    has_bfloat16 = supports_bfloat16(find_card("embedded").backbone("avg"))
+    for precision in PRECISIONS if has_bfloat16 else ("float32",):
+        yield f"featurepress, {precision}", precision, ()
+    for name, engine in ENGINES.items():
+        yield f"featurepress on {name}, float32", "float32", engine
+
+
+def _peer(place: Path, peer: Peer, *, few: bool) -> Run:
+    fruits = place / "few-fruits" if few else SHARED / "data" / "fruits"
+    known = {
+        "PICTURES": str(place / ("few" if few else "pictures")),
+        "NUMBER": str(N_FEW if few else N_IMAGES),
+        "FRUITS": str(fruits),
+    }
     words = [known.get(word, word) for word in peer.arguments]
     work = place / "work"
     work.mkdir(exist_ok=True)
@@ -171,24 +238,24 @@ def _peer(place: Path, peer: Peer) -> float:
     python = environment(place, peer.needs)
     output = _run([str(python), str(BASELINES / peer.script), *words], work, TMPDIR=str(work))
     shutil.rmtree(work)
-    match = re.search(r"([\d.]+) im(?:g|ages)/s", output)
+    match = re.search(r"(\d+) (?:imgs |images )?([\d.]+) s\b", output)
     if match is None:
         sys.exit(f"{peer.name} says: {output}")
-    return float(match[1])
+    return int(match[1]), float(match[2])
 
 
-def _ourselves(place: Path, precision: str, home: dict[str, str], *engine: str) -> float:
-    """Give images a second of a whole command, from its start to its end."""
+def _ourselves(place: Path, pictures: str, precision: str, home: dict[str, str], *engine: str) -> Run:
+    """Time a whole command, from its start to its end."""
     out = place / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "featurepress", "embed", str(place / "pictures"), "--out", str(out)]
+    command = [sys.executable, "-m", "featurepress", "embed", str(place / pictures), "--out", str(out)]
     started = time.perf_counter()
     how = ["--model", "peers", "--precision", precision, "--json", *engine]
     printed = _run([*command, *how], Path.cwd(), PYSPARK_PYTHON=sys.executable, **home)
     seconds = time.perf_counter() - started
     result = json.loads(printed)
     assert result["failed"] == 0, result
-    return float(result["pressed"] / seconds)
+    return int(result["pressed"]), seconds
 
 
 def print_table(speeds: dict[str, float]) -> None:

@@ -205,6 +205,14 @@ def lay_out_pictures(data: Path, folder: Path, n: int) -> Path:
     return folder
 
 
+def link_pictures(source: Path, target: Path) -> None:
+    """Give pictures a second name each."""
+    for path in source.rglob("*.jpg"):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.hardlink_to(path)
+
+
 def _photographs(data: Path, folder: Path, n: int) -> Path | None:
     real = sorted((data / "photos").glob("*.JPEG"))
     if not real:

@@ -31,7 +31,7 @@ ARROWS = """
     values      -> pipeline images sources child records settings errors
     run         -> driver engines featureset changes lister ledger layout sources models storage progress records \
                    settings errors __init__
-    driver      -> tasks lister engines exports featureset ledger sources models progress records settings errors
+    driver      -> tasks lister engines exports featureset ledger sources models progress records errors
     tasks       -> pipeline ledger child records
     pipeline    -> sources images backbones sinks ledger storage child records settings errors
     changes     -> ledger sources sinks records

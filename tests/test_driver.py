@@ -14,14 +14,13 @@ from typing import Any, TypeVar
 import pytest
 
 from featurepress import ledger
-from featurepress.driver import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, n_workers
 from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan
 from featurepress.progress import Progress
 from featurepress.records import Receipt
 from featurepress.run import press_plan
-from featurepress.settings import available_cores
+from featurepress.settings import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, available_cores
 from featurepress.storage import FolderStorage
 from featurepress.tasks import Press
 from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
@@ -125,8 +124,8 @@ def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: 
 
 
 def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
-    assert n_workers(asking()) == available_cores()
-    assert n_workers(asking(workers=7)) == 7
+    assert asking().n_workers == available_cores()
+    assert asking(workers=7).n_workers == 7
 
 
 def asking(**options: Any) -> Plan:
@@ -136,7 +135,7 @@ def asking(**options: Any) -> Plan:
 
 def test_memory_limits_the_workers() -> None:
     def workers(memory_bytes: int) -> int:
-        return n_workers(asking(workers=100, memory_bytes=memory_bytes))
+        return asking(workers=100, memory_bytes=memory_bytes).n_workers
 
     assert workers(2**40) == 100
     assert [workers(DRIVER_BYTES + n * WORKER_BYTES) for n in (1, 2, 7)] == [1, 2, 7]
@@ -146,16 +145,16 @@ def test_memory_limits_the_workers() -> None:
 def test_a_large_model_leaves_room_for_fewer_workers() -> None:
     memory = DRIVER_BYTES + 7 * WORKER_BYTES
     plan = asking(workers=100, memory_bytes=memory)
-    assert n_workers(plan) == 7
+    assert plan.n_workers == 7
     large = replace(plan, backbone=fake_backbone(model_bytes=200 * 1024**2))
-    assert n_workers(large) == 7 * WORKER_BYTES // (WORKER_BYTES + MODEL_COPIES * 200 * 1024**2) == 1
+    assert large.n_workers == 7 * WORKER_BYTES // (WORKER_BYTES + MODEL_COPIES * 200 * 1024**2) == 1
 
 
 def test_too_little_memory_is_refused_with_what_would_be_enough() -> None:
     with pytest.raises(SettingError, match=r"at least \d+, for the driver and one worker") as caught:
-        n_workers(asking(memory_bytes=DRIVER_BYTES))
+        _ = asking(memory_bytes=DRIVER_BYTES).n_workers
     enough = int(re.findall(r"\d+", str(caught.value))[0])
-    assert n_workers(asking(memory_bytes=enough)) == 1
+    assert asking(memory_bytes=enough).n_workers == 1
 
 
 # -- what is not complete is not called so -------------------------------------------------------------------

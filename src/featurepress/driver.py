@@ -30,7 +30,6 @@ from featurepress.errors import (
     DestinationError,
     PlanMismatchError,
     RequestError,
-    SettingError,
     SourceError,
     StoppedError,
     StorageError,
@@ -44,17 +43,11 @@ from featurepress.lister import Lister, NewListing, Work
 from featurepress.models import store
 from featurepress.progress import SHARED, Changes, OnProgress, Progress, Summary, summary_again
 from featurepress.records import ImageRef, Receipt, part_name
-from featurepress.settings import available_cores
-from featurepress.sources import Listing
+from featurepress.sources import Listing, visible
 from featurepress.tasks import Decoder, Press, Probe, ProbeResult
 
 PROBE_IMAGES = 1_000
 MAX_PROBE_DEATHS = 32  # more than that is not the images' doing
-# Resident memory. Measured: 205 to 227 MiB a worker, 91 the driver; the rest is room for larger pictures and
-# listings.
-WORKER_BYTES = 300 * 1024**2
-DRIVER_BYTES = 150 * 1024**2
-MODEL_COPIES = 4  # that OpenVINO makes of the weights while it compiles; measured: 3.3
 
 
 class Driver:
@@ -92,7 +85,7 @@ class Driver:
         owned = None
         if self._engine is None:
             owned = LocalEngine(
-                n_workers(self.plan),
+                self.plan.n_workers,
                 # A worker waits so long for the child to which it leaves a suspect image.
                 silence_seconds=self.plan.settings.images.silence_seconds + 30,
                 preload=("featurepress.pipeline",),
@@ -102,6 +95,8 @@ class Driver:
         assert engine is not None
         try:
             with self._model_at_hand(engine):
+                if engine.is_cluster and not is_new:
+                    self._look_again()
                 self._settle_earlier(engine, is_new=is_new)
                 work: Iterable[Work] = self._begin(engine) if is_new else self._work or NewListing(self.plan)
             manifest = self._finish(engine, Lister(work), self._press or Press())
@@ -143,6 +138,17 @@ class Driver:
                 store.remove_from(storage, key)
             raise
 
+    def _look_again(self) -> None:
+        """Note which images of the listing the driver can see, which its workers must see then, too."""
+        first = ledger.read_generation(self.plan.storage, 1)
+        shards = () if first is None or ledger.read_chunk(first, 0) is None else ledger.read_chunk_shards(first, 0)
+        firsts: dict[int, ImageRef] = {}
+        for _, refs in shards:
+            for ref in refs:
+                firsts.setdefault(ref.source, ref)
+        seen = visible(self.plan.sources, self.plan.settings.images, tuple(firsts.values()))
+        self.plan = replace(self.plan, seen=seen)
+
     def _settle_earlier(self, engine: Engine, *, is_new: bool) -> None:
         """Finish what earlier generations have left, and make again what they have lost: next to never anything."""
         unsettled = {} if is_new else ledger.unsettled_shards(self.plan.storage)
@@ -173,6 +179,8 @@ class Driver:
             engine.warm_up(self.plan.layout.n_shards(len(head)))
         # The first chunk will need it, and the workers are busy starting anyway.
         import_module("pyarrow.parquet")
+        if engine.is_cluster:
+            self.plan = replace(self.plan, seen=listing.firsts)
         result = _probe(engine, self.plan, tuple(head), self._decoder)
         if not result.cosines:
             raise SourceError(_all_failed(result))
@@ -188,7 +196,7 @@ class Driver:
             standing = ledger.read_plan(self.plan.storage)
             if standing is None:
                 raise StoppedError(f"The plan at '{self.plan.storage.location}' vanished while it was read.")
-            self.plan = same_plan(standing, self.plan)
+            self.plan = replace(same_plan(standing, self.plan), seen=self.plan.seen)
             return NewListing(self.plan)
         return NewListing(self.plan, listing, itertools.chain(head, stream))
 
@@ -436,21 +444,6 @@ def same_plan(standing: Plan, draft: Plan) -> Plan:
             "Choose another --out, or give the settings it was made with."
         )
     return replace(standing, settings=draft.settings)
-
-
-def n_workers(plan: Plan) -> int:
-    """Give the number of workers that cores, the user, and the memory that the model leaves allow."""
-    wanted = plan.settings.resources.workers or available_cores()
-    memory = plan.settings.resources.memory_bytes
-    if memory is None:
-        return wanted
-    each = WORKER_BYTES + MODEL_COPIES * int(plan.backbone.options.get("model_bytes", 0))
-    if memory < DRIVER_BYTES + each:
-        raise SettingError(
-            f"The 'memory_bytes' setting (--memory) must be at least {DRIVER_BYTES + each}, for the driver and one "
-            f"worker with the model {plan.backbone.model}. Got {memory}."
-        )
-    return min(wanted, (memory - DRIVER_BYTES) // each)
 
 
 def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...], decoder: Decoder | None) -> ProbeResult:

@@ -92,7 +92,15 @@ class ReplacedError(StorageError):
 
 
 class WorkerDeathError(StoppedError):
-    """Worker processes died too often to go on."""
+    """Worker processes died too often to go on.
+
+    Attributes
+    ----------
+    last_news : tuple
+        What was heard last of a worker of a cluster, whose beats do not reach the driver otherwise.
+    """
+
+    last_news: tuple[Any, ...] = ()
 
 
 class TooManyFailuresError(FeaturepressError):

@@ -28,7 +28,7 @@ from featurepress.ledger import Plan, References
 from featurepress.records import BackboneSpec, Failure, ImageRef, Receipt, SourceSpec
 from featurepress.settings import Settings
 from featurepress.sinks import Account, ParquetSink, Row, StandingPart
-from featurepress.sources import open_source
+from featurepress.sources import open_source, require_sight
 from featurepress.sources.base import Source, read_ahead
 from featurepress.storage import at_once
 
@@ -64,7 +64,10 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends
         The destination refused, or a source stopped answering.
     StoppedError
         A later generation has begun.
+    EngineError
+        This process does not see what the driver sees.
     """
+    _require_sight(plan)
     bring_model(plan.backbone, plan.storage)
     with ledger.attempt(plan, shard) as n_deaths:
         press = _press_carefully if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
@@ -138,6 +141,7 @@ def probe_images(
     failures, cosines, can_choose
         The failures; one cosine a good image (1.0 where nothing was compared); whether bfloat16 is to be had.
     """
+    _require_sight(plan)
     bring_model(plan.backbone, plan.storage)
     can_choose = plan.settings.features.precision != "float32" and supports_bfloat16(plan.backbone)
     inputs: list[Any] = []
@@ -176,6 +180,16 @@ def cosines(one: Any, other: Any) -> npt.NDArray[np.float64]:
     both_zero = ~one.any(axis=1) & ~other.any(axis=1)
     found = np.divide((one * other).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
     return np.nan_to_num(np.where(both_zero, 1.0, found), nan=-1.0)
+
+
+def _require_sight(plan: Plan) -> None:
+    """Make sure, once a run and process, that the sources here are those that the driver sees."""
+    if plan.seen and plan.run_id not in _SIGHTED:
+        require_sight(plan.sources, plan.settings.images, plan.seen)
+        _SIGHTED.add(plan.run_id)
+
+
+_SIGHTED: set[str] = set()  # run ids
 
 
 # -- a few pictures in memory --------------------------------------------------------------------------------

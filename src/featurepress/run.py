@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import time
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 import featurepress
 from featurepress import ledger
 from featurepress.changes import Comparison, Failed
-from featurepress.driver import Driver, n_workers, same_plan
+from featurepress.driver import Driver, same_plan
 from featurepress.engines import Engine, Task
 from featurepress.errors import (
     DestinationError,
@@ -102,14 +103,32 @@ def embed(
     """
     started = time.perf_counter()
     progress = Progress(stage="preparing")
+    settings = Settings.from_options(**options)
+    out = expand_time(str(out))
 
     def tell(what: str, done: int, of: int) -> None:
         progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
         on_progress(progress)
 
-    settings = Settings.from_options(**options)
-    plan = draft(sources, out, settings, find_backbone(settings, tell))
+    plan = draft(sources, out, settings, find_backbone(settings, _look_first(sources, out, settings, tell)))
     return press_plan(plan, engine=engine, on_progress=on_progress, started=started)
+
+
+def _look_first(sources: Locations, out: str, settings: Settings, tell: Tell = say_nothing) -> Tell:
+    """Give a `tell` that begins with a look at the sources: to make a model ready for nothing takes minutes."""
+
+    @functools.cache
+    def look() -> None:
+        storage = open_storage(out)
+        if ledger.read_plan(storage) is None:  # else they were listed once, and may be gone
+            specs = describe(sources, settings.listing, destination=storage.location)
+            next(iter(Listing(specs, settings.listing, limits=settings.images)), None)
+
+    def tell_after_a_look(what: str, done: int, of: int) -> None:
+        look()
+        tell(what, done, of)
+
+    return tell_after_a_look
 
 
 def draft(sources: Locations, out: str | Path, settings: Settings, backbone: BackboneSpec) -> Plan:
@@ -308,9 +327,10 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
         As for `embed`, and refused like there; nothing is written to `out`, but it is left out of the listing.
     """
     asked = Settings.from_options(**options)
-    plan = draft(sources, out, asked, find_backbone(asked))
+    out = expand_time(str(out))
+    plan = draft(sources, out, asked, find_backbone(asked, _look_first(sources, out, asked)))
     _standing(plan)
-    n_workers(plan)
+    _ = plan.n_workers  # refuses too little memory
     settings, backbone = plan.settings, plan.backbone
     listing = Listing(plan.sources, settings.listing, limits=settings.images)
     images = n_bytes = name_bytes = 0

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from tests.clusters.conftest import ROOT
 
 PATIENCE_SECONDS = 240.0
+
+Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
@@ -56,6 +59,15 @@ def started(kind: str, source: Path, out: Path, *settings: str, part: int = 100)
             end_all(family)
 
 
+def _wait_for_port(port: int) -> None:
+    end = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        assert time.monotonic() < end, f"nobody answers at port {port}"
+        time.sleep(0.1)
+
+
 def descendants(pid: int) -> list[Any]:
     """Give all processes below one, as far as they still hang together."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -93,18 +105,72 @@ def wait_for_receipts(out: Path, n: int, process: subprocess.Popen[str]) -> None
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def standalone(folder: Path, hosts: list[str]) -> Iterator[tuple[str, int]]:
+    """Start a standalone cluster with a worker of one core on each host; give its master, and a pid above all."""
+    import pyspark
+
+    folder.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    master, script = f"spark://127.0.0.1:{port}", Path(pyspark.__file__).parent / "bin" / "spark-class"
+    deploy, page = "org.apache.spark.deploy", ["--webui-port", "0"]
+    lines = [[f"{deploy}.master.Master", "--host", "127.0.0.1", "--port", str(port), *page]]
+    for host in hosts:
+        size = ["--cores", "1", "--memory", "1g", "--work-dir", str(folder / host)]
+        lines.append([f"{deploy}.worker.Worker", "--host", host, *size, *page, master])
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPARK_LOCAL")}
+    environment |= {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", "PYSPARK_PYTHON": sys.executable}
+    with (folder / "log").open("w") as log:
+        processes = [
+            subprocess.Popen([str(script), *line], stdout=log, stderr=log, env=environment) for line in lines
+        ]
+    try:
+        _wait_for_port(port)
+        yield master, os.getpid()
+    finally:
+        family = [one for process in processes for one in descendants(process.pid)]
+        for process in processes:
+            process.kill()
+            process.wait()
+        end_all(family)
+
+
 def kill_one(pid: int, wanted: Callable[[psutil.Process], bool]) -> str:
     """Kill a process below another with SIGKILL; give its command line."""
+
+    def kill(process: psutil.Process) -> str:
+        line = " ".join(process.cmdline())
+        process.send_signal(signal.SIGKILL)
+        return line
+
+    return _with_one(pid, wanted, kill)
+
+
+def stop_one(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Stop a process below another, and all below it, as where a machine hangs; give them."""
+
+    def stop(process: psutil.Process) -> list[psutil.Process]:
+        family = [process, *process.children(recursive=True)]
+        for one in family:
+            one.send_signal(signal.SIGSTOP)
+        return family
+
+    return _with_one(pid, wanted, stop)
+
+
+def _with_one(
+    pid: int, wanted: Callable[[psutil.Process], bool], act: Callable[[psutil.Process], Result]
+) -> Result:
+    """Do something with a process below another, as soon as there is one."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for process in descendants(pid):
             with contextlib.suppress(psutil.NoSuchProcess):
                 if wanted(process):
-                    line = " ".join(process.cmdline())
-                    process.send_signal(signal.SIGKILL)
-                    return line
+                    return act(process)
         time.sleep(0.05)
-    raise AssertionError("there was nothing to kill")
+    raise AssertionError("there is no such process")
 
 
 def is_python_worker(process: psutil.Process) -> bool:

@@ -16,6 +16,7 @@ from featurepress.storage import FolderStorage
 from featurepress.testing import PlanMaker, memory_source
 from tests.contracts import tasks
 from tests.contracts.test_engines import (
+    test_a_lack_of_memory_says_which_setting_gives_more,
     test_a_shard_that_comes_after_the_end_is_not_run,
     test_a_shard_whose_process_always_dies_is_an_error,
     test_a_shard_whose_process_dies_is_run_again,
@@ -31,10 +32,12 @@ from tests.contracts.test_engines import (
     test_shards_may_still_grow_while_the_first_run,
     test_the_error_of_a_task_reaches_the_caller,
     test_the_error_of_the_shards_reaches_the_caller,
+    test_what_a_worker_was_at_when_it_died_is_heard,
     test_whoever_stops_early_stops_everything,
 )
 
 __all__ = [
+    "test_a_lack_of_memory_says_which_setting_gives_more",
     "test_a_shard_that_comes_after_the_end_is_not_run",
     "test_a_shard_whose_process_always_dies_is_an_error",
     "test_a_shard_whose_process_dies_is_run_again",
@@ -50,6 +53,7 @@ __all__ = [
     "test_shards_may_still_grow_while_the_first_run",
     "test_the_error_of_a_task_reaches_the_caller",
     "test_the_error_of_the_shards_reaches_the_caller",
+    "test_what_a_worker_was_at_when_it_died_is_heard",
     "test_whoever_stops_early_stops_everything",
 ]
 

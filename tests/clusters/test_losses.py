@@ -6,16 +6,20 @@ import signal
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.clusters.conftest import require_spark
 from tests.clusters.runs import (
+    end_all,
     finish,
     is_executor,
     is_python_worker,
     kill_one,
     press,
+    standalone,
     started,
+    stop_one,
     wait_for_receipts,
 )
 from tests.runs import draw, read_failures, read_json, read_rows
@@ -57,6 +61,32 @@ def test_a_lost_worker_of_a_single_machine_is_no_end(pictures: Path, tmp_path: P
             assert kill_one(process.pid, is_python_worker)
         finish(process, out)
     assert_whole(out)
+
+
+def test_a_worker_that_stands_still_is_overtaken(pictures: Path, tmp_path: Path) -> None:
+    """Speculation runs its shards on another host; without it the run would wait for ever."""
+    require_spark()
+    out = tmp_path / "out"
+    settings = ("spark.speculation=true", "spark.speculation.quantile=0.1")
+    with (
+        standalone(tmp_path / "cluster", ["127.0.0.2", "127.0.0.3"]) as (master, pid),
+        started(master, pictures, out, *settings, part=PART) as process,
+    ):
+        wait_for_receipts(out, 4, process)
+        stopped = stop_one(pid, is_python_worker)
+        try:
+            finish(process, out)
+            assert all(is_still(one) for one in stopped)  # or Spark has killed them
+        finally:
+            end_all(stopped)
+    assert_whole(out)
+
+
+def is_still(process: psutil.Process) -> bool:
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def test_a_killed_driver_is_resumed_by_the_same_command(pictures: Path, tmp_path: Path) -> None:

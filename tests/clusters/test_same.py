@@ -12,7 +12,13 @@ from tests.clusters.conftest import require_spark
 from tests.clusters.runs import press
 from tests.runs import draw, read_failures
 
-KINDS = ["local[2]", "local-cluster[2,1,1024]", "connect", "ray"]
+KINDS: dict[str, tuple[str, ...]] = {
+    "local[2]": (),
+    "local-cluster[2,1,1024]": (),
+    "local-cluster[2,2,1024]": ("spark.task.cpus=2",),  # two shards a task
+    "connect": (),
+    "ray": (),
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def test_every_engine_gives_the_same(kind: str, pictures: Path, locally: Path, t
     if kind == "connect":
         pytest.importorskip("grpc", reason="grpcio is not installed: make test-engines")
     out = tmp_path / "out"
-    press(kind, pictures, out)
+    press(kind, pictures, out, *KINDS[kind])
     assert names(out) == names(locally)
     ours, theirs = tables(out), tables(locally)
     assert sum(len(table) for table in ours.values()) == 3_000

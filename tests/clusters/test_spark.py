@@ -90,7 +90,50 @@ def test_a_task_with_two_cores_takes_two_shards_at_once(plan: Plan) -> None:
 def test_a_job_that_lost_its_workers_is_run_again_five_times_at_most(text: str) -> None:
     for n_lost in range(1, 5):
         engine._require_another_try(RuntimeError(text), n_lost)
-    with pytest.raises(WorkerDeathError, match=r"Spark gave up: .*raise spark.executor.memoryOverhead or lower"):
+    with pytest.raises(WorkerDeathError, match=r"Spark gave up: .*raise spark.executor.memoryOverhead .*or lower"):
+        engine._require_another_try(RuntimeError(text), 5)
+
+
+LOST_AT = (
+    "Job aborted: Task 0 in stage 0.0 failed 4 times, most recent failure: Lost task 0.3 in stage 0.0 (TID 3) "
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Traceback\nModuleNotFoundError: No module named 'pyarrow'", "A worker cannot run Python functions"),
+        (
+            f"{LOST_AT}(node7 executor 1): ModuleNotFoundError: No module named 'pandas'",
+            "The worker node7 cannot run Python functions .No module named 'pandas'",
+        ),
+        (
+            "[PYTHON_VERSION_MISMATCH] Python in worker has different version: 3.9 than that in driver: 3.11, "
+            "PySpark cannot run with different minor versions.",
+            "another Python than the driver: .*3.9 than that in driver: 3.11",
+        ),
+        (
+            f'{LOST_AT}(node7 executor 1): java.io.IOException: Cannot run program "python9": error=2',
+            "The worker node7 has no Python at 'python9'",
+        ),
+    ],
+)
+def test_what_workers_lack_is_told_at_once(text: str, words: str) -> None:
+    with pytest.raises(EngineError, match=f"{words}.*spark.archives"):
+        engine._require_another_try(RuntimeError(text), 1)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("Container killed by YARN for exceeding physical memory limits. 5.5 GB of 5.5 GB used", "killed by YARN"),
+        ("The executor with id 1 exited with exit code 137(SIGKILL, possible container OOM)", "exit code 137"),
+    ],
+)
+def test_containers_that_are_killed_for_memory_say_which_setting(reason: str, told: str) -> None:
+    text = f"{LOST_AT}(node7 executor 1): ExecutorLostFailure (executor 1 exited) Reason: {reason}"
+    engine._require_another_try(RuntimeError(text), 1)  # another try may have more room
+    with pytest.raises(EngineError, match=rf"on node7 ran out of memory .*{told}.*spark.executor.memoryOverhead"):
         engine._require_another_try(RuntimeError(text), 5)
 
 

@@ -186,14 +186,21 @@ class Dying:
     how: str
     times: int
     max_deaths: int = 5
+    says: tuple[Any, ...] = ()
 
     def __call__(self, plan: Plan, shard: int) -> int:
         if shard == 1:
+            if self.says:
+                beat(self.says)
             n_before = len(attempts(self.folder, shard))
             (self.folder / f"{shard}-{n_before}").touch()
             if n_before < self.times:
                 die(self.how)
         return shard * shard
+
+
+def starve(plan: Plan, shard: int) -> None:
+    raise RuntimeError("Exception from a library:\nbad_alloc")
 
 
 def hang(plan: Plan, shard: int) -> None:

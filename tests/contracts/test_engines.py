@@ -14,7 +14,7 @@ import pytest
 
 from featurepress.engines import Engine, LocalEngine
 from featurepress.engines.local import MAX_DEATHS
-from featurepress.errors import WorkerDeathError
+from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
 from featurepress.testing import InlineEngine, PlanMaker, memory_source
@@ -220,6 +220,21 @@ def test_a_task_may_ask_for_fewer_deaths(process_engine: Engine, plan: Plan, tmp
     with pytest.raises(WorkerDeathError, match="exited with code 3, 1 time"):
         list(process_engine.run(task, plan, [1]))
     assert len(tasks.attempts(tmp_path, 1)) == 1
+
+
+def test_a_lack_of_memory_says_which_setting_gives_more(process_engine: Engine, plan: Plan) -> None:
+    setting = "--memory|spark.executor.memoryOverhead|ray start --num-cpus"
+    with pytest.raises(EngineError, match=rf"A worker on .* ran out of memory \(bad_alloc\): .*({setting})"):
+        list(process_engine.run(tasks.starve, plan, [1]))
+
+
+def test_what_a_worker_was_at_when_it_died_is_heard(process_engine: Engine, plan: Plan, tmp_path: Path) -> None:
+    """So that whoever runs it can leave out the image that killed it."""
+    heard: list[Any] = []
+    task = tasks.Dying(tmp_path, "SIGKILL", times=1000, max_deaths=1, says=("at", 1, "evil.jpg"))
+    with pytest.raises(WorkerDeathError):
+        list(process_engine.run(task, plan, [1], heard.append))
+    assert heard == [("at", 1, "evil.jpg")]
 
 
 def test_beats_arrive_before_the_result(process_engine: Engine, plan: Plan) -> None:

@@ -179,6 +179,19 @@ def test_no_connection_is_said(environment: dict[str, str]) -> None:
     assert "no connection" in done.stderr
 
 
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_source_that_is_not_there_is_told_before_a_model_is_fetched(
+    server: Server, environment: dict[str, str], tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    done = run_cli(
+        "embed", "nowhere", "--model", *PULL[2:], "--out", tmp_path / "out", *more, environment=environment
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("There is no source 'nowhere': no such file or folder.")
+    assert server.asked == []
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_weights_under_the_same_name_are_refused(
     server: Server, environment: dict[str, str], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from featurepress.child import Child, ChildDiedError
 from featurepress.engines.base import Task
+from featurepress.engines.memory import short_of_memory
 from featurepress.errors import SettingError, WorkerDeathError
 from featurepress.ledger import Plan
 
@@ -32,15 +33,25 @@ class LocalEngine:
         A worker that gives no sign of life for so long is killed, which counts as a death.
     preload : sequence of str
         Modules that a new worker imports at once.
+    for_memory : str
+        What people are told to do where workers die of too little memory.
     """
 
     is_cluster = False
 
-    def __init__(self, workers: int, *, silence_seconds: float = 150.0, preload: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        workers: int,
+        *,
+        silence_seconds: float = 150.0,
+        preload: Sequence[str] = (),
+        for_memory: str = "give --memory or fewer --workers",
+    ) -> None:
         if workers < 1:
             raise SettingError(f"The 'workers' setting must be an integer of at least 1. Got {workers!r}.")
         self.workers = workers
         self.preload = preload
+        self.for_memory = for_memory
         self.silence_seconds = silence_seconds
         self._idle: list[Child] = []
         self._busy: set[Child] = set()
@@ -165,7 +176,7 @@ class _Run:
             while (shard := self._next()) is not None and not self.stopping:
                 self._outbox.put(("result", self._run_shard(shard)))
         except BaseException as error:  # noqa: BLE001 - raised again where the results are taken
-            self._outbox.put(("error", error))
+            self._outbox.put(("error", short_of_memory(error, self.engine.for_memory) or error))
         finally:
             self._outbox.put(("end", None))
 
@@ -191,7 +202,7 @@ class _Run:
                 if self.stopping or n_deaths == max_deaths:
                     raise WorkerDeathError(
                         f"Stopped at shard {shard}: its worker process {death}, {n_deaths} "
-                        f"time{'s' if n_deaths > 1 else ''}. If memory is short, give --memory or fewer --workers."
+                        f"time{'s' if n_deaths > 1 else ''}. If memory is short, {self.engine.for_memory}."
                     ) from None
             finally:
                 self.engine.give_back(child)

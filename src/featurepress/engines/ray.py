@@ -17,6 +17,7 @@ from featurepress import __version__
 from featurepress.engines.base import Task
 from featurepress.engines.local import MAX_DEATHS
 from featurepress.engines.master import require_answer
+from featurepress.engines.memory import short_of_memory
 from featurepress.engines.worker import packed, unmarked
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
@@ -24,6 +25,7 @@ from featurepress.ledger import Plan
 Result = TypeVar("Result")
 
 _WAIT_SECONDS = 0.2  # for results, before new shards are looked for
+_FOR_MEMORY = "let fewer run at once (ray start --num-cpus)"
 _FEW_CORES = 2  # Ray may have none yet: nodes can still come
 
 
@@ -67,7 +69,7 @@ class Ray:
         on_beat: Callable[[Any], None] = lambda news: None,
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
-        run = _Run(self._connected(), packed(__version__, task, plan), shards)
+        run = _Run(self._connected(), packed(__version__, task, plan), shards, on_beat)
         try:
             yield from run.results()
         finally:
@@ -102,8 +104,8 @@ class Ray:
 class _Run:
     """One run of a task: as many shards under way as keep all cores busy."""
 
-    def __init__(self, ray: Any, work: bytes, shards: Iterable[int]) -> None:
-        self._ray = ray
+    def __init__(self, ray: Any, work: bytes, shards: Iterable[int], on_beat: Callable[[Any], None]) -> None:
+        self._ray, self._on_beat = ray, on_beat
         self._work = ray.put(work)
         self._remote = ray.remote(num_cpus=1, max_retries=MAX_DEATHS, retry_exceptions=False)(_runner())
         self._shards = iter(shards)
@@ -153,11 +155,12 @@ class _Run:
         try:
             kind, value = self._ray.get(flight)
         except self._ray.exceptions.RayError as error:
+            if starved := short_of_memory(error, _FOR_MEMORY, where="the cluster"):
+                raise starved from error
             first = str(error).strip().splitlines()[0]
             raise WorkerDeathError(
                 f"Stopped at shard {shard}: Ray gave it up after {MAX_DEATHS + 1} tries: "
-                f"{first[:300].rstrip('.')}. If workers were killed for memory, let fewer run at once "
-                "(ray start --num-cpus)."
+                f"{first[:300].rstrip('.')}. If workers were killed for memory, {_FOR_MEMORY}."
             ) from error
         if kind == "result":
             return pickle.loads(value)
@@ -167,7 +170,7 @@ class _Run:
                 f"The worker {host} cannot import featurepress ({reason}; its Python is '{python}'). Install it "
                 "there, or send it along (runtime_env); docs/ray.md tells how."
             )
-        raise unmarked(value) or WorkerDeathError(f"Stopped at shard {shard}: {value[:300]}")
+        raise unmarked(value, self._on_beat) or WorkerDeathError(f"Stopped at shard {shard}: {value[:300]}")
 
     def stop(self) -> None:
         """Drop what is under way."""
@@ -192,6 +195,7 @@ class _Run:
 
 def _runner() -> Callable[[bytes, int], tuple[str, Any]]:
     """Give the function that Ray runs; it travels by value, and can say where there is no featurepress."""
+    for_memory = _FOR_MEMORY
 
     def press_a_shard(work: bytes, shard: int) -> tuple[str, Any]:
         import socket
@@ -202,7 +206,7 @@ def _runner() -> Callable[[bytes, int], tuple[str, Any]]:
         except ImportError as error:
             return "missing", (socket.gethostname(), sys.executable, str(error))
         try:
-            ((_, result),) = worker.outcomes(work, [shard], 1)
+            ((_, result),) = worker.outcomes(work, [shard], 1, for_memory)
         except RuntimeError as error:
             return "error", str(error)
         return "result", result

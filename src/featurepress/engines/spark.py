@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from featurepress import __version__, ledger
@@ -34,6 +35,7 @@ from featurepress.engines.base import Task
 from featurepress.engines.java import require_java
 from featurepress.engines.local import MAX_DEATHS
 from featurepress.engines.master import require_answer
+from featurepress.engines.memory import short_of_memory
 from featurepress.engines.worker import packed, unmarked
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
@@ -176,7 +178,7 @@ class _Run:
         wave = self._jobs.pop(job)
         if isinstance(found, Exception):
             self._n_lost += 1
-            _require_another_try(found, self._n_lost)
+            _require_another_try(found, self._n_lost, self._watch.on_beat)
             self._waiting = wave + self._waiting
             return
         self._n_lost = 0
@@ -223,7 +225,7 @@ class _Watch:
     """Tells how the shards under way get on, from the receipts that appear at the destination."""
 
     def __init__(self, task: Task[Any], plan: Plan, on_beat: Callable[[Any], None]) -> None:
-        self._plan, self._on_beat = plan, on_beat
+        self._plan, self.on_beat = plan, on_beat
         self._leaves_receipts = getattr(task, "leaves_receipts", False)
         self._told: set[int] = set()
         self._looked_at = time.monotonic()
@@ -238,7 +240,7 @@ class _Watch:
         for receipt in ledger.read_receipts(self._plan, new):
             if receipt is not None:
                 self._told.add(receipt.shard)
-                self._on_beat(("images", receipt.shard, receipt.pressed, receipt.failed))
+                self.on_beat(("images", receipt.shard, receipt.pressed, receipt.failed))
         self._looked_at = time.monotonic()
         self.seconds = max(_LOOK_SECONDS, 10 * (self._looked_at - begun))
 
@@ -277,6 +279,7 @@ def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[
 
     It travels by value, and so can say what is wrong where there is no featurepress.
     """
+    for_memory = _FOR_MEMORY
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         import socket
@@ -291,7 +294,8 @@ def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[
             raise RuntimeError(text) from None
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                found = worker.outcomes(work, wave[number * cores : (number + 1) * cores], cores)
+                own = wave[number * cores : (number + 1) * cores]
+                found = worker.outcomes(work, own, cores, for_memory)
                 shards, results = zip(*found, strict=True)
                 columns = [pa.array(shards, pa.int64()), pa.array(results, pa.binary())]
                 yield pa.RecordBatch.from_arrays(columns, ["shard", "result"])
@@ -299,25 +303,49 @@ def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[
     return run
 
 
-def _require_another_try(error: Exception, n_lost: int) -> None:
+def _require_another_try(error: Exception, n_lost: int, on_beat: Callable[[Any], None] = lambda news: None) -> None:
     """Raise what a failed job says, unless its workers were lost and may be there again."""
     text = str(error)
-    if (ours := unmarked(text)) is not None:
+    if (ours := unmarked(text, on_beat)) is not None:
         raise ours
+    if lacking := _lacking(text):
+        raise EngineError(lacking) from error
+    is_lost = re.search(_LOST, text) is not None
+    if is_lost and n_lost < MAX_DEATHS:
+        return
+    if starved := short_of_memory(error, _FOR_MEMORY, where=_host_in(text)):
+        raise starved from error
+    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    hint = f" If workers were killed for memory, {_FOR_MEMORY}." if is_lost else ""
+    raise WorkerDeathError(f"Spark gave up: {first[:300].rstrip('.')}.{hint}") from error
+
+
+def _lacking(text: str) -> str:
+    """Give what to tell of workers that lack something which no other try would bring; "" if that is not it."""
+    worker = f"The worker {host}" if (host := _host_in(text)) else "A worker"
     if match := re.search(r"<no featurepress: (.*?): (.*?): (.*?)>", text):
         host, python, reason = match.groups()
-        raise EngineError(
-            f"The worker {host} cannot import featurepress ({reason}; its Python is '{python}'). Install it there, "
-            "or send an environment along (spark.archives); docs/spark.md tells how."
-        )
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    if n_lost >= MAX_DEATHS or not re.search(_LOST, text):
-        raise WorkerDeathError(
-            f"Spark gave up: {first[:300].rstrip('.')}. If workers were killed for memory, raise "
-            "spark.executor.memoryOverhead or lower spark.executor.cores."
-        ) from error
+        return f"The worker {host} cannot import featurepress ({reason}; its Python is '{python}'). {_FOR_PYTHON}"
+    if match := re.search(r"ModuleNotFoundError: (No module named '\w+')", text):
+        return f"{worker} cannot run Python functions ({match[1]}). {_FOR_PYTHON}"
+    if match := re.search(r"PYTHON_VERSION_MISMATCH\W+(.*?different.*?)(?:, PySpark|$)", text, re.MULTILINE):
+        return f"{worker} has another Python than the driver: {match[1].rstrip('.')}. {_FOR_PYTHON}"
+    if match := re.search(r'Cannot run program "(.*?)"', text):
+        return f"{worker} has no Python at '{match[1]}' (PYSPARK_PYTHON, spark.pyspark.python). {_FOR_PYTHON}"
+    return ""
 
 
+def _host_in(text: str) -> str:
+    """Give the host of which Spark tells that a task failed there; "" if it does not."""
+    found = re.search(r"\(TID \d+\) \((\S+) executor", text)
+    return found[1] if found else ""
+
+
+_FOR_PYTHON = "Install featurepress there, or send an environment along (spark.archives); docs/spark.md tells how."
+_FOR_MEMORY = (
+    "raise spark.executor.memoryOverhead (and spark.executor.pyspark.memory, if it is set) or lower "
+    "spark.executor.cores"
+)
 # A worker or an executor went away; a task that did not is no reason to try again.
 _LOST = (
     r"Python worker (exited|failed|.*crash)|ExecutorLostFailure|Executor.{0,40} (lost|exited)|Worker lost|"
@@ -351,8 +379,6 @@ def _session(master: str | None, conf: Mapping[str, str]) -> tuple[Any, bool]:
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     try:
         session = builder.getOrCreate()
-        if not remote:
-            session.sparkContext.setLogLevel("ERROR")
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EngineError(f"No Spark session can be made: {first[:300]}") from error
@@ -361,11 +387,15 @@ def _session(master: str | None, conf: Mapping[str, str]) -> tuple[Any, bool]:
 
 def _defaults(master: str | None) -> dict[str, str]:
     """Give what a new session is told unless the user says otherwise."""
-    quiet = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
-    if (master or "").startswith("local"):  # nothing of it is for other machines
-        quiet |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
-        quiet |= {"spark.ui.enabled": "false"}
-    return quiet
+    quiet = {"spark.ui.showConsoleProgress": "false"}
+    if not (master or "").startswith("local"):
+        return quiet | {"spark.log.level": "ERROR"}
+    if "SPARK_CONF_DIR" not in os.environ:
+        log = Path(__file__).with_name("log4j2.properties").as_uri()
+        quiet |= {"spark.driver.defaultJavaOptions": f"-Dlog4j2.configurationFile={log}"}
+    # Nothing of it is for other machines.
+    quiet |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
+    return quiet | {"spark.ui.enabled": "false"}
 
 
 def _tag(session: Any, tag: str) -> None:

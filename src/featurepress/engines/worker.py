@@ -16,7 +16,7 @@ import functools
 import pickle
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from featurepress import __version__, ledger
 from featurepress.child import portable
 from featurepress.engines.base import Task
 from featurepress.engines.local import MAX_DEATHS, LocalEngine
-from featurepress.errors import EngineError, FeaturepressError
+from featurepress.engines.memory import short_of_memory
+from featurepress.errors import EngineError, FeaturepressError, WorkerDeathError
 from featurepress.ledger import Plan
 
 GRACE_SECONDS = 30  # a child waits so long for the child to which it leaves a suspect image
@@ -52,8 +53,21 @@ def packed(version: str, task: Task[Any], plan: Plan) -> bytes:
     return version.encode() + b"\n" + pickle.dumps((task, plan), protocol=5)
 
 
-def run_shards(work: bytes, shards: Sequence[int], cores: int = 1) -> Iterator[tuple[int, Any]]:
+def run_shards(
+    work: bytes, shards: Sequence[int], cores: int = 1, for_memory: str = ""
+) -> Iterator[tuple[int, Any]]:
     """Run a packed task for some shards, on some cores; yield each shard with its result as it comes.
+
+    Parameters
+    ----------
+    work : bytes
+        What `packed` gave.
+    shards : sequence of int
+        Their numbers.
+    cores : int
+        Processes that run them.
+    for_memory : str
+        What people are told to do where these die of too little memory.
 
     Raises
     ------
@@ -62,25 +76,34 @@ def run_shards(work: bytes, shards: Sequence[int], cores: int = 1) -> Iterator[t
     Exception
         Whatever the task raised; errors of ours say on which host.
     """
+    last_news: dict[int, Any] = {}
+
+    def hear(news: Any) -> None:
+        if news[0] == "at":
+            last_news[news[1]] = news
+
     try:
         task, plan = _unpacked(work)
         if getattr(task, "reads_plan", True):
             _require_sight(plan)
-        yield from _engine(cores, plan.settings.images.silence_seconds + GRACE_SECONDS).run(
-            Named(task), plan, shards
-        )
+        silence_seconds = plan.settings.images.silence_seconds + GRACE_SECONDS
+        yield from _engine(cores, silence_seconds, for_memory).run(Named(task), plan, shards, hear)
     except FeaturepressError as error:
         if isinstance(error, EngineError):
             raise
-        raise type(error)(f"{str(error).rstrip('.')} (on the worker {socket.gethostname()}).") from error
+        told = type(error)(f"{str(error).rstrip('.')} (on the worker {socket.gethostname()}).")
+        if isinstance(told, WorkerDeathError):
+            told.last_news = tuple(last_news.values())
+        raise told from error
 
 
-def outcomes(work: bytes, shards: Sequence[int], cores: int) -> list[tuple[int, bytes]]:
+def outcomes(work: bytes, shards: Sequence[int], cores: int, for_memory: str) -> list[tuple[int, bytes]]:
     """Run a packed task for some shards; give each with its pickled result; raise what `unmarked` understands."""
     try:
-        return [(shard, pickle.dumps(result, protocol=5)) for shard, result in run_shards(work, shards, cores)]
+        results = run_shards(work, shards, cores, for_memory)
+        return [(shard, pickle.dumps(result, protocol=5)) for shard, result in results]
     except Exception as error:  # noqa: BLE001 - raised again in the driver
-        raise RuntimeError(marked(error)) from None
+        raise RuntimeError(marked(short_of_memory(error, for_memory) or error)) from None
 
 
 def _unpacked(work: bytes) -> tuple[Task[Any], Plan]:
@@ -129,8 +152,9 @@ def _look(location: str, run_id: str, hidden: _Unhashed) -> None:
 
 
 @functools.cache
-def _engine(cores: int, silence_seconds: float) -> LocalEngine:
-    return LocalEngine(cores, silence_seconds=silence_seconds, preload=("featurepress.pipeline",))
+def _engine(cores: int, silence_seconds: float, for_memory: str) -> LocalEngine:
+    preload = ("featurepress.pipeline",)
+    return LocalEngine(cores, silence_seconds=silence_seconds, preload=preload, for_memory=for_memory)
 
 
 # -- how errors travel ---------------------------------------------------------------------------------------
@@ -141,8 +165,11 @@ def marked(error: Exception) -> str:
     return f"<featurepress {base64.b64encode(pickle.dumps(portable(error))).decode()}>"
 
 
-def unmarked(text: str) -> Exception | None:
-    """Give the exception that a text quotes, or None."""
+def unmarked(text: str, on_beat: Callable[[Any], None] = lambda news: None) -> Exception | None:
+    """Give the exception that a text quotes, or None; tell what its worker said last."""
     match = _MARK.search(text)
     error = pickle.loads(base64.b64decode(match[1])) if match else None
+    if isinstance(error, WorkerDeathError):
+        for news in error.last_news:
+            on_beat(news)
     return error if isinstance(error, Exception) else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from featurepress.errors import FeatureSetError, StoppedError, StorageError
 from featurepress.layout import Layout, Tier
-from featurepress.records import FORMAT_VERSION, BackboneSpec, SourceSpec
+from featurepress.records import FORMAT_VERSION, BackboneSpec, ImageRef, SourceSpec
 from featurepress.settings import Settings
 from featurepress.storage import Storage, undamaged
 
@@ -55,6 +55,8 @@ class Plan:
         ``embed``, ``update`` or ``retry``: what this generation does.
     first_shard : int
         Number of the first shard that is new in this generation; those before it may be revised.
+    seen : tuple of ImageRef
+        An image of each source that the driver can see, and workers on other machines must; not part of plan.json.
     """
 
     storage: Storage
@@ -71,6 +73,13 @@ class Plan:
     generation: int = 1
     purpose: str = "embed"
     first_shard: int = 0
+    seen: tuple[ImageRef, ...] = ()
+
+    @property
+    def n_workers(self) -> int:
+        """Workers on this machine; SettingError if the user allows too little memory for one."""
+        backbone = self.backbone
+        return self.settings.resources.workers_for(backbone.model, int(backbone.options.get("model_bytes", 0)))
 
     @property
     def folder(self) -> str:
@@ -128,7 +137,7 @@ def next_plan(plan: Plan, purpose: str) -> Plan:
     return new_plan(generation=plan.generation + 1, purpose=purpose, first_shard=first_shard, **parts)
 
 
-_OF_ONE_GENERATION = ("run_id", "created", "generation", "purpose", "first_shard")
+_OF_ONE_GENERATION = ("run_id", "created", "generation", "purpose", "first_shard", "seen")
 
 
 def create_plan(plan: Plan) -> bool:

@@ -54,7 +54,7 @@ def describe(
     specs = [spec for spec in given if isinstance(spec, SourceSpec)]
     for place in (str(place) for place in given if not isinstance(place, SourceSpec)):
         specs += [_described(location, options, settings) for location in expand_braces(place)]
-    _refuseoverlap([spec for spec in specs if spec.kind == "folder"])
+    _refuse_overlap([spec for spec in specs if spec.kind == "folder"])
     _refuse_repetition([spec for spec in specs if spec.kind not in ("folder", "memory")])
     return tuple(specs)
 
@@ -165,7 +165,7 @@ def _on_disk(kind: str, location: str, options: Mapping[str, Any]) -> SourceSpec
     return replace(spec, location=bare)
 
 
-def _refuseoverlap(specs: Sequence[SourceSpec]) -> None:
+def _refuse_overlap(specs: Sequence[SourceSpec]) -> None:
     """Refuse sources of which one holds the other, however they are spelled."""
     roots: dict[Path, SourceSpec] = {}
     unsure = []

@@ -57,6 +57,7 @@ class Listing:
         starts = [min(position, start_after) for position in positions]
         self._positions = starts or [start_after] * len(specs)
         self._counts: list[Mapping[str, int]] = [{} for _ in specs]
+        self._firsts: dict[int, ImageRef] = {}
         self._limit = None if settings.limit is None else min(max(0, settings.limit - n_before), sys.maxsize)
 
     @property
@@ -73,6 +74,11 @@ class Listing:
     def positions(self) -> tuple[bytes, ...]:
         """The key of the last reference that was taken from each source."""
         return tuple(self._positions)
+
+    @property
+    def firsts(self) -> tuple[ImageRef, ...]:
+        """The first reference of each source without a problem; all of them once the iteration has begun."""
+        return tuple(self._firsts.values())
 
     def __iter__(self) -> Iterator[ImageRef]:
         """Yield the references.
@@ -95,6 +101,8 @@ class Listing:
                 continue  # new since that part of the listing was committed
             if names or number or ref.fields:
                 ref = ref._replace(source=number, fields=self._labeller(spec, ref) if names else ())  # noqa: PLW2901
+            if number not in self._firsts and ref.problem is None:
+                self._firsts[number] = ref
             yield ref
         if first and not self._start_after:
             raise SourceError(_nothing_found(self._specs[number], source.skipped))
