@@ -15,7 +15,7 @@ from featurepress.sources.objects import ObjectSource
 from tests.servers.azurite import Azure
 from tests.servers.fixtures import Faulty
 from tests.servers.google import Google, GoogleByMoto
-from tests.servers.listing import Listing
+from tests.servers.listing import Listing, MadeUpKeys
 from tests.servers.s3 import FastS3
 
 UNLISTED = "cannot list the folder: it holds a key that this store's library cannot spell"
@@ -212,6 +212,17 @@ def test_a_feature_set_in_the_root_of_the_bucket(fast_s3: FastS3) -> None:
 
 
 # -- going on ------------------------------------------------------------------------------------------------
+
+
+def test_a_long_listing_is_made_by_many_requests_at_once(listing: Listing) -> None:
+    listing.make(60_000)
+    listing.delay(0.05, "ListObjectsV2")
+    source = source_of(listing.url(listing.bucket(), "Test/"))
+    refs = list(source.list())
+    assert [ref.uri.encode() for ref in refs] == [b"s3://made-up/" + key for key in MadeUpKeys(60_000)]
+    assert listing.most_at_once() > 4
+    assert listing.operations()["ListObjectsV2"] < 2 * 60 + 40
+    assert list(source.list(refs[20_000].order)) == refs[20_001:]
 
 
 def test_a_listing_goes_on_for_the_price_of_what_is_left(listing: Listing) -> None:

@@ -72,7 +72,7 @@ class Spark:
 
     Notes
     -----
-    The driver holds the numbers of the shards that are under way and their receipts, about 2 kB a shard: some
+    The driver holds the numbers of the shards that are under way and their receipts, less than 1 kB a shard: some
     megabytes, whatever the number of images. A task costs Spark about 10 ms of the driver's time.
     """
 
