@@ -37,6 +37,7 @@ ARROWS = """
     changes     -> ledger sources sinks records
     lister      -> ledger sources records
     engines     -> ledger child errors __init__
+    analysis    -> records errors
     exports     -> featureset ledger storage child records settings errors
     featureset  -> ledger storage records errors
     sources     -> storage records settings errors
@@ -68,6 +69,7 @@ LIBRARIES = {
     "numpy": {
         "images",
         "models",
+        "analysis",
         "verify",
         "bench",
         "backbones",
@@ -83,6 +85,8 @@ LIBRARIES = {
         "demo",
         "testing",
     },
+    "scipy": {"analysis"},
+    "sklearn": set(),
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
     "pyarrow": {"sinks", "ledger", "exports", "featureset", "records", "sources", "engines", "spark"},

@@ -11,6 +11,7 @@ FeaturepressError
 |   +-- PlanMismatchError        the destination holds another plan; the differences are named
 |   +-- ModelError               no such model, or its file is not what its card says
 |   +-- EngineError              the cluster, or a library that it needs, is not as it must be
+|   +-- AnalysisError            features or labels do not allow what was asked of them
 |   +-- FeatureSetError          not a feature set
 |       +-- IncompleteError      a feature set whose run has not finished
 |
@@ -67,6 +68,10 @@ class EngineError(RequestError):
 
     What a run had written by then stands, and `resume` goes on with it.
     """
+
+
+class AnalysisError(RequestError):
+    """Features or labels do not allow what was asked of them: too few, of one class only, no numbers."""
 
 
 class FeatureSetError(RequestError):

@@ -1,0 +1,7 @@
+"""Reduce, classify and compare features; knows feature sets, never images or engines."""
+
+from featurepress.analysis.moments import Moments
+from featurepress.analysis.pca import PCA
+from featurepress.analysis.sketch import Sketch
+
+__all__ = ["PCA", "Moments", "Sketch"]

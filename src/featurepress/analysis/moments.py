@@ -1,0 +1,126 @@
+"""Count, mean and scatter of rows: all that an exact PCA needs of them, in any order and from anywhere."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featurepress.errors import AnalysisError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Matrix = npt.NDArray[np.float64]
+
+_BLOCK_BYTES = 32 * 1024**2  # of rows in double precision at once: larger blocks are no faster
+
+
+@dataclass
+class Moments:
+    """Count, mean and scatter matrix of some rows.
+
+    Attributes
+    ----------
+    n_samples : int
+        How many rows.
+    mean : array (n_features,) float64
+        Their mean.
+    scatter : array (n_features, n_features) float64, column-major
+        The sum over all rows x of (x - mean)(x - mean)ᵀ; the upper triangle, the rest is 0.
+
+    Notes
+    -----
+    A row costs n_features² multiplications and additions, in double precision: 20,000 rows of 1,280 take about a
+    second on two cores. Memory: 8 n_features² bytes, and 32 MB of rows.
+
+    References
+    ----------
+    Chan, Golub, LeVeque: Updating formulae and a pairwise algorithm for computing sample variances. COMPSTAT 1982.
+    """
+
+    n_samples: int
+    mean: Matrix
+    scatter: Matrix
+
+    @classmethod
+    def empty(cls, n_features: int) -> Moments:
+        """Give those of no rows."""
+        return cls(0, np.zeros(n_features), np.zeros((n_features, n_features), order="F"))
+
+    @property
+    def n_features(self) -> int:
+        """Numbers a row."""
+        return len(self.mean)
+
+    @property
+    def covariance(self) -> Matrix:
+        """Covariance with ``n_samples - 1`` below: array (n_features, n_features) float64; its upper triangle."""
+        covariance: Matrix = self.scatter / max(1, self.n_samples - 1)
+        return covariance
+
+    def add(self, X: npt.NDArray[Any]) -> Moments:
+        """Add rows: array (n_samples, n_features), float32 or float64, finite.
+
+        Raises
+        ------
+        AnalysisError
+            Some are no numbers.
+        """
+        from scipy.linalg.blas import dsyrk
+
+        n_rows = max(256, _BLOCK_BYTES // (8 * max(1, self.n_features)))
+        for start in range(0, len(X), n_rows):
+            block = np.asarray(X[start : start + n_rows], np.float64)
+            mean = block.mean(axis=0)
+            require_finite(mean, X[start : start + n_rows])
+            # Both are column-major for BLAS: the transposed block, and the scatter, which is added to in place.
+            self.scatter = dsyrk(1.0, (block - mean).T, beta=1.0, c=self.scatter, overwrite_c=1)
+            self._shift(len(block), mean)
+        return self
+
+    def merge(self, other: Moments) -> Moments:
+        """Add the rows of other moments."""
+        if other.n_samples:
+            self.scatter += other.scatter
+            self._shift(other.n_samples, other.mean)
+        return self
+
+    def _shift(self, n_samples: int, mean: Matrix) -> None:
+        """Correct the sum of two scatter matrices, each about its own mean, to be about the common one."""
+        from scipy.linalg.blas import dsyr
+
+        total = self.n_samples + n_samples
+        apart = mean - self.mean
+        if self.n_samples:
+            self.scatter = dsyr(self.n_samples * n_samples / total, apart, a=self.scatter, overwrite_a=1)
+        self.mean = self.mean + apart * (n_samples / total)
+        self.n_samples = total
+
+    def to_bytes(self) -> bytes:
+        """Give them for storage: NumPy's format, no pickle."""
+        buffer = io.BytesIO()
+        packed = self.scatter[np.triu_indices(self.n_features)]
+        np.savez(buffer, n_samples=np.int64(self.n_samples), mean=self.mean, scatter=packed)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Moments:
+        """Read what `to_bytes` gave."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            moments = cls.empty(len(arrays["mean"]))
+            moments.n_samples, moments.mean = int(arrays["n_samples"]), arrays["mean"]
+            moments.scatter[np.triu_indices(moments.n_features)] = arrays["scatter"]
+        return moments
+
+
+def require_finite(mean: npt.NDArray[Any], X: npt.NDArray[Any]) -> None:
+    """Raise AnalysisError if the mean of some rows tells that they are not all numbers."""
+    if not np.isfinite(mean).all():
+        bad = ~np.isfinite(X).all(axis=1)
+        raise AnalysisError(
+            f"{bad.sum()} of {len(X)} rows hold features that are no numbers (NaN or infinite). Press those images "
+            "again, or drop the rows."
+        )
