@@ -13,7 +13,7 @@ STORE_TESTS := tests/servers tests/storage tests/test_buckets.py \
 # What starts clusters on this machine: Spark, which needs Java 17, and Ray. Minutes, and some hundred megabytes.
 ENGINE_TESTS := tests/clusters
 
-.PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-engines bench-peers clean
+.PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-engines bench-peers bench-pca clean
 
 help:
 	@echo "make demo     install, draw an orchard, press it, look at what came out"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
 	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, on disk and in a bucket, start-up times"
 	@echo "make bench-engines    measure the engines side by side: local, Spark, Ray (5 minutes)"
+	@echo "make bench-pca    PCA beside scikit-learn's IncrementalPCA (10 minutes)"
 	@echo "make bench-update    measure an update of 100,000 pictures beside the run that made them (4 minutes)"
 	@echo "make bench-latency    measure what 20 ms added to every request of a bucket cost (3 minutes)"
 
@@ -96,6 +97,9 @@ bench-memory: $(VENV)/.installed-dev
 
 bench-engines: $(VENV)/.installed-engines
 	$(BIN)/python -m benchmarks.engines
+
+bench-pca: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.pca
 
 bench-update: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.update

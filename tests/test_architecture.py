@@ -20,13 +20,14 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
-    __init__    -> run engines exports featureset progress errors
+    __init__    -> run reduction engines exports featureset progress errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run engines verify bench featureset models demo ledger storage progress records settings errors \
-                   __init__
+    cli         -> run reduction analysis engines verify bench featureset models demo ledger storage progress \
+                   records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
+    reduction   -> run analysis engines featureset ledger sinks storage child records settings errors __init__
     spark       -> run models values storage records settings errors
     values      -> pipeline images sources child records settings errors
     run         -> driver engines featureset changes lister ledger layout sources models storage progress records \
@@ -37,7 +38,7 @@ ARROWS = """
     changes     -> ledger sources sinks records
     lister      -> ledger sources records
     engines     -> ledger child errors __init__
-    analysis    -> records errors
+    analysis    -> featureset ledger child records settings errors
     exports     -> featureset ledger storage child records settings errors
     featureset  -> ledger storage records errors
     sources     -> storage records settings errors

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from featurepress.exports import export
     from featurepress.featureset import FeatureBatch, FeatureSet, open_features
     from featurepress.progress import Changes, Progress, Summary
+    from featurepress.reduction import reduce
     from featurepress.run import Estimate, embed, estimate, resume, retry, update
 
 _HOMES = {
@@ -29,6 +30,7 @@ _HOMES = {
     "Changes": "progress",
     "Progress": "progress",
     "Summary": "progress",
+    "reduce": "reduction",
     "embed": "run",
     "estimate": "run",
     "resume": "run",
@@ -44,6 +46,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "estimate",
     "open_features",
     "export",
+    "reduce",
     "FeatureSet",
     "FeatureBatch",
     "Progress",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,18 +106,31 @@ class FeatureSet:
         return self.plan.backbone.n_features
 
     def __len__(self) -> int:
-        return sum(self._part_rows.values())
+        return sum(n_rows for n_rows, _ in self._footers.values())
 
-    @functools.cached_property
+    @property
+    def parts(self) -> dict[str, str]:
+        """Name of each part -> a hash that changes whenever the part is written anew, in order."""
+        return {name: digest for name, (_, digest) in self._footers.items()}
+
+    @property
     def _part_rows(self) -> dict[str, int]:
         """Name of each part -> its rows, in order."""
+        return {name: n_rows for name, (n_rows, _) in self._footers.items()}
+
+    @functools.cached_property
+    def _footers(self) -> dict[str, tuple[int, str]]:
+        """Name of each part -> its rows and the hash of what its footer says, in order."""
         import pyarrow.parquet as pq
 
-        rows = {}
+        found = {}
         for entry in self._storage.list("features"):
             with undamaged(self._storage, entry.name), self._storage.open(entry.name) as file:
-                rows[entry.name] = pq.read_metadata(file).num_rows
-        return rows
+                footer = pq.read_metadata(file)
+            said = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
+            account = (footer.metadata or {}).get(b"featurepress", b"")
+            found[entry.name] = footer.num_rows, hashlib.sha256(account + said.encode()).hexdigest()
+        return found
 
     @property
     def _storage(self) -> Storage:
@@ -226,6 +241,12 @@ class FeatureSet:
                             yield record_batch.slice(low, high - low)
                         row += len(record_batch)
             first += n_rows
+
+    def matrices(self, name: str, batch_size: int = 8192) -> Iterator[Features]:
+        """Yield the features of one of the `parts`, in order: arrays (n_samples, n_features) float32."""
+        with self._parquet(name) as parquet:
+            for record_batch in parquet.iter_batches(batch_size, columns=["features"], use_threads=False):
+                yield _matrix(record_batch, self.n_features)
 
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurepress.errors import SettingError
@@ -253,6 +253,9 @@ class BackboneSpec:
         Where the model's file lies in the store of models.
     options : mapping
         JSON values that the implementation understands; they must not change the feature space.
+    projection : mapping
+        What the features of the model were projected by afterwards: ``sha256`` of the projection and
+        ``n_components``; empty for the features themselves.
     """
 
     runtime: str
@@ -264,10 +267,13 @@ class BackboneSpec:
     preprocess: PreprocessSpec
     file: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    projection: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def n_features(self) -> int:
         """Number of features of one image."""
+        if self.projection:
+            return int(self.projection["n_components"])
         height, width, channels = self.grid
         return height * width * channels if self.pooling == "flatten" else channels
 
@@ -279,7 +285,13 @@ class BackboneSpec:
             "output": self.output,
             "preprocess": self.preprocess.applied(),
             "pooling": self.pooling,
+            **({"projection": self.projection["sha256"]} if self.projection else {}),
         }
+
+    @property
+    def unprojected(self) -> BackboneSpec:
+        """The backbone whose features were projected; itself if they were not."""
+        return replace(self, projection={})
 
     def differences(self, other: BackboneSpec) -> list[str]:
         """Name what makes the feature space of `other` another one, field by field: ``what: here, not there``."""
@@ -300,7 +312,8 @@ class BackboneSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Give the description as JSON values."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.projection else {name: values[name] for name in values if name != "projection"}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> BackboneSpec:

@@ -305,6 +305,12 @@ def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> 
             f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. "
             "Give the place that was --out of an embed."
         )
+    if plan.backbone.projection:
+        origin = plan.certificate["reduced"]["features"]
+        raise FeatureSetError(
+            f"'{destination}' was made by featurepress reduce, of '{origin}': there is nothing to {verb} in it. To "
+            "finish it, run that reduce again; to follow changes, update that set and reduce it again."
+        )
     flat = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
     settings = Settings.from_options(**{**flat, **options})
     asked = {**settings.identity(), **asdict(settings.features)}
@@ -379,7 +385,7 @@ def _standing(plan: Plan) -> Plan | None:
     try:
         standing = ledger.read_plan(plan.storage)
         if standing is None:
-            _require_free(plan.storage)
+            require_free(plan.storage)
     except StorageError as error:
         raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
     return None if standing is None else same_plan(standing, plan)
@@ -390,15 +396,15 @@ def expand_time(out: str) -> str:
     return out.replace("{time}", time.strftime("%Y_%m_%d_%H_%M_%S"))
 
 
-def _require_free(storage: Storage) -> None:
+def require_free(storage: Storage) -> None:
     """Refuse a destination that holds anything but our own beginnings."""
     destination, path = storage.location, Path(storage.location)
     if path.exists() and not path.is_dir():
         raise DestinationError(f"The destination '{destination}' is a file. Give a folder with --out.")
     names = (entry.name for entry in storage.list(""))
-    foreign = next((name for name in names if not name.startswith(f"{store.MODELS}/")), None)
+    foreign = next((name for name in names if not name.startswith((f"{store.MODELS}/", "projection/"))), None)
     if foreign is None and path.is_dir():
-        foreign = next((p.name for p in path.iterdir() if p.name != "plan"), None)
+        foreign = next((p.name for p in path.iterdir() if p.name not in ("plan", "projection")), None)
     if foreign is not None:
         raise DestinationError(
             f"The destination '{destination}' holds something else ('{foreign}') and no featurepress plan. "

@@ -359,6 +359,47 @@ class ResourceSettings(_Stage):
         return min(wanted, (self.memory_bytes - DRIVER_BYTES) // each)
 
 
+SOLVERS = ("auto", "exact", "randomized")
+
+
+@dataclass(frozen=True)
+class ReductionSettings(_Stage):
+    """How features are reduced to components."""
+
+    n_components: int | None = _setting(
+        None, int, "How many components are kept (default: 128).", minimum=1, optional=True, flag="--components"
+    )
+    variance: float | None = _setting(
+        None,
+        float,
+        "Instead: as many as explain this share of the variance, such as 0.95.",
+        minimum=0,
+        maximum=1,
+        optional=True,
+    )
+    whiten: bool = _setting(False, bool, "Give all components variance 1.")
+    solver: str = _setting(
+        "auto", str, "'randomized' is quicker for more than 4,000 features, which 'auto' knows.", choices=SOLVERS
+    )
+    random_state: int = _setting(0, int, "Seed of the randomized solver.", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance is not None and self.n_components is not None:
+            raise SettingError("Give either 'n_components' (--components) or 'variance' (--variance), not both.")
+        if self.variance is not None and self.solver == "randomized":
+            raise SettingError("The 'variance' setting needs all variances, which only solver='exact' finds.")
+
+    @classmethod
+    def from_options(cls, **options: Any) -> ReductionSettings:
+        """Take flat options; a name that there is not is refused."""
+        names = [item.name for item in fields(cls)]
+        for name in options:
+            if name not in names:
+                raise SettingError(f"There is no setting {name!r} of a reduction{nearest(name, names)}")
+        return cls(**options)
+
+
 @dataclass(frozen=True)
 class Settings:
     """All settings of a run, by stage."""
@@ -411,6 +452,11 @@ def declared() -> Iterator[tuple[str, Field[Any], Constraint]]:
     """Yield each setting as (stage, dataclass field, constraint), in the order in which people read them."""
     for stage in fields(Settings):
         yield from _declared(stage.name, stage.default)
+
+
+def declared_reduction() -> Iterator[tuple[str, Field[Any], Constraint]]:
+    """Yield the settings of a reduction, likewise."""
+    yield from _declared("reduction", ReductionSettings)
 
 
 def declared_choices() -> Iterator[tuple[str, Field[Any], Constraint]]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from featurepress.analysis.moments import Moments
 from featurepress.analysis.sketch import Leading, Sketch, leading
-from featurepress.errors import AnalysisError, SettingError
+from featurepress.errors import AnalysisError
+from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     Matrix = npt.NDArray[np.float64]
 
-SOLVERS = ("auto", "exact", "randomized")
 # Above that many features the eigenvectors of the whole covariance take more than a minute on two cores, and its
 # matrix 128 MB; a few passes over the rows take less.
 MOST_EXACT_FEATURES = 4_000
@@ -78,18 +78,7 @@ class PCA:
     DEFAULT_COMPONENTS = 128
 
     def __post_init__(self) -> None:
-        if self.n_components is not None and self.n_components < 1:
-            raise SettingError(
-                f"The 'n_components' setting must be an integer of at least 1. Got {self.n_components!r}."
-            )
-        if self.variance is not None and not 0 < self.variance <= 1:
-            raise SettingError(f"The 'variance' setting must be above 0 and at most 1. Got {self.variance!r}.")
-        if self.variance is not None and self.n_components is not None:
-            raise SettingError("Give either 'n_components' (--components) or 'variance' (--variance), not both.")
-        if self.solver not in SOLVERS:
-            raise SettingError(f"The 'solver' setting must be one of {', '.join(SOLVERS)}. Got {self.solver!r}.")
-        if self.variance is not None and self.solver == "randomized":
-            raise SettingError("The 'variance' setting needs all variances, which only solver='exact' finds.")
+        ReductionSettings(self.n_components, self.variance, self.whiten, self.solver, self.random_state)  # checks
 
     def solver_for(self, n_features: int) -> str:
         """Give the solver that is taken for so many features."""

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.errors import SettingError
-from featurepress.settings import Constraint, declared, declared_choices
+from featurepress.settings import Constraint, declared, declared_choices, declared_reduction
 
 Command = Callable[..., Any]
 
@@ -36,6 +36,7 @@ _PANELS = {
     "output": "What is written",
     "resources": "This machine",
     "choices": "What the file does not say",
+    "reduction": "What is kept",
 }
 
 
@@ -50,6 +51,11 @@ def with_settings(names: Collection[str] | None = None) -> Callable[[Command], C
 def with_choices() -> Callable[[Command], Command]:
     """Give a command an option for each thing that can be said of a model file, in the same way."""
     return _with(list(declared_choices()))
+
+
+def with_reduction() -> Callable[[Command], Command]:
+    """Give a command an option for each setting of a reduction, in the same way."""
+    return _with(list(declared_reduction()))
 
 
 def with_engine(command: Command) -> Command:

@@ -217,6 +217,9 @@ def print_info(features: FeatureSet) -> None:
     if labels is not None:
         lines.add("labels", f"{len(set(labels.tolist())):,} different")
     _add_model(lines, features, manifest)
+    if reduced := manifest.get("reduced"):
+        kept = f"{reduced['explained_variance_ratio']:.2%} of the variance"
+        lines.add("reduced", f"from '{reduced['features']}', {kept} of {reduced['fitted_to']:,} pictures is kept")
     lines.add("fingerprint", features.fingerprint)
     for i, spec in enumerate(plan.sources):
         lines.add("sources" if i == 0 else "", str(spec))

@@ -79,6 +79,9 @@ class StandingPart(Protocol):
     def rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
         """Yield the rows of the wanted uris, in the part's order, with the fields of the references given."""
 
+    def every_row(self, field_names: Sequence[str]) -> Iterator[tuple[list[Row], Features]]:
+        """Yield all rows in the part's order, with the named fields as they stand there."""
+
 
 class Sink(Protocol):
     """Writes parts to a storage."""

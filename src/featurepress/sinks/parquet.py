@@ -132,6 +132,16 @@ class StandingParquet:
                     table = self._parquet.read_row_group(number, use_threads=False)
                 yield self._rows_of(table, wanted)
 
+    def every_row(self, field_names: Sequence[str]) -> Iterator[tuple[list[Row], Features]]:
+        """Yield all rows in order, with their own fields."""
+        for number in range(self._parquet.num_row_groups):
+            with self._undamaged():
+                table = self._parquet.read_row_group(number, use_threads=False)
+            uris, *fields = (table.column(name).to_pylist() for name in ("uri", *field_names))
+            own = zip(*fields, strict=True) if fields else [()] * len(uris)
+            refs = (ImageRef(uri, 0, 0, "", values) for uri, values in zip(uris, own, strict=True))
+            yield self._rows_of(table, {ref.uri: ref for ref in refs})
+
     def _rows_of(self, table: pa.Table, wanted: Mapping[str, ImageRef]) -> tuple[list[Row], Features]:
         table = table.combine_chunks()
         names = ("uri", "width", "height", "sha256")

@@ -1,0 +1,76 @@
+"""featurepress reduce."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurepress.cli.options import with_engine, with_reduction
+
+if TYPE_CHECKING:
+    from featurepress.analysis import PCA
+    from featurepress.featureset import FeatureSet
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(reduce)
+
+
+@with_reduction()
+@with_engine
+def reduce(
+    destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Where the reduced set goes; {time} becomes the date and time.")
+    ] = "reduced{time}",
+    using: Annotated[
+        str | None,
+        typer.Option("--with", help="A reduced set: its projection, for later pictures.", metavar="REDUCED"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    options: dict[str, Any] = {},  # noqa: B006 - never changed
+) -> None:
+    """Reduce a feature set to fewer numbers a picture (principal component analysis)."""
+    from featurepress import reduction
+    from featurepress.cli import output, tables
+    from featurepress.featureset import open_features
+    from featurepress.run import expand_time
+
+    started, out = time.perf_counter(), expand_time(out)
+    features = open_features(destination)
+    with output.live_line() as on_progress:
+        pca = reduction.reduce(features, out, using=using, tell=tables.telling(on_progress), **options)
+    reduced, seconds = open_features(out), time.perf_counter() - started
+    _print_result(pca, features, reduced, seconds)
+    if as_json:
+        output.print_json({**(reduced.manifest or {}), "where": reduced.location, "seconds": seconds})
+
+
+def _print_result(pca: PCA, features: FeatureSet, reduced: FeatureSet, seconds: float) -> None:
+    from featurepress.cli import output
+
+    ratios = pca.explained_variance_ratio_
+    lines = output.Lines()
+    lines.add(
+        "rows", f"{len(reduced):,}, each of {reduced.n_features:,} numbers instead of {features.n_features:,}"
+    )
+    first = ", ".join(f"{share:.1%}" for share in ratios[:5])
+    lines.add("variance", f"{ratios.sum():.2%} of it is kept; the first components have {first}")
+    fitted = f"to {pca.n_samples_:,} pictures" if "using" not in _asked(reduced) else "to those of the other set"
+    lines.add("fitted", f"{fitted}, solver {pca.solver_}")
+    lines.add(
+        "bytes", f"{output.format_bytes(reduced.bytes)}, where there were {output.format_bytes(features.bytes)}"
+    )
+    lines.add("time", output.format_seconds(seconds))
+    lines.add("where", reduced.location)
+    lines.print(output.console())
+    typer.echo(f"next: featurepress info {shlex.quote(reduced.location)}", err=True)
+
+
+def _asked(reduced: FeatureSet) -> dict[str, Any]:
+    asked = (reduced.manifest or {}).get("reduced", {}).get("asked", {})
+    return {name: value for name, value in asked.items() if value is not None}

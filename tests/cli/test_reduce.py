@@ -1,0 +1,96 @@
+"""featurepress reduce: what it prints and how it refuses; the examples of docs/reduce.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import featurepress as fp
+from tests.runs import draw, embed, run_cli
+
+DOCS = (Path(__file__).parents[2] / "docs" / "reduce.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reduce")
+    draw(folder / "in", 150)
+    for name in ("features", "later-features"):
+        embed(str(folder / "in"), folder / name, labels="parent", precision="float32")
+    return folder
+
+
+def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
+    done = run_cli("reduce", work / "features", "--out", tmp_path / "out", "--components", "10", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "150, each of 10 numbers instead of 1,280" in done.stderr
+    kept = re.search(r"([\d.]+)% of it is kept", done.stderr)
+    told = json.loads(done.stdout)
+    assert kept is not None
+    assert float(kept[1]) == pytest.approx(100 * told["reduced"]["explained_variance_ratio"], abs=0.01)
+    assert told["n_features"] == fp.open_features(tmp_path / "out").n_features == 10
+    info = run_cli("info", tmp_path / "out").stdout
+    assert f"from '{work / 'features'}'" in info
+    assert told["fingerprint"] in info
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--components", "many"], "must be an integer of at least 1. Got 'many'"),
+        (["--components", "0"], "must be an integer of at least 1. Got 0"),
+        (["--components", "1000"], "can be 149 at most here"),
+        (["--variance", "95"], "must be a number from 0 to 1. Got 95.0"),
+        (["--components", "5", "--variance", "0.5"], "not both"),
+        (["--solver", "exat"], "did you mean 'exact'"),
+        (["--with", "features"], "is not a reduced set"),
+        (["--with", "features", "--whiten"], "nothing else to choose"),
+        (["--master", "local[2]"], "--master is for --engine spark only"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, options: list[str], words: str) -> None:
+    done = run_cli("reduce", "features", "--out", tmp_path / "out", *options, cwd=work)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_set_and_an_unfinished_one(work: Path, tmp_path: Path) -> None:
+    done = run_cli("reduce", "nowhere", "--out", tmp_path / "out", cwd=work)
+    assert (done.returncode, "is not a feature set" in done.stderr) == (2, True)
+    (tmp_path / "begun" / "plan").mkdir(parents=True)
+    (tmp_path / "begun" / "plan" / "plan.json").write_bytes((work / "features" / "plan" / "plan.json").read_bytes())
+    done = run_cli("reduce", tmp_path / "begun", "--out", tmp_path / "out", cwd=work)
+    assert (done.returncode, "not complete" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+# -- docs/reduce.md ------------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_docs_run(work: Path) -> None:
+    commands = re.findall(r"^    featurepress (.*)$", DOCS, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        done = run_cli(*shlex.split(command), cwd=work)
+        assert done.returncode == 0, done.stderr
+    (script,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    subprocess.run([sys.executable, "-c", script], cwd=work, check=True, timeout=120, capture_output=True)
+    sets = [fp.open_features(work / name) for name in ("reduced", "later-reduced", "python-reduced")]
+    assert {one.fingerprint for one in sets} == {sets[0].fingerprint}
+    assert sets[0].n_features == 128
+
+
+def test_every_option_of_the_docs_is_there() -> None:
+    helped = run_cli("reduce", "--help").stdout
+    options = re.findall(r"^\| `(--[a-z-]+)", DOCS, re.MULTILINE)
+    assert len(options) == 7
+    for option in options:
+        assert option in helped
