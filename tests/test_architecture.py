@@ -87,7 +87,7 @@ LIBRARIES = {
         "testing",
     },
     "scipy": {"analysis"},
-    "sklearn": set(),
+    "sklearn": {"analysis"},
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
     "pyarrow": {"sinks", "ledger", "exports", "featureset", "records", "sources", "engines", "spark"},

@@ -401,6 +401,29 @@ class ReductionSettings(_Stage):
 
 
 @dataclass(frozen=True)
+class ClassifierSettings(_Stage):
+    """How features are classified."""
+
+    kind: str = _setting(
+        "logistic",
+        str,
+        "Multinomial logistic regression, k nearest neighbours, or the nearest mean of a class.",
+        choices=("logistic", "knn", "centroid"),
+        flag="--classifier",
+    )
+    regularization: float | None = _setting(
+        None,
+        float,
+        "Of logistic: inverse strength, scikit-learn's C (default: by cross-validation).",
+        minimum=1e-12,
+        optional=True,
+    )
+    n_neighbors: int = _setting(5, int, "Of knn: how many neighbours vote.", minimum=1, flag="--neighbors")
+    balanced: bool = _setting(False, bool, "Let rare classes weigh as much as frequent ones.")
+    random_state: int = _setting(0, int, "Seed of what is drawn.", minimum=0)
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run, by stage."""
 

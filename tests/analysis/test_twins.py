@@ -1,0 +1,61 @@
+"""Groups of near-duplicates are those of a plain search through all pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from featurepress.analysis import twins
+from featurepress.analysis.twins import twin_groups, unit_rows
+
+
+def plain(X: Any, labels: Any, hashes: Any, threshold: float) -> list[int]:
+    """Group by the definition, pair by pair."""
+    centred = X - X.mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    group = list(range(len(X)))
+    for i in range(len(X)):
+        for j in range(i):
+            is_near = labels[i] == labels[j] and unit[i] @ unit[j] >= threshold
+            if is_near or hashes[i] == hashes[j]:
+                old, new = group[i], group[j]
+                group = [new if one == old else one for one in group]
+    numbers: dict[int, int] = {}
+    return [numbers.setdefault(one, len(numbers)) for one in group]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("block", [3, 2_048])
+def test_groups_are_those_of_the_definition(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "_BLOCK_ROWS", block)
+    draw = np.random.default_rng(seed)
+    centres = draw.standard_normal((9, 16)) * 3
+    X = (centres[draw.integers(0, 9, 60)] + draw.standard_normal((60, 16))).astype(np.float32)
+    labels = draw.choice(["apple", "banana", "cherry"], 60)
+    hashes = draw.choice([f"{i:02d}" for i in range(55)], 60)
+    groups = twin_groups(X, labels, hashes, threshold=0.9)
+    assert groups.tolist() == plain(X.astype(np.float64), labels, hashes, 0.9)
+    assert 1 < len(set(groups)) < 60
+
+
+def test_frames_of_a_turntable_are_one_group_though_the_ends_differ() -> None:
+    angles = np.linspace(0, np.pi, 40)
+    X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    X = np.concatenate([X, -X])  # so that the mean is zero
+    labels = np.repeat(["front", "back"], 40)
+    groups = twin_groups(X, labels, np.arange(80).astype(str), threshold=0.99)
+    assert groups.tolist() == [0] * 40 + [1] * 40
+
+
+def test_the_same_file_is_a_twin_whatever_its_label() -> None:
+    X = np.eye(4, dtype=np.float32)
+    groups = twin_groups(X, np.array(["a", "b", "c", "d"]), np.array(["x", "y", "x", "z"]), threshold=0.9)
+    assert groups.tolist() == [0, 1, 0, 2]
+
+
+def test_pictures_that_are_all_alike_have_no_direction() -> None:
+    assert np.array_equal(unit_rows(np.ones((3, 2), np.float32)), np.zeros((3, 2)))
+    groups = twin_groups(np.ones((3, 2)), np.array(["a"] * 3), np.array(["1", "2", "3"]), threshold=0.9)
+    assert groups.tolist() == [0, 1, 2]
