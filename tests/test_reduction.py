@@ -250,6 +250,9 @@ def test_bad_requests_write_nothing(features: FeatureSet, tmp_path: Path) -> Non
     refused(FeatureSetError, "is not a reduced set", features, out, using=features)
     refused(PlanMismatchError, "pooling: 'avg', not 'flatten'", other, out, using=tmp_path / "reduced")
     refused(FeatureSetError, "is not a feature set", tmp_path / "in", out)
+    refused(
+        FeatureSetError, r"is a reduced set already. Reduce '.*features'", tmp_path / "reduced", out, n_components=2
+    )
     assert not out.exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

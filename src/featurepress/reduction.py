@@ -94,6 +94,11 @@ def reduce(
     """
     asked = _asked(options, using)
     features = features if isinstance(features, FeatureSet) else open_features(features)
+    if features.plan.backbone.projection:
+        origin = features.plan.certificate["reduced"]["features"]
+        raise FeatureSetError(
+            f"'{features.location}' is a reduced set already. Reduce '{origin}', which it came from."
+        )
     request = {**asdict(asked), "using": None if using is None else _location(using)}
     storage = None if out is None else open_storage(expand_time(str(out)))
     standing = None if storage is None else _standing(storage, features, request)

@@ -182,6 +182,7 @@ def test_destination_and_feature_sets_are_left_out_and_counted_as_one_each(
     fast_s3: FastS3, all_files: bool
 ) -> None:
     inner = ["plan/chunk-00000000.parquet", "features/part-00000000.parquet", "receipts/part-00000000.json"]
+    inner += ["analysis/moments.npz", "projection/pca-0123456789abcdef.npz"]
     bucket = filled(fast_s3, "in/a.jpg", "in/out2/b.jpg", "in/z.jpg", *(f"in/out/{name}" for name in inner))
     fast_s3.put(bucket, {"in/out/x.jpg": b"1", "in/out-x/y.jpg": b"1"})
     for name in ("in/set", "in/sub/set", "results"):

@@ -35,7 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _OF_A_FEATURE_SET = re.compile(
     r"(?:(.*?)/)?(?:manifest\.json|plan/(?:g\d+/)?(?:plan|listing)\.json|plan/(?:g\d+/)?chunk-\d{8}\.parquet|"
     r"(?:features|failures)/part-\d{8}\.parquet|receipts/part-\d{8}(?:\.g\d+)?\.json|"
-    r"attempts/part-\d{8}-[0-9a-f]+|csv/part-\d{5}\.csv)",
+    r"attempts/part-\d{8}-[0-9a-f]+|csv/part-\d{5}\.csv|analysis/moments\.npz|projection/pca-[0-9a-f]{16}\.npz)",
     re.DOTALL,
 )
 

@@ -51,7 +51,7 @@ def list_in_ranges(list_from: ListFrom, prefix: str, start: str = "", streams: i
     Raises
     ------
     Exception
-        Whatever `list_from` raises, after all that comes before.
+        Whatever `list_from` raises while it is iterated, after all that comes before.
     """
     last, n_alone = start, PAGES_ALONE * PAGE
     for one in itertools.islice(list_from(start), n_alone):
@@ -78,7 +78,7 @@ class _Range:
     is_listed: bool = False  # to its end
     is_being_listed: bool = False
     tried: set[str] = field(default_factory=set)  # where it has been cut, or is being cut
-    error: Exception | None = None
+    error: BaseException | None = None
 
     def add(self, page: Sequence[Object], *, is_last: bool) -> None:
         """Take a page of what lies behind `at`; drop what belongs to the range after this one."""
@@ -212,12 +212,12 @@ class _Ranges:
             self._ranges.insert(self._ranges.index(own) + 1, behind)
 
 
-def _pull(found: Iterator[Object]) -> tuple[list[Object], Exception | None]:
+def _pull(found: Iterator[Object]) -> tuple[list[Object], BaseException | None]:
     """Give the next page of a listing, and what went wrong in it."""
     page: list[Object] = []
     try:
         page.extend(itertools.islice(found, PAGE))
-    except Exception as error:  # noqa: BLE001 - raised again where the objects are taken
+    except BaseException as error:  # noqa: BLE001 - raised again where the objects are taken, a library's panic too
         return page, error
     return page, None
 
