@@ -1,0 +1,103 @@
+"""Splits keep twins together, keep classes in their shares, and say when nothing can be measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurepress.analysis.splits import LEAST_TEST, drawn_split, given_split
+
+
+def labelled(counts: dict[str, int], twins: int, seed: int = 0) -> tuple[Any, Any]:
+    """Give labels, and groups of so many neighbouring pictures of a class, all shuffled."""
+    y = np.concatenate([np.repeat(name, n) for name, n in counts.items()])
+    groups, number = np.empty(len(y), np.int64), 0
+    for name in counts:
+        own = np.flatnonzero(y == name)
+        groups[own] = number + np.arange(len(own)) // twins
+        number = groups.max() + 1
+    order = np.random.default_rng(seed).permutation(len(y))
+    return y[order], groups[order]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=6),
+    twins=st.integers(1, 9),
+    seed=st.integers(0, 10**6),
+)
+def test_no_group_is_on_both_sides_and_no_picture_is_lost(counts: list[int], twins: int, seed: int) -> None:
+    y, groups = labelled({f"class {i}": n for i, n in enumerate(counts)}, twins, seed)
+    split = drawn_split(y, groups, random_state=seed)
+    assert not set(groups[split.train]) & set(groups[split.test])
+    assert sorted([*split.train, *split.test]) == list(range(len(y)))
+    assert set(y[split.test]) <= set(y[split.train])
+    assert set(split.not_evaluable) == set(y) - set(y[split.test])
+    assert bool(split.reason) == (len(split.test) < LEAST_TEST)
+    for label in set(y):
+        if len(set(groups[y == label])) == 1:
+            assert label in split.not_evaluable
+            assert set(np.flatnonzero(y == label)) <= set(split.train)
+
+
+def test_every_class_is_tested_by_about_a_quarter() -> None:
+    y, groups = labelled({"apple": 200, "banana": 80, "cherry": 400}, 4)
+    split = drawn_split(y, groups)
+    for label in ("apple", "banana", "cherry"):
+        assert (y[split.test] == label).mean() == pytest.approx((y == label).mean(), abs=0.03)
+    assert len(split.test) == pytest.approx(170, abs=12)
+    assert (split.n_twins, split.not_evaluable, split.reason) == (0, (), "")
+    assert np.array_equal(drawn_split(y, groups).test, split.test)
+    assert not np.array_equal(drawn_split(y, groups, random_state=1).test, split.test)
+
+
+def test_a_file_under_two_labels_stays_on_one_side() -> None:
+    y, groups = labelled({"apple": 60, "banana": 60}, 1)
+    one, other = np.flatnonzero(y == "apple")[0], np.flatnonzero(y == "banana")[0]
+    groups[one] = groups[other]
+    for seed in range(20):
+        split = drawn_split(y, groups, random_state=seed)
+        assert (one in split.test) == (other in split.test)
+
+
+def test_turntables_leave_nothing_to_test() -> None:
+    """Each class is one group: the naive split measures, the honest one says that it cannot."""
+    y, groups = labelled({"apple": 100, "banana": 100}, 100)
+    assert len(drawn_split(y).test) == 50
+    honest = drawn_split(y, groups)
+    assert (len(honest.test), honest.not_evaluable) == (0, ("apple", "banana"))
+    assert honest.reason == "0 test pictures are left; 30 are needed"
+
+
+def test_a_given_split_drops_test_pictures_with_a_twin_in_training() -> None:
+    y, groups = labelled({"apple": 200, "banana": 200}, 2)
+    is_test = np.random.default_rng(0).random(400) < 0.5
+    naive, honest = given_split(y, is_test), given_split(y, is_test, groups)
+    assert np.array_equal(naive.test, np.flatnonzero(is_test))
+    assert np.array_equal(naive.train, honest.train)
+    expected = [i for i in naive.test if not (groups[naive.train] == groups[i]).any()]
+    assert honest.test.tolist() == expected
+    assert honest.n_twins == len(naive.test) - len(expected) > 0
+    assert (naive.n_twins, naive.reason, honest.reason) == (0, "", "")
+
+
+def test_a_given_split_with_too_few_left_or_a_class_emptied_is_not_measurable() -> None:
+    y, groups = labelled({"apple": 100, "banana": 100}, 2)
+    is_test = np.random.default_rng(0).random(200) < 0.5
+    few = given_split(y, is_test, np.zeros(200, np.int64))
+    assert few.reason.startswith(
+        f"0 test pictures are left, {is_test.sum()} with a twin in training were dropped; 30"
+    )
+    groups[y == "banana"] = 1_000
+    emptied = given_split(
+        y, is_test & ((y == "banana") | (groups % 2 == 0)), np.where(y == "apple", np.arange(200), 1_000)
+    )
+    if len(emptied.test) >= LEAST_TEST:
+        assert emptied.reason == "all test pictures of 'banana' have a twin in training"
+    else:
+        assert "are needed" in emptied.reason
+    assert emptied.not_evaluable == ("banana",)
