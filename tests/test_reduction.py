@@ -21,7 +21,7 @@ from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
 from featurepress.testing import InlineEngine
-from tests.runs import draw, embed, read_failures, read_json
+from tests.runs import draw, embed, read_failures, read_json, run_cli
 
 Result = TypeVar("Result")
 
@@ -203,8 +203,9 @@ def test_an_interrupted_reduction_is_finished_by_the_same_call(features: Feature
     fp.reduce(features, tmp_path / "undisturbed", n_components=6)
     with pytest.raises(StoppedError):
         fp.reduce(features, tmp_path / "out", n_components=6, engine=Watched(stop_after=5))
-    with pytest.raises(fp.FeaturepressError, match="not complete"):
+    with pytest.raises(fp.FeaturepressError, match=r"not complete. Finish it with: the same featurepress reduce"):
         fp.open_features(tmp_path / "out")
+    assert "incomplete: the same featurepress reduce finishes it" in run_cli("info", tmp_path / "out").stdout
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "features").iterdir()}
     assert len(before) == 5
     engine = Watched()

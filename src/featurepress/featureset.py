@@ -332,9 +332,12 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
     features = FeatureSet(plan, manifest)
     if not features.is_complete and not allow_incomplete:
         state = "being updated" if manifest else "not complete"
+        verb = f"featurepress resume {shlex.quote(str(location))}"
+        if plan.backbone.projection:
+            verb = "the same featurepress reduce"
         raise IncompleteError(
-            f"The feature set '{location}' is {state}. Finish it with: featurepress resume "
-            f"{shlex.quote(str(location))} (or open it with allow_incomplete=True)."
+            f"The feature set '{location}' is {state}. Finish it with: {verb} "
+            "(or open it with allow_incomplete=True)."
         )
     return features
 

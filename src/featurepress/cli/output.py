@@ -231,7 +231,8 @@ def _status(features: FeatureSet) -> str:
     if features.is_complete:
         return "complete"
     doing = "being updated" if features.manifest is not None else "incomplete"
-    return f"{doing}: featurepress resume finishes it"
+    verb = "the same featurepress reduce" if features.plan.backbone.projection else "featurepress resume"
+    return f"{doing}: {verb} finishes it"
 
 
 def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:
