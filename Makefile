@@ -20,7 +20,7 @@ help:
 	@echo "make test     install what the tests need, run them (about 5 minutes)"
 	@echo "make test-stores     the tests of buckets: faults, kills, refusals, a million keys (about 3 minutes)"
 	@echo "make test-models     the tests of models, with TensorFlow to hold them against (about 5 minutes)"
-	@echo "make test-engines    the tests of Spark and Ray, on clusters of this machine (about 6 minutes)"
+	@echo "make test-engines    the tests of Spark and Ray, on clusters of this machine (about 11 minutes)"
 	@echo "make lint     ruff check, ruff format --check, mypy --strict"
 	@echo "make bench    measure speed against its limits and against a plain script (about 7 minutes)"
 	@echo "make bench-peers    the same job by Daft, Ray Data, Spark and threads, each in its environment (half an hour)"
