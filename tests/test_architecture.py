@@ -27,7 +27,8 @@ ARROWS = """
                    records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
-    reduction   -> run analysis engines featureset ledger sinks storage child records settings errors __init__
+    reduction   -> run analysis engines exports featureset ledger sinks storage child records settings errors \
+                   __init__
     spark       -> run models values storage records settings errors
     values      -> pipeline images sources child records settings errors
     run         -> driver engines featureset changes lister ledger layout sources models storage progress records \

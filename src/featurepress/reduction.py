@@ -12,7 +12,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from featurepress.errors import (
     StoppedError,
     StorageError,
 )
+from featurepress.exports import Tell, say_nothing
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan, Totals
 from featurepress.records import Receipt, part_name
@@ -37,12 +38,6 @@ from featurepress.run import expand_time, require_free
 from featurepress.settings import ReductionSettings, available_cores
 from featurepress.sinks import ParquetSink
 from featurepress.storage import Storage, open_storage
-
-Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much; in bytes of features
-
-
-def say_nothing(what: str, done: int, of: int) -> None:
-    """Tell nobody."""
 
 
 def reduce(
@@ -157,10 +152,7 @@ def read_projection(plan: Plan) -> PCA:
     FeatureSetError
         It is gone, or not the one that the set was made with.
     """
-    return _read_projection(plan.storage, plan.backbone.projection["sha256"])
-
-
-def _read_projection(storage: Storage, sha256: str) -> PCA:
+    storage, sha256 = plan.storage, plan.backbone.projection["sha256"]
     name = _projection_name(sha256)
     data = storage.read(name)
     if data is None or hashlib.sha256(data).hexdigest() != sha256:

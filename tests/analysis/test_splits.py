@@ -92,12 +92,8 @@ def test_a_given_split_with_too_few_left_or_a_class_emptied_is_not_measurable() 
     assert few.reason.startswith(
         f"0 test pictures are left, {is_test.sum()} with a twin in training were dropped; 30"
     )
-    groups[y == "banana"] = 1_000
-    emptied = given_split(
-        y, is_test & ((y == "banana") | (groups % 2 == 0)), np.where(y == "apple", np.arange(200), 1_000)
-    )
-    if len(emptied.test) >= LEAST_TEST:
-        assert emptied.reason == "all test pictures of 'banana' have a twin in training"
-    else:
-        assert "are needed" in emptied.reason
+    groups = np.where(y == "apple", np.arange(200), 1_000)
+    emptied = given_split(y, is_test, groups)
+    assert emptied.reason == "all test pictures of 'banana' have a twin in training"
     assert emptied.not_evaluable == ("banana",)
+    assert (y[emptied.test] == "apple").all()

@@ -47,6 +47,20 @@ def spark(loopback: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield engine.session
 
 
+@pytest.fixture(params=["spark", "ray"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Give the engine of each cluster."""
+    from featurepress import engines
+
+    if request.param == "spark":
+        engine: Any = engines.Spark(request.getfixturevalue("spark"))
+    else:
+        request.getfixturevalue("ray_here")
+        engine = engines.Ray()
+    yield engine
+    engine.close()
+
+
 @pytest.fixture(scope="session")
 def ray_here(loopback: None) -> Iterator[None]:
     """Connect to a Ray of this machine alone."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -56,23 +55,6 @@ __all__ = [
     "test_what_a_worker_was_at_when_it_died_is_heard",
     "test_whoever_stops_early_stops_everything",
 ]
-
-
-def made(kind: str, request: pytest.FixtureRequest) -> Engine:
-    from featurepress import engines
-
-    if kind == "spark":
-        spark: Any = request.getfixturevalue("spark")
-        return engines.Spark(spark)
-    request.getfixturevalue("ray_here")
-    return engines.Ray()
-
-
-@pytest.fixture(params=["spark", "ray"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    engine = made(request.param, request)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

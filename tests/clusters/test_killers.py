@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,6 @@ from featurepress.tasks import Press
 from featurepress.testing import ABORT, memory_source, treacherous_decode
 from tests.runs import draft, draw
 from tests.test_crash import assert_only_these_fail
-
-
-@pytest.fixture(params=["spark", "ray"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "spark":
-        engine: Any = engines.Spark(request.getfixturevalue("spark"))
-    else:
-        request.getfixturevalue("ray_here")
-        engine = engines.Ray()
-    yield engine
-    engine.close()
 
 
 @pytest.fixture(scope="module")

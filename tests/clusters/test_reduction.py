@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +9,8 @@ import numpy as np
 import pytest
 
 import featurepress as fp
-from featurepress import engines
 from featurepress.analysis import passes
 from tests.runs import draw, embed
-
-
-@pytest.fixture(params=["spark", "ray"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "spark":
-        engine: Any = engines.Spark(request.getfixturevalue("spark"))
-    else:
-        request.getfixturevalue("ray_here")
-        engine = engines.Ray()
-    yield engine
-    engine.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,17 +97,6 @@ def test_options_of_another_engine_are_refused() -> None:
 
 
 # -- on workers ----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["spark", "ray"])
-def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    if request.param == "spark":
-        engine: Any = engines.Spark(request.getfixturevalue("spark"))
-    else:
-        request.getfixturevalue("ray_here")
-        engine = engines.Ray()
-    yield engine
-    engine.close()
 
 
 def test_a_worker_that_cannot_see_the_destination_is_named(engine: Any, plan: Plan) -> None:

@@ -60,7 +60,7 @@ def _print_result(pca: PCA, features: FeatureSet, reduced: FeatureSet, seconds: 
     )
     first = ", ".join(f"{share:.1%}" for share in ratios[:5])
     lines.add("variance", f"{ratios.sum():.2%} of it is kept; the first components have {first}")
-    fitted = f"to {pca.n_samples_:,} pictures" if "using" not in _asked(reduced) else "to those of the other set"
+    fitted = f"to {pca.n_samples_:,} pictures" if _asked(reduced)["using"] is None else "to those of the other set"
     lines.add("fitted", f"{fitted}, solver {pca.solver_}")
     lines.add(
         "bytes", f"{output.format_bytes(reduced.bytes)}, where there were {output.format_bytes(features.bytes)}"
@@ -72,5 +72,5 @@ def _print_result(pca: PCA, features: FeatureSet, reduced: FeatureSet, seconds: 
 
 
 def _asked(reduced: FeatureSet) -> dict[str, Any]:
-    asked = (reduced.manifest or {}).get("reduced", {}).get("asked", {})
-    return {name: value for name, value in asked.items() if value is not None}
+    asked: dict[str, Any] = reduced.plan.certificate["reduced"]["asked"]
+    return asked
