@@ -100,7 +100,7 @@ def _started(name: str) -> Iterator[Engine]:
     else:
         import ray
 
-        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
         yield fp.engines.Ray()
         ray.shutdown()
 

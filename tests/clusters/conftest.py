@@ -67,6 +67,6 @@ def ray_here(loopback: None) -> Iterator[None]:
     pytest.importorskip("ray", reason="ray is not installed: make test-engines")
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

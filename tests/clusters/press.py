@@ -28,7 +28,7 @@ def engine_of(kind: str, settings: dict[str, str]) -> Engine | None:
     if kind == "ray":
         import ray
 
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         return engines.Ray()
     if kind == "connect":
         from pyspark.sql import SparkSession

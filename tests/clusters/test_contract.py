@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,25 @@ def test_a_job_under_way_is_dropped_when_the_shards_break_off(engine: Engine, pl
     begun = time.monotonic()
     assert list(engine.run(tasks.square, plan, [2])) == [4]
     assert time.monotonic() - begun < 60
+
+
+BESIDE_ANOTHER = """
+import ray
+from ray.cluster_utils import Cluster
+from featurepress import engines
+other = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+engine = engines.Ray()
+engine.connect()
+print("joined" if ray.get_runtime_context().gcs_address == other.address else "alone")
+engine.close()
+other.shutdown()
+"""
+
+
+def test_without_an_address_a_cluster_that_runs_here_already_is_left_alone(loopback: None) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: make test-engines")
+    done = subprocess.run(
+        [sys.executable, "-c", BESIDE_ANOTHER], capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["alone"]

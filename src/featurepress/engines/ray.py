@@ -89,13 +89,14 @@ class Ray:
                 f"The engine 'ray' needs ray ({error}). Install it with: pip install 'featurepress[ray]'"
             ) from error
         if not ray.is_initialized():
-            require_answer(self._address or os.environ.get("RAY_ADDRESS", ""))
+            address = self._address or os.environ.get("RAY_ADDRESS", "")
+            require_answer(address)
             quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": "ERROR"}
             try:
-                ray.init(address=self._address, **quiet)
+                ray.init(address=address or "local", **quiet)  # by None, any that someone has started here
             except (OSError, RuntimeError, ValueError) as error:  # what ray.init raises
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                where = f" at '{self._address}'" if self._address else ""
+                where = f" at '{address}'" if address else ""
                 raise EngineError(f"There is no Ray cluster{where}: {first[:300]}") from error
             self._owns = True
         return ray
