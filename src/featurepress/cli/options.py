@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.errors import SettingError
-from featurepress.settings import Constraint, declared, declared_choices, declared_reduction
+from featurepress.settings import Choices, Constraint, declared, declared_of
 
 Command = Callable[..., Any]
 
@@ -37,6 +37,10 @@ _PANELS = {
     "resources": "This machine",
     "choices": "What the file does not say",
     "reduction": "What is kept",
+    "labels": "Labels",
+    "classifier": "The classifier",
+    "split": "How it is measured",
+    "prediction": "What is told",
 }
 
 
@@ -50,12 +54,12 @@ def with_settings(names: Collection[str] | None = None) -> Callable[[Command], C
 
 def with_choices() -> Callable[[Command], Command]:
     """Give a command an option for each thing that can be said of a model file, in the same way."""
-    return _with(list(declared_choices()))
+    return with_stages(choices=Choices)
 
 
-def with_reduction() -> Callable[[Command], Command]:
-    """Give a command an option for each setting of a reduction, in the same way."""
-    return _with(list(declared_reduction()))
+def with_stages(**stages: Any) -> Callable[[Command], Command]:
+    """Give a command an option for each setting of some stages, named as their panels are, in the same way."""
+    return _with([entry for name, stage in stages.items() for entry in declared_of(name, stage)])
 
 
 def with_engine(command: Command) -> Command:

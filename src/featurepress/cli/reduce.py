@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_engine, with_reduction
+from featurepress.cli.options import with_engine, with_stages
+from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
     from featurepress.analysis import PCA
@@ -20,7 +21,7 @@ def register(app: typer.Typer) -> None:
     app.command()(reduce)
 
 
-@with_reduction()
+@with_stages(reduction=ReductionSettings)
 @with_engine
 def reduce(
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],

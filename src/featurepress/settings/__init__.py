@@ -1,0 +1,48 @@
+"""The settings: one frozen dataclass a stage, with the constraints declared as data.
+
+The command builds its options from the same declarations, so that names, defaults and help stand in one place.
+"""
+
+from featurepress.settings.analysis import (
+    ClassifierSettings,
+    LabelSettings,
+    PredictionSettings,
+    ReductionSettings,
+    SplitSettings,
+)
+from featurepress.settings.constraint import Constraint, declared_of, nearest
+from featurepress.settings.model_files import Choices
+from featurepress.settings.run import (
+    DEFAULT_MODEL,
+    DRIVER_BYTES,
+    MODEL_COPIES,
+    WORKER_BYTES,
+    FeatureSettings,
+    ImageSettings,
+    ListingSettings,
+    Settings,
+    available_cores,
+    declared,
+)
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "DRIVER_BYTES",
+    "MODEL_COPIES",
+    "WORKER_BYTES",
+    "Choices",
+    "ClassifierSettings",
+    "Constraint",
+    "FeatureSettings",
+    "ImageSettings",
+    "LabelSettings",
+    "ListingSettings",
+    "PredictionSettings",
+    "ReductionSettings",
+    "Settings",
+    "SplitSettings",
+    "available_cores",
+    "declared",
+    "declared_of",
+    "nearest",
+]

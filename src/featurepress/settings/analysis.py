@@ -1,0 +1,133 @@
+"""The settings of what is done with features: reduced, classified, measured, predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featurepress.errors import SettingError
+from featurepress.settings.constraint import Stage, setting
+
+SOLVERS = ("auto", "exact", "randomized")
+
+
+@dataclass(frozen=True)
+class ReductionSettings(Stage):
+    """How features are reduced to components."""
+
+    called = "a reduction"
+
+    n_components: int | None = setting(
+        None, int, "How many components are kept (default: 128).", minimum=1, optional=True, flag="--components"
+    )
+    variance: float | None = setting(
+        None,
+        float,
+        "Instead: as many as explain this share of the variance, such as 0.95.",
+        minimum=0,
+        maximum=1,
+        optional=True,
+    )
+    whiten: bool = setting(False, bool, "Give all components variance 1.")
+    solver: str = setting(
+        "auto", str, "'randomized' is quicker for more than 4,000 features, which 'auto' knows.", choices=SOLVERS
+    )
+    random_state: int = setting(0, int, "Seed of the randomized solver.", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variance is not None and self.n_components is not None:
+            raise SettingError("Give either 'n_components' (--components) or 'variance' (--variance), not both.")
+        if self.variance is not None and self.solver == "randomized":
+            raise SettingError("The 'variance' setting needs all variances, which only solver='exact' finds.")
+
+
+@dataclass(frozen=True)
+class ClassifierSettings(Stage):
+    """How features are classified."""
+
+    called = "a classifier"
+
+    kind: str = setting(
+        "logistic",
+        str,
+        "Multinomial logistic regression, k nearest neighbours, or the nearest mean of a class.",
+        choices=("logistic", "knn", "centroid"),
+        flag="--classifier",
+    )
+    regularization: float | None = setting(
+        None,
+        float,
+        "Of logistic: inverse strength, scikit-learn's C (default: by cross-validation).",
+        minimum=1e-12,
+        optional=True,
+    )
+    n_neighbors: int = setting(5, int, "Of knn: how many neighbours vote.", minimum=1, flag="--neighbors")
+    balanced: bool = setting(False, bool, "Let rare classes weigh as much as frequent ones.")
+    random_state: int = setting(0, int, "Seed of what is drawn.", minimum=0)
+
+
+@dataclass(frozen=True)
+class LabelSettings(Stage):
+    """Which labels the rows of a feature set have."""
+
+    called = "the labels"
+
+    label_column: str = setting("label", str, "Field of the feature set that holds the labels.")
+    labels_file: str | None = setting(
+        None, str, "Instead: a CSV file with the columns uri and label.", optional=True
+    )
+    skip_unlabelled: bool = setting(False, bool, "Leave pictures without a label out; otherwise they are an error.")
+
+
+@dataclass(frozen=True)
+class SplitSettings(Stage):
+    """Which pictures train and which test, and which are taken for near-duplicates of each other."""
+
+    called = "a split"
+
+    split_column: str | None = setting(
+        None,
+        str,
+        "Field of the feature set that says it, such as 'split' (default: a quarter is drawn to test).",
+        optional=True,
+    )
+    split_file: str | None = setting(
+        None, str, "Instead: a CSV file with the columns uri and split.", optional=True
+    )
+    test_value: str = setting("test", str, "The word there for test pictures, case ignored; all others train.")
+    twin_threshold: float | None = setting(
+        None,
+        float,
+        "Cosine from which two pictures of a label are near-duplicates (default: what 99 of 100 pictures do not "
+        "reach with any picture of another label).",
+        minimum=0,
+        maximum=1,
+        optional=True,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split_column is not None and self.split_file is not None:
+            raise SettingError(
+                "Give either 'split_column' (--split-column) or 'split_file' (--split-file), not both."
+            )
+
+
+@dataclass(frozen=True)
+class PredictionSettings(Stage):
+    """What is told of each picture."""
+
+    called = "a prediction"
+
+    top_k: int = setting(1, int, "How many of the most probable labels are written.", minimum=1, maximum=1_000)
+    threshold: float | None = setting(
+        None,
+        float,
+        "The label is 'unknown' where no probability reaches this (default: none; of regions 0.5).",
+        minimum=0,
+        maximum=1,
+        optional=True,
+    )
+    regions: bool = setting(False, bool, "Tell each cell of the model's grid: several labels, with boxes.")
+    tiles: bool = setting(False, bool, "Tell overlapping crops as well: slower, finds smaller things.")
+    annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")

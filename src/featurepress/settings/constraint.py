@@ -1,0 +1,141 @@
+"""What a setting may hold, declared as data; a stage is a frozen dataclass of settings that checks itself."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar, Self
+
+from featurepress.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What a setting may hold, and how the command shows it.
+
+    Parameters
+    ----------
+    kind : type
+        ``int``, ``float``, ``bool``, ``str``, ``tuple`` for a number a channel or one for all, or ``list`` for any
+        number of texts.
+    help : str
+        One line for people.
+    choices : tuple of str
+        The allowed values, where they are words.
+    form : str
+        A regular expression that other words than the choices may match; `form_name` is what errors call it.
+    minimum, maximum : float or None
+        The allowed range, both ends included.
+    optional : bool
+        Whether None is allowed.
+    flag : str or None
+        The command's option, where it is not the setting's name with dashes.
+    identity : bool
+        Whether the setting shapes the features or their layout: two runs that differ in it are two plans.
+    """
+
+    kind: type
+    help: str
+    choices: tuple[str, ...] = ()
+    form: str = ""
+    form_name: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    optional: bool = False
+    flag: str | None = None
+    identity: bool = True
+
+    def called(self, name: str) -> str:
+        """Give what errors call the setting `name`."""
+        return f"The '{name}' setting" + (f" ({self.flag})" if self.flag else "")
+
+    def check(self, name: str, value: object) -> None:
+        """Raise SettingError unless `value` is allowed for the setting `name`."""
+        if value is None and self.optional:
+            return
+        if self.choices:
+            if value not in self.choices and not self._has_form(value):
+                raise SettingError(
+                    f"{self.called(name)} must be {_spoken_list(self.choices, self.form_name)}. "
+                    f"Got {value!r}{nearest(str(value), self.choices)}"
+                )
+            return
+        if not self._fits(value):
+            raise SettingError(f"{self.called(name)} must be {self._allowed()}. Got {value!r}.")
+
+    def _has_form(self, value: object) -> bool:
+        return bool(self.form) and isinstance(value, str) and re.fullmatch(self.form, value) is not None
+
+    def _fits(self, value: object) -> bool:
+        if isinstance(value, bool) or self.kind is bool:
+            return isinstance(value, bool) and self.kind is bool
+        if self.kind is str:
+            return isinstance(value, str) and value != ""
+        if self.kind is list:
+            return isinstance(value, tuple | list) and all(isinstance(one, str) and one for one in value)
+        if self.kind is tuple:
+            return isinstance(value, tuple | list) and len(value) in (1, 3) and all(map(_is_number, value))
+        if not isinstance(value, int if self.kind is int else (int, float)):
+            return False
+        low = self.minimum is None or value >= self.minimum
+        return low and (self.maximum is None or value <= self.maximum)
+
+    def _allowed(self) -> str:
+        if self.kind is tuple:
+            return "one number, or three as 0.485,0.456,0.406"
+        if self.kind is list:
+            return "a list of texts"
+        word = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}[self.kind]
+        if self.minimum is not None and self.maximum is not None:
+            return f"{word} from {self.minimum:.15g} to {self.maximum:.15g}"
+        return word if self.minimum is None else f"{word} of at least {self.minimum:.15g}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def setting(default: Any, kind: type, help: str, **constraint: Any) -> Any:
+    """Declare a setting: a dataclass field with its constraint."""
+    return field(default=default, metadata={"constraint": Constraint(kind, help, **constraint)})
+
+
+def _spoken_list(words: tuple[str, ...], more: str = "") -> str:
+    quoted = [f"'{word}'" for word in words] + ([more] if more else [])
+    return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
+
+
+def nearest(given: str, known: tuple[str, ...] | list[str]) -> str:
+    """Give the end of an error sentence, which names what is near to `given` if anything is."""
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    return f"; did you mean {_spoken_list(tuple(near))}?" if near else "."
+
+
+class Stage:
+    """A group of settings that checks itself."""
+
+    called: ClassVar[str] = "a run"  # what it is the settings of
+
+    def __post_init__(self) -> None:
+        for item in fields(self):  # type: ignore[arg-type]
+            rule, value = item.metadata["constraint"], getattr(self, item.name)
+            rule.check(item.name, value)
+            if rule.kind is list:  # as JSON gives it; the dataclass is frozen
+                object.__setattr__(self, item.name, tuple(value))
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Self:
+        """Take flat options; a name that there is not is refused."""
+        names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
+        for name in options:
+            if name not in names:
+                raise SettingError(f"There is no setting {name!r} of {cls.called}{nearest(name, names)}")
+        return cls(**options)
+
+
+def declared_of(name: str, stage: Any) -> Iterator[tuple[str, Field[Any], Constraint]]:
+    """Yield the settings of a stage as (name, dataclass field, constraint), in the order people read."""
+    for item in fields(stage):
+        yield name, item, item.metadata["constraint"]
