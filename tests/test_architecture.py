@@ -87,6 +87,7 @@ LIBRARIES = {
         "demo",
         "testing",
     },
+    "matplotlib": {"analysis"},
     "scipy": {"analysis"},
     "sklearn": {"analysis"},
     "obstore": {"storage", "sources"},
