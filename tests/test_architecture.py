@@ -27,9 +27,13 @@ ARROWS = """
                    records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
-    reduction   -> run analysis engines exports featureset ledger sinks storage child records settings errors \
-                   __init__
+    reduction   -> run runner analysis engines exports featureset ledger sinks storage child records settings \
+                   errors __init__
+    runner      -> engines exports featureset ledger settings
+    trained     -> analysis storage records errors
+    originals   -> pipeline featureset sinks ledger records
     spark       -> run models values storage records settings errors
+    sklearn     -> run models backbones values records settings errors
     values      -> pipeline images sources child records settings errors
     run         -> driver engines featureset changes lister ledger layout sources models storage progress records \
                    settings errors __init__
@@ -79,6 +83,7 @@ LIBRARIES = {
         "pipeline",
         "values",
         "spark",
+        "sklearn",
         "exports",
         "featureset",
         "records",
@@ -89,7 +94,7 @@ LIBRARIES = {
     },
     "matplotlib": {"analysis"},
     "scipy": {"analysis"},
-    "sklearn": {"analysis"},
+    "sklearn": {"analysis", "sklearn"},
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
     "pyarrow": {"sinks", "ledger", "exports", "featureset", "records", "sources", "engines", "spark"},

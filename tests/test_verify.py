@@ -131,7 +131,7 @@ def test_a_wrong_preprocessing_would_be_seen(pictures: Path, embedded_weights: P
     spec = card.backbone("avg")
     other = replace(spec, preprocess=replace(spec.preprocess, channel_order="BGR"))
     specs = describe(pictures)
-    decoded = list(read_pictures(specs, Settings(), Listing(specs, Settings().listing)))
+    decoded = [p for _, p in read_pictures(specs, Settings(), Listing(specs, Settings().listing))]
     right, wrong = (press_pictures(one, "float32", decoded) for one in (spec, other))
     assert nearness(right, right).min_cosine == pytest.approx(1)
     assert nearness(wrong, right).min_cosine < 0.999

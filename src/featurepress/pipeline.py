@@ -195,11 +195,13 @@ _SIGHTED: set[str] = set()  # run ids
 # -- a few pictures in memory --------------------------------------------------------------------------------
 
 
-def read_pictures(sources: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]) -> Iterator[Pixels]:
-    """Yield the pictures that can be decoded: arrays (H, W, 3) uint8, RGB."""
-    for _, data in _read(sources, settings, refs):
+def read_pictures(
+    sources: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]
+) -> Iterator[tuple[ImageRef, Pixels]]:
+    """Yield the pictures that can be decoded, in order: arrays (H, W, 3) uint8, RGB."""
+    for ref, data in _read(sources, settings, refs):
         with contextlib.suppress(ImageError):
-            yield decode(_bytes(data), max_pixels=settings.images.max_pixels)
+            yield ref, decode(_bytes(data), max_pixels=settings.images.max_pixels)
 
 
 def press_pictures(backbone: BackboneSpec, precision: str, pictures: Sequence[Pixels]) -> Features:

@@ -149,7 +149,7 @@ def _pictures(sources: Locations, limit: int) -> list[Any]:
     specs, settings = describe(sources), Settings()
     pictures: list[Any] = []
     n_bytes = 0
-    for pixels in read_pictures(specs, settings, Listing(specs, settings.listing)):
+    for _, pixels in read_pictures(specs, settings, Listing(specs, settings.listing)):
         pictures.append(pixels)
         n_bytes += pixels.nbytes
         if len(pictures) == limit or n_bytes > _MAX_BYTES:
