@@ -12,7 +12,7 @@ import hashlib
 import json
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import featurepress
 from featurepress import ledger
 from featurepress.analysis import PCA, fit
 from featurepress.child import beat
-from featurepress.engines import Engine, LocalEngine, Task
+from featurepress.engines import Engine
 from featurepress.errors import (
     DestinationError,
     FeatureSetError,
@@ -35,7 +35,8 @@ from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan, Totals
 from featurepress.records import Receipt, part_name
 from featurepress.run import expand_time, require_free
-from featurepress.settings import ReductionSettings, available_cores
+from featurepress.runner import Runner
+from featurepress.settings import ReductionSettings
 from featurepress.sinks import ParquetSink
 from featurepress.storage import Storage, open_storage
 
@@ -97,7 +98,7 @@ def reduce(
     request = {**asdict(asked), "using": None if using is None else _location(using)}
     storage = None if out is None else open_storage(expand_time(str(out)))
     standing = None if storage is None else _standing(storage, features, request)
-    runner = _Runner(features, engine, tell)
+    runner = Runner(features, engine, tell, preload=__name__)
     try:
         if standing is not None:
             pca = read_projection(standing)
@@ -223,7 +224,7 @@ def _begin(storage: Storage, features: FeatureSet, pca: PCA, request: dict[str, 
     return standing
 
 
-def _write(plan: Plan, features: FeatureSet, runner: _Runner) -> None:
+def _write(plan: Plan, features: FeatureSet, runner: Runner) -> None:
     """Project what is left, check that all is there, and write the manifest."""
     shards = sorted(int(Path(name).stem.removeprefix("part-")) for name in features.parts)
     done = ledger.finished_shards(plan)
@@ -309,40 +310,3 @@ def _projection_of(plan: Plan) -> PCA:
 
 
 _PROJECTIONS: dict[str, PCA] = {}  # by their hash; one at a time
-
-
-class _Runner:
-    """Runs tasks over a feature set, and tells how far they are."""
-
-    def __init__(self, features: FeatureSet, engine: Engine | None, tell: Tell) -> None:
-        self._row_bytes, self._of = 4 * features.n_features, 4 * features.n_features * len(features)
-        self._engine, self._owned, self._tell = engine, engine is None, tell
-
-    def fit(self, plan: Plan, task: Task[Any], n_shards: int) -> Iterator[Any]:
-        """Run a task that sums; what one task does alone is done here, by all cores at once."""
-        if self._owned and n_shards == 1:
-            self._tell("fitting", 0, self._of)
-            return iter([task(plan, 0)])
-        return self.run(plan, "fitting", task, range(n_shards))
-
-    def run(self, plan: Plan, doing: str, task: Task[Any], shards: Sequence[int]) -> Iterator[Any]:
-        """Run a task over some shards; yield the results as they come."""
-        if self._engine is None:
-            self._engine = LocalEngine(
-                min(available_cores(), max(1, len(shards))), preload=("featurepress.reduction",)
-            )
-        self._engine.connect()
-        done = 0
-
-        def hear(news: Any) -> None:
-            nonlocal done
-            done += news[1] * self._row_bytes
-            self._tell(doing, min(done, self._of), self._of)
-
-        self._tell(doing, 0, self._of)
-        return self._engine.run(task, plan, shards, hear)
-
-    def close(self) -> None:
-        """End the workers that were started here."""
-        if self._owned and self._engine is not None:
-            self._engine.close()
