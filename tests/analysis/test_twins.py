@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featurepress.analysis import twins
-from featurepress.analysis.twins import twin_groups, unit_rows
+from featurepress.analysis.twins import twin_groups, twin_threshold, unit_rows
 
 
 def plain(X: Any, labels: Any, hashes: Any, threshold: float) -> list[int]:
@@ -59,3 +59,59 @@ def test_pictures_that_are_all_alike_have_no_direction() -> None:
     assert np.array_equal(unit_rows(np.ones((3, 2), np.float32)), np.zeros((3, 2)))
     groups = twin_groups(np.ones((3, 2)), np.array(["a"] * 3), np.array(["1", "2", "3"]), threshold=0.9)
     assert groups.tolist() == [0, 1, 2]
+
+
+# -- from which cosine on ------------------------------------------------------------------------------------
+
+
+def nearest_strangers(X: Any, labels: Any) -> list[float]:
+    """Give the largest cosine of each picture with one of another label, by the definition."""
+    centred = X - X.mean(axis=0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    cosines = np.where(labels[:, None] == labels, -1.0, unit @ unit.T)
+    nearest: list[float] = cosines.max(axis=1).tolist()
+    return nearest
+
+
+def alike(n_samples: int, spread: float, seed: int = 0) -> tuple[Any, Any]:
+    """Draw pictures of things that are sold under two labels each; the wider the spread, the less alike."""
+    draw = np.random.default_rng(seed)
+    centres, things = draw.standard_normal((6, 12)) * 3, draw.integers(0, 6, n_samples)
+    X = centres[things] + spread * draw.standard_normal((n_samples, 12))
+    return X.astype(np.float32), draw.choice(["apple", "banana"], n_samples)
+
+
+@pytest.mark.parametrize("block", [7, 2_048])
+@pytest.mark.parametrize("seed", range(4))
+def test_threshold_is_what_99_of_100_do_not_reach(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "_BLOCK_ROWS", block)
+    X, labels = alike(300, 1.5, seed)
+    nearest = nearest_strangers(X.astype(np.float64), labels)
+    threshold = twin_threshold(X, labels)
+    assert 0.85 < threshold < 0.99
+    assert sum(cosine > threshold + 1e-6 for cosine in nearest) <= 3  # single precision against double
+    assert sum(cosine > threshold - 1e-6 for cosine in nearest) >= 2  # and no higher than it must be
+
+
+def test_threshold_stays_between_what_is_a_kind_and_what_is_rounding() -> None:
+    assert twin_threshold(*alike(300, 0.01)) == 0.99
+    draw = np.random.default_rng(0)
+    assert twin_threshold(draw.standard_normal((200, 64)), draw.choice(["a", "b"], 200)) == 0.85
+
+
+def test_threshold_without_another_label_is_the_lowest() -> None:
+    X, _ = alike(30, 1.0)
+    assert twin_threshold(X, np.array(["apple"] * 30)) == 0.85
+    assert twin_threshold(X[:0], np.array([], np.str_)) == 0.85
+
+
+def test_threshold_of_many_pictures_is_drawn_and_comes_out_the_same_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, labels = alike(600, 1.5)
+    every = twin_threshold(X, labels)
+    monkeypatch.setattr(twins, "_DRAWN_ROWS", 150)
+    drawn = [twin_threshold(X, labels, random_state=seed) for seed in (0, 0, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+    assert drawn == pytest.approx([every] * 4, abs=0.02)
