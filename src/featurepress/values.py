@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
@@ -18,9 +18,11 @@ from featurepress.images import decode
 from featurepress.pipeline import press_pictures
 from featurepress.records import BackboneSpec
 from featurepress.settings import ImageSettings
-from featurepress.sources.places import read_place
+from featurepress.sources.places import masked, read_place
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from featurepress.records import Pixels
 
 _AT_ONCE = 8  # pictures in memory, decoded
@@ -44,7 +46,8 @@ class Raw(NamedTuple):
     data: bytes
 
 
-Value = bytes | str | Raw | None  # an encoded picture, a place, pixels, or nothing
+# An encoded picture, a place, pixels as Spark or as NumPy has them (RGB, RGBA or grey), or nothing.
+Value = Union[bytes, str, Raw, "npt.NDArray[Any]", None]
 Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or why there are none
 
 
@@ -67,9 +70,16 @@ class Presser:
     limits: ImageSettings = field(default_factory=ImageSettings)
     _child: Child | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_abandoned: bool = False
 
     def press(self, values: Sequence[Value]) -> list[Answer]:
-        """Give for each value its features, or the reason why there are none."""
+        """Give for each value its features, or the reason why there are none.
+
+        Raises
+        ------
+        ChildDiedError
+            After `abandon`, and only then.
+        """
         answers: list[Answer] = []
         with self._lock:
             for start in range(0, len(values), _SLICE):
@@ -77,9 +87,17 @@ class Presser:
                 try:
                     answers += self._call(some)
                 except ChildDiedError:
+                    if self._is_abandoned:
+                        raise
                     for value in some:
                         answers += self._carefully(value)
         return answers
+
+    def abandon(self) -> None:
+        """End the child at once, for good; a `press` under way in another thread fails."""
+        self._is_abandoned = True
+        if (child := self._child) is not None:
+            child.kill()
 
     def close(self) -> None:
         """End the child."""
@@ -94,10 +112,14 @@ class Presser:
             try:
                 return self._call([value])
             except ChildDiedError as death:
+                if self._is_abandoned:
+                    raise
                 how = str(death)
         return [(None, f"decode: decoder crashed: its process {how}, twice")]
 
     def _call(self, values: list[Value]) -> list[Answer]:
+        if self._is_abandoned:
+            raise ChildDiedError("was abandoned")
         if self._child is None or not self._child.is_ready:
             self.close()
             self._child = Child(("featurepress.values",))
@@ -136,6 +158,8 @@ def _picture(value: Value, limits: ImageSettings) -> Pixels:
         raise ImageError("read", "no value")
     if isinstance(value, Raw):
         return _rgb(value)
+    if isinstance(value, np.ndarray):
+        return _from_array(value)
     data = read_place(value, limits) if isinstance(value, str) else bytes(value)
     if len(data) > limits.max_bytes:
         raise ImageError("read", f"too many bytes: {len(data)}, above the limit of {limits.max_bytes}")
@@ -148,10 +172,36 @@ def _rgb(raw: Raw) -> Pixels:
     if raw.channels not in (1, 3, 4) or len(raw.data) != raw.height * raw.width * raw.channels or not raw.data:
         raise ImageError("decode", f"not an image: {raw.channels} channels, {len(raw.data)} bytes")
     levels = np.frombuffer(raw.data, np.uint8).reshape(raw.height, raw.width, raw.channels)
-    if raw.channels == 1:
+    return _opaque(levels if raw.channels == 1 else levels[:, :, 2::-1], levels[:, :, 3:])
+
+
+def _from_array(pixels: npt.NDArray[Any]) -> Pixels:
+    """Take RGB as it is; grey three times, alpha over white."""
+    shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
+    if pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3, 4) or not pixels.size:
+        raise ImageError(
+            "decode",
+            f"not an image: an array of shape {pixels.shape} and type {pixels.dtype}; must be (H, W), (H, W, 3) or "
+            "(H, W, 4), uint8",
+        )
+    levels = pixels.reshape(shape)
+    return _opaque(levels[:, :, :3], levels[:, :, 3:])
+
+
+def _opaque(levels: Pixels, alpha: Pixels) -> Pixels:
+    """Give RGB over white: of RGB or grey levels (H, W, 3 or 1), and alpha (H, W, 1), or (H, W, 0) for none."""
+    if levels.shape[2] == 1:
         return np.repeat(levels, 3, axis=2)
-    rgb = levels[:, :, 2::-1]
-    if raw.channels == 4:
-        alpha = levels[:, :, 3:].astype(np.uint16)
-        rgb = ((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
-    return np.ascontiguousarray(rgb)
+    if alpha.size:
+        over = alpha.astype(np.uint16)
+        levels = ((levels * over + 255 * (255 - over) + 127) // 255).astype(np.uint8)
+    return np.ascontiguousarray(levels)
+
+
+def name_of(value: Any) -> str:
+    """Give what errors call a value: a place without its secrets, or what kind of picture it is."""
+    if isinstance(value, str):
+        return f"'{masked(value)}'"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return "no value" if value is None else f"a picture of {len(value)} bytes"
