@@ -20,13 +20,16 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
-    __init__    -> run reduction engines exports featureset progress errors
+    __init__    -> run prediction answers reduction engines exports featureset progress errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run reduction analysis engines verify bench featureset models demo ledger storage progress \
-                   records settings errors __init__
+    cli         -> run prediction answers reduction analysis engines verify bench featureset models demo ledger \
+                   storage progress records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
+    prediction  -> run runner answers trained engines exports featureset sources ledger storage progress child \
+                   records settings errors __init__
+    answers     -> trained featureset storage errors
     reduction   -> run runner analysis engines exports featureset ledger sinks storage child records settings \
                    errors __init__
     runner      -> engines exports featureset ledger settings
@@ -86,6 +89,7 @@ LIBRARIES = {
         "sklearn",
         "exports",
         "featureset",
+        "prediction",
         "records",
         "ledger",
         "fruit",
@@ -97,7 +101,18 @@ LIBRARIES = {
     "sklearn": {"analysis", "sklearn"},
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
-    "pyarrow": {"sinks", "ledger", "exports", "featureset", "records", "sources", "engines", "spark"},
+    "pyarrow": {
+        "sinks",
+        "ledger",
+        "exports",
+        "featureset",
+        "prediction",
+        "answers",
+        "records",
+        "sources",
+        "engines",
+        "spark",
+    },
     "urllib3": {"sources"},
     "certifi": {"sources"},
     "typer": {"cli"},

@@ -11,15 +11,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featurepress import engines
+    from featurepress.answers import Predictions
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
     from featurepress.exports import export
     from featurepress.featureset import FeatureBatch, FeatureSet, open_features
+    from featurepress.prediction import predict
     from featurepress.progress import Changes, Progress, Summary
     from featurepress.reduction import reduce
     from featurepress.run import Estimate, embed, estimate, resume, retry, update
 
 _HOMES = {
+    "Predictions": "answers",
     "LocalEngine": "engines",
     "FeaturepressError": "errors",
     "export": "exports",
@@ -30,6 +33,7 @@ _HOMES = {
     "Changes": "progress",
     "Progress": "progress",
     "Summary": "progress",
+    "predict": "prediction",
     "reduce": "reduction",
     "embed": "run",
     "estimate": "run",
@@ -47,8 +51,10 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "open_features",
     "export",
     "reduce",
+    "predict",
     "FeatureSet",
     "FeatureBatch",
+    "Predictions",
     "Progress",
     "Summary",
     "Changes",

@@ -121,16 +121,20 @@ class FeatureSet:
     @functools.cached_property
     def _footers(self) -> dict[str, tuple[int, str]]:
         """Name of each part -> its rows and the hash of what its footer says, in order."""
+        return {entry.name: self._footer(entry.name) for entry in self._storage.list("features")}
+
+    def _footer(self, name: str) -> tuple[int, str]:
         import pyarrow.parquet as pq
 
-        found = {}
-        for entry in self._storage.list("features"):
-            with undamaged(self._storage, entry.name), self._storage.open(entry.name) as file:
-                footer = pq.read_metadata(file)
-            said = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
-            account = (footer.metadata or {}).get(b"featurepress", b"")
-            found[entry.name] = footer.num_rows, hashlib.sha256(account + said.encode()).hexdigest()
-        return found
+        with undamaged(self._storage, name), self._storage.open(name) as file:
+            footer = pq.read_metadata(file)
+        said = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
+        account = (footer.metadata or {}).get(b"featurepress", b"")
+        return footer.num_rows, hashlib.sha256(account + said.encode()).hexdigest()
+
+    def part_digest(self, name: str) -> str:
+        """Give the hash of one of the `parts` as it stands now, without a look at the others."""
+        return self._footer(name)[1]
 
     @property
     def _storage(self) -> Storage:
@@ -244,9 +248,16 @@ class FeatureSet:
 
     def matrices(self, name: str, batch_size: int = 8192) -> Iterator[Features]:
         """Yield the features of one of the `parts`, in order: arrays (n_samples, n_features) float32."""
+        for X, _ in self.part_batches(name, [], batch_size):
+            yield X
+
+    def part_batches(
+        self, name: str, columns: list[str], batch_size: int = 8192
+    ) -> Iterator[tuple[Features, pa.RecordBatch]]:
+        """Yield the features of one of the `parts`, in order, each time with other columns of the same rows."""
         with self._parquet(name) as parquet:
-            for record_batch in parquet.iter_batches(batch_size, columns=["features"], use_threads=False):
-                yield _matrix(record_batch, self.n_features)
+            for record_batch in parquet.iter_batches(batch_size, columns=[*columns, "features"], use_threads=False):
+                yield _matrix(record_batch, self.n_features), record_batch.select(columns)
 
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[Any]:

@@ -44,12 +44,14 @@ _PANELS = {
 }
 
 
-def with_settings(names: Collection[str] | None = None) -> Callable[[Command], Command]:
+def with_settings(names: Collection[str] | None = None, **stages: Any) -> Callable[[Command], Command]:
     """Give a command an option for each setting (or those named); it gets the given ones as `options`.
 
-    Only what the user has given is passed on, so that defaults stand in one place.
+    Only what the user has given is passed on, so that defaults stand in one place. More `stages` are as for
+    `with_stages`, and come first.
     """
-    return _with([entry for entry in declared() if names is None or entry[1].name in names])
+    more = [entry for name, stage in stages.items() for entry in declared_of(name, stage)]
+    return _with(more + [entry for entry in declared() if names is None or entry[1].name in names])
 
 
 def with_choices() -> Callable[[Command], Command]:

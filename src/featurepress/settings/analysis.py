@@ -128,6 +128,7 @@ class PredictionSettings(Stage):
         maximum=1,
         optional=True,
     )
+    format: str = setting("parquet", str, "Of the files.", choices=("parquet", "csv"))
     regions: bool = setting(False, bool, "Tell each cell of the model's grid: several labels, with boxes.")
     tiles: bool = setting(False, bool, "Tell overlapping crops as well: slower, finds smaller things.")
     annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")

@@ -259,6 +259,14 @@ def declared() -> Iterator[tuple[str, Field[Any], Constraint]]:
         yield from declared_of(stage.name, stage.default)
 
 
+# What may be asked of the pictures where it is decided already what is computed from them.
+PICTURE_SETTINGS = frozenset(
+    item.name
+    for stage, item, _ in declared()
+    if stage in ("listing", "images", "resources") or item.name in ("images_per_part", "max_failures")
+)
+
+
 def available_cores() -> int:
     """Give the number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):

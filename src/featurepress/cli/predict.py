@@ -1,0 +1,100 @@
+"""featurepress predict."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurepress.cli.options import with_engine, with_settings
+from featurepress.errors import RequestError, TooManyFailuresError
+from featurepress.settings import PICTURE_SETTINGS, PredictionSettings
+
+if TYPE_CHECKING:
+    from featurepress.answers import Predictions
+
+_MOST_FREQUENT = 10
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(predict)
+
+
+@with_settings(PICTURE_SETTINGS, prediction=PredictionSettings)
+@with_engine
+def predict(
+    model: Annotated[str, typer.Argument(help="What featurepress train has written.", metavar="MODEL")],
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Pictures: folders, globs in quotes, buckets, archives, tables; or one feature set.",
+            metavar="SOURCES...",
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
+    ] = "predictions{time}",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    options: dict[str, Any] = {},  # noqa: B006 - never changed
+) -> None:
+    """Predict the labels of pictures, or of a feature set, with a trained model.
+
+    The same command again finishes what was interrupted, and predicts what has changed since.
+    """
+    from featurepress import prediction
+    from featurepress.cli import output
+    from featurepress.run import expand_time
+
+    out = expand_time(out)
+    with _resumable(out):
+        try:
+            with output.live_line() as on_progress:
+                found = prediction.predict(model, sources, out, on_progress=on_progress, **options)
+        except TooManyFailuresError as error:
+            _report(error.features, as_json=as_json)
+            raise
+    _report(found, as_json=as_json)
+
+
+@contextlib.contextmanager
+def _resumable(out: str) -> Iterator[None]:
+    """Say how to go on, whatever stops the command once something is written."""
+    from featurepress.answers import REQUEST
+    from featurepress.ledger import PLAN
+    from featurepress.storage import open_storage
+
+    try:
+        yield
+    except (RequestError, TooManyFailuresError):
+        raise
+    except BaseException:
+        storage = open_storage(out)
+        if any(storage.look(name) is not None for name in (PLAN, REQUEST)):
+            typer.echo(f"What is done is kept. Go on with: the same command and --out {shlex.quote(out)}", err=True)
+        raise
+
+
+def _report(found: Predictions, *, as_json: bool) -> None:
+    from featurepress.cli import output
+
+    summary, counts = found.summary, found.counts
+    lines = output.Lines()
+    lines.add("rows", f"{len(found):,} of {summary['pictures']:,} pictures, {summary['failed']:,} failed")
+    lines.add_counts("labels", dict(list(counts.items())[:_MOST_FREQUENT]))
+    if len(counts) > _MOST_FREQUENT:
+        lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} labels more")
+    speed = f", {found.images_per_second:,.0f} images/s pressed" if found.images_per_second else ""
+    lines.add("time", output.format_seconds(found.seconds) + speed)
+    lines.add("model", f"{summary['model']['location']}, sha256 {summary['model']['sha256'][:12]}…")
+    lines.add("where", f"{found.location.rstrip('/')}/predictions")
+    lines.print(output.console())
+    verb = "failures" if summary["failed"] else "info"
+    where = found.features.location
+    typer.echo(f"next: featurepress {verb} {shlex.quote(where)}", err=True)
+    if as_json:
+        speeds = {"seconds": found.seconds, "images_per_second": found.images_per_second}
+        output.print_json({"location": found.location, **summary, **speeds})

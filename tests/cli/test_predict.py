@@ -1,0 +1,109 @@
+"""featurepress predict: what it prints and how it refuses; the examples of docs/predict.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import featurepress as fp
+from featurepress.analysis import Classifier
+from featurepress.trained import TrainedModel
+from tests.runs import draw, embed, run_cli
+
+DOCS = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("predict")
+    draw(folder / "photos", 42)
+    features = embed(str(folder / "photos"), folder / "features", labels="parent", precision="float32")
+    assert features.labels is not None
+    classifier = Classifier(regularization=1e-3).fit(features.to_numpy(), features.labels)
+    asked = {"model": "embedded", "precision": "float32", "pooling": "avg"}
+    TrainedModel(classifier, features.plan.backbone, asked=asked).save(folder / "fruit-model")
+    shutil.copytree(folder / "fruit-model", folder / "edited")
+    with (folder / "edited" / "classifier.npz").open("ab") as file:
+        file.write(b" ")
+    return folder
+
+
+def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
+    done = run_cli("predict", "fruit-model", "photos", "--out", tmp_path / "out", "--json", cwd=work)
+    assert done.returncode == 0, done.stderr
+    assert "42 of 42 pictures, 0 failed" in done.stderr
+    assert "3 Banana" in done.stderr
+    assert "and 4 labels more" in done.stderr
+    assert done.stderr.splitlines()[-1] == f"next: featurepress info {tmp_path / 'out'}"
+    told = json.loads(done.stdout)
+    assert (told["rows"], sum(told["labels"].values()), told["status"]) == (42, 42, "complete")
+    assert told["seconds"] > 0
+    assert "42 pressed, 0 failed" in run_cli("info", tmp_path / "out").stdout
+
+
+def test_too_many_failures_end_with_three_and_are_written(work: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "in", 8, broken=True)
+    done = run_cli("predict", work / "fruit-model", tmp_path / "in", "--out", tmp_path / "out", "--json")
+    assert done.returncode == 3, done.stderr
+    assert "3 of 11 images failed" in done.stderr
+    assert f"next: featurepress failures {tmp_path / 'out'}" in done.stderr
+    assert json.loads(done.stdout)["rows"] == 8
+    assert pq.read_table(tmp_path / "out" / "predictions" / "part-00000000.parquet").num_rows == 8
+    assert "list.jpg" in run_cli("failures", tmp_path / "out").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["photos", "photos"], "is not a trained model"),
+        (["edited", "photos"], "its hash is another"),
+        (["fruit-model", "nowhere"], "nowhere"),
+        (["fruit-model", "photos", "--top-k", "many"], "must be an integer from 1 to 1000. Got 'many'"),
+        (["fruit-model", "photos", "--top-k", "15"], "can be 14 at most"),
+        (["fruit-model", "photos", "--threshold", "2"], "must be a number from 0 to 1. Got 2.0"),
+        (["fruit-model", "photos", "--format", "cvs"], "did you mean 'csv'"),
+        (["fruit-model", "features", "--limit", "3"], "Leave out limit"),
+        (["fruit-model", "features", "--master", "local[2]"], "--master is for --engine spark only"),
+        (["fruit-model", "photos", "--model", "embedded"], "No such option: --model"),
+    ],
+)
+def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    done = run_cli("predict", *words, "--out", tmp_path / "out", cwd=work)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# -- docs/predict.md -----------------------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_docs_run(work: Path) -> None:
+    commands = re.findall(r"^    featurepress (.*)$", DOCS, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        done = run_cli(*shlex.split(command), cwd=work)
+        assert done.returncode == 0, done.stderr
+    (script,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=work, check=True, timeout=120, capture_output=True, text=True
+    )
+    assert run.stdout.startswith("42 {")
+    assert pq.read_table(work / "predictions" / "predictions" / "part-00000000.parquet").num_columns == 9
+    assert len(fp.open_features(work / "predictions")) == 42
+
+
+def test_every_option_of_the_docs_is_there() -> None:
+    helped = run_cli("predict", "--help").stdout
+    options = re.findall(r"^\| `(--[a-z-]+)", DOCS, re.MULTILINE)
+    assert len(options) >= 6
+    for option in options:
+        assert option in helped
