@@ -20,6 +20,7 @@ from typing import Any
 import featurepress
 from featurepress import ledger
 from featurepress.analysis import PCA, fit
+from featurepress.analysis.report_files import ReportFiles, free_report_files
 from featurepress.child import beat
 from featurepress.engines import Engine
 from featurepress.errors import (
@@ -46,6 +47,7 @@ def reduce(
     out: str | Path | None = None,
     *,
     using: FeatureSet | str | Path | None = None,
+    report: str | Path | None = None,
     engine: Engine | None = None,
     tell: Tell = say_nothing,
     **options: Any,
@@ -61,6 +63,10 @@ def reduce(
         only. The same call again finishes a set that was interrupted.
     using : FeatureSet, str or path, optional
         A reduced set whose projection is taken as it is, for later pictures; nothing is fitted then.
+    report : str or path, optional
+        A page, ``NAME.html`` on this machine, that is written in the end: what the components keep, and a map of
+        the reduced rows, which needs `out`. Its pictures are written beside it, as ``NAME-variance.png`` and
+        ``NAME-map.png``.
     engine : Engine, optional
         Where to run; by default worker processes on this machine.
     tell : callable, optional
@@ -81,6 +87,8 @@ def reduce(
         There is no complete feature set, or `using` is not a reduced one.
     PlanMismatchError
         `using` is of another feature space, or `out` holds another set.
+    DestinationError
+        `out` or `report` cannot be written, or a file of the report is there already.
 
     Examples
     --------
@@ -88,7 +96,7 @@ def reduce(
     >>> pca = fp.reduce("features/", "reduced/", n_components=128)  # doctest: +SKIP
     >>> pca.explained_variance_ratio_.sum()  # doctest: +SKIP
     """
-    asked = _asked(options, using)
+    asked, report_files = _asked(options, using), _report_files(report, out)
     features = features if isinstance(features, FeatureSet) else open_features(features)
     if features.plan.backbone.projection:
         origin = features.plan.certificate["reduced"]["features"]
@@ -109,6 +117,8 @@ def reduce(
         if storage is not None:
             plan = standing or _begin(storage, features, pca, request)
             _write(plan, features, runner)
+            if report_files is not None:
+                _report(report_files, plan, features, pca)
     finally:
         runner.close()
     return pca
@@ -123,6 +133,17 @@ def _asked(options: Mapping[str, Any], using: object) -> ReductionSettings:
             f"Got {', '.join(options)}."
         )
     return settings
+
+
+def _report_files(report: str | Path | None, out: str | Path | None) -> ReportFiles | None:
+    """Give where the report goes, if one is asked for."""
+    if report is None:
+        return None
+    if out is None:
+        raise SettingError(
+            "A report (--report) maps the reduced rows. Say where they are written, with out (--out)."
+        )
+    return free_report_files(report, pictures=("variance", "map"))
 
 
 def _location(features: FeatureSet | str | Path) -> str:
@@ -266,6 +287,27 @@ def _manifest(plan: Plan, features: FeatureSet, totals: Totals) -> dict[str, Any
             "explained_variance_ratio": round(float(pca.explained_variance_ratio_.sum()), 6),
         },
     }
+
+
+def _report(files: ReportFiles, plan: Plan, features: FeatureSet, pca: PCA) -> None:
+    """Write the report of a reduced set."""
+    from featurepress.analysis.report import map_rows, reduction_page, reduction_pictures
+
+    reduced, using = FeatureSet(plan, None), plan.certificate["reduced"]["asked"]["using"]
+    Z, y = map_rows(reduced)
+    fitted = f"{pca.n_samples_:,} pictures" + (f", those of '{using}'" if using else "")
+    facts = {
+        "where": reduced.location,
+        "reduced from": features.location,
+        "model": plan.backbone.model,
+        "pictures": f"{len(reduced):,}",
+        "numbers a picture": f"{reduced.n_features:,} instead of {features.n_features:,}",
+        "fitted to": f"{fitted}, solver {pca.solver_}" + (", whitened" if pca.whiten else ""),
+        "on the map": f"{len(Z):,} pictures" + (", evenly drawn" if len(Z) < len(reduced) else ""),
+    }
+    ratios = pca.explained_variance_ratio_
+    pictures = reduction_pictures(ratios, Z, y)
+    files.write(reduction_page(ratios, Z, y, facts=facts, pictures=pictures), pictures)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import featurepress as fp
+from featurepress.errors import SettingError
 from tests.runs import draw, embed, run_cli
 
 DOCS = (Path(__file__).parents[2] / "docs" / "reduce.md").read_text(encoding="utf-8")
@@ -62,6 +64,47 @@ def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, options: 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_report_is_written_with_its_pictures_beside_it(work: Path, tmp_path: Path) -> None:
+    options: list[str | Path] = ["--out", tmp_path / "out", "--components", "10"]
+    done = run_cli("reduce", work / "features", *options, "--report", tmp_path / "kept.html", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["report"] == str(tmp_path / "kept.html")
+    assert f"report    {tmp_path / 'kept.html'}" in done.stderr
+    page = (tmp_path / "kept.html").read_text(encoding="utf-8")
+    for words in (
+        "10 components keep",
+        f"{work / 'features'}",
+        "10 instead of 1,280",
+        "150 pictures, solver exact",
+    ):
+        assert words in page
+    for name in ("variance", "map"):
+        png = (tmp_path / f"kept-{name}.png").read_bytes()
+        assert base64.b64encode(png).decode() in page
+    again = run_cli("reduce", work / "features", *options, "--report", tmp_path / "again.html")
+    assert (again.returncode, (tmp_path / "again.html").read_text(encoding="utf-8")) == (0, page)
+    later = tmp_path / "later.html"
+    fp.reduce(work / "later-features", tmp_path / "later", using=tmp_path / "out", report=later)
+    assert f"150 pictures, those of &#x27;{tmp_path / 'out'}&#x27;" in later.read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "there-map.png").write_text("mine")
+    kept = sorted((work / "features").rglob("*"))
+    for report, words in (
+        ("report.txt", "must be a file on this machine that ends in .html"),
+        ("nowhere/report.html", "cannot be written into"),
+        ("there.html", "is there already"),
+    ):
+        done = run_cli("reduce", "features", "--out", tmp_path / "out", "--report", tmp_path / report, cwd=work)
+        assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
+        assert words in done.stderr
+    with pytest.raises(SettingError, match="where they are written, with out"):
+        fp.reduce(work / "features", report=tmp_path / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["there-map.png"]
+    assert sorted((work / "features").rglob("*")) == kept
+
+
 def test_no_set_and_an_unfinished_one(work: Path, tmp_path: Path) -> None:
     done = run_cli("reduce", "nowhere", "--out", tmp_path / "out", cwd=work)
     assert (done.returncode, "is not a feature set" in done.stderr) == (2, True)
@@ -77,12 +120,13 @@ def test_no_set_and_an_unfinished_one(work: Path, tmp_path: Path) -> None:
 
 def test_the_examples_of_the_docs_run(work: Path) -> None:
     commands = re.findall(r"^    featurepress (.*)$", DOCS, re.MULTILINE)
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         done = run_cli(*shlex.split(command), cwd=work)
         assert done.returncode == 0, done.stderr
     (script,) = re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
     subprocess.run([sys.executable, "-c", script], cwd=work, check=True, timeout=120, capture_output=True)
+    assert (work / "kept-map.png").is_file()
     sets = [fp.open_features(work / name) for name in ("reduced", "later-reduced", "python-reduced")]
     assert {one.fingerprint for one in sets} == {sets[0].fingerprint}
     assert sets[0].n_features == 128
@@ -91,6 +135,6 @@ def test_the_examples_of_the_docs_run(work: Path) -> None:
 def test_every_option_of_the_docs_is_there() -> None:
     helped = run_cli("reduce", "--help").stdout
     options = re.findall(r"^\| `(--[a-z-]+)", DOCS, re.MULTILINE)
-    assert len(options) == 7
+    assert len(options) == 8
     for option in options:
         assert option in helped

@@ -32,6 +32,14 @@ def reduce(
         str | None,
         typer.Option("--with", help="A reduced set: its projection, for later pictures.", metavar="REDUCED"),
     ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            "--report",
+            help="A page of what is kept, with a map of the pictures; its plots are written beside it.",
+            metavar="FILE.html",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
@@ -44,14 +52,18 @@ def reduce(
     started, out = time.perf_counter(), expand_time(out)
     features = open_features(destination)
     with output.live_line() as on_progress:
-        pca = reduction.reduce(features, out, using=using, tell=tables.telling(on_progress), **options)
+        tell = tables.telling(on_progress)
+        pca = reduction.reduce(features, out, using=using, report=report, tell=tell, **options)
     reduced, seconds = open_features(out), time.perf_counter() - started
-    _print_result(pca, features, reduced, seconds)
+    _print_result(pca, features, reduced, seconds=seconds, report=report)
     if as_json:
-        output.print_json({**(reduced.manifest or {}), "where": reduced.location, "seconds": seconds})
+        told = {"where": reduced.location, "report": report, "seconds": seconds}
+        output.print_json({**(reduced.manifest or {}), **told})
 
 
-def _print_result(pca: PCA, features: FeatureSet, reduced: FeatureSet, seconds: float) -> None:
+def _print_result(
+    pca: PCA, features: FeatureSet, reduced: FeatureSet, *, seconds: float, report: str | None
+) -> None:
     from featurepress.cli import output
 
     ratios = pca.explained_variance_ratio_
@@ -68,6 +80,8 @@ def _print_result(pca: PCA, features: FeatureSet, reduced: FeatureSet, seconds: 
     )
     lines.add("time", output.format_seconds(seconds))
     lines.add("where", reduced.location)
+    if report is not None:
+        lines.add("report", report)
     lines.print(output.console())
     typer.echo(f"next: featurepress info {shlex.quote(reduced.location)}", err=True)
 
