@@ -27,8 +27,10 @@ ARROWS = """
                    storage progress records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
-    prediction  -> run runner answers trained engines exports featureset sources ledger storage progress child \
-                   records settings errors __init__
+    prediction  -> run runner regions answers trained engines exports featureset sources ledger storage progress \
+                   child records settings errors __init__
+    regions     -> originals pipeline images backbones answers trained featureset ledger storage child records \
+                   settings errors
     answers     -> trained featureset storage errors
     reduction   -> run runner analysis engines exports featureset ledger sinks storage child records settings \
                    errors __init__
@@ -90,6 +92,7 @@ LIBRARIES = {
         "exports",
         "featureset",
         "prediction",
+        "regions",
         "records",
         "ledger",
         "fruit",
@@ -107,6 +110,7 @@ LIBRARIES = {
         "exports",
         "featureset",
         "prediction",
+        "regions",
         "answers",
         "records",
         "sources",

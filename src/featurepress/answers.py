@@ -5,6 +5,7 @@
     predictions/part-00000000.parquet the answers for a part of the features (or .csv), row for row
     predictions/part-00000000.json    its receipt: of which features it was made, and how often which label is in it
     predictions/summary.json          everything is there: the receipts added up
+    annotated/00000000-00000-name.jpg the first picture of the first part, with its regions drawn in, if asked
 
 A part and its receipt depend on nothing but the model, the settings and the part of the features. So any number of
 attempts write the same, and one whose receipt names the features as they stand need not be made again.
@@ -296,9 +297,25 @@ def left(storage: Storage, digests: Mapping[int, str]) -> list[int]:
 
 
 def forget(storage: Storage, shards: set[int]) -> None:
-    """Delete all parts but these, with their receipts."""
-    for name in [entry.name for entry in storage.list(FOLDER) if entry.name.startswith(f"{FOLDER}/part-")]:
-        if shard_of(name) not in shards:
+    """Delete all parts but these, with their receipts and annotated copies."""
+    gone = [entry.name for entry in storage.list(FOLDER) if entry.name.startswith(f"{FOLDER}/part-")]
+    gone = [name for name in gone if shard_of(name) not in shards]
+    if gone:
+        forget_annotated(storage, {shard_of(name) for name in gone})
+    for name in gone:
+        storage.delete(name)
+
+
+def annotated_name(shard: int, number: int, stem: str) -> str:
+    """Give the name of the copy of a picture in which its regions are drawn."""
+    return f"annotated/{shard:08d}-{number:05d}-{stem}.jpg"
+
+
+def forget_annotated(storage: Storage, shards: set[int]) -> None:
+    """Delete the annotated copies of the pictures of some parts."""
+    for name in [entry.name for entry in storage.list("annotated")]:
+        number = Path(name).name.partition("-")[0]
+        if number.isdigit() and int(number) in shards:
             storage.delete(name)
 
 

@@ -54,14 +54,23 @@ def read_originals(features: FeatureSet, uris: Collection[str]) -> Iterator[tupl
     the pictures that are read ahead.
     """
     pressed, wanted = pressed_set(features), set(uris)
-    plan = pressed.plan
     for name in pressed.parts:
         if not wanted:
             return
         found = [ref for ref in _references(pressed, name) if ref.uri in wanted]
         wanted.difference_update(ref.uri for ref in found)
-        for ref, pixels in read_pictures(plan.sources, plan.settings, found):
-            yield ref.uri, pixels
+        yield from _read(pressed.plan, found)
+
+
+def read_part_originals(features: FeatureSet, name: str) -> Iterator[tuple[str, Pixels]]:
+    """Yield the pictures of one of the `parts` of a set, as `read_originals` does, in the order of the listing."""
+    pressed = pressed_set(features)
+    return _read(pressed.plan, _references(pressed, name))
+
+
+def _read(plan: Plan, refs: list[ImageRef]) -> Iterator[tuple[str, Pixels]]:
+    for ref, pixels in read_pictures(plan.sources, plan.settings, refs):
+        yield ref.uri, pixels
 
 
 def _references(pressed: FeatureSet, name: str) -> list[ImageRef]:

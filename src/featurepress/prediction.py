@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan
 from featurepress.progress import OnProgress, Progress, ignore_progress
 from featurepress.records import part_name
+from featurepress.regions import RegionPart, pooling_of, require_regions
 from featurepress.run import draft, expand_time, find_backbone, press_plan, require_free
 from featurepress.runner import Runner
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings, Settings
@@ -79,8 +80,9 @@ def predict(
     on_progress : callable
         Called with a `Progress` several times a second.
     **options
-        `top_k` (1), `threshold`, `format` (``parquet`` or ``csv``). Of pictures also what `embed` knows of listing
-        and reading them, `images_per_part`, `max_failures`, `workers` and `memory_bytes`; of features `workers`.
+        `top_k` (1), `threshold`, `format` (``parquet`` or ``csv``); or `regions`, `tiles` and `annotate`, for
+        several labels a picture, with boxes. Of pictures also what `embed` knows of listing and reading them,
+        `images_per_part`, `max_failures`, `workers` and `memory_bytes`; of features `workers`.
 
     Returns
     -------
@@ -115,12 +117,14 @@ def predict(
             f"The 'top_k' setting (--top-k) can be {len(model.labels)} at most, of so many labels the model knows. "
             f"Got {asked.top_k}."
         )
+    pooling = pooling_of(asked, model)
     storage = open_storage(expand_time(str(out)))
     trouble: TooManyFailuresError | None = None
     with _lying_somewhere(model) as model:
         features = feature_set(sources)
         if features is None:
             assert not isinstance(sources, FeatureSet)
+            others = {**others, "pooling": pooling}
             features, trouble = _pressed(model, sources, storage, asked, others, engine, on_progress)
         else:
             _require_predictable(model, features, storage, asked, others)
@@ -198,7 +202,10 @@ def _require_predictable(
             f"'{features.location}' is a feature set, of which no picture is listed or read. Leave out "
             f"{', '.join(wrong)}."
         )
-    model.preparing(features.plan.backbone, features.location)
+    if asked.regions or asked.tiles:
+        require_regions(asked, model, features)
+    else:
+        model.preparing(features.plan.backbone, features.location)
     if not len(features):
         raise AnalysisError(f"The feature set '{features.location}' is empty: there is nothing to predict.")
     with _refusing():
@@ -230,7 +237,8 @@ def _pressed(
             require_free(storage)
             describe(sources, settings.listing, destination=storage.location)
     backbone = find_backbone(settings, _telling(on_progress))
-    if differences := model.backbone.unprojected.differences(backbone):
+    known = replace(model.backbone.unprojected, pooling=others["pooling"])
+    if differences := known.differences(backbone):
         raise PlanMismatchError(
             f"The model '{model.location}' cannot tell what is pressed here with '{settings.features.model}'; it "
             f"knows features with {'; '.join(differences)}. Make the same model ready, or train another."
@@ -277,7 +285,8 @@ def _predict(
 ) -> Predictions:
     """Predict the parts that are left, add up, and say that all is there."""
     _begin(model, features, storage, asked)
-    task = PredictPart(storage, model.sha256, asked)
+    kind = RegionPart if asked.regions or asked.tiles else PredictPart
+    task: RegionPart | PredictPart = kind(storage, model.sha256, asked)
     digests = {answers.shard_of(name): digest for name, digest in features.parts.items()}
     left = answers.left(storage, digests)
     summary = answers.read_summary(storage)
@@ -310,7 +319,7 @@ def _begin(model: TrainedModel, features: FeatureSet, storage: Storage, asked: P
 
 
 def _sum_up(
-    model: TrainedModel, features: FeatureSet, task: PredictPart, digests: Mapping[int, str]
+    model: TrainedModel, features: FeatureSet, task: RegionPart | PredictPart, digests: Mapping[int, str]
 ) -> dict[str, Any]:
     """Give the summary, once every part of the features has its predictions."""
     labels: Counter[str] = Counter()

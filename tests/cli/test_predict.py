@@ -25,6 +25,7 @@ DOCS = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="u
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("predict")
     draw(folder / "photos", 42)
+    draw(folder / "scenes", 6, image_size_px=96)
     features = embed(str(folder / "photos"), folder / "features", labels="parent", precision="float32")
     assert features.labels is not None
     classifier = Classifier(regularization=1e-3).fit(features.to_numpy(), features.labels)
@@ -39,7 +40,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
     done = run_cli("predict", "fruit-model", "photos", "--out", tmp_path / "out", "--json", cwd=work)
     assert done.returncode == 0, done.stderr
-    assert "42 of 42 pictures, 0 failed" in done.stderr
+    assert "42 labels of 42 pictures, 0 failed" in done.stderr
     assert "3 Banana" in done.stderr
     assert "and 4 labels more" in done.stderr
     assert done.stderr.splitlines()[-1] == f"next: featurepress info {tmp_path / 'out'}"
@@ -72,6 +73,8 @@ def test_too_many_failures_end_with_three_and_are_written(work: Path, tmp_path: 
         (["fruit-model", "photos", "--format", "cvs"], "did you mean 'csv'"),
         (["fruit-model", "features", "--limit", "3"], "Leave out limit"),
         (["fruit-model", "features", "--master", "local[2]"], "--master is for --engine spark only"),
+        (["fruit-model", "photos", "--annotate"], "Give --tiles"),
+        (["fruit-model", "features", "--regions"], "are no grid"),
         (["fruit-model", "photos", "--model", "embedded"], "No such option: --model"),
     ],
 )
@@ -88,7 +91,7 @@ def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, words: li
 
 def test_the_examples_of_the_docs_run(work: Path) -> None:
     commands = re.findall(r"^    featurepress (.*)$", DOCS, re.MULTILINE)
-    assert len(commands) >= 3
+    assert len(commands) == 5
     for command in commands:
         done = run_cli(*shlex.split(command), cwd=work)
         assert done.returncode == 0, done.stderr
@@ -99,11 +102,13 @@ def test_the_examples_of_the_docs_run(work: Path) -> None:
     assert run.stdout.startswith("42 {")
     assert pq.read_table(work / "predictions" / "predictions" / "part-00000000.parquet").num_columns == 9
     assert len(fp.open_features(work / "predictions")) == 42
+    assert pq.read_table(work / "tiled" / "predictions" / "part-00000000.parquet").num_columns == 8
+    assert len(list((work / "tiled" / "annotated").iterdir())) == 6
 
 
 def test_every_option_of_the_docs_is_there() -> None:
     helped = run_cli("predict", "--help").stdout
     options = re.findall(r"^\| `(--[a-z-]+)", DOCS, re.MULTILINE)
-    assert len(options) >= 6
+    assert len(options) == 9
     for option in options:
         assert option in helped

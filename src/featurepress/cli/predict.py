@@ -83,7 +83,8 @@ def _report(found: Predictions, *, as_json: bool) -> None:
 
     summary, counts = found.summary, found.counts
     lines = output.Lines()
-    lines.add("rows", f"{len(found):,} of {summary['pictures']:,} pictures, {summary['failed']:,} failed")
+    what = "regions" if summary["settings"]["regions"] or summary["settings"]["tiles"] else "labels"
+    lines.add("rows", f"{len(found):,} {what} of {summary['pictures']:,} pictures, {summary['failed']:,} failed")
     lines.add_counts("labels", dict(list(counts.items())[:_MOST_FREQUENT]))
     if len(counts) > _MOST_FREQUENT:
         lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} labels more")

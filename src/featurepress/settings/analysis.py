@@ -123,12 +123,22 @@ class PredictionSettings(Stage):
     threshold: float | None = setting(
         None,
         float,
-        "The label is 'unknown' where no probability reaches this (default: none; of regions 0.5).",
+        "The label is 'unknown' where no probability reaches this (default: none; of cells 0.5, of tiles 0.8).",
         minimum=0,
         maximum=1,
         optional=True,
     )
     format: str = setting("parquet", str, "Of the files.", choices=("parquet", "csv"))
-    regions: bool = setting(False, bool, "Tell each cell of the model's grid: several labels, with boxes.")
-    tiles: bool = setting(False, bool, "Tell overlapping crops as well: slower, finds smaller things.")
+    regions: bool = setting(False, bool, "Tell each cell of the model's grid: more labels a picture, with boxes.")
+    tiles: bool = setting(False, bool, "Tell overlapping crops: likewise, slower, and finds far more.")
     annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.regions or self.tiles) and self.top_k > 1:
+            raise SettingError(
+                "Regions ('regions', 'tiles') have one label each. Leave out 'top_k' (--top-k), or --regions and "
+                "--tiles."
+            )
+        if self.annotate and not (self.regions or self.tiles):
+            raise SettingError("There are boxes to draw ('annotate') only with 'regions' or 'tiles'. Give --tiles.")
