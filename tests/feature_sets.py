@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ def made(
     *,
     rows_a_part: int = 4,
     complete: bool = True,
-    **fields: list[str | None],
+    distinct: bool = False,
+    **fields: Sequence[str | None],
 ) -> FeatureSet:
-    """Write a set of given rows, as if some run had pressed them."""
+    """Write a set of given rows, as if some run had pressed them; `distinct` pictures have hashes of their own."""
     if isinstance(storage, Path):
         storage = FolderStorage(str(storage))
     storage.prepare()
@@ -43,7 +45,13 @@ def made(
     plan = replace(PlanMaker(storage, spec)(memory_source({})), field_names=tuple(fields))
     ledger.create_plan(plan)
     columns: dict[str, Any] = {"uri": uris or [f"{i:06d}.jpg" for i in range(n_rows)], **fields}
-    columns |= {"width": [8] * n_rows, "height": [8] * n_rows, "sha256": ["0" * 64] * n_rows}
+    columns |= {
+        "width": [8] * n_rows,
+        "height": [8] * n_rows,
+        "sha256": ["0" * 64] * n_rows,
+    }
+    if distinct:
+        columns["sha256"] = [hashlib.sha256(uri.encode()).hexdigest() for uri in columns["uri"]]
     columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), n_features)
     table = pa.table(columns, schema=part_schema(plan.field_names, n_features))
     for part, start in enumerate(range(0, n_rows, rows_a_part)):

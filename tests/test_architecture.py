@@ -20,11 +20,12 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
-    __init__    -> run prediction answers reduction engines exports featureset progress errors
+    __init__    -> run prediction answers evaluation training trained reduction analysis engines exports \
+                   featureset progress errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run prediction answers reduction analysis engines verify bench featureset models demo ledger \
-                   storage progress records settings errors __init__
+    cli         -> run prediction answers evaluation training reduction analysis engines verify bench featureset \
+                   models demo ledger storage progress records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources settings errors
     prediction  -> run runner regions answers trained engines exports featureset sources ledger storage progress \
@@ -35,6 +36,8 @@ ARROWS = """
     reduction   -> run runner analysis engines exports featureset ledger sinks storage child records settings \
                    errors __init__
     runner      -> engines exports featureset ledger settings
+    evaluation  -> trained originals analysis images exports featureset settings errors
+    training    -> trained reduction analysis exports featureset storage settings
     trained     -> analysis storage records errors
     originals   -> pipeline featureset sinks ledger records
     spark       -> run models values storage records settings errors
@@ -76,11 +79,13 @@ LIBRARIES = {
     "requests": {"models"},
     "platformdirs": {"models"},
     "cv2": {"images", "fruit", "demo"},
-    "PIL": {"images", "models", "demo"},
+    "PIL": {"images", "models", "demo", "analysis"},
     "numpy": {
         "images",
         "models",
         "analysis",
+        "training",
+        "evaluation",
         "verify",
         "bench",
         "backbones",

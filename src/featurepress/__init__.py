@@ -11,20 +11,26 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from featurepress import engines
+    from featurepress.analysis.evaluation import Evaluation
     from featurepress.answers import Predictions
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
+    from featurepress.evaluation import evaluate
     from featurepress.exports import export
     from featurepress.featureset import FeatureBatch, FeatureSet, open_features
     from featurepress.prediction import predict
     from featurepress.progress import Changes, Progress, Summary
     from featurepress.reduction import reduce
     from featurepress.run import Estimate, embed, estimate, resume, retry, update
+    from featurepress.trained import TrainedModel, open_model
+    from featurepress.training import train
 
 _HOMES = {
     "Predictions": "answers",
     "LocalEngine": "engines",
     "FeaturepressError": "errors",
+    "Evaluation": "analysis.evaluation",
+    "evaluate": "evaluation",
     "export": "exports",
     "FeatureBatch": "featureset",
     "FeatureSet": "featureset",
@@ -40,6 +46,9 @@ _HOMES = {
     "resume": "run",
     "retry": "run",
     "update": "run",
+    "TrainedModel": "trained",
+    "open_model": "trained",
+    "train": "training",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of use
@@ -51,9 +60,14 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "open_features",
     "export",
     "reduce",
+    "train",
+    "evaluate",
+    "open_model",
     "predict",
     "FeatureSet",
     "FeatureBatch",
+    "TrainedModel",
+    "Evaluation",
     "Predictions",
     "Progress",
     "Summary",

@@ -114,6 +114,11 @@ class FeatureSet:
         return {name: digest for name, (_, digest) in self._footers.items()}
 
     @property
+    def parts_hash(self) -> str:
+        """A hash that changes whenever a part comes, goes, or is written anew."""
+        return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
+
+    @property
     def _part_rows(self) -> dict[str, int]:
         """Name of each part -> its rows, in order."""
         return {name: n_rows for name, (n_rows, _) in self._footers.items()}

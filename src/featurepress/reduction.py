@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import json
 import socket
 import time
 from collections.abc import Mapping
@@ -210,8 +209,12 @@ def _standing(storage: Storage, features: FeatureSet, request: dict[str, Any]) -
 
 def _origin(features: FeatureSet, request: dict[str, Any]) -> dict[str, Any]:
     """Say where a reduced set comes from: enough to tell whether it would be the same one again."""
-    parts = hashlib.sha256(json.dumps(features.parts).encode()).hexdigest()
-    return {"features": features.location, "run_id": features.plan.run_id, "parts": parts, "asked": request}
+    return {
+        "features": features.location,
+        "run_id": features.plan.run_id,
+        "parts": features.parts_hash,
+        "asked": request,
+    }
 
 
 def _begin(storage: Storage, features: FeatureSet, pca: PCA, request: dict[str, Any]) -> Plan:

@@ -132,7 +132,7 @@ def wilson(n_right: int, n_samples: int) -> tuple[float, float]:
     share, weight = n_right / n_samples, _Z**2 / n_samples
     middle = (share + weight / 2) / (1 + weight)
     half = _Z * math.sqrt(share * (1 - share) / n_samples + weight / (4 * n_samples)) / (1 + weight)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))  # rounding aside
 
 
 def _reliability(confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]) -> tuple[Bin, ...]:

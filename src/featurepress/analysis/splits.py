@@ -110,4 +110,5 @@ def _too_few(n_test: int, n_twins: int) -> str:
     if n_test >= LEAST_TEST:
         return ""
     dropped = f", {n_twins} with a twin in training were dropped" if n_twins else ""
-    return f"{n_test} test pictures are left{dropped}; {LEAST_TEST} are needed"
+    left = "1 test picture is" if n_test == 1 else f"{n_test} test pictures are"
+    return f"{left} left{dropped}; {LEAST_TEST} are needed"

@@ -19,7 +19,20 @@ from typing import Annotated, Any
 import typer
 
 import featurepress
-from featurepress.cli import demo, embed, export, failures, info, models, predict, reduce, resume, update
+from featurepress.cli import (
+    demo,
+    embed,
+    evaluate,
+    export,
+    failures,
+    info,
+    models,
+    predict,
+    reduce,
+    resume,
+    train,
+    update,
+)
 from featurepress.errors import FeaturepressError, TooManyFailuresError
 
 app = typer.Typer(
@@ -30,7 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (embed, resume, update, info, failures, export, reduce, predict, models, demo):
+for module in (embed, resume, update, info, failures, export, reduce, train, evaluate, predict, models, demo):
     module.register(app)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -40,6 +40,7 @@ _PANELS = {
     "labels": "Labels",
     "classifier": "The classifier",
     "split": "How it is measured",
+    "training": "Memory",
     "prediction": "What is told",
 }
 

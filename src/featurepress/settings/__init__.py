@@ -9,8 +9,9 @@ from featurepress.settings.analysis import (
     PredictionSettings,
     ReductionSettings,
     SplitSettings,
+    TrainingSettings,
 )
-from featurepress.settings.constraint import Constraint, declared_of, nearest
+from featurepress.settings.constraint import Constraint, declared_of, nearest, sorted_options
 from featurepress.settings.model_files import Choices
 from featurepress.settings.run import (
     DEFAULT_MODEL,
@@ -43,8 +44,10 @@ __all__ = [
     "ReductionSettings",
     "Settings",
     "SplitSettings",
+    "TrainingSettings",
     "available_cores",
     "declared",
     "declared_of",
     "nearest",
+    "sorted_options",
 ]

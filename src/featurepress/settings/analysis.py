@@ -114,6 +114,21 @@ class SplitSettings(Stage):
 
 
 @dataclass(frozen=True)
+class TrainingSettings(Stage):
+    """What training may take."""
+
+    called = "training"
+
+    in_memory_bytes: int = setting(
+        1024**3,
+        int,
+        "Bytes of features that are fitted in memory; more are streamed.",
+        minimum=1,
+        flag="--in-memory",
+    )
+
+
+@dataclass(frozen=True)
 class PredictionSettings(Stage):
     """What is told of each picture."""
 

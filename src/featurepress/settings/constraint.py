@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, Self
 
@@ -139,3 +139,20 @@ def declared_of(name: str, stage: Any) -> Iterator[tuple[str, Field[Any], Constr
     """Yield the settings of a stage as (name, dataclass field, constraint), in the order people read."""
     for item in fields(stage):
         yield name, item, item.metadata["constraint"]
+
+
+def sorted_options(stages: Mapping[str, type[Stage]], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort flat options into some stages, and make these; a name that none of them has is refused.
+
+    Raises
+    ------
+    SettingError
+        For an unknown name (the near ones are listed) or a value that is not allowed.
+    """
+    homes = {item.name: name for name, stage in stages.items() for _, item, _ in declared_of(name, stage)}
+    given: dict[str, dict[str, Any]] = {name: {} for name in stages}
+    for name, value in options.items():
+        if name not in homes:
+            raise SettingError(f"There is no setting '{name}' here{nearest(name, list(homes))}")
+        given[homes[name]][name] = value
+    return {name: stage(**given[name]) for name, stage in stages.items()}

@@ -1,0 +1,61 @@
+"""featurepress evaluate."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from featurepress.cli.options import with_stages
+from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(evaluate)
+
+
+@with_stages(labels=LabelSettings, split=SplitSettings, training=TrainingSettings)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A trained model.", metavar="MODEL")],
+    destination: Annotated[
+        str,
+        typer.Argument(
+            help="A feature set with labels: other pictures, or those it was trained on.", metavar="FEATURES"
+        ),
+    ],
+    report: Annotated[
+        str | None,
+        typer.Option(
+            "--report", help="A page with all of it; the same as JSON is written beside it.", metavar="FILE.html"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    options: dict[str, Any] = {},  # noqa: B006 - never changed
+) -> None:
+    """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration."""
+    from featurepress import evaluation
+    from featurepress.cli import output, tables
+    from featurepress.cli.measurements import add_measured
+
+    started = time.perf_counter()
+    with output.live_line() as on_progress:
+        tell = tables.telling(on_progress)
+        found = evaluation.evaluate(model, destination, report, tell=tell, **options)
+    lines, best = output.Lines(), found.best.scores
+    lines.add("measured", found.split)
+    add_measured(lines, found.to_json())
+    if best is not None:
+        lines.add("calibration", f"expected error {best.calibration_error:.3f}")
+        hardest = sorted(best.classes, key=lambda one: (one.f1, one.label))[:3]
+        lines.add("hardest", ", ".join(f"{one.label} (F1 {one.f1:.2f})" for one in hardest))
+    for one in found.baselines:
+        told = f"not measured: {one.reason}" if one.accuracy is None else f"{one.accuracy:.1%}"
+        lines.add("beside it", f"{one.name}: {told}")
+    lines.add("time", output.format_seconds(time.perf_counter() - started))
+    if report is not None:
+        lines.add("report", report)
+    lines.print(output.console())
+    if as_json:
+        output.print_json({**found.to_json(), "report": report})

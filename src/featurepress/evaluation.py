@@ -1,0 +1,251 @@
+"""Evaluate a trained model: measure it on pictures, beside what is simpler, and write a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from featurepress.analysis.classifier import draw_rows
+from featurepress.analysis.evaluation import Evaluation, Measured
+from featurepress.analysis.report_files import free_report_files
+from featurepress.analysis.samples import Samples, read_samples
+from featurepress.analysis.trials import Trial, baselines, find_mistakes, learning_curve, measure
+from featurepress.errors import FeatureSetError, SourceError, StorageError
+from featurepress.exports import Tell, say_nothing
+from featurepress.featureset import FeatureSet, open_features
+from featurepress.images.looks import colour_histogram, thumbnail
+from featurepress.originals import read_originals
+from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings, sorted_options
+from featurepress.trained import TrainedModel, open_model
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+STAGES: dict[str, Any] = {"labels": LabelSettings, "split": SplitSettings, "training": TrainingSettings}
+
+Look = TypeVar("Look")
+
+
+def evaluate(
+    model: TrainedModel | str | Path,
+    features: FeatureSet | str | Path,
+    report: str | Path | None = None,
+    *,
+    tell: Tell = say_nothing,
+    **options: Any,
+) -> Evaluation:
+    """Measure how well a model tells pictures.
+
+    Parameters
+    ----------
+    model : TrainedModel, str or path
+        A trained model, or where one lies.
+    features : FeatureSet, str or path
+        A complete set with labels: other pictures than the model was trained on, of which all test (with
+        `split_column` or `split_file` those only that the split says). Or the very set that it was trained on:
+        then its split is made again, and where it was drawn a like classifier is fitted to three quarters.
+        Features may be the backbone's own where the model knows reduced ones.
+    report : str or path, optional
+        A page, ``NAME.html`` on this machine, that is written in the end; the values beside it as ``NAME.json``.
+    tell : callable, optional
+        Called now and then with what is being done, and how much of how much.
+    **options
+        `label_column`, `labels_file`, `skip_unlabelled`, `split_column`, `split_file`, `test_value`,
+        `twin_threshold`, `in_memory_bytes`: as for `train`, whose own they are by default.
+
+    Returns
+    -------
+    Evaluation
+        The naive figure, and the leak-aware one: without test pictures that have a near-duplicate in training.
+
+    Raises
+    ------
+    AnalysisError
+        There is no such model, it was edited, or the labels do not allow it.
+    PlanMismatchError
+        The features are of another space than the model's.
+    FeatureSetError
+        There is no complete feature set.
+    DestinationError
+        The report cannot be written.
+
+    Notes
+    -----
+    Near-duplicates are looked for in the set that the model was trained on, where it lay then. If it is gone, or
+    has changed, only the naive figure is measured, and the report says so. Up to `in_memory_bytes` of features are
+    read; of more, that many are drawn.
+    """
+    files = None if report is None else free_report_files(report, values=True)
+    model = model if isinstance(model, TrainedModel) else open_model(model)
+    features = features if isinstance(features, FeatureSet) else open_features(features)
+    model.preparing(features.plan.backbone, features.location)
+    bench = _Bench(model, features, _settings(model, options), tell)
+    evaluation = bench.evaluate()
+    if files is not None:
+        from featurepress.analysis.report import evaluation_page
+
+        files.write(evaluation_page(evaluation, bench.thumbnails), {}, values=evaluation.to_json())
+    return evaluation
+
+
+def _settings(model: TrainedModel, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings: what is asked, else what the model was trained with."""
+    trained: dict[str, Any] = model.trained_on["settings"]
+    known = {name: value for stage in STAGES for name, value in trained[stage].items()}
+    if "split_column" in options or "split_file" in options:
+        known |= {"split_column": None, "split_file": None}
+    settings = sorted_options(STAGES, {**known, **options})
+    classifier = {**trained["classifier"], "regularization": model.classifier.regularization_}
+    return {**settings, "classifier": ClassifierSettings(**classifier), "asked": set(options)}
+
+
+@dataclass
+class _Bench:
+    """One evaluation: what is measured on what."""
+
+    model: TrainedModel
+    features: FeatureSet
+    settings: dict[str, Any]
+    tell: Tell
+
+    def evaluate(self) -> Evaluation:
+        """Measure, and put together what stands beside the figure."""
+        self.notes: list[str] = []
+        self.training, why_not = self._training_set()
+        if self.training is not None and self.training.plan.run_id == self.features.plan.run_id:
+            trial, split = self._own_trial()
+        else:
+            trial, split = self._other_trial(why_not)
+        self.tell("measuring", 0, 0)
+        outcome = measure(trial)
+        if why_not:
+            none = Measured(0, outcome.naive.n_test, reason=why_not)
+            outcome = replace(outcome, leak_aware=none)
+        self._note_strangers(trial)
+        self.tell("comparing", 0, 0)
+        return Evaluation(
+            model=self._facts(),
+            features=self.features.location,
+            split=split,
+            twin_rule=outcome.twin_rule,
+            twin_threshold=outcome.threshold,
+            naive=outcome.naive,
+            leak_aware=outcome.leak_aware,
+            mistakes=find_mistakes(outcome),
+            baselines=baselines(outcome, self.colours),
+            learning_curve=learning_curve(outcome),
+            notes=tuple(self.notes),
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        model = self.model
+        return {
+            "name": model.location or "in memory",
+            "kind": model.classifier.kind,
+            "n_features": model.backbone.n_features,
+            "backbone": model.backbone.model,
+            "fingerprint": model.fingerprint,
+            "labels": model.labels.tolist(),
+            "trained_on": model.trained_on["features"],
+        }
+
+    # -- what is measured ------------------------------------------------------------------------------------
+
+    def _training_set(self) -> tuple[FeatureSet | None, str]:
+        """Give the set that the model was trained on, or why it cannot be had."""
+        where = self.model.trained_on["features"]
+        try:
+            training = open_features(where)
+        except FeatureSetError:
+            return None, f"near-duplicates cannot be looked for: the training set '{where}' is gone"
+        known = (self.model.trained_on["run_id"], self.model.trained_on["parts"])
+        if (training.plan.run_id, training.parts_hash) != known:
+            return None, f"near-duplicates cannot be looked for: the training set '{where}' has changed"
+        return training, ""
+
+    def _own_trial(self) -> tuple[Trial, str]:
+        """Make the split of the training again."""
+        samples = read_samples(self.features, self.settings["labels"], self.settings["split"])
+        trial = self._trial([self._drawn(samples, 1.0)])
+        is_same = samples.split == self.model.trained_on["split"]
+        if samples.is_test is None:
+            return trial, "drawn from the set that the model was trained on; a like classifier, fitted to one side"
+        return replace(trial, is_test=samples.is_test, is_fitted=is_same), samples.split
+
+    def _other_trial(self, why_not: str) -> tuple[Trial, str]:
+        """Let other pictures test, beside those that the model was trained on."""
+        by_split = {"split_column", "split_file"} & self.settings["asked"]
+        given = self.settings["split"] if by_split else SplitSettings(split_column="drawn")
+        test = read_samples(self.features, self.settings["labels"], given)
+        if test.is_test is not None:
+            test = test.take(np.flatnonzero(test.is_test))
+        sides = [self._drawn(test, 0.5)]
+        if self.training is not None:
+            trained = self.model.trained_on["settings"]
+            known = read_samples(
+                self.training, LabelSettings(**trained["labels"]), SplitSettings(**trained["split"])
+            )
+            if known.is_test is not None:
+                known = known.take(np.flatnonzero(~known.is_test))
+            sides.insert(0, self._drawn(known, 0.5))
+        trial = self._trial(sides)
+        is_test = np.repeat([True] if why_not else [False, True], [len(side) for side in sides])
+        words = test.split if test.is_test is not None else "other pictures than it was trained on"
+        return replace(trial, is_test=is_test, is_fitted=True), words
+
+    def _drawn(self, samples: Samples, share: float) -> Samples:
+        """Give the samples, or as many drawn ones as a share of the memory holds."""
+        n_rows = max(1, int(share * self.settings["training"].in_memory_bytes) // (4 * samples.features.n_features))
+        if len(samples) <= n_rows:
+            return samples
+        drawn = samples.take(draw_rows(samples.codes, n_rows, self.settings["classifier"].random_state))
+        where = samples.features.location
+        self.notes.append(
+            f"{len(drawn):,} of the {len(samples):,} pictures of '{where}' were drawn; allow more with --in-memory"
+        )
+        return drawn
+
+    def _trial(self, sides: Sequence[Samples]) -> Trial:
+        """Read the features of some samples, in the model's space."""
+        X = []
+        for samples in sides:
+            self.tell(f"reading {samples.features.location}", 0, samples.n_bytes)
+            prepare = self.model.preparing(samples.features.plan.backbone, samples.features.location)
+            X.append(prepare(samples.matrix()))
+        y, uris, hashes = (
+            np.concatenate(columns)
+            for columns in zip(*((s.y, s.column("uri"), s.column("sha256")) for s in sides), strict=True)
+        )
+        threshold = self.settings["split"].twin_threshold
+        return Trial(np.concatenate(X), y, uris, hashes, self.model.classifier, twin_threshold=threshold)
+
+    def _note_strangers(self, trial: Trial) -> None:
+        """Say which labels the model cannot know."""
+        strangers = sorted(set(trial.y.tolist()) - set(self.model.labels.tolist()))
+        if strangers:
+            named = ", ".join(f"'{label}'" for label in strangers[:5]) + (", …" if len(strangers) > 5 else "")
+            self.notes.append(f"the model knows nothing of {named}: each such picture counts as a mistake")
+
+    # -- looks at the pictures -------------------------------------------------------------------------------
+
+    def thumbnails(self, uris: Sequence[str]) -> dict[str, bytes]:
+        """Give small copies of pictures, as far as they can be read."""
+        return dict(self._looks(uris, thumbnail))
+
+    def colours(self, uris: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
+        """Give the colours of pictures, as far as they can be read."""
+        return dict(self._looks(uris, colour_histogram))
+
+    def _looks(self, uris: Sequence[str], look: Callable[[Any], Look]) -> Iterator[tuple[str, Look]]:
+        wanted = set(uris)
+        for features in filter(None, {id(one): one for one in (self.features, self.training)}.values()):
+            try:
+                for uri, pixels in read_originals(features, wanted):
+                    wanted.discard(uri)
+                    yield uri, look(pixels)
+            except (FeatureSetError, SourceError, StorageError):  # gone, or not for us: said where they would stand
+                continue

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import featurepress as fp
+from featurepress.errors import AnalysisError, DestinationError, RequestError, SettingError
+from featurepress.featureset import FeatureSet
+from tests.analysis.clouds import cloud, cloud_set
+from tests.feature_sets import made, numbers
+
+EASY: dict[str, Any] = {"regularization": 0.1}
+
+
+def turntable(out: Path, n_things: int = 40, n_views: int = 6) -> FeatureSet:
+    """Write a set of many views of few things: its naive accuracy is far above what other things would give."""
+    draw = np.random.default_rng(0)
+    centres = draw.normal(size=(2, 12))
+    kinds = np.arange(n_things) % 2
+    things = 0.3 * centres[kinds] + draw.normal(size=(n_things, 12))
+    X = np.repeat(things, n_views, axis=0) + 0.02 * draw.normal(size=(n_things * n_views, 12))
+    labels = [f"kind {kind}" for kind in np.repeat(kinds, n_views)]
+    return made(out, X.astype(np.float32), rows_a_part=50, distinct=True, label=list(labels))
+
+
+def sides(n: int) -> list[str]:
+    return ["Test" if i % 4 == 3 else "Training" for i in range(n)]
+
+
+def test_a_model_is_trained_measured_and_written(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features")
+    heard: list[str] = []
+    model = fp.train(features.location, tmp_path / "model", tell=lambda what, done, of: heard.append(what), **EASY)
+    assert heard[0] == "reading"
+    X, y = cloud(90, random_state=5)
+    assert (model.predict(X) == y).mean() > 0.95
+    assert model.classifier.n_samples_ == 240
+    for side in ("naive", "leak_aware"):
+        assert model.metrics[side]["scores"]["accuracy"] > 0.95
+        assert model.metrics[side]["scores"]["n_samples"] >= 55
+    assert model.trained_on["split"] == "drawn"
+    assert set(model.versions) == {"featurepress", "scikit-learn", "numpy"}
+    found = fp.open_model(tmp_path / "model")
+    assert (found.metrics, found.trained_on) == (model.metrics, model.trained_on)
+    assert found.predict_proba(X).tobytes() == model.predict_proba(X).tobytes()
+
+
+def test_twins_flatter_the_naive_figure(tmp_path: Path) -> None:
+    model = fp.train(turntable(tmp_path / "features"), twin_threshold=0.9, kind="knn", n_neighbors=1)
+    naive, aware = (model.metrics[side]["scores"] for side in ("naive", "leak_aware"))
+    assert naive["accuracy"] > 0.97
+    assert aware["accuracy"] < naive["accuracy"] - 0.1
+    assert model.metrics["twin_threshold"] == 0.9
+
+
+def test_with_a_given_split_only_one_side_is_learned(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features", split=sides(240))
+    model = fp.train(features, **EASY)
+    assert model.trained_on["split"] == "by the column 'split'"
+    assert model.classifier.n_samples_ == 180
+    X, y = cloud(240)
+    train = np.array(sides(240)) == "Training"
+    alone = fp.train(made(tmp_path / "other", X[train], label=list(y[train]), distinct=True), **EASY)
+    np.testing.assert_allclose(model.predict_proba(X), alone.predict_proba(X), atol=1e-4)
+    accuracy = (model.predict(X[~train]) == y[~train]).mean()
+    assert model.metrics["naive"]["scores"]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_test_pictures_with_a_twin_in_training_are_dropped_and_counted(tmp_path: Path) -> None:
+    X, y = cloud(240)
+    X[3:43:4] = X[2:42:4]  # ten test pictures are copies of training pictures
+    features = made(tmp_path / "features", X, label=y.tolist(), split=sides(240), distinct=True)
+    model = fp.train(features, twin_threshold=0.9999, **EASY)
+    assert model.metrics["naive"]["n_twins"] == 0
+    assert model.metrics["leak_aware"]["n_twins"] == 10
+    assert model.metrics["leak_aware"]["n_test"] == 50
+
+
+@pytest.mark.parametrize("kind", ["logistic", "centroid"])
+def test_beyond_memory_it_is_streamed(kind: str, tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features", 3_000, rows_a_part=200)
+    model = fp.train(features, kind=kind, in_memory_bytes=4 * 12 * 600, **EASY)
+    X, y = cloud(300, random_state=5)
+    assert (model.predict(X) == y).mean() > 0.95
+    assert model.classifier.n_samples_ == 3_000
+    assert model.metrics["notes"] == [
+        "measured on 600 drawn pictures of 3,000, by a classifier fitted in memory to them"
+    ]
+    assert 100 < model.metrics["naive"]["scores"]["n_samples"] < 200
+
+
+def test_neighbours_beyond_memory_are_refused(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features")
+    with pytest.raises(AnalysisError, match="k nearest neighbours keep all features in memory"):
+        fp.train(features, tmp_path / "model", kind="knn", in_memory_bytes=100)
+    assert not (tmp_path / "model").exists()
+
+
+# -- bad input: one line, nothing written --------------------------------------------------------------------
+
+
+def one_class(out: Path) -> FeatureSet:
+    return made(out, numbers(40), label=["apple"] * 40)
+
+
+def a_class_of_one(out: Path) -> FeatureSet:
+    return cloud_set(out, 41, label=["plum", *(["apple", "pear"] * 20)])
+
+
+def no_labels(out: Path) -> FeatureSet:
+    return cloud_set(out, 40, label=[None, *(["apple", "pear", "pear"] * 13)])
+
+
+def not_numbers(out: Path) -> FeatureSet:
+    X, y = cloud(40)
+    X[11, 3] = np.nan
+    return made(out, X, label=y.tolist(), distinct=True)
+
+
+def nothing(out: Path) -> FeatureSet:
+    return made(out, numbers(0), label=[])
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (one_class, "A classifier needs two classes at least. There is only 'apple'."),
+        (a_class_of_one, "The class 'plum' has one picture only"),
+        (no_labels, "1 of the 40 pictures of"),
+        (not_numbers, "no number"),
+        (nothing, "is empty: there is nothing to learn"),
+    ],
+)
+def test_bad_input_is_one_line(make: Any, told: str, tmp_path: Path) -> None:
+    features = make(tmp_path / "features")
+    with pytest.raises(AnalysisError, match=re.escape(told)) as error:
+        fp.train(features, tmp_path / "model")
+    assert "\n" not in str(error.value)
+    assert error.value.exit_code == 2
+    assert not (tmp_path / "model").exists()
+
+
+def test_wrong_settings(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features", 40)
+    with pytest.raises(SettingError, match=r"no setting 'neighbors' here; did you mean 'n_neighbors'\?"):
+        fp.train(features, neighbors=3)
+    with pytest.raises(SettingError, match=r"'split_column' .* or 'split_file' .*, not both"):
+        fp.train(features, split_column="a", split_file="b")
+
+
+def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(DestinationError, match=r"holds something else \('notes.txt'\) already"):
+        fp.train(one_class(tmp_path / "features"), tmp_path / "model")
+    with pytest.raises(RequestError, match="is not a feature set"):
+        fp.train(tmp_path / "nowhere", tmp_path / "model")
