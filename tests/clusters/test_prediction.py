@@ -41,3 +41,16 @@ def test_a_cluster_predicts_as_one_machine_does(engine: Any, work: Path, kind: s
     for name in ("probability", "probability_2"):
         np.testing.assert_allclose(one[name].to_numpy(), other[name].to_numpy(), atol=1e-6)
     assert here.counts == there.counts
+
+
+def test_a_cluster_tells_tiles_as_one_machine_does(engine: Any, work: Path, tmp_path: Path) -> None:
+    sources = str(work / "in" / "Kiwi")
+    options: dict[str, Any] = {"tiles": True, "images_per_part": 2, "annotate": True}
+    here = fp.predict(work / "model", sources, tmp_path / "here", **options)
+    there = fp.predict(work / "model", sources, tmp_path / "there", engine=engine, **options)
+    one, other = here.to_table(), there.to_table()
+    columns = ["uri", "label", "left", "top", "right", "bottom", "kind"]
+    assert one.select(columns).equals(other.select(columns))
+    names = [sorted(path.name for path in (tmp_path / out / "annotated").iterdir()) for out in ("here", "there")]
+    assert names[0] == names[1]
+    assert len(names[0]) == here.summary["pictures"]
