@@ -13,10 +13,10 @@ STORE_TESTS := tests/servers tests/storage tests/test_buckets.py \
 # What starts clusters on this machine: Spark, which needs Java 17, and Ray. Minutes, and some hundred megabytes.
 ENGINE_TESTS := tests/clusters
 
-.PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-engines bench-peers bench-pca clean
+.PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-engines bench-peers bench-pca bench-regions quality clean
 
 help:
-	@echo "make demo     install, draw an orchard, press it, look at what came out"
+	@echo "make demo     install, draw an orchard, press, reduce, train, evaluate, predict; says where to look (under a minute)"
 	@echo "make test     install what the tests need, run them (about 5 minutes)"
 	@echo "make test-stores     the tests of buckets: faults, kills, refusals, a million keys (about 3 minutes)"
 	@echo "make test-models     the tests of models, with TensorFlow to hold them against (about 5 minutes)"
@@ -27,6 +27,8 @@ help:
 	@echo "make bench-memory    measure memory at 10,000 and 100,000 pictures, on disk and in a bucket, start-up times"
 	@echo "make bench-engines    measure the engines side by side: local, Spark, Ray (5 minutes)"
 	@echo "make bench-pca    PCA beside scikit-learn's IncrementalPCA (10 minutes)"
+	@echo "make bench-regions    how many of the fruits on drawn scenes are found, and by which threshold"
+	@echo "make quality  accuracy of features as they are reduced and stored in fewer bytes (12 minutes; needs ../shared)"
 	@echo "make bench-update    measure an update of 100,000 pictures beside the run that made them (4 minutes)"
 	@echo "make bench-latency    measure what 20 ms added to every request of a bucket cost (3 minutes)"
 
@@ -57,12 +59,20 @@ $(VENV)/azurite/.installed: | $(BIN)/python
 		npm install --prefix $(VENV)/azurite --no-audit --no-fund --loglevel=error azurite@3 > /dev/null && touch $@; \
 	fi || echo "Azurite cannot be installed: the tests of Azure are skipped"
 
+# Pictures of one kind are drawn by one recipe and look much alike: only the nearest are taken for near-duplicates.
 demo: $(VENV)/.installed
 	@rm -rf demo
 	$(BIN)/featurepress demo demo/orchard
-	$(BIN)/featurepress embed demo/orchard --model embedded --out demo/features --labels parent
-	$(BIN)/featurepress info demo/features
-	@echo "read it: $(BIN)/python -c \"import featurepress as fp; print(fp.open_features('demo/features').to_numpy().shape)\""
+	$(BIN)/featurepress embed demo/orchard/Training demo/orchard/Test --model embedded --out demo/features \
+		--labels "{split}/{label}/{name}"
+	$(BIN)/featurepress reduce demo/features --out demo/reduced --components 64 --report demo/reduced.html
+	$(BIN)/featurepress train demo/reduced --out demo/fruit-model --twin-threshold 0.99
+	$(BIN)/featurepress evaluate demo/fruit-model demo/reduced --report demo/report.html
+	$(BIN)/featurepress predict demo/fruit-model demo/orchard/Test --out demo/predictions --top-k 3
+	$(BIN)/featurepress predict demo/fruit-model demo/orchard/test-multiple_fruits --out demo/scenes --tiles --annotate
+	@echo
+	@echo "look at demo/report.html (how well the model tells fruit), demo/reduced.html (a map of the pictures),"
+	@echo "demo/scenes/annotated/ (several fruits on one picture) and demo/predictions/predictions/*.parquet"
 
 test: $(VENV)/.installed-dev $(VENV)/azurite/.installed
 	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS) $(STORE_TESTS) $(ENGINE_TESTS))
@@ -100,6 +110,13 @@ bench-engines: $(VENV)/.installed-engines
 
 bench-pca: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.pca
+
+bench-regions: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.regions --scenes 100
+
+# One thread: two get in each other's way where anything else runs.
+quality: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quality
 
 bench-update: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.update

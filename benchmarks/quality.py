@@ -2,11 +2,10 @@
 
     python -m benchmarks.quality [--data DIR] [--weights DIR] [--sets NAME ...]
 
-Of two models and three sets of pictures: the accuracy of a linear probe (multinomial logistic regression), of the
-five nearest by cosine, as searching finds them, and of the classifier `knn`, which standardises every number first;
-for all features and after PCA to 128 and 64 numbers, each as float32, bfloat16 and float16.
-Everything is fitted to the training pictures of its fold only. The naive figure takes pictures as they come; the
-leak-aware one never tests with a picture that has a near-duplicate in training.
+Of two models and three sets of pictures: the accuracy of a linear probe (multinomial logistic regression) and of
+the five nearest neighbours by cosine; for all features and after PCA to 128 and 64 numbers, each as float32,
+bfloat16 and float16. Everything is fitted to the training pictures of its fold only. The naive figure takes
+pictures as they come; the leak-aware one never tests with a picture that has a near-duplicate in training.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ MODELS = ("embedded", "imagenet")
 SETS = ("fruits", "grocery", "fruits-duplicates, kinds", "fruits-duplicates, folders")
 COMPONENTS = (128, 64)
 STORED = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
-KINDS = ("logistic", "cosine", "knn")
+KINDS = ("logistic", "knn")
 FOLDS = 5
 
 SET_COLUMNS = (
@@ -60,10 +59,8 @@ COLUMNS = (
     "bytes in Parquet",
     "linear, naive",
     "linear, leak-aware",
-    "5-nn by cosine, naive",
-    "5-nn by cosine, leak-aware",
-    "5-nn standardised, naive",
-    "5-nn standardised, leak-aware",
+    "5-nn, naive",
+    "5-nn, leak-aware",
 )
 
 Rows = npt.NDArray[np.int64]
@@ -264,25 +261,9 @@ def told_rightly(pictures: Pictures, scheme: Scheme, n_numbers: int, regularizat
         for stored in STORED:
             Z = rounded(numbers, stored)
             for kind in KINDS:
-                if kind == "cosine":
-                    told = told_by_cosine(Z[fold.train], y[fold.train], Z[fold.test])
-                else:
-                    classifier = Classifier(kind, regularization=regularization).fit(Z[fold.train], y[fold.train])
-                    told = classifier.predict(Z[fold.test])
-                right[stored, kind][fold.test] = told == y[fold.test]
+                classifier = Classifier(kind, regularization=regularization).fit(Z[fold.train], y[fold.train])
+                right[stored, kind][fold.test] = classifier.predict(Z[fold.test]) == y[fold.test]
     return right
-
-
-def told_by_cosine(X: Any, y: npt.NDArray[np.str_], X_test: Any, n_neighbors: int = 5) -> npt.NDArray[np.str_]:
-    """Give the most frequent label of the nearest by cosine, of features less the mean of those that train."""
-    from sklearn.neighbors import KNeighborsClassifier
-    from sklearn.preprocessing import normalize
-
-    mean = X.mean(axis=0, dtype=np.float64).astype(np.float32)
-    # Of unit vectors, the nearest by distance are the nearest by cosine.
-    nearest = KNeighborsClassifier(n_neighbors, algorithm="brute").fit(normalize(X - mean), y)
-    told: npt.NDArray[np.str_] = nearest.predict(normalize(X_test - mean))
-    return told
 
 
 def rounded(X: npt.NDArray[np.float32], stored: str) -> npt.NDArray[np.float32]:

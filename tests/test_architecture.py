@@ -110,6 +110,7 @@ LIBRARIES = {
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
     "pyarrow": {
+        "analysis",
         "sinks",
         "ledger",
         "exports",

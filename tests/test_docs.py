@@ -61,18 +61,23 @@ def test_readme_python_examples_run(printed: str, orchard: Path) -> None:
     assert sum(map(int, re.findall(r"^\((\d+), 1280\)$", run.stdout, re.MULTILINE))) == 572
 
 
-def test_options_of_embed_stand_in_its_help() -> None:
-    run = subprocess.run(
-        [sys.executable, "-m", "featurepress", "embed", "--help"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-        env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
-    )
-    for block in blocks(""):
-        for option in re.findall(r" (--[a-z-]+)", block):
-            assert option in run.stdout, option
+def test_the_options_of_the_readmes_commands_stand_in_their_help() -> None:
+    lines = re.sub(r"\\\n", " ", "\n".join(blocks(""))).splitlines()
+    asked: dict[str, set[str]] = {}
+    for line in lines:
+        if match := re.match(r"(?:\$ )?featurepress ([a-z]+)(.*)", line):
+            asked.setdefault(match[1], set()).update(re.findall(r" (--[a-z-]+)", match[2]))
+    assert {"embed", "train", "evaluate", "predict"} <= set(asked)
+    for verb, options in asked.items():
+        run = subprocess.run(
+            [sys.executable, "-m", "featurepress", verb, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+            env={"COLUMNS": "200", "PATH": "/usr/bin:/bin"},
+        )
+        assert [option for option in options if option not in run.stdout] == [], verb
 
 
 def test_the_models_commands_in_the_docs_are_there() -> None:

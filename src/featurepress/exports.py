@@ -31,7 +31,18 @@ _ROW_GROUP_BYTES = 16 * 1024**2  # of an exported Parquet file, as numbers: enou
 _MAX_BATCH_ROWS = 8192
 _CSV_BYTES = 16  # of a number as text, with what separates it from the next: at most
 _PARTS = Constraint(int, "Number of files.", minimum=1, maximum=99_999)
-_OWN_FOLDERS = ("plan", "features", "failures", "receipts", "attempts", "csv", "analysis", "projection")
+_OWN_FOLDERS = (
+    "plan",
+    "features",
+    "failures",
+    "receipts",
+    "attempts",
+    "csv",
+    "analysis",
+    "projection",
+    "predictions",
+    "annotated",
+)
 
 
 def say_nothing(what: str, done: int, of: int) -> None:

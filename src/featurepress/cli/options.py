@@ -175,6 +175,8 @@ def _metavar(name: str, rule: Constraint) -> str | None:
         return "|".join(rule.choices)
     if name.endswith("_bytes"):
         return "BYTES"
+    if name.endswith("_file"):
+        return "FILE"
     return {int: "N", float: "NUMBER", str: "NAME", tuple: "NUMBERS"}.get(rule.kind)
 
 

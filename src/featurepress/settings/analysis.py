@@ -88,7 +88,7 @@ class SplitSettings(Stage):
     split_column: str | None = setting(
         None,
         str,
-        "Field of the feature set that says it, such as 'split' (default: a quarter is drawn to test).",
+        "Field of the feature set that says it (default: 'split', if there is one), or 'drawn': a quarter tests.",
         optional=True,
     )
     split_file: str | None = setting(
