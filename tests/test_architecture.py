@@ -27,17 +27,17 @@ ARROWS = """
     cli         -> run prediction answers evaluation training reduction analysis engines verify bench featureset \
                    models demo ledger storage progress records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
-    verify      -> pipeline backbones models sources settings errors
-    prediction  -> run runner regions answers trained engines exports featureset sources ledger storage progress \
-                   child records settings errors __init__
+    verify      -> pipeline backbones models sources progress settings errors
+    prediction  -> run runner regions answers trained engines featureset sources ledger storage progress child \
+                   records settings errors __init__
     regions     -> originals pipeline images backbones answers trained featureset ledger storage child records \
                    settings errors
     answers     -> trained featureset storage errors
-    reduction   -> run runner analysis engines exports featureset ledger sinks storage child records settings \
+    reduction   -> run runner analysis engines featureset ledger sinks storage child progress records settings \
                    errors __init__
-    runner      -> engines exports featureset ledger settings
-    evaluation  -> trained originals analysis images exports featureset settings errors
-    training    -> trained reduction analysis exports featureset storage settings
+    runner      -> engines featureset progress ledger settings
+    evaluation  -> trained originals analysis images featureset progress settings errors
+    training    -> trained reduction analysis featureset progress storage settings
     trained     -> analysis storage records errors
     originals   -> pipeline featureset sinks ledger records
     spark       -> run models values storage records settings errors
@@ -52,13 +52,13 @@ ARROWS = """
     lister      -> ledger sources records
     engines     -> ledger child errors __init__
     analysis    -> featureset ledger child records settings errors
-    exports     -> featureset ledger storage child records settings errors
+    exports     -> featureset ledger storage child progress records settings errors
     featureset  -> ledger storage records errors
     sources     -> storage records settings errors
     images      -> records errors
     backbones   -> models storage records
     sinks       -> storage records errors
-    models      -> storage child records settings errors
+    models      -> storage child progress records settings errors
     ledger      -> layout storage child records settings errors
     layout      ->
     storage     -> errors

@@ -15,8 +15,9 @@ from filelock import FileLock
 
 from featurepress.errors import ModelError, SourceError
 from featurepress.models import store
-from featurepress.models.catalog import find_card, say_nothing
+from featurepress.models.catalog import find_card
 from featurepress.models.files import add
+from featurepress.progress import say_nothing
 from featurepress.settings import Choices
 from featurepress.verify import Certificate, verify
 from tests.models import made

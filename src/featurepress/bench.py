@@ -14,10 +14,9 @@ from featurepress.backbones import load_backbone, supports_bfloat16
 from featurepress.demo import draw_pictures
 from featurepress.models import store, zoo
 from featurepress.models.card import ModelCard
-from featurepress.models.catalog import CARDS, find_architecture, find_card, looks_like_a_path, say_nothing
-from featurepress.models.weights import Tell
+from featurepress.models.catalog import CARDS, find_architecture, find_card, looks_like_a_path
 from featurepress.pipeline import cpu_name
-from featurepress.progress import Progress
+from featurepress.progress import Progress, Tell, say_nothing
 from featurepress.settings import Settings, available_cores
 
 _SECONDS = 4.0  # that a run should press for

@@ -15,10 +15,10 @@ from featurepress.analysis.report_files import free_report_files
 from featurepress.analysis.samples import Samples, read_samples
 from featurepress.analysis.trials import Trial, baselines, find_mistakes, learning_curve, measure
 from featurepress.errors import FeatureSetError, SourceError, StorageError
-from featurepress.exports import Tell, say_nothing
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.images.looks import colour_histogram, thumbnail
 from featurepress.originals import read_originals
+from featurepress.progress import Tell, say_nothing
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings, sorted_options
 from featurepress.trained import TrainedModel, open_model
 

@@ -12,6 +12,7 @@ from featurepress.child import beat
 from featurepress.errors import DestinationError, SettingError, StorageError
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan
+from featurepress.progress import Tell, say_nothing
 from featurepress.settings import Constraint, nearest
 from featurepress.storage import Storage, open_storage
 from featurepress.storage.connection import scheme_of
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from featurepress.records import Features
 
-Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much; in bytes of features
 _Wrote = Callable[[int], None]  # hears how many more rows have been written
 _Writer = Callable[[FeatureSet, IO[bytes], range, _Wrote], None]
 
@@ -43,10 +43,6 @@ _OWN_FOLDERS = (
     "predictions",
     "annotated",
 )
-
-
-def say_nothing(what: str, done: int, of: int) -> None:
-    """Tell nobody."""
 
 
 def export(

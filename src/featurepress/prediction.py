@@ -31,10 +31,9 @@ from featurepress.errors import (
     StorageError,
     TooManyFailuresError,
 )
-from featurepress.exports import Tell
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan
-from featurepress.progress import OnProgress, Progress, ignore_progress
+from featurepress.progress import OnProgress, Tell, ignore_progress, telling
 from featurepress.records import part_name
 from featurepress.regions import RegionPart, pooling_of, require_regions
 from featurepress.run import draft, expand_time, find_backbone, press_plan, require_free
@@ -128,9 +127,7 @@ def predict(
             features, trouble = _pressed(model, sources, storage, asked, others, engine, on_progress)
         else:
             _require_predictable(model, features, storage, asked, others)
-        predictions = _predict(
-            model, features, storage, asked, engine, _telling(on_progress), others.get("workers")
-        )
+        predictions = _predict(model, features, storage, asked, engine, telling(on_progress), others.get("workers"))
     predictions.seconds = time.perf_counter() - started
     if features.summary is not None:
         predictions.images_per_second = features.summary.images_per_second
@@ -148,16 +145,6 @@ def _sorted(options: Mapping[str, Any]) -> tuple[PredictionSettings, dict[str, A
     )
     Settings.from_options(**others)  # checks them
     return asked, others
-
-
-def _telling(on_progress: OnProgress) -> Tell:
-    progress = Progress(stage="preparing")
-
-    def tell(what: str, done: int, of: int) -> None:
-        progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
-        on_progress(progress)
-
-    return tell
 
 
 @contextlib.contextmanager
@@ -236,7 +223,7 @@ def _pressed(
         else:
             require_free(storage)
             describe(sources, settings.listing, destination=storage.location)
-    backbone = find_backbone(settings, _telling(on_progress))
+    backbone = find_backbone(settings, telling(on_progress))
     known = replace(model.backbone.unprojected, pooling=others["pooling"])
     if differences := known.differences(backbone):
         raise PlanMismatchError(

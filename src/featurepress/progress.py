@@ -108,10 +108,26 @@ class Changes:
 
 
 OnProgress = Callable[[Progress], None]
+Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much (0: unknown); in bytes
 
 
 def ignore_progress(progress: Progress) -> None:
     """Show nothing."""
+
+
+def say_nothing(what: str, done: int, of: int) -> None:
+    """Tell nobody."""
+
+
+def telling(on_progress: OnProgress) -> Tell:
+    """Give a `Tell` that shows its news as progress."""
+    progress = Progress(stage="preparing")
+
+    def tell(what: str, done: int, of: int) -> None:
+        progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
+        on_progress(progress)
+
+    return tell
 
 
 # What the summary takes from the manifest.

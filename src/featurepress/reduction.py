@@ -30,9 +30,9 @@ from featurepress.errors import (
     StoppedError,
     StorageError,
 )
-from featurepress.exports import Tell, say_nothing
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan, Totals
+from featurepress.progress import Tell, say_nothing
 from featurepress.records import Receipt, part_name
 from featurepress.run import expand_time, require_free
 from featurepress.runner import Runner

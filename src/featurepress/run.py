@@ -29,9 +29,8 @@ from featurepress.layout import Layout
 from featurepress.ledger import Plan
 from featurepress.lister import Work
 from featurepress.models import store
-from featurepress.models.catalog import find_card, say_nothing
-from featurepress.models.weights import Tell
-from featurepress.progress import OnProgress, Progress, ignore_progress
+from featurepress.models.catalog import find_card
+from featurepress.progress import OnProgress, Tell, ignore_progress, say_nothing, telling
 from featurepress.records import BackboneSpec, Receipt
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe, field_names
@@ -102,14 +101,8 @@ def embed(
     >>> X, y = features.to_numpy(), features.labels  # doctest: +SKIP
     """
     started = time.perf_counter()
-    progress = Progress(stage="preparing")
     settings = Settings.from_options(**options)
-    out = expand_time(str(out))
-
-    def tell(what: str, done: int, of: int) -> None:
-        progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
-        on_progress(progress)
-
+    out, tell = expand_time(str(out)), telling(on_progress)
     plan = draft(sources, out, settings, find_backbone(settings, _look_first(sources, out, settings, tell)))
     return press_plan(plan, engine=engine, on_progress=on_progress, started=started)
 

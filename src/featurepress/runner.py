@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featurepress.engines import Engine, LocalEngine, Task
-from featurepress.exports import Tell
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
+from featurepress.progress import Tell
 from featurepress.settings import available_cores
 
 

@@ -16,8 +16,8 @@ from featurepress.analysis.evaluation import Measured
 from featurepress.analysis.samples import Samples, read_samples
 from featurepress.analysis.streaming import fit_streamed
 from featurepress.analysis.trials import Outcome, Trial, measure
-from featurepress.exports import Tell, say_nothing
 from featurepress.featureset import FeatureSet, open_features
+from featurepress.progress import Tell, say_nothing
 from featurepress.reduction import read_projection
 from featurepress.settings import (
     ClassifierSettings,

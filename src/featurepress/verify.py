@@ -18,10 +18,11 @@ from featurepress.backbones import supports_bfloat16
 from featurepress.errors import ModelError, SourceError
 from featurepress.models import store
 from featurepress.models.card import ModelCard
-from featurepress.models.catalog import find_card, say_nothing
-from featurepress.models.weights import Tell, keras_folder
+from featurepress.models.catalog import find_card
+from featurepress.models.weights import keras_folder
 from featurepress.models.zoo import in_child
 from featurepress.pipeline import cosines, cpu_name, library_versions, press_pictures, read_pictures
+from featurepress.progress import Tell, say_nothing
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe
 

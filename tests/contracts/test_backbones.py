@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pytest
 
 from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
-from featurepress.models.catalog import EMBEDDED_V1, find_card, say_nothing
+from featurepress.models.catalog import EMBEDDED_V1, find_card
 from featurepress.models.files import prepare
+from featurepress.progress import say_nothing
 from featurepress.records import BackboneSpec
 from featurepress.settings import Choices
 from featurepress.testing import FakeBackbone, fake_backbone

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_stages
+from featurepress.progress import telling
 from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
 
 
@@ -36,12 +37,12 @@ def evaluate(
 ) -> None:
     """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration."""
     from featurepress import evaluation
-    from featurepress.cli import output, tables
+    from featurepress.cli import output
     from featurepress.cli.measurements import add_measured
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
-        tell = tables.telling(on_progress)
+        tell = telling(on_progress)
         found = evaluation.evaluate(model, destination, report, tell=tell, **options)
     lines, best = output.Lines(), found.best.scores
     lines.add("measured", found.split)

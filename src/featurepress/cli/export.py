@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import featurepress
+from featurepress.progress import telling
 
 _SHOWN_FILES = 5
 
@@ -33,13 +34,13 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Write a feature set as one file, or several, for other tools."""
-    from featurepress.cli import output, tables
+    from featurepress.cli import output
     from featurepress.featureset import open_features
 
     started = time.perf_counter()
     features = open_features(destination)
     with output.live_line() as on_progress:
-        files = featurepress.export(features, to, parts=number(parts), tell=tables.telling(on_progress))
+        files = featurepress.export(features, to, parts=number(parts), tell=telling(on_progress))
     result = {
         "files": files,
         "rows": len(features),

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_choices
+from featurepress.progress import telling
 
 app = typer.Typer(help="List, get, add, verify and time models.", no_args_is_help=True)
 
@@ -31,7 +32,7 @@ def list_(as_json: Json = False) -> None:
     from featurepress.models.catalog import list_models
 
     with output.live_line() as tell:
-        models = list_models(tell=tables.telling(tell))
+        models = list_models(tell=telling(tell))
     if as_json:
         output.print_json({"models": [asdict(one) for one in models]})
     else:
@@ -75,7 +76,7 @@ def pull(
 
     with output.live_line() as tell:
         options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights, "pooling": pooling}
-        card = find_card(model, **options, tell=tables.telling(tell))
+        card = find_card(model, **options, tell=telling(tell))
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -95,7 +96,7 @@ def add(
     from featurepress.settings import Choices
 
     with output.live_line() as tell:
-        card = catalog.add_model(file, name, Choices(**options), tell=tables.telling(tell))
+        card = catalog.add_model(file, name, Choices(**options), tell=telling(tell))
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -120,9 +121,7 @@ def verify(
 
     with output.live_line() as tell:
         options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights}
-        certificate = house.verify(
-            model, pictures, pooling=pooling, limit=limit, tell=tables.telling(tell), **options
-        )
+        certificate = house.verify(model, pictures, pooling=pooling, limit=limit, tell=telling(tell), **options)
     tables.print_certificate(asdict(certificate))
     if as_json:
         output.print_json(asdict(certificate))
@@ -147,7 +146,7 @@ def bench(
     from featurepress.cli import output, tables
 
     with output.live_line() as tell:
-        speeds = house.bench(models or [], images=images, size=size, random=random, tell=tables.telling(tell))
+        speeds = house.bench(models or [], images=images, size=size, random=random, tell=telling(tell))
     if as_json:
         output.print_json({"speeds": [asdict(one) for one in speeds]})
     else:

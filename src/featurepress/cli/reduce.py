@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli.options import with_engine, with_stages
+from featurepress.progress import telling
 from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ def reduce(
 ) -> None:
     """Reduce a feature set to fewer numbers a picture (principal component analysis)."""
     from featurepress import reduction
-    from featurepress.cli import output, tables
+    from featurepress.cli import output
     from featurepress.featureset import open_features
     from featurepress.run import expand_time
 
     started, out = time.perf_counter(), expand_time(out)
     features = open_features(destination)
     with output.live_line() as on_progress:
-        tell = tables.telling(on_progress)
+        tell = telling(on_progress)
         pca = reduction.reduce(features, out, using=using, report=report, tell=tell, **options)
     reduced, seconds = open_features(out), time.perf_counter() - started
     _print_result(pca, features, reduced, seconds=seconds, report=report)

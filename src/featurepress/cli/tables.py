@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -10,24 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from featurepress.cli.output import Lines, console
-from featurepress.models.weights import Tell
-from featurepress.progress import Progress
 
 if TYPE_CHECKING:
     from featurepress.bench import Speed
     from featurepress.models.card import ModelCard
     from featurepress.models.catalog import ListedModel
-
-
-def telling(on_progress: Callable[[Progress], None]) -> Tell:
-    """Give a `tell` that shows its news in the live line."""
-    progress = Progress(stage="preparing")
-
-    def tell(what: str, done: int, of: int) -> None:
-        progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
-        on_progress(progress)
-
-    return tell
 
 
 def print_models(models: Sequence[ListedModel]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_stages
+from featurepress.progress import telling
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings
 
 
@@ -28,13 +29,13 @@ def train(
 ) -> None:
     """Train a classifier on a feature set, and measure it honestly."""
     from featurepress import training
-    from featurepress.cli import output, tables
+    from featurepress.cli import output
     from featurepress.cli.measurements import add_measured, shortened
     from featurepress.run import expand_time
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
-        model = training.train(destination, expand_time(out), tell=tables.telling(on_progress), **options)
+        model = training.train(destination, expand_time(out), tell=telling(on_progress), **options)
     seconds, trained_on = time.perf_counter() - started, model.trained_on
     lines, classifier = output.Lines(), model.classifier
     strength = "" if classifier.regularization_ is None else f", regularisation {classifier.regularization_:g}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress.errors import ModelError
 from featurepress.models import store
 from featurepress.models.card import ModelCard
-from featurepress.models.weights import Tell
+from featurepress.progress import Tell, say_nothing
 from featurepress.records import PreprocessSpec
 from featurepress.settings import Choices, FeatureSettings, nearest
 
@@ -47,10 +47,6 @@ CARDS = (EMBEDDED_V1,)
 # What a file or folder with a model is told by.
 MODEL_SUFFIXES = (".keras", ".onnx", ".tflite", ".xml", ".pb")
 HUB = "hf:"
-
-
-def say_nothing(what: str, done: int, of: int) -> None:
-    """Take the news of a preparation, and do nothing."""
 
 
 def find_card(

@@ -12,8 +12,8 @@ from typing import Any
 from featurepress.errors import ModelError, SettingError
 from featurepress.models import guard, store
 from featurepress.models.card import KERAS_MODES, ModelCard
-from featurepress.models.weights import Tell
 from featurepress.models.zoo import in_child
+from featurepress.progress import Tell
 from featurepress.records import PreprocessSpec
 from featurepress.settings import Choices
 

@@ -15,7 +15,8 @@ from typing import Any
 from featurepress.errors import ModelError
 from featurepress.models import files, guard, store
 from featurepress.models.card import ModelCard
-from featurepress.models.weights import TIMEOUT_SECONDS, Tell
+from featurepress.models.weights import TIMEOUT_SECONDS
+from featurepress.progress import Tell
 from featurepress.settings import Choices
 
 CONFIG = "preprocessor_config.json"

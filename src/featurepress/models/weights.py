@@ -10,15 +10,13 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from featurepress.child import when_abandoned
 from featurepress.errors import ModelError
 from featurepress.models.store import content_hash, home
-
-Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much (0: unknown)
+from featurepress.progress import Tell
 
 TIMEOUT_SECONDS = 30
 RETRIES = 2

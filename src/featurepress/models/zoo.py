@@ -19,7 +19,8 @@ from featurepress.child import Child, ChildDiedError
 from featurepress.errors import ModelError
 from featurepress.models import store
 from featurepress.models.card import ModelCard
-from featurepress.models.weights import Tell, keras_folder
+from featurepress.models.weights import keras_folder
+from featurepress.progress import Tell
 from featurepress.records import PreprocessSpec
 
 # Sizes of ours where they differ from keras's: the notebook's, which is also the cheapest that has its own weights.
