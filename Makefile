@@ -28,7 +28,7 @@ help:
 	@echo "make bench-engines    measure the engines side by side: local, Spark, Ray (5 minutes)"
 	@echo "make bench-pca    PCA beside scikit-learn's IncrementalPCA (10 minutes)"
 	@echo "make bench-regions    how many of the fruits on drawn scenes are found, and by which threshold"
-	@echo "make quality  accuracy of features as they are reduced and stored in fewer bytes (12 minutes; needs ../shared)"
+	@echo "make quality  accuracy of features as they are reduced and stored in fewer bytes (5 to 12 minutes; needs ../shared)"
 	@echo "make bench-update    measure an update of 100,000 pictures beside the run that made them (4 minutes)"
 	@echo "make bench-latency    measure what 20 ms added to every request of a bucket cost (3 minutes)"
 
