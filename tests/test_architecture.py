@@ -24,8 +24,8 @@ ARROWS = """
                    featureset progress errors
     __main__    -> cli
     testing     -> everything
-    cli         -> run prediction answers evaluation training reduction analysis engines verify bench featureset \
-                   models demo ledger storage progress records settings errors __init__
+    cli         -> run prediction answers evaluation training trained reduction analysis engines verify bench \
+                   featureset models demo ledger storage progress records settings errors __init__
     bench       -> run pipeline backbones models demo progress settings
     verify      -> pipeline backbones models sources progress settings errors
     prediction  -> run runner regions answers trained engines featureset sources ledger storage progress child \

@@ -211,6 +211,12 @@ def test_the_commands(orchard: Path, tmp_path: Path) -> None:
     assert told["where"] == str(tmp_path / "model")
     for word in ("leak-aware", "naive", "accuracy", "95 %", "Apple Green", "next: featurepress predict"):
         assert word in done.stderr
+    done = run_cli("info", tmp_path / "model")
+    assert done.returncode == 0, done.stderr
+    for word in ("leak-aware", "Apple Green", "embedded-v1, avg, reduced to 40", "fingerprint", "scikit-learn"):
+        assert word in done.stdout
+    shown = json.loads(run_cli("info", tmp_path / "model", "--json").stdout)
+    assert {name: told[name] for name in shown} == shown
     report = tmp_path / "report.html"
     done = run_cli("evaluate", tmp_path / "model", orchard / "reduced", "--report", report, "--json", *threshold)
     assert done.returncode == 0, done.stderr

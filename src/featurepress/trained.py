@@ -219,6 +219,11 @@ def open_model(location: str | Path) -> TrainedModel:
     )
 
 
+def is_model(location: str | Path) -> bool:
+    """Whether a trained model lies there, whole or not."""
+    return open_storage(str(location)).look(MODEL) is not None
+
+
 def require_free(storage: Storage) -> None:
     """Refuse a destination that holds anything.
 

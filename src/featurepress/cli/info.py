@@ -13,13 +13,21 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    destination: Annotated[str, typer.Argument(help="A feature set.", metavar="DEST")],
+    destination: Annotated[str, typer.Argument(help="A feature set, or a trained model.", metavar="DEST")],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show what a feature set holds and how it was made."""
-    from featurepress.cli import output
+    """Show what a feature set holds and how it was made, or what a model knows and how good it is."""
+    from featurepress.cli import measurements, output
     from featurepress.featureset import open_features
+    from featurepress.trained import is_model, open_model
 
+    if is_model(destination):
+        model = open_model(destination)
+        if as_json:
+            output.print_json(measurements.model_json(model))
+        else:
+            measurements.model_lines(model).print(output.console(stderr=False))
+        return
     features = open_features(destination, allow_incomplete=True)
     if as_json:
         complete = {} if features.is_complete else {"status": "incomplete", "pressed": len(features)}

@@ -1,11 +1,47 @@
-"""How the commands show what was measured of a model."""
+"""How the commands show a trained model, and what was measured of one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurepress.cli.output import Lines
+
+if TYPE_CHECKING:
+    from featurepress.trained import TrainedModel
+
+
+def model_lines(model: TrainedModel) -> Lines:
+    """Say what a model is and how good it was when it was trained."""
+    lines, classifier, trained_on = Lines(), model.classifier, model.trained_on
+    strength = "" if classifier.regularization_ is None else f", regularisation {classifier.regularization_:g}"
+    lines.add("model", f"{classifier.kind}{strength}, of {model.backbone.n_features:,} features a picture")
+    lines.add("labels", shortened(model.labels.tolist()))
+    lines.add(
+        "fitted", f"to {classifier.n_samples_:,} pictures of {trained_on['features']}; split {trained_on['split']}"
+    )
+    add_measured(lines, model.metrics)
+    reduced = f", reduced to {model.backbone.n_features:,}" if model.projection is not None else ""
+    lines.add(
+        "backbone", f"{model.backbone.model}, {model.backbone.pooling}{reduced}; fingerprint {model.fingerprint}"
+    )
+    lines.add("made", "by " + ", ".join(f"{name} {version}" for name, version in model.versions.items()))
+    lines.add("where", model.location)
+    return lines
+
+
+def model_json(model: TrainedModel) -> dict[str, Any]:
+    """Say the same as JSON values."""
+    return {
+        "where": model.location,
+        "sha256": model.sha256,
+        "kind": model.classifier.kind,
+        "labels": model.labels.tolist(),
+        "fingerprint": model.fingerprint,
+        "metrics": dict(model.metrics),
+        "trained_on": dict(model.trained_on),
+        "versions": dict(model.versions),
+    }
 
 
 def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:

@@ -30,21 +30,14 @@ def train(
     """Train a classifier on a feature set, and measure it honestly."""
     from featurepress import training
     from featurepress.cli import output
-    from featurepress.cli.measurements import add_measured, shortened
+    from featurepress.cli.measurements import model_json, model_lines
     from featurepress.run import expand_time
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
         model = training.train(destination, expand_time(out), tell=telling(on_progress), **options)
-    seconds, trained_on = time.perf_counter() - started, model.trained_on
-    lines, classifier = output.Lines(), model.classifier
-    strength = "" if classifier.regularization_ is None else f", regularisation {classifier.regularization_:g}"
-    lines.add("model", f"{classifier.kind}{strength}, of {model.backbone.n_features:,} features a picture")
-    lines.add("labels", shortened(model.labels.tolist()))
-    lines.add("fitted", f"to {classifier.n_samples_:,} pictures; split {trained_on['split']}")
-    add_measured(lines, model.metrics)
+    seconds, lines = time.perf_counter() - started, model_lines(model)
     lines.add("time", output.format_seconds(seconds))
-    lines.add("where", model.location)
     lines.print(output.console())
     typer.echo(
         f"next: featurepress predict {shlex.quote(model.location)} PICTURES --out predictions/, or "
@@ -52,5 +45,4 @@ def train(
         err=True,
     )
     if as_json:
-        about = {"where": model.location, "sha256": model.sha256, "labels": model.labels.tolist()}
-        output.print_json({**about, "metrics": model.metrics, "trained_on": trained_on, "seconds": seconds})
+        output.print_json({**model_json(model), "seconds": seconds})
