@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import psutil
 import pytest
 
 import featurepress as fp
@@ -35,6 +36,7 @@ from featurepress.testing import InlineEngine
 from featurepress.trained import TrainedModel, open_model
 from tests.feature_sets import made, numbers
 from tests.runs import draw, embed, interrupt, read_json, snapshot, started, wait_until
+from tests.servers.s3 import FastS3
 
 Result = TypeVar("Result")
 
@@ -287,6 +289,32 @@ def test_a_set_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / answers.SUMMARY).exists()
 
 
+def test_a_small_set_is_told_without_other_processes(work: Path, tmp_path: Path) -> None:
+    before = psutil.Process().children()
+    alone = fp.predict(work / "model", work / "features", tmp_path / "alone").to_table()
+    assert psutil.Process().children() == before
+    beside = fp.predict(work / "model", work / "features", tmp_path / "beside", workers=2).to_table()
+    assert alone.select(["uri", "label"]).equals(beside.select(["uri", "label"]))
+    np.testing.assert_allclose(alone["probability"].to_numpy(), beside["probability"].to_numpy(), atol=1e-6)
+
+
+def test_from_a_bucket_to_a_bucket_with_a_model_in_it(work: Path, tmp_path: Path, fast_s3: FastS3) -> None:
+    bucket = fast_s3.bucket()
+    for folder in ("in/Kiwi", "model"):
+        files = {f"{folder}/{path.name}": path.read_bytes() for path in (work / folder).iterdir()}
+        fast_s3.put(bucket, files)
+    model, out = f"s3://{bucket}/model", f"s3://{bucket}/out"
+    there = fp.predict(model, f"s3://{bucket}/in", out, top_k=2)
+    here = fp.predict(work / "model", str(work / "in" / "Kiwi"), tmp_path / "here", top_k=2)
+    names = [[uri.rpartition("/")[2] for uri in found.to_table()["uri"].to_pylist()] for found in (there, here)]
+    assert names[0] == names[1]
+    assert there.to_table().drop(["uri"]).equals(here.to_table().drop(["uri"]))
+    of_set = fp.predict(model, out, f"s3://{bucket}/of-set", top_k=2, workers=2)
+    assert of_set.to_table().equals(there.to_table())
+    assert fp.predict(model, out, f"s3://{bucket}/of-set", top_k=2).summary == of_set.summary
+    refused(DestinationError, "lies in the feature set", model, out, f"{out}/told", top_k=2)
+
+
 # -- what cannot be ------------------------------------------------------------------------------------------
 
 
@@ -309,6 +337,10 @@ def test_bad_requests_write_nothing(work: Path, tmp_path: Path) -> None:
     refused(IncompleteError, "not complete", model, begun, out)
     refused(IncompleteError, "not complete", model, tmp_path / "begun", out)
     refused(DestinationError, "is a feature set. Choose another --out", model, work / "features", work / "features")
+    for inside in ("features/told", "told"):
+        place = work / "features" / inside
+        refused(DestinationError, "lies in the feature set.*beside it", model, work / "features", place)
+        assert not place.exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     for sources in (work / "features", str(work / "in")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ import featurepress as fp
 from featurepress import answers
 from featurepress.analysis import Classifier
 from featurepress.demo import draw_fruit, draw_scene
-from featurepress.errors import AnalysisError, PlanMismatchError, SettingError
+from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError, SettingError, StorageError
 from featurepress.images.annotate import annotate
 from featurepress.records import PreprocessSpec
-from featurepress.regions import BACKGROUND, Region, cell_boxes, cells_of, strongest, tile_boxes
+from featurepress.regions import BACKGROUND, Region, RegionPart, cell_boxes, cells_of, strongest, tile_boxes
+from featurepress.settings import PredictionSettings
+from featurepress.storage import FolderStorage
 from featurepress.trained import TrainedModel, open_model
 from tests.runs import embed, names_below
 
@@ -110,6 +113,18 @@ def test_tiles_overlap_and_cover_the_picture(width: int, height: int) -> None:
             assert seen[height // 2, width // 2] >= 3
 
 
+@pytest.mark.parametrize(("width", "height"), [(16_000, 16), (10, 65_000), (3, 4)])
+def test_narrow_pictures_have_some_thousand_tiles_at_most(width: int, height: int) -> None:
+    boxes = tile_boxes(width, height)
+    assert len(boxes) == len(set(boxes)) < 4_000
+    seen = np.zeros((height, width), bool)
+    for left, top, right, bottom in boxes:
+        assert 0 <= left < right <= width
+        assert 0 <= top < bottom <= height
+        seen[top:bottom, left:right] = True
+    assert seen.all()
+
+
 def test_of_overlapping_boxes_of_a_label_the_strongest_stays() -> None:
     boxes = [
         Region("apple", 0.8, 0, 0, 10, 10, "tile"),
@@ -131,6 +146,11 @@ def test_boxes_are_drawn_where_they_are() -> None:
     assert not changed[:55].any()
     assert not changed[:, 170:].any()
     assert annotate(pixels, [])[:2] == b"\xff\xd8"
+
+
+def test_a_picture_too_long_for_a_jpeg_is_made_smaller() -> None:
+    drawn = annotate(np.zeros((70_000, 8, 3), np.uint8), [((0, 0, 4, 4), "Kiwi 0.90")])
+    assert Image.open(io.BytesIO(drawn)).size == (7, 65_500)
 
 
 # -- pictures ------------------------------------------------------------------------------------------------
@@ -207,6 +227,63 @@ def test_annotated_copies_lie_beside(work: Path, tmp_path: Path) -> None:
     assert names_below(tmp_path / "out" / "annotated") == names
 
 
+def test_copies_of_pictures_with_the_longest_names_are_written(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    scene = next((work / "scenes").glob("0 *")).read_bytes()
+    for name in ("草" * 80, "x" * 250):
+        (tmp_path / "in" / f"{name}.jpg").write_bytes(scene)
+    fp.predict(work / "model", str(tmp_path / "in"), tmp_path / "out", regions=True, annotate=True)
+    names = names_below(tmp_path / "out" / "annotated")
+    assert len(names) == 2
+    assert any("草" * 40 in name for name in names)
+
+
+def test_pictures_that_are_away_are_counted_and_told_when_they_are_back(work: Path, tmp_path: Path) -> None:
+    pictures = shutil.copytree(work / "scenes", tmp_path / "in")
+    features = embed(str(pictures), tmp_path / "set", precision="float32", max_failures=1, images_per_part=4)
+    away = next(pictures.glob("5 *"))
+    away.rename(tmp_path / "away.jpg")
+    options: dict[str, Any] = {"tiles": True, "annotate": True, "threshold": 0.5}
+    found = fp.predict(work / "model", features, tmp_path / "out", **options)
+    assert (found.summary["pictures"], found.summary["unread"]) == (8, 1)
+    (row,) = [row for row in found.to_table().to_pylist() if row["uri"] == str(away)]
+    assert (row["label"], row["probability"], row["kind"]) == ("unknown", 0, "unread")
+    assert len(names_below(tmp_path / "out" / "annotated")) == 7
+    shutil.copy2(tmp_path / "away.jpg", away)
+    found = fp.predict(work / "model", features, tmp_path / "out", **options)
+    assert found.summary["unread"] == 0
+    assert {row["kind"] for row in found.to_table().to_pylist()} == {"tile"}
+    assert len(names_below(tmp_path / "out" / "annotated")) == 8
+
+
+def test_a_second_attempt_takes_no_copy_away(work: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"regions": True, "annotate": True, "max_failures": 1}
+    found = fp.predict(work / "model", str(work / "scenes"), tmp_path / "out", **options)
+    names = names_below(tmp_path / "out" / "annotated")
+
+    class Broken(FolderStorage):  # at the third copy
+        def write(self, name: str, data: Any) -> None:
+            if name.endswith(Path(names[2]).name):
+                raise StorageError("the disk is full")
+            super().write(name, data)
+
+    asked = PredictionSettings(regions=True, annotate=True)
+    sha256 = found.summary["model"]["sha256"]
+    task = RegionPart(Broken(str(tmp_path / "out")), sha256, asked, frozenset([0]))
+    with pytest.raises(StorageError):
+        task(found.features.plan, 0)
+    assert names_below(tmp_path / "out" / "annotated") == names
+
+
+def test_few_pictures_keep_several_workers_busy(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        for path in (work / "scenes").glob("[0-3] *"):
+            shutil.copy(path, tmp_path / "in" / f"{i} {path.name}")
+    found = fp.predict(work / "model", str(tmp_path / "in"), tmp_path / "out", tiles=True)
+    assert (found.summary["pictures"], found.summary["parts"]) == (12, 2)
+
+
 # -- what cannot be ------------------------------------------------------------------------------------------
 
 
@@ -218,6 +295,10 @@ def test_what_has_no_regions_is_refused(work: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "out").exists()
 
     model, scenes = work / "model", str(work / "scenes")
+    inside = embed(str(work / "single" / "Kiwi"), tmp_path / "kiwis", precision="float32")
+    with pytest.raises(DestinationError, match="take the annotated copies for pictures"):
+        fp.predict(model, inside, work / "single" / "Kiwi" / "told", tiles=True, annotate=True)
+    assert not (work / "single" / "Kiwi" / "told").exists()
     refused(SettingError, "one label each. Leave out 'top_k'", model, scenes, regions=True, top_k=2)
     refused(SettingError, "boxes to draw.*Give --tiles", model, scenes, annotate=True)
     refused(PlanMismatchError, "are no grid", model, work / "features", regions=True)

@@ -69,7 +69,7 @@ def test_bad_values_give_reasons_and_good_ones_features(pictures: list[Path], tm
     assert reasons[1] == "decode: not an image"
     assert reasons[2] == "read: no value"
     assert reasons[3] == "decode: not an image: 2 channels, 1 bytes"
-    assert reasons[5] == "read: vanished since listing"
+    assert reasons[5] == "read: no such file"
     assert reasons[6] is not None
     assert "the scheme 'ftp' cannot be read" in reasons[6]
 

@@ -17,7 +17,7 @@ import collections
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +46,9 @@ class Predictions:
     features : FeatureSet
         What they were made of.
     summary : dict
-        ``rows``, ``pictures``, ``labels`` (how often each was told), ``unknown``, ``failed``, the ``model`` and the
-        ``features`` they are of, and ``versions``.
+        ``rows``, ``pictures``, ``labels`` (how often each was told), ``unknown``, ``unread`` (pictures that could
+        not be read again for their tiles), ``failed``, the ``model`` and the ``features`` they are of, and
+        ``versions``.
     seconds : float
         What the call that gave this took.
     images_per_second : float
@@ -188,11 +189,14 @@ class Tally:
         Hash of the features that it is made of.
     pictures, rows : int
         So many.
+    unread : int
+        Pictures that could not be read again for what was asked.
     """
 
     part: str
     pictures: int = 0
     rows: int = 0
+    unread: int = 0
 
     def __post_init__(self) -> None:
         self._labels: collections.Counter[str] = collections.Counter()
@@ -214,6 +218,7 @@ class Tally:
             "rows": self.rows,
             "labels": labels,
             "unknown": unknown,
+            "unread": self.unread,
         }
 
 
@@ -290,10 +295,17 @@ def read_receipts(storage: Storage, shards: Sequence[int]) -> Iterator[tuple[int
 
 
 def left(storage: Storage, digests: Mapping[int, str]) -> list[int]:
-    """Give the parts that are still to be predicted, of those whose features have these hashes."""
+    """Give the parts that are still to be predicted, of those whose features have these hashes.
+
+    Parts with pictures that could not be read are among them: those may be back.
+    """
     there = {shard_of(entry.name) for entry in storage.list(FOLDER) if is_part(entry.name)}
-    known = {shard: receipt for shard, receipt in read_receipts(storage, sorted(there & set(digests))) if receipt}
-    return [shard for shard, digest in digests.items() if shard not in known or known[shard]["part"] != digest]
+    done = {  # by number alone: receipts of many labels would fill the memory
+        shard
+        for shard, receipt in read_receipts(storage, sorted(there & set(digests)))
+        if receipt and receipt["part"] == digests[shard] and not receipt.get("unread")
+    }
+    return [shard for shard in digests if shard not in done]
 
 
 def forget(storage: Storage, shards: set[int]) -> None:
@@ -301,7 +313,7 @@ def forget(storage: Storage, shards: set[int]) -> None:
     gone = [entry.name for entry in storage.list(FOLDER) if entry.name.startswith(f"{FOLDER}/part-")]
     gone = [name for name in gone if shard_of(name) not in shards]
     if gone:
-        forget_annotated(storage, {shard_of(name) for name in gone})
+        forget_annotated(storage, {shard_of(name) for name in gone})  # first: their parts tell of them
     for name in gone:
         storage.delete(name)
 
@@ -311,11 +323,18 @@ def annotated_name(shard: int, number: int, stem: str) -> str:
     return f"annotated/{shard:08d}-{number:05d}-{stem}.jpg"
 
 
-def forget_annotated(storage: Storage, shards: set[int]) -> None:
-    """Delete the annotated copies of the pictures of some parts."""
-    for name in [entry.name for entry in storage.list("annotated")]:
-        number = Path(name).name.partition("-")[0]
-        if number.isdigit() and int(number) in shards:
+def annotated_shards(storage: Storage) -> Iterator[tuple[str, int]]:
+    """Yield the annotated copies that are there, each with the number of its part."""
+    for entry in storage.list("annotated"):
+        number = Path(entry.name).name.partition("-")[0]
+        if number.isdigit():
+            yield entry.name, int(number)
+
+
+def forget_annotated(storage: Storage, shards: set[int], kept: Collection[str] = ()) -> None:
+    """Delete the annotated copies of the pictures of some parts, but for those to be kept."""
+    for name in [name for name, shard in annotated_shards(storage) if shard in shards]:
+        if name not in kept:
             storage.delete(name)
 
 

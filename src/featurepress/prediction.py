@@ -35,7 +35,7 @@ from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan
 from featurepress.progress import OnProgress, Tell, ignore_progress, telling
 from featurepress.records import part_name
-from featurepress.regions import RegionPart, pooling_of, require_regions
+from featurepress.regions import RegionPart, lies_in, pooling_of, require_apart, require_regions
 from featurepress.run import draft, expand_time, find_backbone, press_plan, require_free
 from featurepress.runner import Runner
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings, Settings
@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 DEFAULT_OUT = "predictions{time}"
+IMAGES_PER_PART_OF_TILES = 8
+# As many numbers in as many parts are predicted before a worker process has started.
+_NUMBERS_AT_ONCE, _PARTS_AT_ONCE = 16_000_000, 64
 
 
 def predict(
@@ -123,6 +126,8 @@ def predict(
         features = feature_set(sources)
         if features is None:
             assert not isinstance(sources, FeatureSet)
+            if asked.tiles:  # a picture of which costs so much that small collections, too, keep all cores busy
+                others = {"images_per_part": IMAGES_PER_PART_OF_TILES, **others}
             others = {**others, "pooling": pooling}
             features, trouble = _pressed(model, sources, storage, asked, others, engine, on_progress)
         else:
@@ -193,6 +198,13 @@ def _require_predictable(
         require_regions(asked, model, features)
     else:
         model.preparing(features.plan.backbone, features.location)
+    if lies_in(storage.location, features.location):
+        raise DestinationError(
+            f"'{storage.location}' lies in the feature set '{features.location}', which is only read. Choose "
+            "an --out beside it."
+        )
+    if asked.annotate:
+        require_apart(storage, features)
     if not len(features):
         raise AnalysisError(f"The feature set '{features.location}' is empty: there is nothing to predict.")
     with _refusing():
@@ -280,15 +292,37 @@ def _predict(
     if left or summary is None or summary["parts"] != len(digests):
         storage.delete(answers.SUMMARY)
         answers.forget(storage, set(digests))
-        runner = Runner(features, engine, tell, preload=__name__, workers=workers)
-        try:
-            for _ in runner.run(features.plan, "predicting", task, left):
-                pass
-        finally:
-            runner.close()
+        if isinstance(task, RegionPart) and asked.annotate:
+            drawn = {shard for _, shard in answers.annotated_shards(storage)}
+            task = replace(task, drawn=frozenset(drawn.intersection(left)))
+        _run(task, features, left, engine, tell, workers)
         summary = _sum_up(model, features, task, digests)
         answers.write_summary(storage, summary)
     return Predictions(storage, features, summary)
+
+
+def _run(
+    task: RegionPart | PredictPart,
+    features: FeatureSet,
+    left: Sequence[int],
+    engine: Engine | None,
+    tell: Tell,
+    workers: int | None,
+) -> None:
+    """Predict some parts, in this process where that takes no longer than to start others."""
+    n_numbers = len(features) * features.n_features
+    is_little = n_numbers <= _NUMBERS_AT_ONCE and len(left) <= _PARTS_AT_ONCE
+    if engine is None and workers is None and isinstance(task, PredictPart) and is_little:
+        for i, shard in enumerate(left):
+            tell("predicting", 4 * n_numbers * i // len(left), 4 * n_numbers)
+            task(features.plan, shard)
+        return
+    runner = Runner(features, engine, tell, preload=__name__, workers=workers)
+    try:
+        for _ in runner.run(features.plan, "predicting", task, left):
+            pass
+    finally:
+        runner.close()
 
 
 def _begin(model: TrainedModel, features: FeatureSet, storage: Storage, asked: PredictionSettings) -> None:
@@ -319,16 +353,19 @@ def _sum_up(
                 f"it is being updated, after: featurepress resume {shlex.quote(features.location)}"
             )
         labels.update(receipt["labels"])
-        totals.update({name: receipt[name] for name in ("pictures", "rows", "unknown")})
+        totals.update({name: receipt.get(name, 0) for name in _ADDED_UP})
     return {
         "status": "complete",
         "parts": len(digests),
-        **{name: totals[name] for name in ("pictures", "rows", "unknown")},
+        **{name: totals[name] for name in _ADDED_UP},
         "labels": dict(sorted(labels.items())),
         "failed": (features.manifest or {}).get("failed", features.failures.num_rows),
         **{name: value for name, value in _request(model, features, task.asked).items() if name != "format"},
         "versions": {name: version(name) for name in ("featurepress", "numpy", "pyarrow")},
     }
+
+
+_ADDED_UP = ("pictures", "rows", "unknown", "unread")
 
 
 @dataclass(frozen=True)

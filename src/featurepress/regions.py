@@ -19,7 +19,7 @@ import numpy as np
 from featurepress import answers
 from featurepress.answers import UNKNOWN, Tally
 from featurepress.child import beat
-from featurepress.errors import AnalysisError, PlanMismatchError
+from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, PreprocessSpec, part_name
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from featurepress.records import Features, Pixels
 
-    Shares = npt.NDArray[np.float64]  # (..., n_classes): probabilities
+    Shares = npt.NDArray[np.float32]  # (..., n_classes): probabilities, as they are written
     Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; the last two exclusive
 
 COLUMNS = ["uri", "label", "probability", "left", "top", "right", "bottom", "kind"]
@@ -40,8 +40,10 @@ BACKGROUND = "background"  # a label that is told of what holds nothing, and is 
 TILE_SHARES = (0.5, 0.35, 0.25)  # sides of the crops, of the shorter side of the picture
 THRESHOLDS = {"cell": 0.5, "tile": 0.8}  # measured: docs/predict.md
 MOST_COMMON = 0.3  # share of the smaller of two boxes of a label above which the weaker one is dropped
+_MOST_ALONG = 100  # as many tiles of a size beside one another, at most twice: of a narrow picture they are wider
 _TILES_AT_ONCE = 64
 _BATCH_ROWS = 256
+_NAME_BYTES = 120  # of a picture's name in that of its annotated copy: file systems allow 255 in all
 
 
 class Region(NamedTuple):
@@ -58,15 +60,20 @@ class Region(NamedTuple):
 
 @dataclass
 class Found:
-    """What is found on a picture: the regions, and the highest probability of any label, reported or not."""
+    """What is found on a picture: the regions, the highest probability of any label, reported or not.
+
+    `is_read` says whether the picture could be read again, where that was needed.
+    """
 
     regions: list[Region]
     highest: float
+    is_read: bool = True
 
     def rows(self, width: int, height: int) -> list[Region]:
         """Give the regions, the most probable first; of a picture with none the whole, as unknown."""
         if not self.regions:
-            return [Region(UNKNOWN, self.highest, 0, 0, width, height, "picture")]
+            kind = "picture" if self.is_read else "unread"
+            return [Region(UNKNOWN, self.highest, 0, 0, width, height, kind)]
         return sorted(self.regions, key=lambda one: (-one.probability, *one[2:]))
 
 
@@ -116,6 +123,30 @@ def require_regions(asked: PredictionSettings, model: TrainedModel, features: Fe
             f"The features of '{features.location}' are no grid: cells (--regions) are told of sets that were "
             "embedded with --pooling flatten. Predict from the pictures, or give --tiles instead of --regions."
         )
+
+
+def require_apart(storage: Storage, features: FeatureSet) -> None:
+    """Refuse a destination in which annotated copies would be taken for pictures of the features.
+
+    Raises
+    ------
+    DestinationError
+        It lies in a source of the set.
+    """
+    from featurepress.originals import pressed_set
+
+    for source in pressed_set(features).plan.sources:
+        where = source.location if "://" in source.location else str(PurePosixPath(source.base, source.location))
+        if lies_in(storage.location, where.partition("**")[0]):
+            raise DestinationError(
+                f"'{storage.location}' lies in '{where}', whose pictures '{features.location}' was made of: its "
+                "next update would take the annotated copies for pictures. Choose another --out."
+            )
+
+
+def lies_in(place: str, folder: str) -> bool:
+    """Whether a place, spelled in full, lies below a folder or a bucket's prefix."""
+    return place.startswith(f"{folder.rstrip('/')}/")
 
 
 # -- cells ---------------------------------------------------------------------------------------------------
@@ -176,16 +207,20 @@ def cell_boxes(width: int, height: int, grid: tuple[int, int], steps: Preprocess
 
 
 def tile_boxes(width: int, height: int) -> list[Box]:
-    """Give overlapping squares that cover a picture: of each of `TILE_SHARES`, half a side apart at most."""
+    """Give overlapping squares that cover a picture: of each of `TILE_SHARES`, half a side apart at most.
+
+    Of a picture that is far longer than wide they are no squares, so that there are some thousand at most.
+    """
     boxes = []
-    for share in TILE_SHARES:
-        side = max(1, round(min(width, height) * share))
+    squares = [max(1, round(min(width, height) * share)) for share in TILE_SHARES]
+    for square in dict.fromkeys(squares):
+        across, down = (max(square, math.ceil(size / _MOST_ALONG)) for size in (width, height))
         lows = [
             np.linspace(0, size - side, math.ceil(2 * (size - side) / side) + 1).round().astype(int).tolist()
-            for size in (height, width)
+            for size, side in ((height, down), (width, across))
         ]
-        boxes += [(x, y, x + side, y + side) for y in lows[0] for x in lows[1]]
-    return boxes
+        boxes += [(x, y, x + across, y + down) for y in lows[0] for x in lows[1]]
+    return list(dict.fromkeys(boxes))
 
 
 def strongest(regions: Sequence[Region]) -> list[Region]:
@@ -220,11 +255,14 @@ class RegionPart:
         Its sha256.
     asked : PredictionSettings
         What is told.
+    drawn : frozenset of int
+        The parts of which there are annotated copies already, perhaps of pictures that are gone.
     """
 
     storage: Storage
     model: str
     asked: PredictionSettings
+    drawn: frozenset[int] = frozenset()
 
     def __call__(self, plan: Plan, shard: int) -> int:
         """Tell the regions of part number `shard` of the feature set of `plan`; give the number of rows."""
@@ -241,6 +279,7 @@ class RegionPart:
             beat(("rows", 0))
         if self.asked.tiles or self.asked.annotate:
             self._look(model, features, name, found)
+            tally.unread = sum(not one.is_read for one in found.values())
         self._write(shard, sizes, found, tally)
         return tally.rows
 
@@ -265,15 +304,22 @@ class RegionPart:
 
         plan, shard = features.plan, answers.shard_of(name)
         bring_model(plan.backbone, plan.storage)
-        answers.forget_annotated(self.storage, {shard})
-        for number, (uri, pixels) in enumerate(read_part_originals(features, name)):
+        names = {uri: answers.annotated_name(shard, i, _plain(uri)) for i, uri in enumerate(found)}
+        unread = set(found)
+        for uri, pixels in read_part_originals(features, name):
             if uri in found:
+                unread.discard(uri)
                 if self.asked.tiles:
                     self._add_tiles(model, plan, pixels, found[uri])
                 if self.asked.annotate:
                     boxes = [(one[2:6], f"{one.label} {one.probability:.2f}") for one in found[uri].regions]
-                    self.storage.write(answers.annotated_name(shard, number, _plain(uri)), annotate(pixels, boxes))
+                    self.storage.write(names[uri], annotate(pixels, boxes))
             beat(("rows", 1))
+        for uri in unread:
+            found[uri].is_read = False
+        if shard in self.drawn:
+            # Last, and no copy that another attempt has written: that one may be the last that ends.
+            answers.forget_annotated(self.storage, {shard}, {names[uri] for uri in found if uri not in unread})
 
     def _add_tiles(self, model: TrainedModel, plan: Plan, pixels: Pixels, found: Found) -> None:
         """Tell the tiles of a picture."""
@@ -284,6 +330,7 @@ class RegionPart:
                 label = str(model.labels[best])
                 if share >= threshold and label != BACKGROUND:
                     regions.append(Region(label, float(share), *box, "tile"))
+            beat(("rows", 0))
         found.regions += strongest(regions)
 
     def _write(self, shard: int, sizes: Sequence[Any], found: dict[str, Found], tally: Tally) -> None:
@@ -314,10 +361,12 @@ def _tiles(model: TrainedModel, plan: Plan, pixels: Pixels) -> Iterator[tuple[li
 
 def _told(model: TrainedModel, X: Features) -> Shares:
     """Give the probabilities of features of the model's backbone, averaged or of a single cell."""
-    return model.classifier.predict_proba(X if model.projection is None else model.projection.transform(X))
+    shares = model.classifier.predict_proba(X if model.projection is None else model.projection.transform(X))
+    return shares.astype(np.float32)
 
 
 def _plain(uri: str) -> str:
     """Give the end of a uri as a file's name can be anywhere."""
     stem = PurePosixPath(uri.partition("?")[0]).stem
-    return "".join(one if one.isalnum() or one in "-_." else "_" for one in stem)[-80:]
+    plain = "".join(one if one.isalnum() or one in "-_." else "_" for one in stem)
+    return plain.encode()[-_NAME_BYTES:].decode(errors="ignore")

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 8  # pictures in memory, decoded
 _SLICE = 64  # values sent to the child at once
+# What sources say of what they have listed, and what that is of a place that nobody listed.
+_NEVER_LISTED = {
+    "vanished since listing": "no such file",
+    "not a regular file any more": "not a regular file",
+}
 
 
 class Raw(NamedTuple):
@@ -160,11 +165,18 @@ def _picture(value: Value, limits: ImageSettings) -> Pixels:
         return _rgb(value)
     if isinstance(value, np.ndarray):
         return _from_array(value)
-    data = read_place(value, limits) if isinstance(value, str) else bytes(value)
+    data = _read(value, limits) if isinstance(value, str) else bytes(value)
     if len(data) > limits.max_bytes:
         raise ImageError("read", f"too many bytes: {len(data)}, above the limit of {limits.max_bytes}")
     pixels: Pixels = decode(data, max_pixels=limits.max_pixels)
     return pixels
+
+
+def _read(place: str, limits: ImageSettings) -> bytes:
+    try:
+        return read_place(place, limits)
+    except ImageError as error:
+        raise ImageError(error.stage, _NEVER_LISTED.get(error.reason, error.reason)) from error
 
 
 def _rgb(raw: Raw) -> Pixels:

@@ -61,6 +61,15 @@ def test_too_many_failures_end_with_three_and_are_written(work: Path, tmp_path: 
     assert "list.jpg" in run_cli("failures", tmp_path / "out").stdout
 
 
+def test_pictures_that_could_not_be_read_again_are_told(work: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "in", 3)
+    run_cli("embed", tmp_path / "in", "--out", tmp_path / "set", "--precision", "float32")
+    next((tmp_path / "in").rglob("*.jpg")).unlink()
+    done = run_cli("predict", work / "fruit-model", tmp_path / "set", "--tiles", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "1 pictures could not be read again; the same command tries again" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

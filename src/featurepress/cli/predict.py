@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli.options import with_engine, with_settings
-from featurepress.errors import RequestError, TooManyFailuresError
+from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings
 
 if TYPE_CHECKING:
@@ -63,19 +63,26 @@ def predict(
 @contextlib.contextmanager
 def _resumable(out: str) -> Iterator[None]:
     """Say how to go on, whatever stops the command once something is written."""
-    from featurepress.answers import REQUEST
-    from featurepress.ledger import PLAN
-    from featurepress.storage import open_storage
-
     try:
         yield
     except (RequestError, TooManyFailuresError):
         raise
     except BaseException:
-        storage = open_storage(out)
-        if any(storage.look(name) is not None for name in (PLAN, REQUEST)):
+        if _has_begun(out):
             typer.echo(f"What is done is kept. Go on with: the same command and --out {shlex.quote(out)}", err=True)
         raise
+
+
+def _has_begun(out: str) -> bool:
+    from featurepress.answers import REQUEST
+    from featurepress.ledger import PLAN
+    from featurepress.storage import open_storage
+
+    try:
+        storage = open_storage(out)
+        return any(storage.look(name) is not None for name in (PLAN, REQUEST))
+    except FeaturepressError:  # it cannot be seen now; what stopped the command is what is told
+        return True
 
 
 def _report(found: Predictions, *, as_json: bool) -> None:
@@ -85,6 +92,8 @@ def _report(found: Predictions, *, as_json: bool) -> None:
     lines = output.Lines()
     what = "regions" if summary["settings"]["regions"] or summary["settings"]["tiles"] else "labels"
     lines.add("rows", f"{len(found):,} {what} of {summary['pictures']:,} pictures, {summary['failed']:,} failed")
+    if unread := summary.get("unread"):
+        lines.add("unread", f"{unread:,} pictures could not be read again; the same command tries again")
     lines.add_counts("labels", dict(list(counts.items())[:_MOST_FREQUENT]))
     if len(counts) > _MOST_FREQUENT:
         lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} labels more")

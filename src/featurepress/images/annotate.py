@@ -13,11 +13,12 @@ if TYPE_CHECKING:
 
     Box = tuple[int, int, int, int]
 
+_MOST_PX = 65_500  # a side of a JPEG, as its format has it
 _COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b")
 
 
 def annotate(pixels: Pixels, boxes: Sequence[tuple[Box, str]]) -> bytes:
-    """Give a copy of a picture as JPEG, with boxes and what they are called drawn in.
+    """Give a copy of a picture as JPEG, with boxes and what they are called drawn in; smaller if it must be.
 
     Parameters
     ----------
@@ -36,6 +37,7 @@ def annotate(pixels: Pixels, boxes: Sequence[tuple[Box, str]]) -> bytes:
         label = draw.textbbox((left + line, top + line), text, font=font)
         draw.rectangle((left, top, label[2] + line, label[3] + line), fill=colour)
         draw.text((left + line, top + line), text, fill="white", font=font)
+    image.thumbnail((_MOST_PX, _MOST_PX))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()
