@@ -15,7 +15,7 @@ from featurepress.errors import FeatureSetError, IncompleteError, SettingError, 
 from featurepress.records import part_name
 from featurepress.storage import FolderStorage
 from featurepress.testing import InlineEngine, fake_backbone
-from tests.runs import draw, read_failures, read_footers, read_json, read_rows, snapshot
+from tests.runs import draw, embed, read_failures, read_footers, read_json, read_rows, snapshot
 from tests.worlds import World, watched
 
 
@@ -109,6 +109,18 @@ def test_a_part_whose_images_are_all_gone_stays_empty_and_what_comes_back_is_new
     assert world.update().summary.changes.new == len(kept)
     assert world.parts()[first[0]] == set()
     world.assert_up_to_date(tmp_path)
+
+
+def test_an_update_may_find_deleted_images_only(tmp_path: Path) -> None:
+    """With the sizes of parts that people have: they depend on how many are new."""
+    source = draw(tmp_path / "in", 5)
+    features = embed(str(source), tmp_path / "out")
+    gone = Path(features.uris[2])
+    gone.unlink()
+    updated = fp.update(tmp_path / "out")
+    assert updated.summary.changes == fp.Changes(0, 0, 1, 0)
+    assert str(gone) not in updated.uris.tolist()
+    assert len(updated) == len(features) - 1
 
 
 def test_failures_are_carried_over_without_a_look_at_them(tmp_path: Path) -> None:

@@ -157,3 +157,7 @@ def test_parts_end_where_archives_do() -> None:
     assert layout.cut(0, [9] * 8) == [9] * 8
     assert sum(layout.cut(0, [1] * 100)) == 100
     assert len(layout.cut(0, [1] * 100)) <= 10
+
+
+def test_a_chunk_without_images_has_no_parts_and_some_size_all_the_same() -> None:
+    assert Tier(2_048, 128, 32).part_of(0) > 0

@@ -22,7 +22,7 @@ class Tier(NamedTuple):
 
     def part_of(self, n_images: int) -> int:
         """Give the size of the parts of a chunk that holds `n_images`."""
-        if not self.least or n_images == self.chunk:
+        if not self.least or n_images in (0, self.chunk):  # an update may find nothing new
             return self.part
         n_parts = 4 * math.ceil(n_images / (4 * self.part))
         return max(self.least, math.ceil(n_images / n_parts))
