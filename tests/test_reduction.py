@@ -16,7 +16,14 @@ from featurepress import ledger, reduction
 from featurepress.analysis import passes
 from featurepress.analysis.passes import KEPT, SumMoments, SumSketches
 from featurepress.engines import LocalEngine, Task
-from featurepress.errors import AnalysisError, FeatureSetError, PlanMismatchError, SettingError, StoppedError
+from featurepress.errors import (
+    AnalysisError,
+    DestinationError,
+    FeatureSetError,
+    PlanMismatchError,
+    SettingError,
+    StoppedError,
+)
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
@@ -74,6 +81,12 @@ def test_without_a_destination_nothing_is_written_but_what_is_kept(features: Fea
     assert pca.explained_variance_ratio_.sum() >= 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features"]
     assert (tmp_path / "features" / KEPT).is_file()
+
+
+def test_a_reduced_set_does_not_lie_in_the_one_it_came_from(features: FeatureSet, tmp_path: Path) -> None:
+    with pytest.raises(DestinationError, match=r"lies in the feature set '.*', which is only read"):
+        fp.reduce(features, tmp_path / "features" / "features" / "reduced", n_components=3)
+    assert not (tmp_path / "features" / "features" / "reduced").exists()
 
 
 def test_the_fingerprint_tells_the_projection(features: FeatureSet, tmp_path: Path) -> None:

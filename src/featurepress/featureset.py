@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
-from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, SettingError
+from featurepress.errors import DestinationError, FeatureSetError, IncompleteError, PlanMismatchError, SettingError
 from featurepress.ledger import Plan
 from featurepress.records import failure_schema, part_schema
-from featurepress.storage import Storage, open_storage, undamaged
+from featurepress.storage import Storage, lies_in, open_storage, undamaged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,6 +98,20 @@ class FeatureSet:
             raise PlanMismatchError(
                 f"The features of '{self.location}' and '{other.location}' cannot be compared; the first has "
                 f"{'; '.join(differences)}. Embed both with the same model."
+            )
+
+    def require_outside(self, place: str) -> None:
+        """Make sure that a destination, spelled in full, does not lie in this set, whose files readers glob.
+
+        Raises
+        ------
+        DestinationError
+            It does.
+        """
+        if lies_in(place, self.location):
+            raise DestinationError(
+                f"'{place}' lies in the feature set '{self.location}', which is only read. "
+                "Choose an --out beside it."
             )
 
     @property

@@ -35,7 +35,7 @@ from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan
 from featurepress.progress import OnProgress, Tell, ignore_progress, telling
 from featurepress.records import part_name
-from featurepress.regions import RegionPart, lies_in, pooling_of, require_apart, require_regions
+from featurepress.regions import RegionPart, pooling_of, require_apart, require_regions
 from featurepress.run import draft, expand_time, find_backbone, press_plan, require_free
 from featurepress.runner import Runner
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings, Settings
@@ -198,11 +198,7 @@ def _require_predictable(
         require_regions(asked, model, features)
     else:
         model.preparing(features.plan.backbone, features.location)
-    if lies_in(storage.location, features.location):
-        raise DestinationError(
-            f"'{storage.location}' lies in the feature set '{features.location}', which is only read. Choose "
-            "an --out beside it."
-        )
+    features.require_outside(storage.location)
     if asked.annotate:
         require_apart(storage, features)
     if not len(features):

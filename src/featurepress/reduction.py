@@ -104,6 +104,8 @@ def reduce(
         )
     request = {**asdict(asked), "using": None if using is None else _location(using)}
     storage = None if out is None else open_storage(expand_time(str(out)))
+    if storage is not None:
+        features.require_outside(storage.location)
     standing = None if storage is None else _standing(storage, features, request)
     runner = Runner(features, engine, tell, preload=__name__)
     try:

@@ -24,7 +24,7 @@ from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, PreprocessSpec, part_name
 from featurepress.settings import PredictionSettings
-from featurepress.storage import Storage
+from featurepress.storage import Storage, lies_in
 from featurepress.trained import TrainedModel
 
 if TYPE_CHECKING:
@@ -142,11 +142,6 @@ def require_apart(storage: Storage, features: FeatureSet) -> None:
                 f"'{storage.location}' lies in '{where}', whose pictures '{features.location}' was made of: its "
                 "next update would take the annotated copies for pictures. Choose another --out."
             )
-
-
-def lies_in(place: str, folder: str) -> bool:
-    """Whether a place, spelled in full, lies below a folder or a bucket's prefix."""
-    return place.startswith(f"{folder.rstrip('/')}/")
 
 
 # -- cells ---------------------------------------------------------------------------------------------------

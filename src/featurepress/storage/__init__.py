@@ -32,6 +32,11 @@ def open_storage(location: str) -> Storage:
     return FolderStorage(str(Path(location).expanduser().absolute()))
 
 
+def lies_in(place: str, folder: str) -> bool:
+    """Whether a place, spelled in full, lies below a folder or a bucket's prefix."""
+    return place.startswith(f"{folder.rstrip('/')}/")
+
+
 __all__ = [
     "Data",
     "Entry",
@@ -39,6 +44,7 @@ __all__ = [
     "Storage",
     "at_once",
     "each_at_once",
+    "lies_in",
     "open_storage",
     "pieces",
     "undamaged",
