@@ -108,7 +108,7 @@ def test_labels_that_the_model_does_not_know_are_told(tmp_path: Path) -> None:
 
 def test_more_than_memory_is_drawn(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features"), **EASY)
-    found = fp.evaluate(model, strangers(tmp_path / "test", 300), in_memory_bytes=4 * 12 * 200)
+    found = fp.evaluate(model, strangers(tmp_path / "test", 300), in_memory_bytes=4 * 15 * 200)
     assert (found.naive.n_train, found.naive.n_test) == (99, 99)  # of three labels, a third each
     assert [note.partition(" pictures")[0] for note in found.notes] == ["99 of the 300", "99 of the 240"]
 
@@ -120,6 +120,80 @@ def test_a_drawn_split_is_made_again(tmp_path: Path) -> None:
     for side in ("naive", "leak_aware"):
         scores, known = getattr(found, side).scores, model.metrics[side]["scores"]
         assert (scores.accuracy, scores.n_samples) == (known["accuracy"], known["n_samples"])
+
+
+def test_it_is_made_again_whatever_the_seed(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features", spread=3.0)
+    model = fp.train(features, tmp_path / "model", random_state=7, twin_threshold=0.99)
+    found = fp.evaluate(fp.open_model(tmp_path / "model"), features)
+    assert found.leak_aware.scores is not None
+    assert found.leak_aware.scores.accuracy == model.metrics["leak_aware"]["scores"]["accuracy"]
+    assert found.naive.n_test == model.metrics["naive"]["n_test"]
+
+
+def test_what_was_trained_on_does_not_test_under_another_word(tmp_path: Path) -> None:
+    """A column with three sides: what was left for choosing trained the model, and tells nothing of it."""
+    column = (["train", "train", "val", "test"] * 60)[:240]
+    features = cloud_set(tmp_path / "features", spread=3.0, split=column)
+    options: dict[str, Any] = {"kind": "knn", "n_neighbors": 1, "twin_threshold": 1.0}
+    model = fp.train(features, **options)
+    assert fp.evaluate(model, features).split == "by the column 'split'"
+    found = fp.evaluate(model, features, test_value="val")
+    assert found.split == "by the column 'split'; a like classifier, fitted to one side"
+    assert found.naive.scores is not None
+    assert found.naive.scores.accuracy < 1.0  # one neighbour tells what it was trained on without fail
+    assert found.naive.n_test == 60
+
+
+def test_the_set_that_a_training_set_was_reduced_from_is_its_own(orchard: Path) -> None:
+    found = fp.evaluate(orchard / "model", orchard / "features", twin_threshold=APART)
+    other = fp.evaluate(orchard / "model", orchard / "reduced", twin_threshold=APART)
+    assert found.split == other.split == "by the column 'split'"
+    assert (found.naive.n_train, found.naive.n_test) == (other.naive.n_train, other.naive.n_test)
+
+
+def test_files_that_were_trained_on_are_told(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features")
+    model = fp.train(features, **EASY)
+    X, y = cloud(240)
+    again = made(tmp_path / "again", X[:90], list(features.uris[:90]), label=y[:90].tolist(), distinct=True)
+    found = fp.evaluate(model, again, twin_threshold=1.0)
+    assert found.notes[0].startswith("90 of the 90 test pictures are files that it was trained on")
+    assert found.leak_aware.scores is None
+
+
+def test_a_drawn_part_of_the_training_set_is_no_place_to_look_for_twins(tmp_path: Path) -> None:
+    model = fp.train(cloud_set(tmp_path / "features", 600), **EASY)
+    found = fp.evaluate(model, strangers(tmp_path / "test"), in_memory_bytes=4 * 15 * 400, twin_threshold=1.0)
+    assert found.leak_aware.scores is None
+    assert found.leak_aware.reason == (
+        "near-duplicates cannot be looked for: 201 of the 600 pictures that it was trained on were drawn"
+    )
+    assert [point.n_train for point in found.learning_curve][-2:] == [99, 600]
+
+
+def labels_file(features: FeatureSet, path: Path, **renamed: str) -> Path:
+    assert features.labels is not None
+    rows = (f'{uri},"{renamed.get(y, y)}"' for uri, y in zip(features.uris, features.labels, strict=True))
+    path.write_text("\n".join(["uri,label", *rows, ""]), encoding="utf-8")
+    return path
+
+
+def test_a_file_of_labels_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features = cloud_set(tmp_path / "features")
+    names = {"apple": "Apfel, süß", "cherry": "桜" * 200}
+    labels_file(features, tmp_path / "labels.csv", **names)
+    monkeypatch.chdir(tmp_path)
+    model = fp.train("features", "model", labels_file="labels.csv", **EASY)
+    assert set(model.labels) == {"banana", *names.values()}
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert fp.evaluate("../model", "../features").naive.scores is not None
+    (tmp_path / "labels.csv").unlink()
+    found = fp.evaluate("../model", strangers(tmp_path / "test"), label_column="label")
+    assert found.naive.scores is not None  # by the field, though the model was trained with a file
+    assert "cannot be told any more. The 'labels_file' setting" in found.leak_aware.reason
+    assert "\n" not in found.leak_aware.reason
 
 
 def test_another_feature_space_is_refused(orchard: Path, tmp_path: Path) -> None:
@@ -161,7 +235,6 @@ def test_mistakes_are_shown_with_their_pictures(orchard: Path, tmp_path: Path) -
         features,
         tmp_path / "report.html",
         labels_file=str(tmp_path / "labels.csv"),
-        split_column="drawn",
     )
     assert {(one.label, one.told) for one in found.mistakes} >= {("Durian", "Plum")}
     page = (tmp_path / "report.html").read_text()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import featurepress as fp
+from featurepress.analysis import twins
 from featurepress.errors import AnalysisError, DestinationError, RequestError, SettingError
 from featurepress.featureset import FeatureSet
 from tests.analysis.clouds import cloud, cloud_set
@@ -41,7 +42,7 @@ def test_a_model_is_trained_measured_and_written(tmp_path: Path) -> None:
     assert model.classifier.n_samples_ == 240
     for side in ("naive", "leak_aware"):
         assert model.metrics[side]["scores"]["accuracy"] > 0.95
-        assert model.metrics[side]["scores"]["n_samples"] >= 55
+        assert model.metrics[side]["scores"]["n_samples"] >= 30
     assert model.trained_on["split"] == "drawn"
     assert set(model.versions) == {"featurepress", "scikit-learn", "numpy"}
     found = fp.open_model(tmp_path / "model")
@@ -83,7 +84,7 @@ def test_test_pictures_with_a_twin_in_training_are_dropped_and_counted(tmp_path:
 @pytest.mark.parametrize("kind", ["logistic", "centroid"])
 def test_beyond_memory_it_is_streamed(kind: str, tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", 3_000, rows_a_part=200)
-    model = fp.train(features, kind=kind, in_memory_bytes=4 * 12 * 600, **EASY)
+    model = fp.train(features, kind=kind, in_memory_bytes=4 * 15 * 600, **EASY)
     X, y = cloud(300, random_state=5)
     assert (model.predict(X) == y).mean() > 0.95
     assert model.classifier.n_samples_ == 3_000
@@ -91,6 +92,26 @@ def test_beyond_memory_it_is_streamed(kind: str, tmp_path: Path) -> None:
         "measured on 600 drawn pictures of 3,000, by a classifier fitted in memory to them"
     ]
     assert 100 < model.metrics["naive"]["scores"]["n_samples"] < 200
+
+
+def test_where_twins_are_too_many_to_look_for_fewer_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(twins, "_MOST_WORK", 3 * 100**2 / 2 * 76)  # of a hundred rows a label
+    model = fp.train(cloud_set(tmp_path / "features", 900), **EASY)
+    assert model.classifier.n_samples_ == 900
+    assert model.metrics["notes"] == [
+        "measured on 300 drawn pictures of 900, by a classifier fitted in memory to them"
+    ]
+    assert model.metrics["naive"]["n_test"] == 75
+
+
+def test_streamed_regularisation_is_that_of_the_measurement(tmp_path: Path) -> None:
+    features = cloud_set(tmp_path / "features", 900, spread=3.0)
+    whole = fp.train(features, twin_threshold=0.99)
+    streamed = fp.train(features, twin_threshold=0.99, in_memory_bytes=4 * 15 * 899)
+    assert streamed.classifier.regularization_ == whole.classifier.regularization_
+    assert "one_by_one" in streamed.classifier._arrays
 
 
 def test_neighbours_beyond_memory_are_refused(tmp_path: Path) -> None:
@@ -125,6 +146,12 @@ def nothing(out: Path) -> FeatureSet:
     return made(out, numbers(0), label=[])
 
 
+def not_numbers_in_the_test(out: Path) -> FeatureSet:
+    X, y = cloud(240)
+    X[[3, 7], 3] = np.inf, np.nan
+    return made(out, X, label=y.tolist(), split=sides(240), distinct=True)
+
+
 @pytest.mark.parametrize(
     ("make", "told"),
     [
@@ -132,6 +159,7 @@ def nothing(out: Path) -> FeatureSet:
         (a_class_of_one, "The class 'plum' has one picture only"),
         (no_labels, "1 of the 40 pictures of"),
         (not_numbers, "no number"),
+        (not_numbers_in_the_test, "2 of 240 rows hold features that are no numbers"),
         (nothing, "is empty: there is nothing to learn"),
     ],
 )
@@ -142,6 +170,30 @@ def test_bad_input_is_one_line(make: Any, told: str, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     assert error.value.exit_code == 2
     assert not (tmp_path / "model").exists()
+
+
+def one_file(out: Path) -> FeatureSet:
+    return made(out, numbers(40), label=["a", "b"] * 20)
+
+
+def two_of_each(out: Path) -> FeatureSet:
+    return cloud_set(out, 6)
+
+
+@pytest.mark.parametrize("make", [one_file, two_of_each])
+@pytest.mark.parametrize("kind", ["logistic", "knn", "centroid"])
+def test_too_little_to_measure_is_fitted_all_the_same(make: Any, kind: str, tmp_path: Path) -> None:
+    model = fp.train(make(tmp_path / "features"), tmp_path / "model", kind=kind)
+    assert model.metrics["leak_aware"]["scores"] is None
+    assert "30 are needed" in model.metrics["leak_aware"]["reason"]
+    assert model.classifier.regularization_ == (1.0 if kind == "logistic" else None)
+    assert fp.evaluate(tmp_path / "model", tmp_path / "features").best.scores is None
+
+
+def test_memory_for_one_row_is_enough(tmp_path: Path) -> None:
+    model = fp.train(cloud_set(tmp_path / "features"), in_memory_bytes=1)
+    X, y = cloud(90, random_state=5)
+    assert (model.predict(X) == y).mean() > 0.95
 
 
 def test_wrong_settings(tmp_path: Path) -> None:
@@ -159,3 +211,5 @@ def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path: Path) -> Non
         fp.train(one_class(tmp_path / "features"), tmp_path / "model")
     with pytest.raises(RequestError, match="is not a feature set"):
         fp.train(tmp_path / "nowhere", tmp_path / "model")
+    with pytest.raises(DestinationError, match=r"lies in the feature set '.*', which is only read"):
+        fp.train(tmp_path / "features", tmp_path / "features" / "features" / "model")

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from featurepress.analysis.classifier import draw_rows
+from featurepress.analysis import Classifier
 from featurepress.analysis.evaluation import Evaluation, Measured
 from featurepress.analysis.report_files import free_report_files
-from featurepress.analysis.samples import Samples, read_samples
+from featurepress.analysis.samples import DRAWN, Samples, joined, numbered, read_samples
 from featurepress.analysis.trials import Trial, baselines, find_mistakes, learning_curve, measure
-from featurepress.errors import FeatureSetError, SourceError, StorageError
+from featurepress.errors import AnalysisError, FeatureSetError, SettingError, SourceError, StorageError
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.images.looks import colour_histogram, thumbnail
 from featurepress.originals import read_originals
@@ -98,9 +98,10 @@ def _settings(model: TrainedModel, options: Mapping[str, Any]) -> dict[str, Any]
     known = {name: value for stage in STAGES for name, value in trained[stage].items()}
     if "split_column" in options or "split_file" in options:
         known |= {"split_column": None, "split_file": None}
+    if "label_column" in options:
+        known |= {"labels_file": None}
     settings = sorted_options(STAGES, {**known, **options})
-    classifier = {**trained["classifier"], "regularization": model.classifier.regularization_}
-    return {**settings, "classifier": ClassifierSettings(**classifier), "asked": set(options)}
+    return {**settings, "classifier": ClassifierSettings(**trained["classifier"]), "asked": set(options)}
 
 
 @dataclass
@@ -115,16 +116,13 @@ class _Bench:
     def evaluate(self) -> Evaluation:
         """Measure, and put together what stands beside the figure."""
         self.notes: list[str] = []
-        self.training, why_not = self._training_set()
-        if self.training is not None and self.training.plan.run_id == self.features.plan.run_id:
-            trial, split = self._own_trial()
-        else:
-            trial, split = self._other_trial(why_not)
+        self.training, self.why_not = self._training_set()
+        trial, split = self._own_trial() if self._is_own() else self._other_trial()
         self.tell("measuring", 0, 0)
         outcome = measure(trial)
-        if why_not:
-            none = Measured(0, outcome.naive.n_test, reason=why_not)
-            outcome = replace(outcome, leak_aware=none)
+        if self.why_not:
+            reason = f"near-duplicates cannot be looked for: {self.why_not}"
+            outcome = replace(outcome, leak_aware=Measured(0, outcome.naive.n_test, reason=reason))
         self._note_strangers(trial)
         self.tell("comparing", 0, 0)
         return Evaluation(
@@ -160,53 +158,79 @@ class _Bench:
         where = self.model.trained_on["features"]
         try:
             training = open_features(where)
-        except FeatureSetError:
-            return None, f"near-duplicates cannot be looked for: the training set '{where}' is gone"
-        known = (self.model.trained_on["run_id"], self.model.trained_on["parts"])
-        if (training.plan.run_id, training.parts_hash) != known:
-            return None, f"near-duplicates cannot be looked for: the training set '{where}' has changed"
+            found = (training.plan.run_id, training.parts_hash)
+        except (FeatureSetError, StorageError):
+            return None, f"the training set '{where}' is gone"
+        if found != (self.model.trained_on["run_id"], self.model.trained_on["parts"]):
+            return None, f"the training set '{where}' has changed"
         return training, ""
 
-    def _own_trial(self) -> tuple[Trial, str]:
-        """Make the split of the training again."""
-        samples = read_samples(self.features, self.settings["labels"], self.settings["split"])
-        trial = self._trial([self._drawn(samples, 1.0)])
-        is_same = samples.split == self.model.trained_on["split"]
-        if samples.is_test is None:
-            return trial, "drawn from the set that the model was trained on; a like classifier, fitted to one side"
-        return replace(trial, is_test=samples.is_test, is_fitted=is_same), samples.split
+    def _is_own(self) -> bool:
+        """Whether these are the rows that the model was trained on, or those that these were reduced from."""
+        if self.training is None:
+            return False
+        plan, own = self.training.plan, self.features.plan.run_id
+        origin = plan.certificate.get("reduced")
+        is_origin = origin is not None and (origin["run_id"], origin["parts"]) == (own, self.features.parts_hash)
+        return plan.run_id == own or is_origin
 
-    def _other_trial(self, why_not: str) -> tuple[Trial, str]:
+    def _own_trial(self) -> tuple[Trial, str]:
+        """Make the split of the training again; the model itself is measured if it was trained on that side."""
+        samples = read_samples(self.features, self.settings["labels"], self.settings["split"])
+        drawn = self._drawn(samples, 1.0)
+        trial = replace(self._trial([drawn]), is_test=drawn.is_test)
+        is_same = samples.train_side().digest == self.model.trained_on.get("rows")
+        if drawn.is_test is not None and drawn is samples and is_same:
+            return replace(trial, is_fitted=True), samples.split
+        like = Classifier(**asdict(self.settings["classifier"]))
+        how = samples.split
+        if samples.is_test is None:
+            how = "drawn from the set that the model was trained on"
+        return replace(trial, classifier=like), f"{how}; a like classifier, fitted to one side"
+
+    def _other_trial(self) -> tuple[Trial, str]:
         """Let other pictures test, beside those that the model was trained on."""
         by_split = {"split_column", "split_file"} & self.settings["asked"]
-        given = self.settings["split"] if by_split else SplitSettings(split_column="drawn")
+        given = self.settings["split"] if by_split else SplitSettings(split_column=DRAWN)
         test = read_samples(self.features, self.settings["labels"], given)
         if test.is_test is not None:
             test = test.take(np.flatnonzero(test.is_test))
         sides = [self._drawn(test, 0.5)]
-        if self.training is not None:
-            trained = self.model.trained_on["settings"]
-            known = read_samples(
-                self.training, LabelSettings(**trained["labels"]), SplitSettings(**trained["split"])
-            )
-            if known.is_test is not None:
-                known = known.take(np.flatnonzero(~known.is_test))
+        known = self._known()
+        if known is not None:
             sides.insert(0, self._drawn(known, 0.5))
+            if sides[0] is not known:
+                self.why_not = f"{len(sides[0]):,} of the {len(known):,} pictures that it was trained on were drawn"
         trial = self._trial(sides)
-        is_test = np.repeat([True] if why_not else [False, True], [len(side) for side in sides])
+        is_test = np.repeat([False, True][-len(sides) :], [len(side) for side in sides])
+        n_same = int(np.isin(trial.hashes[is_test], trial.hashes[~is_test]).sum())
+        if n_same:
+            of = f"{n_same:,} of the {len(sides[-1]):,} test pictures"
+            self.notes.append(f"{of} are files that it was trained on: only the leak-aware figure leaves them out")
         words = test.split if test.is_test is not None else "other pictures than it was trained on"
         return replace(trial, is_test=is_test, is_fitted=True), words
 
+    def _known(self) -> Samples | None:
+        """Give what the model was trained on, if it can be told."""
+        if self.training is None:
+            return None
+        trained = self.model.trained_on["settings"]
+        try:
+            labels, split = LabelSettings(**trained["labels"]), SplitSettings(**trained["split"])
+            return read_samples(self.training, labels, split).train_side()
+        except (SettingError, AnalysisError) as error:  # its file of labels is gone, for instance
+            self.why_not = f"what it was trained on cannot be told any more. {error}"
+            return None
+
     def _drawn(self, samples: Samples, share: float) -> Samples:
-        """Give the samples, or as many drawn ones as a share of the memory holds."""
-        n_rows = max(1, int(share * self.settings["training"].in_memory_bytes) // (4 * samples.features.n_features))
-        if len(samples) <= n_rows:
-            return samples
-        drawn = samples.take(draw_rows(samples.codes, n_rows, self.settings["classifier"].random_state))
-        where = samples.features.location
-        self.notes.append(
-            f"{len(drawn):,} of the {len(samples):,} pictures of '{where}' were drawn; allow more with --in-memory"
-        )
+        """Give the samples, or as many drawn ones as a share of memory and time allows."""
+        n_fitted = samples.n_fitted(self.settings["training"].in_memory_bytes)
+        n_rows = max(1, int(share * min(n_fitted, samples.n_searchable)))
+        drawn = samples.draw(n_rows, self.settings["classifier"].random_state)
+        if drawn is not samples:
+            where, more = samples.features.location, "; allow more with --in-memory"
+            told = f"{len(drawn):,} of the {len(samples):,} pictures of '{where}' were drawn"
+            self.notes.append(told + (more if n_fitted < samples.n_searchable else ""))
         return drawn
 
     def _trial(self, sides: Sequence[Samples]) -> Trial:
@@ -216,12 +240,14 @@ class _Bench:
             self.tell(f"reading {samples.features.location}", 0, samples.n_bytes)
             prepare = self.model.preparing(samples.features.plan.backbone, samples.features.location)
             X.append(prepare(samples.matrix()))
-        y, uris, hashes = (
-            np.concatenate(columns)
-            for columns in zip(*((s.y, s.column("uri"), s.column("sha256")) for s in sides), strict=True)
+        return Trial(
+            np.concatenate(X) if len(X) > 1 else X[0],
+            np.concatenate([samples.y for samples in sides]),
+            joined([samples.column("uri") for samples in sides]),
+            numbered([samples.column("sha256") for samples in sides]),
+            self.model.classifier,
+            twin_threshold=self.settings["split"].twin_threshold,
         )
-        threshold = self.settings["split"].twin_threshold
-        return Trial(np.concatenate(X), y, uris, hashes, self.model.classifier, twin_threshold=threshold)
 
     def _note_strangers(self, trial: Trial) -> None:
         """Say which labels the model cannot know."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featurepress.analysis import Classifier
-from featurepress.analysis.classifier import draw_rows, require_classes
+from featurepress.analysis.classifier import require_classes
 from featurepress.analysis.evaluation import Measured
-from featurepress.analysis.samples import Samples, read_samples
-from featurepress.analysis.streaming import fit_streamed
+from featurepress.analysis.samples import Samples, numbered, read_samples
+from featurepress.analysis.streaming import fit_streamed, require_streamable
 from featurepress.analysis.trials import Outcome, Trial, measure
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.progress import Tell, say_nothing
@@ -26,7 +24,7 @@ from featurepress.settings import (
     TrainingSettings,
     sorted_options,
 )
-from featurepress.storage import open_storage
+from featurepress.storage import Storage, open_storage
 from featurepress.trained import TrainedModel, require_free
 
 STAGES: dict[str, Any] = {
@@ -73,9 +71,11 @@ def train(
 
     Notes
     -----
-    Up to `in_memory_bytes` of features (1 GiB: n_samples x n_features x 4 bytes) are fitted in memory, by
-    scikit-learn. More are streamed (`featurepress.analysis.streaming`), and measured on as many drawn pictures as
-    memory may hold.
+    Up to `in_memory_bytes` (1 GiB: n_samples x (n_features + n_labels) x 4 bytes) are fitted in memory, by
+    scikit-learn, which takes about three times as much. More are streamed (`featurepress.analysis.streaming`), and
+    measured on as many drawn pictures as memory may hold. Where pictures of a label are so many that to look for
+    near-duplicates would take more than a few minutes (`featurepress.analysis.twins.searchable_rows`), fewer are
+    drawn and measured; all are fitted to.
 
     Examples
     --------
@@ -83,16 +83,25 @@ def train(
     >>> model = fp.train("reduced/", "fruit-model/")  # doctest: +SKIP
     >>> model.metrics["leak_aware"]["scores"]["accuracy"]  # doctest: +SKIP
     """
-    settings = sorted_options(STAGES, options)
+    settings = _whole_paths(sorted_options(STAGES, options))
     features = features if isinstance(features, FeatureSet) else open_features(features)
     if out is not None:
-        require_free(open_storage(str(out)))
+        _require_place(features, open_storage(str(out)))
     samples = read_samples(features, settings["labels"], settings["split"])
-    training = samples if samples.is_test is None else samples.take(np.flatnonzero(~samples.is_test))
+    training = samples.train_side()
     require_classes(training.y)
+    n_rows = samples.n_fitted(settings["training"].in_memory_bytes)
+    if len(samples) > n_rows:
+        require_streamable(Classifier(**asdict(settings["classifier"])), training)
     tell("reading", 0, samples.n_bytes)
-    fit = _in_memory if samples.n_bytes <= settings["training"].in_memory_bytes else _streamed
-    classifier, outcome, notes = fit(samples, training, settings, tell)
+    measured = samples.draw(min(n_rows, samples.n_searchable), settings["classifier"].random_state)
+    outcome = measure(trial_of(measured, settings, tell))
+    one = _chosen(outcome, settings)
+    if len(samples) > n_rows:
+        classifier = _streamed(one, training, tell)
+    else:
+        classifier = _in_memory(one, training, outcome if measured is samples else None, tell)
+    notes = [] if measured is samples else [_drawn_note(measured, samples)]
     model = TrainedModel(
         classifier,
         features.plan.backbone,
@@ -103,6 +112,7 @@ def train(
             "run_id": features.plan.run_id,
             "parts": features.parts_hash,
             "n_samples": classifier.n_samples_,
+            "rows": training.digest,
             "split": samples.split,
             "settings": {name: asdict(stage) for name, stage in settings.items()},
         },
@@ -112,40 +122,56 @@ def train(
     return model if out is None else model.save(out)
 
 
-def _in_memory(
-    samples: Samples, training: Samples, settings: dict[str, Any], tell: Tell
-) -> tuple[Classifier, Outcome, list[str]]:
-    """Measure, and then fit to all that may train."""
-    outcome = measure(trial_of(samples, settings, tell))
-    tell("fitting", samples.n_bytes, samples.n_bytes)
+def _whole_paths(settings: dict[str, Any]) -> dict[str, Any]:
+    """Let files be named so that they are found from any folder: `evaluate` reads them again."""
+    for stage, name in (("labels", "labels_file"), ("split", "split_file")):
+        if (path := getattr(settings[stage], name)) is not None:
+            settings[stage] = replace(settings[stage], **{name: str(Path(path).absolute())})
+    return settings
+
+
+def _chosen(outcome: Outcome, settings: dict[str, Any]) -> Classifier:
+    """Give the classifier that is asked for, with the regularisation that was found."""
     aware = outcome.fitted[1]
-    if samples.is_test is not None and aware is not None:  # fitted to all that train already
-        return aware, outcome, []
     chosen = {"regularization": aware.regularization_} if aware is not None and aware.regularization_ else {}
-    classifier = Classifier(**{**asdict(settings["classifier"]), **chosen})
-    trial, rows = outcome.trial, np.flatnonzero(np.isin(samples.rows, training.rows))
-    return classifier.fit(trial.X[rows], trial.y[rows], outcome.groups[rows]), outcome, []
+    return Classifier(**{**asdict(settings["classifier"]), **chosen})
 
 
-def _streamed(
-    samples: Samples, training: Samples, settings: dict[str, Any], tell: Tell
-) -> tuple[Classifier, Outcome, list[str]]:
-    """Measure on as many drawn pictures as memory may hold, and fit to all, streamed."""
-    one = Classifier(**asdict(settings["classifier"]))
-    row_bytes, done = 4 * samples.features.n_features, 0
+def _require_place(features: FeatureSet, storage: Storage) -> None:
+    """Refuse a destination that is not free, or that lies in the features."""
+    features.require_outside(storage.location)
+    require_free(storage)
+
+
+def _in_memory(one: Classifier, training: Samples, outcome: Outcome | None, tell: Tell) -> Classifier:
+    """Fit to all that may train; with the outcome of a trial of all samples, to what it has read."""
+    tell("fitting", training.n_bytes, training.n_bytes)
+    if outcome is None:
+        return one.fit(training.matrix(), training.y)
+    aware, trial = outcome.fitted[1], outcome.trial
+    if trial.is_test is None:
+        return one.fit(trial.X, trial.y, outcome.groups)
+    if aware is not None:  # fitted to all that train already
+        return aware
+    rows = outcome.splits[1].train
+    return one.fit(trial.X[rows], trial.y[rows], outcome.groups[rows])
+
+
+def _streamed(one: Classifier, training: Samples, tell: Tell) -> Classifier:
+    """Fit to all that may train, and tell how far it is."""
+    row_bytes, done = 4 * training.features.n_features, 0
 
     def heard(n_rows: int) -> None:
         nonlocal done
         done += n_rows
-        tell(f"fitting, pass {done // max(1, len(training)) + 1}", done * row_bytes, 0)
+        tell(f"fitting, pass {(done - 1) // len(training) + 1}", done * row_bytes, 0)
 
-    classifier = fit_streamed(one, training, heard)
-    n_drawn = max(1, settings["training"].in_memory_bytes // row_bytes)
-    drawn = samples.take(draw_rows(samples.codes, n_drawn, one.random_state))
-    note = (
-        f"measured on {len(drawn):,} drawn pictures of {len(samples):,}, by a classifier fitted in memory to them"
-    )
-    return classifier, measure(trial_of(drawn, settings, tell)), [note]
+    return fit_streamed(one, training, heard)
+
+
+def _drawn_note(drawn: Samples, samples: Samples) -> str:
+    counts = f"{len(drawn):,} drawn pictures of {len(samples):,}"
+    return f"measured on {counts}, by a classifier fitted in memory to them"
 
 
 def trial_of(samples: Samples, settings: dict[str, Any], tell: Tell = say_nothing) -> Trial:
@@ -156,7 +182,7 @@ def trial_of(samples: Samples, settings: dict[str, Any], tell: Tell = say_nothin
         X,
         samples.y,
         samples.column("uri"),
-        samples.column("sha256"),
+        numbered([samples.column("sha256")]),
         Classifier(**asdict(settings["classifier"])),
         samples.is_test,
         twin_threshold=settings["split"].twin_threshold,

@@ -69,12 +69,13 @@ def test_centroid_is_scikit_learns(classes: int) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_probabilities_are_probabilities_and_survive_storage(kind: str, classes: int) -> None:
     X, y = fruits(200, classes)
-    one = Classifier(kind).fit(X, y)
+    one = Classifier(kind, random_state=3).fit(X, y)
     found = one.predict_proba(X)
     assert found.shape == (200, classes)
     assert (found >= 0).all()
     np.testing.assert_allclose(found.sum(axis=1), 1)
     again = Classifier.from_bytes(one.to_bytes())
+    assert again.random_state == one.random_state
     assert np.array_equal(again.predict_proba(X), found)
     assert np.array_equal(again.predict(X), one.predict(X))
     assert (again.kind, again.n_samples_, again.regularization_) == (kind, 200, one.regularization_)

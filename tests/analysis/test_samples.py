@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from featurepress.analysis.samples import read_samples
+from featurepress.analysis.samples import joined, numbered, read_samples
 from featurepress.errors import AnalysisError, SettingError
 from featurepress.settings import LabelSettings, SplitSettings
 from tests.analysis.clouds import cloud, cloud_set
@@ -23,8 +24,32 @@ def test_labels_come_from_the_field(tmp_path: Path) -> None:
     assert samples.classes.tolist() == ["apple", "banana", "cherry"]
     assert samples.y.tolist() == cloud(60)[1].tolist()
     assert (samples.is_test, samples.split) == (None, "drawn")
-    assert samples.column("uri")[3] == "out-00003.jpg"
+    assert samples.column("uri")[3].as_py() == "out-00003.jpg"
     assert samples.matrix().tobytes() == features.to_numpy().tobytes()
+
+
+def test_the_same_text_has_the_same_number() -> None:
+    columns = [pa.chunked_array([["b", "a"], ["b"]]), pa.chunked_array([["c", "a"]])]
+    numbers = numbered(columns).tolist()
+    assert [numbers.index(number) for number in numbers] == [0, 1, 0, 3, 1]
+    assert joined(columns).to_pylist() == ["b", "a", "b", "c", "a"]
+    assert numbered([pa.chunked_array([], pa.string())]).tolist() == []
+
+
+def test_labels_count_where_memory_is_asked_for(tmp_path: Path) -> None:
+    samples = read_samples(cloud_set(tmp_path / "out", 60))
+    assert samples.n_fitted(4 * (12 + 3) * 30) == 30
+    assert samples.n_fitted(1) == 1
+    assert samples.draw(60, 0) is samples
+    assert np.bincount(samples.draw(30, 0).codes).tolist() == [10, 10, 10]
+
+
+def test_the_side_that_trains_has_a_name(tmp_path: Path) -> None:
+    samples = read_samples(cloud_set(tmp_path / "out", 60, split=sides(60)))
+    other = read_samples(cloud_set(tmp_path / "other", 60, split=sides(60)[::-1]))
+    assert len(samples.train_side()) == 45
+    assert samples.train_side().digest != other.train_side().digest
+    assert samples.digest == other.digest
 
 
 def test_some_of_the_rows_keep_their_features(tmp_path: Path) -> None:
@@ -156,3 +181,10 @@ def test_a_side_that_is_missing(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "out", 8, split=[*sides(7), None])
     with pytest.raises(AnalysisError, match=r"1 of the 8 pictures of '.*' \('out-00007.jpg'\) has no side"):
         read_samples(features, split=SplitSettings(split_column="split"))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("uri,label,label\nx,a,b\n")
+    features = cloud_set(tmp_path / "out", 60)
+    with pytest.raises(SettingError, match=r"has more than one column 'label'\.$"):
+        read_samples(features, LabelSettings(labels_file=str(tmp_path / "labels.csv")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,25 @@ def test_every_class_is_tested_by_about_a_quarter() -> None:
     assert (split.n_twins, split.not_evaluable, split.reason) == (0, (), "")
     assert np.array_equal(drawn_split(y, groups).test, split.test)
     assert not np.array_equal(drawn_split(y, groups, random_state=1).test, split.test)
+
+
+def test_a_class_of_few_large_groups_is_tested_by_the_smallest() -> None:
+    y = np.array(["apple"] * 8 + ["plum"] * 200)
+    groups = np.array([0] * 5 + [1] * 3 + list(range(2, 202)))
+    for seed in range(5):
+        split = drawn_split(y, groups, random_state=seed)
+        assert split.test[:3].tolist() == [5, 6, 7]
+        assert len(split.test) == 53
+
+
+def test_a_thousand_classes_are_drawn_at_once() -> None:
+    """Its memory does not grow with classes times groups, which would be 800 MB here."""
+    y = np.char.add("class ", np.repeat(np.arange(1_000), 100).astype(str))
+    started = time.process_time()
+    split = drawn_split(y, np.arange(100_000) // 2)
+    assert time.process_time() - started < 10.0  # seconds; by scikit-learn's StratifiedGroupKFold minutes
+    assert len(split.test) == 24_000  # pairs: 24 of each hundred
+    assert split.not_evaluable == ()
 
 
 def test_a_file_under_two_labels_stays_on_one_side() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 
 from featurepress.analysis import twins
-from featurepress.analysis.twins import twin_groups, twin_threshold, unit_rows
+from featurepress.analysis.twins import searchable_rows, twin_groups, twin_threshold, unit_rows
 
 
 def plain(X: Any, labels: Any, hashes: Any, threshold: float) -> list[int]:
@@ -27,9 +28,12 @@ def plain(X: Any, labels: Any, hashes: Any, threshold: float) -> list[int]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("block", [3, 2_048])
-def test_groups_are_those_of_the_definition(seed: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("block", "most_pairs"), [(3, 2), (3, 4_000_000), (2_048, 4_000_000)])
+def test_groups_are_those_of_the_definition(
+    seed: int, block: int, most_pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(twins, "_BLOCK_ROWS", block)
+    monkeypatch.setattr(twins, "_MOST_PAIRS", most_pairs)
     draw = np.random.default_rng(seed)
     centres = draw.standard_normal((9, 16)) * 3
     X = (centres[draw.integers(0, 9, 60)] + draw.standard_normal((60, 16))).astype(np.float32)
@@ -47,6 +51,27 @@ def test_frames_of_a_turntable_are_one_group_though_the_ends_differ() -> None:
     labels = np.repeat(["front", "back"], 40)
     groups = twin_groups(X, labels, np.arange(80).astype(str), threshold=0.99)
     assert groups.tolist() == [0] * 40 + [1] * 40
+
+
+def test_pictures_that_are_all_twins_need_no_memory_for_all_pairs() -> None:
+    draw = np.random.default_rng(0)
+    X = np.repeat([[1.0, 0.0], [-1.0, 0.0]], 12_000, axis=0) + 0.001 * draw.normal(size=(24_000, 2))
+    labels = np.repeat(["one", "other"], 12_000)
+    tracemalloc.start()
+    groups = twin_groups(X.astype(np.float32), labels, np.arange(24_000), threshold=0.9)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert groups.tolist() == [0] * 12_000 + [1] * 12_000
+    assert peak_bytes < 600e6  # all pairs would be 2.3 GB
+
+
+def test_so_many_rows_are_searched_that_it_takes_minutes() -> None:
+    even = np.full(100, 10_000)
+    assert searchable_rows(even, 64) > even.sum()
+    few = searchable_rows(np.full(2, 500_000), 64)
+    assert 200_000 < few < 300_000
+    assert searchable_rows(np.full(2, few // 2), 64) == pytest.approx(few, rel=1e-3)  # that many are all searched
+    assert searchable_rows(np.array([0]), 64) == 0
 
 
 def test_the_same_file_is_a_twin_whatever_its_label() -> None:

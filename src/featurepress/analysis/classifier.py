@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featurepress.analysis.moments import require_finite
+from featurepress.analysis.splits import places_of
 from featurepress.errors import AnalysisError
 from featurepress.settings import ClassifierSettings
 
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.str_]
 
 CHOSEN_FROM = tuple(10.0**power for power in range(-4, 3))  # regularisations that cross-validation tries
+UNCHOSEN = 1.0  # where too few rows are there to choose by: scikit-learn's
 CHOOSING_ROWS = 4_000  # on so many rows, drawn so that every class keeps its share
 _FOLDS = 3
+_BLOCK_ROWS = 16_384  # that are standardised at once: in double precision all together would be four times X
 
 
 @dataclass
@@ -92,7 +96,7 @@ class Classifier:
         require_finite(X.mean(axis=0, dtype=np.float64), X)
         self.classes_, self.n_samples_ = np.unique(y), len(y)
         self.mean_ = X.mean(axis=0, dtype=np.float64)
-        deviations = X.std(axis=0, dtype=np.float64)
+        deviations = np.sqrt(sum(((rows - self.mean_) ** 2).sum(axis=0) for rows in _blocks(X)) / len(X))
         self.scale_ = np.where(deviations > 0, deviations, 1.0)
         if self.kind == "knn":
             self.scale_ = np.ones_like(deviations)
@@ -107,7 +111,9 @@ class Classifier:
         return self
 
     def _standardised(self, X: npt.NDArray[Any]) -> Features:
-        standardised: Features = ((X - self.mean_) / self.scale_).astype(np.float32)
+        standardised: Features = np.empty(X.shape, np.float32)
+        for rows, own in zip(_blocks(X), _blocks(standardised), strict=True):
+            own[:] = (rows - self.mean_) / self.scale_
         if self.kind == "knn":  # by cosine: to standardise each number would make as much of the last components of
             lengths = np.linalg.norm(standardised, axis=1, keepdims=True)  # a reduction as of the first
             np.divide(standardised, lengths, out=standardised, where=lengths > 0)
@@ -122,19 +128,16 @@ class Classifier:
         return LogisticRegression(C=regularization, class_weight=weights, max_iter=5_000, **how)
 
     def choose(self, Z: Features, y: Labels, groups: npt.NDArray[np.int64] | None = None) -> float:
-        """Give the regularisation with the least log loss in cross-validation, of standardised rows."""
-        from sklearn.model_selection import StratifiedGroupKFold
+        """Give the regularisation with the least log loss in cross-validation, of standardised rows.
 
+        Where there are too few rows, or groups of them, to be cross-validated, it is 1, as scikit-learn's.
+        """
         rows = draw_rows(y, CHOOSING_ROWS, self.random_state)
         Z, y = Z[rows], y[rows]
         own = np.arange(len(y)) if groups is None else groups[rows]
-        folds = []
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-            for train, test in StratifiedGroupKFold(_FOLDS).split(Z, y, own):
-                known = test[np.isin(y[test], y[train])]  # a class that is one group only cannot be learned here
-                if len(known) and len(np.unique(y[train])) > 1:
-                    folds.append((self._logistic(1.0, is_rough=True), train, known))
+        folds = [(self._logistic(1.0, is_rough=True), *sides) for sides in _folds(y, own)]
+        if not folds:
+            return UNCHOSEN
         losses: dict[float, float] = {}
         for regularization in CHOSEN_FROM:  # ascending: each fit starts from the one before it
             losses[regularization] = sum(_loss(fold, Z, y, regularization) for fold in folds)
@@ -144,10 +147,11 @@ class Classifier:
 
     def _centroids(self, Z: Features, y: Labels) -> dict[str, npt.NDArray[Any]]:
         """Give the mean of each class, and the variance that rows have about it, over all features."""
-        counts = np.array([(y == label).sum() for label in self.classes_])
-        means = np.stack([Z[y == label].mean(axis=0, dtype=np.float64) for label in self.classes_])
-        apart = Z - means[np.searchsorted(self.classes_, y)]
-        variance = np.mean(apart**2, dtype=np.float64) * len(y) / max(1, len(y) - len(self.classes_))
+        places = places_of(np.searchsorted(self.classes_, y))
+        counts = np.array([len(rows) for rows in places])
+        means = np.stack([Z[rows].mean(axis=0, dtype=np.float64) for rows in places])
+        apart = sum(float(((Z[rows] - mean) ** 2).sum()) for rows, mean in zip(places, means, strict=True))
+        variance = apart / Z.shape[1] / max(1, len(y) - len(self.classes_))
         shares = np.full(len(counts), 1 / len(counts)) if self.balanced else counts / len(y)
         return {"means": means, "variance": np.array(max(variance, 1e-12)), "shares": shares}
 
@@ -200,6 +204,7 @@ class Classifier:
             "kind": np.str_(self.kind),
             "n_neighbors": np.int64(self.n_neighbors),
             "balanced": np.bool_(self.balanced),
+            "random_state": np.int64(self.random_state),
             "classes": self.classes_,
             "mean": self.mean_,
             "scale": self.scale_,
@@ -217,7 +222,10 @@ class Classifier:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             regularization = float(arrays["regularization"])
             one = cls(
-                str(arrays["kind"]), n_neighbors=int(arrays["n_neighbors"]), balanced=bool(arrays["balanced"])
+                str(arrays["kind"]),
+                n_neighbors=int(arrays["n_neighbors"]),
+                balanced=bool(arrays["balanced"]),
+                random_state=int(arrays["random_state"]) if "random_state" in arrays.files else 0,
             )
             own = [name for name in arrays.files if name.startswith("own_")]
             return one.take(
@@ -266,11 +274,33 @@ def draw_rows(y: npt.NDArray[Any], n_rows: int, random_state: int) -> npt.NDArra
         return np.arange(len(y))
     draw = np.random.default_rng(random_state)
     chosen = []
-    for label in np.unique(y):
-        own = np.flatnonzero(y == label)
+    for own in places_of(np.unique(y, return_inverse=True)[1]):
         n = min(len(own), max(_FOLDS, round(len(own) * n_rows / len(y))))
         chosen.append(draw.choice(own, n, replace=False))
     return np.sort(np.concatenate(chosen))
+
+
+def _blocks(X: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield some rows after the others."""
+    for start in range(0, len(X), _BLOCK_ROWS):
+        yield X[start : start + _BLOCK_ROWS]
+
+
+def _folds(y: Labels, own: npt.NDArray[np.int64]) -> list[tuple[Any, Any]]:
+    """Give training and test rows for cross-validation, groups whole; none where there are too few."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    n_folds = min(_FOLDS, len(np.unique(own)), np.unique(y, return_counts=True)[1].max())
+    folds: list[tuple[Any, Any]] = []
+    if n_folds < 2:
+        return folds
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        for train, test in StratifiedGroupKFold(n_folds).split(own, y, own):
+            known = test[np.isin(y[test], y[train])]  # a class that is one group only cannot be learned here
+            if len(known) and len(np.unique(y[train])) > 1:
+                folds.append((train, known))
+    return folds
 
 
 def _loss(fold: tuple[Any, Any, Any], Z: Features, y: Labels, regularization: float) -> float:

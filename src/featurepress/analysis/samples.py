@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurepress.analysis.classifier import draw_rows
+from featurepress.analysis.twins import searchable_rows
 from featurepress.errors import AnalysisError, SettingError
 from featurepress.featureset import FeatureSet
 from featurepress.settings import LabelSettings, SplitSettings, nearest
@@ -67,6 +70,19 @@ class Samples:
         """Bytes of all features, in memory."""
         return 4 * self.features.n_features * len(self)
 
+    def n_fitted(self, in_memory_bytes: int) -> int:
+        """Say how many rows a classifier may be fitted to in memory; each takes 4 bytes a feature, and a label."""
+        return max(1, in_memory_bytes // (4 * (self.features.n_features + len(self.classes))))
+
+    @property
+    def n_searchable(self) -> int:
+        """Rows among which near-duplicates are looked for, at most."""
+        return max(1, searchable_rows(np.bincount(self.codes), self.features.n_features))
+
+    def draw(self, n_rows: int, random_state: int) -> Samples:
+        """Give so many drawn samples, of each label its share, and three at least; all if there are no more."""
+        return self if len(self) <= n_rows else self.take(draw_rows(self.codes, n_rows, random_state))
+
     def take(self, chosen: Rows) -> Samples:
         """Give some of the samples, by their places, ascending; labels that none has are left out."""
         kinds, codes = np.unique(self.codes[chosen], return_inverse=True)
@@ -74,10 +90,18 @@ class Samples:
         own = self.classes[kinds]
         return Samples(self.features, self.rows[chosen], own, codes.astype(np.int32), is_test, self.split)
 
-    def column(self, name: str) -> Labels:
-        """Give a column of the set for these rows, such as ``uri`` or ``sha256``: array (n_samples,) of str."""
-        column = self.features.to_table([name]).column(name).take(_indices(self.rows))
-        return np.array([text or "" for text in column.to_pylist()], np.str_)
+    def train_side(self) -> Samples:
+        """Give those that train: all, where nobody says which test."""
+        return self if self.is_test is None else self.take(np.flatnonzero(~self.is_test))
+
+    @property
+    def digest(self) -> str:
+        """Hash of which rows of the set these are."""
+        return hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """Give a column of the set for these rows, such as ``uri`` or ``sha256``, as Arrow holds it."""
+        return self.features.to_table([name]).column(name).take(_indices(self.rows))
 
     def matrix(self) -> Features:
         """Give the features: array (n_samples, n_features) float32, in memory."""
@@ -96,6 +120,20 @@ class Samples:
                 X = record_batch.column("features").flatten().to_numpy().reshape(-1, n_features)
                 yield places, X[self.rows[places] - start]
             start = stop
+
+
+def joined(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
+    """Give some columns of text, one after the other, as one."""
+    import pyarrow as pa
+
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+
+
+def numbered(columns: Sequence[pa.ChunkedArray]) -> npt.NDArray[np.int64]:
+    """Give a number for each text of some columns, one after the other: the same text has the same number."""
+    encoded = joined(columns).dictionary_encode().unify_dictionaries()
+    numbers = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return np.concatenate([np.empty(0, np.int64), *numbers]).astype(np.int64)
 
 
 def read_samples(
@@ -209,11 +247,13 @@ def _read_csv(path: str, column: str, setting: str) -> pa.Table:
     texts = pyarrow.csv.ConvertOptions(column_types={"uri": pa.string(), column: pa.string()})
     try:
         table = pyarrow.csv.read_csv(path, convert_options=texts)
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise SettingError(f"{name} {column}. '{path}' is none: {' '.join(str(error).split())}") from error
     if lacking := [one for one in ("uri", column) if one not in table.column_names]:
         there = ", ".join(table.column_names)
         raise SettingError(f"{name} {column}. '{path}' has no column '{lacking[0]}'; it has {there}.")
+    if repeated := [one for one in ("uri", column) if table.column_names.count(one) > 1]:
+        raise SettingError(f"{name} {column}. '{path}' has more than one column '{repeated[0]}'.")
     return table
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.str_]
 
 _BINS = 10  # of confidence, equally wide
+_BLOCK_ROWS = 8_192  # that are sorted at once: of 1,000 classes, 64 MB
 _Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 
@@ -108,14 +109,13 @@ def score(y: Labels, probabilities: npt.NDArray[np.float64], classes: Labels) ->
     right = told == y
     tested, labels = np.unique(y), np.union1d(np.unique(y), classes)
     precision, recall, f1, counts = precision_recall_fscore_support(y, told, labels=tested, zero_division=0.0)
-    best = classes[np.argsort(-probabilities, axis=1, kind="stable")[:, :3]]
     bins = _reliability(confidence, right)
     return Scores(
         n_samples=len(y),
         accuracy=float(right.mean()),
         interval=wilson(int(right.sum()), len(y)),
         macro_f1=float(f1.mean()),
-        top_3=float((best == y[:, None]).any(axis=1).mean()),
+        top_3=_top_3(y, probabilities, classes),
         calibration_error=sum(one.n_samples * abs(one.confidence - one.accuracy) for one in bins) / len(y),
         classes=tuple(
             ClassScore(str(label), int(n), float(p), float(r), float(f))
@@ -125,6 +125,16 @@ def score(y: Labels, probabilities: npt.NDArray[np.float64], classes: Labels) ->
         labels=tuple(labels.tolist()),
         reliability=bins,
     )
+
+
+def _top_3(y: Labels, probabilities: npt.NDArray[np.float64], classes: Labels) -> float:
+    """Give the share whose right class is among the three most probable, some rows after the others."""
+    n_right = 0
+    for start in range(0, len(y), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        best = classes[np.argsort(-probabilities[rows], axis=1, kind="stable")[:, :3]]
+        n_right += int((best == y[rows, None]).any(axis=1).sum())
+    return n_right / len(y)
 
 
 def wilson(n_right: int, n_samples: int) -> tuple[float, float]:

@@ -57,11 +57,7 @@ def fit_streamed(classifier: Classifier, samples: Samples, heard: Heard = lambda
     places of the set are mixed, since a set in order of its folders has one class at a time. It passes over them
     until the log loss of 4,000 drawn ones settles, 20 times at most. Memory: about 8,192 rows.
     """
-    if classifier.kind == "knn":
-        raise AnalysisError(
-            f"k nearest neighbours keep all features in memory, which are {samples.n_bytes / 2**30:.1f} GiB here. "
-            "Reduce them, take --classifier logistic, or allow more with --in-memory."
-        )
+    require_streamable(classifier, samples)
     mean, scale = _spread(samples, heard)
     drawn = samples.take(draw_rows(samples.codes, CHOOSING_ROWS, classifier.random_state))
     stream = _Stream(samples, mean, scale, classifier.random_state)
@@ -80,6 +76,15 @@ def fit_streamed(classifier: Classifier, samples: Samples, heard: Heard = lambda
         regularization=regularization,
         arrays=arrays,
     )
+
+
+def require_streamable(classifier: Classifier, samples: Samples) -> None:
+    """Raise AnalysisError if a classifier needs all rows in memory."""
+    if classifier.kind == "knn":
+        raise AnalysisError(
+            f"k nearest neighbours keep all features in memory, which are {samples.n_bytes / 2**30:.1f} GiB here. "
+            "Reduce them, take --classifier logistic, or allow more with --in-memory."
+        )
 
 
 def _spread(samples: Samples, heard: Heard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

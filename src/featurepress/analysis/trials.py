@@ -10,12 +10,14 @@ import numpy as np
 
 from featurepress.analysis.classifier import Classifier, draw_rows
 from featurepress.analysis.evaluation import Baseline, LearningPoint, Measured, Mistake
+from featurepress.analysis.moments import require_finite
 from featurepress.analysis.scores import score, wilson
 from featurepress.analysis.splits import Split, drawn_split, given_split
 from featurepress.analysis.twins import twin_groups, twin_threshold
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    import pyarrow as pa
 
     from featurepress.records import Features
 
@@ -37,8 +39,12 @@ class Trial:
     ----------
     X : array (n_samples, n_features) float32
         The features.
-    y, uris, hashes : array (n_samples,) of str
-        Labels, names, and hashes of the files' bytes.
+    y : array (n_samples,) of str
+        The labels.
+    uris : Arrow array (n_samples,) of str
+        The names.
+    hashes : array (n_samples,) int64
+        Numbers that are the same for files of the same bytes only.
     classifier : Classifier
         Its settings; fitted, if `is_fitted`, to the rows that train.
     is_test : array (n_samples,) bool, optional
@@ -52,12 +58,17 @@ class Trial:
 
     X: Features
     y: Labels
-    uris: Labels
-    hashes: Labels
+    uris: pa.ChunkedArray
+    hashes: Rows
     classifier: Classifier
     is_test: npt.NDArray[np.bool_] | None = None
     is_fitted: bool = False
     twin_threshold: float | None = None
+
+    def named(self, rows: Rows) -> list[str]:
+        """Give the names of some rows."""
+        names: list[str] = self.uris.take(rows).to_pylist()
+        return names
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,7 @@ def measure(trial: Trial) -> Outcome:
     figures differ by the pictures only. Time: that of two fits, of the search for twins (pairs of a label), and of
     the cross-validation.
     """
+    require_finite(trial.X.mean(axis=0, dtype=np.float64), trial.X)  # those that only test too
     y, threshold = trial.y, trial.twin_threshold
     if threshold is None:
         threshold = twin_threshold(trial.X, y, random_state=trial.classifier.random_state)
@@ -168,8 +180,8 @@ def find_mistakes(outcome: Outcome, n_most: int = MOST_MISTAKES) -> tuple[Mistak
     wrong = np.flatnonzero(told != trial.y[split.test])
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:n_most]
     return tuple(
-        Mistake(str(trial.uris[row]), str(trial.y[row]), str(told[i]), float(confidence[i]))
-        for i, row in zip(wrong, split.test[wrong], strict=True)
+        Mistake(uri, str(trial.y[row]), str(told[i]), float(confidence[i]))
+        for i, row, uri in zip(wrong, split.test[wrong], trial.named(split.test[wrong]), strict=True)
     )
 
 
@@ -184,11 +196,12 @@ def learning_curve(outcome: Outcome) -> tuple[LearningPoint, ...]:
         rows = split.train[draw_rows(own, round(share * len(own)), fitted.random_state)]
         if len(rows) in points or len(np.unique(trial.y[rows])) < 2:
             continue
-        one = fitted
+        one, n_train = fitted, fitted.n_samples_  # of a trained model, more than are here if these were drawn
         if len(rows) < len(split.train):
             one = replace(fitted, regularization=fitted.regularization_).fit(trial.X[rows], trial.y[rows])
+            n_train = len(rows)
         right = int((one.predict(trial.X[split.test]) == trial.y[split.test]).sum())
-        points[len(rows)] = LearningPoint(len(rows), right / len(split.test), wilson(right, len(split.test)))
+        points[len(rows)] = LearningPoint(n_train, right / len(split.test), wilson(right, len(split.test)))
     return tuple(points.values())
 
 
@@ -211,21 +224,25 @@ def baselines(outcome: Outcome, looks: Looks | None = None) -> tuple[Baseline, .
     most = Baseline(
         f"always the most frequent label, '{labels[counts.argmax()]}'", right / len(test), wilson(right, len(test))
     )
-    return most, _colours(trial, train, test, looks)
+    return most, _colours(outcome, train, test, looks)
 
 
-def _colours(trial: Trial, train: Rows, test: Rows, looks: Looks | None) -> Baseline:
-    name, seed = "colour histogram", trial.classifier.random_state
+def _colours(outcome: Outcome, train: Rows, test: Rows, looks: Looks | None) -> Baseline:
+    trial, name = outcome.trial, "colour histogram"
+    seed = trial.classifier.random_state
     if looks is None:
         return Baseline(name, reason="the pictures were not looked at")
     train = train[draw_rows(trial.y[train], _BASELINE_TRAIN, seed)]
     test = test[draw_rows(trial.y[test], _BASELINE_TEST, seed)]
-    found = looks([*trial.uris[train].tolist(), *trial.uris[test].tolist()])
-    train, test = (np.array([row for row in rows if trial.uris[row] in found], np.int64) for rows in (train, test))
+    names = [trial.named(rows) for rows in (train, test)]
+    found = looks([*names[0], *names[1]])
+    is_there = [np.array([uri in found for uri in own], bool) for own in names]
+    train, test = train[is_there[0]], test[is_there[1]]
     if len(test) < len(found) / 10 or len(np.unique(trial.y[train])) < 2 or not len(test):
         return Baseline(name, reason="the pictures cannot be read any more")
-    H = [np.stack([found[str(trial.uris[row])] for row in rows]).astype(np.float32) for rows in (train, test)]
-    one = Classifier(random_state=seed, balanced=trial.classifier.balanced).fit(H[0], trial.y[train])
+    H = [np.stack([found[uri] for uri in own if uri in found]).astype(np.float32) for own in names]
+    one = Classifier(random_state=seed, balanced=trial.classifier.balanced)
+    one.fit(H[0], trial.y[train], outcome.groups[train])  # near-duplicates together, as for what it stands beside
     right = int((one.predict(H[1]) == trial.y[test]).sum())
     return Baseline(
         f"{name}, of {len(train):,} training and {len(test):,} test pictures",

@@ -6,18 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurepress.analysis.splits import places_of
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 LEAST_THRESHOLD, MOST_THRESHOLD = 0.85, 0.99  # below, pictures are of a kind only; above, rounding decides
 
-_BLOCK_ROWS = 2_048  # of one label that are compared at once with all others of it
+_BLOCK_ROWS = 2_048  # of one label that are compared at once with as many others of it
+_MOST_PAIRS = 4_000_000  # that are held before they are joined
+_MOST_WORK = 2e12  # multiplications: one to three minutes on two cores
+_PAIR_WORK = 64  # multiplications that it takes to look at one cosine
 _DRAWN_ROWS = 2_000  # whose nearest picture of another label is looked for: the share is then known to 0.2 points
 _STRANGERS = 0.99  # of the pictures, that share reaches the threshold with no picture of another label
 
 
 def twin_groups(
-    X: npt.NDArray[Any], labels: npt.NDArray[np.str_], hashes: npt.NDArray[np.str_], *, threshold: float
+    X: npt.NDArray[Any], labels: npt.NDArray[np.str_], hashes: npt.NDArray[Any], *, threshold: float
 ) -> npt.NDArray[np.int64]:
     """Group pictures that are twins, and twins of twins.
 
@@ -27,8 +32,8 @@ def twin_groups(
         The features.
     labels : array (n_samples,) of str
         Pictures of different labels are twins only if they are the same file.
-    hashes : array (n_samples,) of str
-        Of the files' bytes.
+    hashes : array (n_samples,) of str or int
+        Of the files' bytes, or other values that are the same for the same file only.
     threshold : float
         Two pictures of a label are twins from this cosine on, of their features less the mean of all: what is
         common to all pictures says nothing of two.
@@ -40,19 +45,14 @@ def twin_groups(
 
     Notes
     -----
-    Costs n_features multiplications for each pair of pictures of a label, and memory for 2,048 rows of such pairs.
+    Costs n_features multiplications for each pair of pictures of a label, and memory for two copies of
+    the features of a label; `searchable_rows` says how many rows that allows. However many are alike, memory stays.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    unit = unit_rows(X)
+    unit, (_, kinds) = unit_rows(X), np.unique(labels, return_inverse=True)
     pairs = [_neighbours_of(hashes)]
-    for label in np.unique(labels):
-        pairs.append(_near(unit, np.flatnonzero(labels == label), threshold))
-    one, other = (np.concatenate(ends) for ends in zip(*pairs, strict=True))
-    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(X), len(X)))
-    _, groups = connected_components(graph, directed=False)
-    return _in_order(groups)
+    for rows in places_of(kinds):
+        pairs.append(_near(unit, rows, threshold))
+    return _in_order(_joined(np.arange(len(X)), pairs))
 
 
 def twin_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_state: int = 0) -> float:
@@ -97,11 +97,30 @@ def twin_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_
     return min(max(beyond, LEAST_THRESHOLD), MOST_THRESHOLD)
 
 
+def searchable_rows(counts: npt.NDArray[Any], n_features: int) -> int:
+    """Say among how many rows `twin_groups` finds twins in one to three minutes on two cores.
+
+    Parameters
+    ----------
+    counts : array (n_classes,) of int
+        Rows of each label; more or fewer would be of each label its share.
+    n_features : int
+        Numbers a row.
+
+    Returns
+    -------
+    int
+        So many that pairs of a label times features (and 64 for what a pair costs besides) are 2e12 at most.
+    """
+    work = float((counts.astype(np.float64) ** 2).sum()) / 2 * (n_features + _PAIR_WORK)
+    return int(counts.sum() * (_MOST_WORK / max(work, 1.0)) ** 0.5)
+
+
 def unit_rows(X: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Give rows less their mean, each of length 1 (or 0): array (n_samples, n_features) float32."""
     centred = np.asarray(X, np.float32) - X.mean(axis=0, dtype=np.float64).astype(np.float32)
-    lengths = np.linalg.norm(centred, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float32] = np.divide(centred, lengths, out=np.zeros_like(centred), where=lengths > 0)
+    lengths = np.sqrt(np.einsum("ij,ij->i", centred, centred))[:, None]  # no copy of all, as of linalg.norm
+    unit: npt.NDArray[np.float32] = np.divide(centred, lengths, out=centred, where=lengths > 0)
     return unit
 
 
@@ -115,16 +134,38 @@ def _neighbours_of(values: npt.NDArray[Any]) -> tuple[npt.NDArray[np.int64], npt
 def _near(
     unit: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], threshold: float
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Give the pairs of some rows whose cosine is at least the threshold."""
-    own = unit[rows]
-    ones, others = [rows[:0]], [rows[:0]]
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        block = own[start : start + _BLOCK_ROWS]
-        i, j = np.nonzero(block @ own[start:].T >= threshold)
-        later = j > i  # each pair once
-        ones.append(rows[start + i[later]])
-        others.append(rows[start + j[later]])
-    return np.concatenate(ones), np.concatenate(others)
+    """Give pairs that join the rows whose cosine is at least the threshold, each with the first of its group."""
+    own, groups = unit[rows], np.arange(len(rows))
+    starts = range(0, len(rows), _BLOCK_ROWS)
+    for top in starts:
+        found, n_found = [], 0
+        for left in starts[top // _BLOCK_ROWS :]:
+            ones, others = slice(top, top + _BLOCK_ROWS), slice(left, left + _BLOCK_ROWS)
+            if (groups[ones] == groups[top]).all() and (groups[others] == groups[top]).all():
+                continue  # all are joined already
+            i, j = np.nonzero(own[ones] @ own[others].T >= threshold)
+            found.append((top + i, left + j))
+            n_found += len(i)
+            if n_found > _MOST_PAIRS:
+                groups, found, n_found = _joined(groups, found), [], 0
+        groups = _joined(groups, found)
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    return rows[first[inverse]], rows
+
+
+def _joined(
+    groups: npt.NDArray[np.int64], pairs: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]
+) -> npt.NDArray[np.int64]:
+    """Give the groups after those of each pair became one."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    if not pairs:
+        return groups
+    one, other = (groups[np.concatenate(ends)] for ends in zip(*pairs, strict=True))
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=(len(groups), len(groups)))
+    found: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1][groups]
+    return found
 
 
 def _in_order(groups: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
