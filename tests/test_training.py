@@ -13,6 +13,7 @@ from featurepress.errors import AnalysisError, DestinationError, RequestError, S
 from featurepress.featureset import FeatureSet
 from tests.analysis.clouds import cloud, cloud_set
 from tests.feature_sets import made, numbers
+from tests.servers.s3 import S3
 
 EASY: dict[str, Any] = {"regularization": 0.1}
 
@@ -213,3 +214,16 @@ def test_a_place_that_is_taken_is_refused_before_any_work(tmp_path: Path) -> Non
         fp.train(tmp_path / "nowhere", tmp_path / "model")
     with pytest.raises(DestinationError, match=r"lies in the feature set '.*', which is only read"):
         fp.train(tmp_path / "features", tmp_path / "features" / "features" / "model")
+
+
+def test_a_model_in_a_bucket(s3: S3, tmp_path: Path) -> None:
+    features, bucket = cloud_set(tmp_path / "features"), s3.bucket()
+    model = fp.train(features, f"s3://{bucket}/models/fruit", **EASY)
+    X, _ = cloud(30)
+    found = fp.open_model(f"s3://{bucket}/models/fruit")
+    assert found.predict_proba(X).tobytes() == model.predict_proba(X).tobytes()
+    assert fp.evaluate(f"s3://{bucket}/models/fruit", features).naive == fp.evaluate(model, features).naive
+    with pytest.raises(DestinationError, match="holds a trained model already"):
+        fp.train(features, f"s3://{bucket}/models/fruit", **EASY)
+    with pytest.raises(DestinationError, match=r"Choose another --out\.$"):
+        fp.train(features, "s3://there-is-no-such-bucket/fruit", **EASY)
