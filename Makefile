@@ -62,14 +62,14 @@ $(VENV)/azurite/.installed: | $(BIN)/python
 # Pictures of one kind are drawn by one recipe and look much alike: only the nearest are taken for near-duplicates.
 demo: $(VENV)/.installed
 	@rm -rf demo
-	$(BIN)/featurepress demo demo/orchard
+	$(BIN)/featurepress demo demo/orchard --backgrounds 120
 	$(BIN)/featurepress embed demo/orchard/Training demo/orchard/Test --model embedded --out demo/features \
 		--labels "{split}/{label}/{name}"
 	$(BIN)/featurepress reduce demo/features --out demo/reduced --components 64 --report demo/reduced.html
-	$(BIN)/featurepress train demo/reduced --out demo/fruit-model --twin-threshold 0.99
+	$(BIN)/featurepress train demo/reduced --out demo/fruit-model --twin-threshold 0.99 --regularization 1
 	$(BIN)/featurepress evaluate demo/fruit-model demo/reduced --report demo/report.html
 	$(BIN)/featurepress predict demo/fruit-model demo/orchard/Test --out demo/predictions --top-k 3
-	$(BIN)/featurepress predict demo/fruit-model demo/orchard/test-multiple_fruits --out demo/scenes --tiles --annotate
+	$(BIN)/featurepress predict demo/fruit-model demo/orchard/test-multiple_fruits --out demo/scenes --tiles --annotate --threshold 0.7
 	@echo
 	@echo "look at demo/report.html (how well the model tells fruit), demo/reduced.html (a map of the pictures),"
 	@echo "demo/scenes/annotated/ (several fruits on one picture) and demo/predictions/predictions/*.parquet"

@@ -24,7 +24,6 @@ import featurepress as fp
 from featurepress.analysis import Classifier
 from featurepress.answers import UNKNOWN, Predictions
 from featurepress.demo import KINDS, draw_orchard, draw_scene
-from featurepress.regions import BACKGROUND
 from featurepress.trained import TrainedModel
 
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -42,17 +41,6 @@ def draw_scenes(folder: Path, n: int) -> dict[str, set[str]]:
         cv2.imwrite(str(path), scene.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
         truth[str(path)] = {kind for kind, _ in scene.fruits}
     return truth
-
-
-def draw_background(folder: Path, n: int) -> None:
-    """Draw crops of empty tables."""
-    folder.mkdir(parents=True)
-    for i in range(n):
-        rng = np.random.default_rng([8, i])
-        pixels = draw_scene([], random_state=rng).pixels
-        side = int(rng.integers(60, 200))
-        x, y = rng.integers(0, len(pixels) - side, 2)
-        cv2.imwrite(str(folder / f"{i:03d}.jpg"), pixels[y : y + side, x : x + side, ::-1])
 
 
 def trained(folder: Path, work: Path) -> TrainedModel:
@@ -91,10 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         if given.train is None:
-            draw_orchard(work / "orchard", scenes=0, broken=False)
+            draw_orchard(work / "orchard", scenes=0, broken=False, backgrounds=120 if given.background else 0)
         source = given.train or work / "orchard" / "Training"
-        if given.background:
-            draw_background(work / "orchard" / "Training" / BACKGROUND, 120)
         model = trained(source, work)
         truth = {} if given.pictures else draw_scenes(work / "scenes", given.scenes)
         options: dict[str, Any] = {"annotate": True} if given.pictures else {"threshold": 0.01}

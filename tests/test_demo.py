@@ -41,6 +41,18 @@ def opens(path: Path) -> tuple[bool, bool]:
     return by_opencv, True
 
 
+def test_empty_tables_are_a_kind_of_their_own(tmp_path: Path) -> None:
+    drawn = draw_orchard(tmp_path / "orchard", images_per_kind=1, scenes=0, broken=False, backgrounds=5)
+    assert drawn.images == len(KINDS) + 5
+    paths = sorted((tmp_path / "orchard" / "Training" / "background").iterdir())
+    assert [path.name for path in paths] == [f"{i:04d}.jpg" for i in range(5)]
+    for path in paths:
+        pixels = cv2.imread(str(path))
+        assert pixels is not None
+        assert 60 <= len(pixels) < 200
+        assert pixels.std(axis=(0, 1)).max() < 20  # nothing lies on it
+
+
 def test_there_are_at_least_ten_kinds_with_distinct_names() -> None:
     assert len(set(KINDS)) == len(KINDS) >= 10
 

@@ -18,9 +18,18 @@ from numpy.typing import NDArray
 from featurepress.errors import DestinationError, SettingError, StorageError
 from featurepress.fruit import KINDS, RECIPES, Pixels, Rng, grid, lay, noise, pick_light, render
 
-__all__ = ["KINDS", "Orchard", "Scene", "draw_fruit", "draw_orchard", "draw_pictures", "draw_scene"]
+__all__ = [
+    "KINDS",
+    "Orchard",
+    "Scene",
+    "draw_fruit",
+    "draw_orchard",
+    "draw_pictures",
+    "draw_scene",
+]
 
 Box = tuple[int, int, int, int]
+BACKGROUND = "background"  # the label that predict never tells
 
 # Lists what was drawn, so that a new drawing replaces only that; sources skip dot files.
 _MARKER = ".featurepress-orchard"
@@ -181,6 +190,20 @@ def _scene_files(scenes: int, random_state: int) -> Iterator[tuple[str, bytes]]:
     yield "test-multiple_fruits/boxes.json", json.dumps(truth, indent=1).encode()
 
 
+def _draw_background(rng: Rng) -> Pixels:
+    """Draw a piece of an empty table, as `draw_scene` lays fruits on: 60 to 199 pixels wide and high."""
+    table = draw_scene([], random_state=rng).pixels
+    side = int(rng.integers(60, 200))
+    x, y = rng.integers(0, len(table) - side, 2).tolist()
+    return table[y : y + side, x : x + side]
+
+
+def _background_files(backgrounds: int, random_state: int) -> Iterator[tuple[str, bytes]]:
+    for i in range(backgrounds):
+        rng = np.random.default_rng([random_state, len(KINDS) + 1, i])
+        yield f"Training/{BACKGROUND}/{i:04d}.jpg", _jpeg(_draw_background(rng))
+
+
 def _broken_files() -> Iterator[tuple[str, bytes]]:
     def chunk(tag: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
@@ -230,6 +253,7 @@ def draw_orchard(
     *,
     images_per_kind: int = 40,
     scenes: int = 12,
+    backgrounds: int = 0,
     broken: bool = True,
     random_state: int = 0,
 ) -> Orchard:
@@ -243,6 +267,9 @@ def draw_orchard(
         Pictures of 100 x 100 of each kind, every fourth in `Test`; 40 by default, enough to train on.
     scenes : int
         Pictures of 2 to 5 fruits; `boxes.json` beside them has the kind and box of each. 12 by default.
+    backgrounds : int
+        Pictures of empty tables, in `Training/background/`; none by default. A model that knows them takes less of
+        an empty place for a fruit.
     broken : bool
         Add four files that cannot be decoded, and name one good picture with spaces and letters beyond ASCII.
     random_state : int
@@ -257,13 +284,15 @@ def draw_orchard(
     """
     _check("images_per_kind", images_per_kind, 1)
     _check("scenes", scenes, 0)
+    _check("backgrounds", backgrounds, 0)
     _check("random_state", random_state, 0)
     root = Path(folder)
     _prepare(root)
     bad = dict(_broken_files()) if broken else {}
     fruits = _fruit_files(images_per_kind, random_state, odd_name=broken)
-    _write(root, chain(fruits, _scene_files(scenes, random_state), bad.items()))
-    return Orchard(root, len(KINDS) * images_per_kind, scenes, len(bad))
+    empty = _background_files(backgrounds, random_state)
+    _write(root, chain(fruits, empty, _scene_files(scenes, random_state), bad.items()))
+    return Orchard(root, len(KINDS) * images_per_kind + backgrounds, scenes, len(bad))
 
 
 def _vary(picture: Pixels, rng: Rng) -> Pixels:

@@ -35,7 +35,7 @@ from featurepress.featureset import FeatureSet, open_features
 from featurepress.ledger import Plan
 from featurepress.progress import OnProgress, Tell, ignore_progress, telling
 from featurepress.records import part_name
-from featurepress.regions import RegionPart, pooling_of, require_apart, require_regions
+from featurepress.regions import BACKGROUND, RegionPart, pooling_of, require_apart, require_regions
 from featurepress.run import draft, expand_time, find_backbone, press_plan, require_free
 from featurepress.runner import Runner
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings, Settings
@@ -357,6 +357,7 @@ def _sum_up(
         "labels": dict(sorted(labels.items())),
         "failed": (features.manifest or {}).get("failed", features.failures.num_rows),
         **{name: value for name, value in _request(model, features, task.asked).items() if name != "format"},
+        "knows_background": BACKGROUND in model.labels,
         "versions": {name: version(name) for name in ("featurepress", "numpy", "pyarrow")},
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -215,6 +216,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _shortened(value: object) -> str:
+    """Give a value for people: of a hash its beginning."""
+    return f"'{value[:12]}…'" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
+
+
 def _require(name: str, value: object, allowed: tuple[Any, ...], when: str = "") -> None:
     if value not in allowed:
         listed = ", ".join(map(repr, allowed))
@@ -299,7 +305,7 @@ class BackboneSpec:
         if self.fingerprint == other.fingerprint:
             return []
         return [
-            f"{name}: {mine.get(name)!r}, not {theirs.get(name)!r}"
+            f"{name}: {_shortened(mine.get(name))}, not {_shortened(theirs.get(name))}"
             for name in {**mine, **theirs}
             if mine.get(name) != theirs.get(name)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from featurepress.analysis.evaluation import Measured
 from featurepress.analysis.samples import Samples, numbered, read_samples
 from featurepress.analysis.streaming import fit_streamed, require_streamable
 from featurepress.analysis.trials import Outcome, Trial, measure
+from featurepress.errors import SettingError
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.progress import Tell, say_nothing
 from featurepress.reduction import read_projection
@@ -83,7 +85,7 @@ def train(
     >>> model = fp.train("reduced/", "fruit-model/")  # doctest: +SKIP
     >>> model.metrics["leak_aware"]["scores"]["accuracy"]  # doctest: +SKIP
     """
-    settings = _whole_paths(sorted_options(STAGES, options))
+    settings = _settings(options)
     features = features if isinstance(features, FeatureSet) else open_features(features)
     if out is not None:
         _require_place(features, open_storage(str(out)))
@@ -135,6 +137,16 @@ def _chosen(outcome: Outcome, settings: dict[str, Any]) -> Classifier:
     aware = outcome.fitted[1]
     chosen = {"regularization": aware.regularization_} if aware is not None and aware.regularization_ else {}
     return Classifier(**{**asdict(settings["classifier"]), **chosen})
+
+
+def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Sort the options into stages; one of another kind of classifier, which would do nothing, is refused."""
+    settings = _whole_paths(sorted_options(STAGES, options))
+    asked = settings["classifier"].kind
+    for name, kind in (("regularization", "logistic"), ("n_neighbors", "knn")):
+        if name in options and asked != kind:
+            raise SettingError(f"The '{name}' setting is of kind '{kind}' (--classifier {kind}). Got '{asked}'.")
+    return settings
 
 
 def _require_place(features: FeatureSet, storage: Storage) -> None:

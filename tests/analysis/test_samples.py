@@ -177,6 +177,14 @@ def test_a_split_that_is_none(settings: dict[str, Any], told: str, tmp_path: Pat
         read_samples(features, split=SplitSettings(**settings))
 
 
+def test_a_word_that_nobody_can_look_for_is_refused(tmp_path: Path) -> None:
+    asked = SplitSettings(test_value="Validation")
+    with pytest.raises(AnalysisError, match=r"must have pictures with 'Validation', which test"):
+        read_samples(cloud_set(tmp_path / "out", 40, split=sides(40)), split=asked)
+    with pytest.raises(SettingError, match=r"'test_value' setting .* has no field 'split'"):
+        read_samples(cloud_set(tmp_path / "other", 40), split=asked)
+
+
 def test_a_side_that_is_missing(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "out", 8, split=[*sides(7), None])
     with pytest.raises(AnalysisError, match=r"1 of the 8 pictures of '.*' \('out-00007.jpg'\) has no side"):

@@ -258,7 +258,10 @@ def require_classes(y: Labels, *, least: int = 2) -> None:
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
         only = f"only '{classes[0]}'" if len(classes) else "none"
-        raise AnalysisError(f"A classifier needs two classes at least. There is {only}.")
+        raise AnalysisError(
+            f"A classifier needs two classes at least. There is {only}. "
+            "Label more pictures, or name another field or file of labels."
+        )
     if (counts < least).any():
         single = classes[counts < least]
         more = f" and {len(single) - 1} more have" if len(single) > 1 else " has"

@@ -200,6 +200,11 @@ def _split_of(features: FeatureSet, settings: SplitSettings) -> tuple[npt.NDArra
         texts, words = _from_file(features, settings.split_file, "split", "split_file"), "file"
         words = f"by the file '{settings.split_file}'"
     elif column == DRAWN or (column is None and "split" not in names):
+        if column is None and _is_asked(settings):
+            raise SettingError(
+                "The 'test_value' setting (--test-value) is a word of what says which pictures test, and "
+                f"'{features.location}' has no field 'split'. Name another with --split-column, or a --split-file."
+            )
         return None, DRAWN
     else:
         column = column or "split"
@@ -217,13 +222,18 @@ def _split_of(features: FeatureSet, settings: SplitSettings) -> tuple[npt.NDArra
     is_test = sides == settings.test_value.casefold()
     if is_test.any() and not is_test.all():
         return is_test, words
-    if settings.split_column is None and settings.split_file is None:  # nobody asked for it
+    if not _is_asked(settings):
         return None, DRAWN
     there = ", ".join(f"'{text}'" for text in sorted({text or "" for text in texts})[:5])
     raise AnalysisError(
         f"The split {words} must have pictures with '{settings.test_value}', which test, and others, which train. "
         f"It has {there}. Name another word with --test-value."
     )
+
+
+def _is_asked(settings: SplitSettings) -> bool:
+    """Whether somebody has said how training and test are told apart."""
+    return settings != SplitSettings(twin_threshold=settings.twin_threshold)
 
 
 def _from_file(features: FeatureSet, path: str, column: str, setting: str) -> list[str | None]:

@@ -38,7 +38,7 @@ def evaluate(
     """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration."""
     from featurepress import evaluation
     from featurepress.cli import output
-    from featurepress.cli.measurements import add_measured
+    from featurepress.cli.measurements import add_measured, hardest
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
@@ -49,8 +49,7 @@ def evaluate(
     add_measured(lines, found.to_json())
     if best is not None:
         lines.add("calibration", f"expected error {best.calibration_error:.3f}")
-        hardest = sorted(best.classes, key=lambda one: (one.f1, one.label))[:3]
-        lines.add("hardest", ", ".join(f"{one.label} (F1 {one.f1:.2f})" for one in hardest))
+        lines.add("hardest", hardest(best))
     for one in found.baselines:
         told = f"not measured: {one.reason}" if one.accuracy is None else f"{one.accuracy:.1%}"
         lines.add("beside it", f"{one.name}: {told}")

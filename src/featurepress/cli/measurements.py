@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress.cli.output import Lines
 
 if TYPE_CHECKING:
+    from featurepress.analysis.scores import Scores
     from featurepress.trained import TrainedModel
 
 
@@ -48,7 +49,7 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
     """Add the naive and the leak-aware figure, from the values of metrics or of an evaluation."""
     lines.add("leak-aware", _told(measured["leak_aware"]))
     lines.add("naive", _told(measured["naive"]))
-    lines.add("twins", f"from cosine {measured['twin_threshold']:.3f} on: {measured['twin_rule']}")
+    lines.add("twins", f"near-duplicates, from cosine {measured['twin_threshold']:.3f} on: {measured['twin_rule']}")
     if untested := measured["leak_aware"]["not_evaluable"]:
         lines.add("not tested", shortened(list(untested)))
     for note in measured["notes"]:
@@ -59,12 +60,19 @@ def _told(side: Mapping[str, Any]) -> str:
     scores = side["scores"]
     twins = f", {side['n_twins']:,} left out for a twin in training" if side["n_twins"] else ""
     if scores is None:
-        return f"not measurable: {side['reason']}"
+        way = ". A split that is drawn may be: --split-column drawn" if side["n_twins"] else ""
+        return f"not measurable: {side['reason']}{way}"
     low, high = scores["interval"]
     return (
         f"accuracy {scores['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%}), macro F1 {scores['macro_f1']:.3f}, "
         f"top-3 {scores['top_3']:.1%}, of {side['n_test']:,} test pictures{twins}"
     )
+
+
+def hardest(scores: Scores, most: int = 3) -> str:
+    """Name the classes that are told worst."""
+    worst = sorted((one for one in scores.classes if one.f1 < 1), key=lambda one: (one.f1, one.label))[:most]
+    return ", ".join(f"{one.label} (F1 {one.f1:.2f})" for one in worst) or "none: all are told rightly"
 
 
 def shortened(words: Sequence[str], most: int = 8) -> str:

@@ -90,21 +90,25 @@ def _report(found: Predictions, *, as_json: bool) -> None:
 
     summary, counts = found.summary, found.counts
     lines = output.Lines()
-    what = "regions" if summary["settings"]["regions"] or summary["settings"]["tiles"] else "labels"
+    has_regions = summary["settings"]["regions"] or summary["settings"]["tiles"]
+    what = "regions" if has_regions else "labels"
     lines.add("rows", f"{len(found):,} {what} of {summary['pictures']:,} pictures, {summary['failed']:,} failed")
     if unread := summary.get("unread"):
         lines.add("unread", f"{unread:,} pictures could not be read again; the same command tries again")
     lines.add_counts("labels", dict(list(counts.items())[:_MOST_FREQUENT]))
     if len(counts) > _MOST_FREQUENT:
         lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} labels more")
-    speed = f", {found.images_per_second:,.0f} images/s pressed" if found.images_per_second else ""
+    if has_regions and not summary["knows_background"]:
+        lines.add("note", "the model knows no label 'background': empty places, too, are taken for something")
+    has_speed = found.images_per_second and not summary["settings"]["tiles"]  # which cost far more than pressing
+    speed = f", {found.images_per_second:,.0f} images/s pressed" if has_speed else ""
     lines.add("time", output.format_seconds(found.seconds) + speed)
     lines.add("model", f"{summary['model']['location']}, sha256 {summary['model']['sha256'][:12]}…")
     lines.add("where", f"{found.location.rstrip('/')}/predictions")
     lines.print(output.console())
-    verb = "failures" if summary["failed"] else "info"
-    where = found.features.location
-    typer.echo(f"next: featurepress {verb} {shlex.quote(where)}", err=True)
+    if found.features.location == found.location:
+        verb = "failures" if summary["failed"] else "info"
+        typer.echo(f"next: featurepress {verb} {shlex.quote(found.location)}", err=True)
     if as_json:
         speeds = {"seconds": found.seconds, "images_per_second": found.images_per_second}
         output.print_json({"location": found.location, **summary, **speeds})

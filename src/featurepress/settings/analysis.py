@@ -88,7 +88,7 @@ class SplitSettings(Stage):
     split_column: str | None = setting(
         None,
         str,
-        "Field of the feature set that says it (default: 'split', if there is one), or 'drawn': a quarter tests.",
+        "Field that says which pictures test (default: 'split', if there is one), or 'drawn': a quarter does.",
         optional=True,
     )
     split_file: str | None = setting(
@@ -122,7 +122,7 @@ class TrainingSettings(Stage):
     in_memory_bytes: int = setting(
         1024**3,
         int,
-        "Bytes of features that are fitted in memory; more are streamed.",
+        "Bytes of features that are fitted in memory (and a number a label); more are streamed.",
         minimum=1,
         flag="--in-memory",
     )
