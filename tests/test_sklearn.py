@@ -246,7 +246,7 @@ def test_a_picture_that_kills_its_process_is_a_failure_like_any_other() -> None:
         (np.array([["a.jpg", "b.jpg"]], dtype=object), "shape (1, 2)"),
         (pd.DataFrame({"uri": ["a"], "label": ["b"]}), "a table of 2 columns"),
     ],
-    ids=repr,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_holds_no_pictures_is_refused_in_one_line(featurizer: ImageFeaturizer, X: Any, words: str) -> None:
     with pytest.raises(SettingError) as caught:
