@@ -37,7 +37,7 @@ ARROWS = """
                    errors __init__
     runner      -> engines featureset progress ledger settings
     evaluation  -> trained originals analysis images featureset progress settings errors
-    training    -> trained reduction analysis featureset progress storage settings errors
+    training    -> trained reduction run analysis featureset progress storage settings errors
     trained     -> analysis storage records errors
     originals   -> pipeline featureset sinks ledger records
     spark       -> run models values storage records settings errors

@@ -49,6 +49,7 @@ def test_a_model_is_trained_measured_and_written(tmp_path: Path) -> None:
     found = fp.open_model(tmp_path / "model")
     assert (found.metrics, found.trained_on) == (model.metrics, model.trained_on)
     assert found.predict_proba(X).tobytes() == model.predict_proba(X).tobytes()
+    assert "{" not in fp.train(features, tmp_path / "model{time}", **EASY).location
 
 
 def test_twins_flatter_the_naive_figure(tmp_path: Path) -> None:

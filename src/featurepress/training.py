@@ -19,6 +19,7 @@ from featurepress.errors import SettingError
 from featurepress.featureset import FeatureSet, open_features
 from featurepress.progress import Tell, say_nothing
 from featurepress.reduction import read_projection
+from featurepress.run import expand_time
 from featurepress.settings import (
     ClassifierSettings,
     LabelSettings,
@@ -26,7 +27,7 @@ from featurepress.settings import (
     TrainingSettings,
     sorted_options,
 )
-from featurepress.storage import Storage, open_storage
+from featurepress.storage import open_storage
 from featurepress.trained import TrainedModel, require_free
 
 STAGES: dict[str, Any] = {
@@ -47,7 +48,8 @@ def train(
     features : FeatureSet, str or path
         A complete set with labels, or where one lies; reduced or not.
     out : str or path, optional
-        A new folder, or place in a bucket, for the model; without it nothing is written.
+        A new folder, or place in a bucket, for the model; ``{time}`` in it becomes the date and time. Without it
+        nothing is written.
     tell : callable, optional
         Called now and then with what is being done, and how many bytes of features of how many are done.
     **options
@@ -87,8 +89,7 @@ def train(
     """
     settings = _settings(options)
     features = features if isinstance(features, FeatureSet) else open_features(features)
-    if out is not None:
-        _require_place(features, open_storage(str(out)))
+    place = None if out is None else _free_place(features, str(out))
     samples = read_samples(features, settings["labels"], settings["split"])
     training = samples.train_side()
     require_classes(training.y)
@@ -121,7 +122,7 @@ def train(
         metrics=metrics_of(outcome, notes),
         versions={name: version(name) for name in ("featurepress", "scikit-learn", "numpy")},
     )
-    return model if out is None else model.save(out)
+    return model if place is None else model.save(place)
 
 
 def _whole_paths(settings: dict[str, Any]) -> dict[str, Any]:
@@ -149,10 +150,12 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _require_place(features: FeatureSet, storage: Storage) -> None:
-    """Refuse a destination that is not free, or that lies in the features."""
+def _free_place(features: FeatureSet, out: str) -> str:
+    """Give the destination, which must be free, and lie outside the features."""
+    storage = open_storage(expand_time(out))
     features.require_outside(storage.location)
     require_free(storage)
+    return storage.location
 
 
 def _in_memory(one: Classifier, training: Samples, outcome: Outcome | None, tell: Tell) -> Classifier:

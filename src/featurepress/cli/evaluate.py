@@ -35,7 +35,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration."""
+    """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration.
+
+    What is not given of labels, split and memory is as it was when the model was trained.
+    """
     from featurepress import evaluation
     from featurepress.cli import output
     from featurepress.cli.measurements import add_measured, hardest

@@ -31,11 +31,10 @@ def train(
     from featurepress import training
     from featurepress.cli import output
     from featurepress.cli.measurements import model_json, model_lines
-    from featurepress.run import expand_time
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
-        model = training.train(destination, expand_time(out), tell=telling(on_progress), **options)
+        model = training.train(destination, out, tell=telling(on_progress), **options)
     seconds, lines = time.perf_counter() - started, model_lines(model)
     lines.add("time", output.format_seconds(seconds))
     lines.print(output.console())
