@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import pyarrow.parquet as pq
 
 import featurepress as fp
 from featurepress.demo import draw_pictures
+from featurepress.engines import Task
+from featurepress.errors import StoppedError
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.records import BackboneSpec, SourceSpec
@@ -26,7 +28,28 @@ from featurepress.run import DEFAULT_OUT, Estimate
 from featurepress.settings import ListingSettings
 from featurepress.sources import describe
 from featurepress.storage import FolderStorage, Storage
-from featurepress.testing import PlanMaker, fake_backbone
+from featurepress.testing import InlineEngine, PlanMaker, fake_backbone
+
+Result = TypeVar("Result")
+
+
+class Watched(InlineEngine):
+    """Notes which tasks it runs for which shards; may stop after some."""
+
+    def __init__(self, stop_after: int = 10**6) -> None:
+        self.tasks: list[tuple[Any, int]] = []
+        self.stop_after = stop_after
+
+    @property
+    def shards(self) -> list[int]:
+        return [shard for _, shard in self.tasks]
+
+    def run_one(self, task: Task[Result], plan: Plan, shard: int) -> Result:
+        if len(self.tasks) == self.stop_after:
+            raise StoppedError("enough")
+        self.tasks.append((task, shard))
+        return super().run_one(task, plan, shard)
+
 
 COMMAND = (sys.executable, "-m", "featurepress")
 PATIENCE_SECONDS = 120  # against hanging only

@@ -6,7 +6,7 @@ import csv
 import json
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,6 @@ import pytest
 import featurepress as fp
 from featurepress import answers
 from featurepress.analysis import Classifier
-from featurepress.engines import Task
 from featurepress.errors import (
     AnalysisError,
     DestinationError,
@@ -32,10 +31,9 @@ from featurepress.errors import (
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import InlineEngine
 from featurepress.trained import TrainedModel, open_model
 from tests.feature_sets import made, numbers
-from tests.runs import draw, embed, interrupt, read_json, snapshot, started, wait_until
+from tests.runs import Watched, draw, embed, interrupt, read_json, snapshot, started, wait_until
 from tests.servers.s3 import FastS3
 
 Result = TypeVar("Result")
@@ -180,27 +178,6 @@ def test_a_part_of_failures_alone_has_no_rows(work: Path, tmp_path: Path) -> Non
 
 
 # -- interruptions and updates -------------------------------------------------------------------------------
-
-
-class Watched(InlineEngine):
-    """Notes what it runs; may stop after some tasks."""
-
-    def __init__(self, stop_after: int = 10**6) -> None:
-        self.shards: list[int] = []
-        self.stop_after = stop_after
-
-    def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Generator[Result]:
-        for shard in shards:
-            if len(self.shards) == self.stop_after:
-                raise StoppedError("enough")
-            self.shards.append(shard)
-            yield task(plan, shard)
 
 
 def contents(out: Path) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import featurepress as fp
 from featurepress import ledger, reduction
 from featurepress.analysis import passes
 from featurepress.analysis.passes import KEPT, SumMoments, SumSketches
-from featurepress.engines import LocalEngine, Task
+from featurepress.engines import LocalEngine
 from featurepress.errors import (
     AnalysisError,
     DestinationError,
@@ -27,8 +27,7 @@ from featurepress.errors import (
 from featurepress.featureset import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import InlineEngine
-from tests.runs import draw, embed, read_failures, read_json, run_cli
+from tests.runs import Watched, draw, embed, read_failures, read_json, run_cli
 
 Result = TypeVar("Result")
 
@@ -116,27 +115,6 @@ def test_later_pictures_take_the_same_projection(features: FeatureSet, tmp_path:
 
 
 # -- where and how often parts are read ----------------------------------------------------------------------
-
-
-class Watched(InlineEngine):
-    """Notes what it runs; may stop after some tasks."""
-
-    def __init__(self, stop_after: int = 10**6) -> None:
-        self.tasks: list[Any] = []
-        self.stop_after = stop_after
-
-    def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Generator[Result]:
-        for shard in shards:
-            if len(self.tasks) == self.stop_after:
-                raise StoppedError("enough")
-            self.tasks.append((task, shard))
-            yield task(plan, shard)
 
 
 def parts_read(engine: Watched) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,24 +31,16 @@ class Elsewhere(InlineEngine):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
-    ) -> Generator[Result]:
+    def run_one(self, task: Task[Result], plan: Plan, shard: int) -> Result:
         """Hide the pictures while a task runs."""
         hidden = self.folder.with_name("hidden")
-        for shard in shards:
-            self.folder.rename(hidden)
-            self.folder.mkdir()
-            try:
-                result = task(plan, shard)
-            finally:
-                self.folder.rmdir()
-                hidden.rename(self.folder)
-            yield result
+        self.folder.rename(hidden)
+        self.folder.mkdir()
+        try:
+            return super().run_one(task, plan, shard)
+        finally:
+            self.folder.rmdir()
+            hidden.rename(self.folder)
 
 
 class Cluster(InlineEngine):
