@@ -11,6 +11,7 @@ This here is for pictures that a pipeline gets one call at a time.
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import os
 import threading
@@ -196,11 +197,10 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         values = [_value(one, row) for row, one in enumerate(pictures)]
         backbone = self._backbone()
         pressers = self._started(backbone, settings)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)  # at Ctrl-C as well
             features, reasons = pressers.press(values)
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
         self.failures_ = [
             FailedPicture(row, name_of(_named(pictures[row])), reasons[row]) for row in sorted(reasons)
         ]

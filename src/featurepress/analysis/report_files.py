@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -47,21 +48,18 @@ class ReportFiles:
         if values is not None:
             contents[self.values] = json.dumps(values, indent=1, ensure_ascii=False).encode()
         contents[self.page] = page.encode()
-        written: list[Path] = []
         try:
-            for path, data in contents.items():
-                with path.open("xb") as file:
-                    written.append(path)
-                    file.write(data)
-        except BaseException as error:
-            for path in written:
-                path.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise StorageError(
-                    f"Cannot write the report '{self.page}': {_reason(error)}. All else is complete; run the same "
-                    "again with a --report that can be written."
-                ) from error
-            raise
+            with contextlib.ExitStack() as undo:
+                for path, data in contents.items():
+                    with path.open("xb") as file:
+                        undo.callback(path.unlink, missing_ok=True)
+                        file.write(data)
+                undo.pop_all()  # all are written
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write the report '{self.page}': {_reason(error)}. All else is complete; run the same "
+                "again with a --report that can be written."
+            ) from error
 
 
 def free_report_files(report: str | Path, pictures: tuple[str, ...] = (), *, values: bool = False) -> ReportFiles:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, RenderableType
@@ -108,25 +108,28 @@ def _progress_text(progress: Progress) -> str:
 
 
 @contextlib.contextmanager
-def resumable(destination: str) -> Iterator[None]:
-    """Print the line that resumes a run, whatever stops it inside the block."""
+def resumable(
+    destination: str, *, go_on: str = "", begun_by: Sequence[str] = ("plan/plan.json",)
+) -> Iterator[None]:
+    """Say how a run goes on, whatever stops it inside the block, once one of the files `begun_by` is there."""
     try:
         yield
     except (RequestError, TooManyFailuresError):
         raise
     except BaseException:
-        if _has_plan(destination):
-            console().print(Text(f"What is done is kept. Go on with: featurepress resume {_quoted(destination)}"))
+        if _has_begun(destination, begun_by):
+            how = go_on or f"featurepress resume {_quoted(destination)}"
+            console().print(Text(f"What is done is kept. Go on with: {how}"))
         raise
 
 
-def _has_plan(destination: str) -> bool:
-    from featurepress.ledger import PLAN
+def _has_begun(destination: str, begun_by: Sequence[str]) -> bool:
     from featurepress.storage import open_storage
 
     try:
-        return open_storage(destination).read(PLAN) is not None
-    except FeaturepressError:
+        storage = open_storage(destination)
+        return any(storage.look(name) is not None for name in begun_by)
+    except FeaturepressError:  # it cannot be seen now; what stopped the command is what is told
         return True
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featurepress.cli.options import with_engine, with_settings
-from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
+from featurepress.errors import TooManyFailuresError
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings
 
 if TYPE_CHECKING:
@@ -46,11 +44,14 @@ def predict(
     The same command again finishes what was interrupted, and predicts what has changed since.
     """
     from featurepress import prediction
+    from featurepress.answers import REQUEST
     from featurepress.cli import output
+    from featurepress.ledger import PLAN
     from featurepress.run import expand_time
 
     out = expand_time(out)
-    with _resumable(out):
+    go_on = f"the same command and --out {shlex.quote(out)}"
+    with output.resumable(out, go_on=go_on, begun_by=(PLAN, REQUEST)):
         try:
             with output.live_line() as on_progress:
                 found = prediction.predict(model, sources, out, on_progress=on_progress, **options)
@@ -58,31 +59,6 @@ def predict(
             _report(error.features, as_json=as_json)
             raise
     _report(found, as_json=as_json)
-
-
-@contextlib.contextmanager
-def _resumable(out: str) -> Iterator[None]:
-    """Say how to go on, whatever stops the command once something is written."""
-    try:
-        yield
-    except (RequestError, TooManyFailuresError):
-        raise
-    except BaseException:
-        if _has_begun(out):
-            typer.echo(f"What is done is kept. Go on with: the same command and --out {shlex.quote(out)}", err=True)
-        raise
-
-
-def _has_begun(out: str) -> bool:
-    from featurepress.answers import REQUEST
-    from featurepress.ledger import PLAN
-    from featurepress.storage import open_storage
-
-    try:
-        storage = open_storage(out)
-        return any(storage.look(name) is not None for name in (PLAN, REQUEST))
-    except FeaturepressError:  # it cannot be seen now; what stopped the command is what is told
-        return True
 
 
 def _report(found: Predictions, *, as_json: bool) -> None:
