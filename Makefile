@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # What holds models against the libraries that they come from: TensorFlow is needed, and minutes.
-MODEL_TESTS := tests/models tests/test_verify.py tests/cli/test_models.py tests/images/test_parity.py
+MODEL_TESTS := tests/models tests/embedding/test_parity.py tests/cli/test_models.py tests/images/test_parity.py
 
 # What needs servers that behave, and misbehave, like object stores, for minutes.
-STORE_TESTS := tests/servers tests/storage tests/test_buckets.py \
-	tests/sources/test_objects.py tests/sources/test_objects_reading.py
+STORE_TESTS := tests/servers tests/storage/test_bucket.py tests/storage/test_connection.py tests/runs/test_buckets.py \
+	tests/sources/files/test_objects.py tests/sources/files/test_objects_reading.py
 
 # What starts clusters on this machine: Spark, which needs Java 17, and Ray. Minutes, and some hundred megabytes.
-ENGINE_TESTS := tests/clusters
+ENGINE_TESTS := tests/engines/clusters
 
 .PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-engines bench-peers bench-pca bench-regions quality clean
 

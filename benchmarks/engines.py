@@ -92,7 +92,7 @@ def measure(name: str, pictures: Path) -> dict[str, float]:
 def _started(name: str) -> Iterator[Engine]:
     cores = available_cores()
     if name == "local":
-        with fp.LocalEngine(cores, preload=("featurepress.pipeline",)) as local:
+        with fp.LocalEngine(cores, preload=("featurepress.embedding.shard",)) as local:
             yield local
     elif name == "spark":
         with fp.engines.Spark(master=f"local[{cores}]") as spark:

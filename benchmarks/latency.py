@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.speed import SHARED, lay_out_pictures
 from featurepress.models.catalog import find_card
-from featurepress.run import press_plan
+from featurepress.runs.verbs import press_plan
 from featurepress.testing import DelayedStorage, PlanMaker, delayed_source
 
 DELAY_SECONDS = 0.02

@@ -13,7 +13,8 @@ import time
 from unittest import mock
 
 from benchmarks.speed import headline
-from featurepress.sources import describe, open_source, ranges
+from featurepress.sources import describe, open_source
+from featurepress.sources.files import ranges
 from tests.servers.listing import BUCKET, Listing, start_listing
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from featurepress.demo import draw_pictures
+from featurepress.demo.orchard import draw_pictures
 from tests.servers.s3 import start_fast_s3
 
 

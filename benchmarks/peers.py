@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.speed import SHARED, headline, lay_out_pictures, link_pictures
-from featurepress.backbones import supports_bfloat16
+from featurepress.models.backbone import supports_bfloat16
 from featurepress.models.catalog import find_card
 
 BASELINES = SHARED / "baselines"

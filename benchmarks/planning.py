@@ -18,11 +18,11 @@ from pathlib import Path
 
 from benchmarks.speed import headline
 from featurepress import ledger
-from featurepress.layout import Layout
 from featurepress.ledger import Totals
-from featurepress.lister import NewListing
+from featurepress.ledger.layout import Layout
 from featurepress.models.catalog import find_card
-from featurepress.records import ImageRef, Receipt
+from featurepress.runs.lister import NewListing
+from featurepress.specs import ImageRef, Receipt
 from featurepress.storage import FolderStorage
 from featurepress.testing import PlanMaker, memory_source
 

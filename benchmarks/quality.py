@@ -27,9 +27,9 @@ import numpy.typing as npt
 import featurepress as fp
 from benchmarks.speed import SHARED, headline
 from featurepress.analysis import PCA, Classifier
+from featurepress.analysis.near_duplicates import twin_groups, twin_threshold
 from featurepress.analysis.scores import wilson
 from featurepress.analysis.splits import given_split
-from featurepress.analysis.twins import twin_groups, twin_threshold
 from featurepress.models.catalog import add_model
 from featurepress.settings import Choices
 

@@ -22,9 +22,9 @@ import numpy as np
 
 import featurepress as fp
 from featurepress.analysis import Classifier
-from featurepress.answers import UNKNOWN, Predictions
-from featurepress.demo import KINDS, draw_orchard, draw_scene
-from featurepress.trained import TrainedModel
+from featurepress.demo.orchard import KINDS, draw_orchard, draw_scene
+from featurepress.learning.model import TrainedModel
+from featurepress.learning.predictions import UNKNOWN, Predictions
 
 THRESHOLDS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 ASKED: dict[str, Any] = {"model": "embedded", "precision": "float32", "pooling": "avg"}

@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import decode_limit, inference_limit, write_limit
-from featurepress.backbones import supports_bfloat16
-from featurepress.demo import draw_pictures
+from featurepress.demo.orchard import draw_pictures
+from featurepress.embedding.shard import cpu_name
+from featurepress.models.backbone import supports_bfloat16
 from featurepress.models.catalog import find_card
 from featurepress.models.store import model_file
-from featurepress.pipeline import cpu_name
 from featurepress.settings import available_cores
 
 SHARED = Path(__file__).parents[2] / "shared"

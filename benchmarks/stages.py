@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed import SHARED, cells, embed, headline, picture_sets
-from featurepress.backbones import load_backbone
-from featurepress.child import Child
 from featurepress.images import decode, preprocess
+from featurepress.ledger.parts import PartFormat, Row
+from featurepress.models.backbone import load_backbone
 from featurepress.models.catalog import find_card
-from featurepress.records import ImageRef, Receipt
+from featurepress.process import Child
 from featurepress.settings import ImageSettings
-from featurepress.sinks import ParquetSink, Row
+from featurepress.specs import ImageRef, Receipt
 from featurepress.testing import MemoryStorage
 
 STAGES = ("read", "decode", "resize", "hash", "infer", "encode")
@@ -80,7 +80,7 @@ def measure(paths: Sequence[str], pooling: str, precision: str) -> list[float]:
             preprocess(pixels, spec.preprocess, batch[0])
 
     def encode() -> None:
-        with contextlib.closing(ParquetSink((), spec.n_features).begin()) as part:
+        with contextlib.closing(PartFormat((), spec.n_features).begin()) as part:
             for start in starts:
                 part.add(rows[start : start + len(batch)], features[: len(paths) - start])
             part.commit(MemoryStorage(), receipt, ())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest_plugins = ("tests.servers.fixtures",)
-pytest.register_assert_rewrite("tests.runs")
+pytest.register_assert_rewrite("tests.running")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

@@ -20,122 +20,80 @@ import pytest
 HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
-    __init__    -> run prediction answers evaluation training trained reduction analysis engines exports \
-                   featureset progress errors
+    __init__    -> learning runs features analysis engines progress errors _version
     __main__    -> cli
     testing     -> everything
-    cli         -> run prediction answers evaluation training trained reduction analysis engines verify bench \
-                   featureset models demo ledger storage progress records settings errors __init__
-    bench       -> run pipeline backbones models demo progress settings
-    verify      -> pipeline backbones models sources progress settings errors
-    prediction  -> run runner regions answers trained engines featureset sources ledger storage progress child \
-                   records settings errors __init__
-    regions     -> originals pipeline images backbones answers trained featureset ledger storage child records \
-                   settings errors
-    answers     -> trained featureset storage errors
-    reduction   -> run runner analysis engines featureset ledger sinks storage child progress records settings \
-                   errors __init__
-    runner      -> engines featureset progress ledger settings
-    evaluation  -> trained originals analysis images featureset progress settings errors
-    training    -> trained reduction run analysis featureset progress storage settings errors
-    trained     -> analysis storage records errors
-    originals   -> pipeline featureset sinks ledger records
-    spark       -> run models values storage records settings errors
-    sklearn     -> run models backbones values records settings errors
-    values      -> pipeline images sources child records settings errors
-    run         -> driver engines featureset changes lister ledger layout sources models storage progress records \
-                   settings errors __init__
-    driver      -> tasks lister engines exports featureset ledger sources models progress records errors
-    tasks       -> pipeline ledger child records
-    pipeline    -> sources images backbones sinks ledger storage child records settings errors
-    changes     -> ledger sources sinks records
-    lister      -> ledger sources records
-    engines     -> ledger child errors __init__
-    analysis    -> featureset ledger child records settings errors
-    exports     -> featureset ledger storage child progress records settings errors
-    featureset  -> ledger storage records errors
-    sources     -> storage records settings errors
-    images      -> records errors
-    backbones   -> models storage records
-    sinks       -> storage records errors
-    models      -> storage child progress records settings errors
-    ledger      -> layout storage child records settings errors
-    layout      ->
+    cli         -> learning embedding runs features analysis engines models demo ledger storage progress \
+                   specs settings errors _version
+    spark       -> runs embedding models storage specs settings errors
+    sklearn     -> runs embedding models specs settings errors
+    learning    -> runs reports embedding analysis features engines images sources ledger models storage progress \
+                   process specs settings errors _version
+    runs        -> embedding engines features ledger sources models demo storage progress specs settings errors \
+                   process _version
+    reports     -> analysis features specs errors
+    analysis    -> features ledger process specs settings errors
+    embedding   -> sources images models ledger storage progress process specs settings errors
+    features    -> ledger storage progress process specs settings errors
+    engines     -> ledger process errors _version
+    sources     -> storage specs settings errors
+    images      -> specs errors
+    models      -> storage progress process specs settings errors
+    ledger      -> storage process specs settings errors
     storage     -> errors
     settings    -> errors
-    demo        -> fruit errors
-    fruit       ->
-    child       ->
+    specs       -> errors
+    demo        -> errors
     progress    ->
-    records     -> errors
+    process     ->
     errors      ->
+    _version    ->
 """
 
 # The libraries that cost time to import, or tie a room to one way of doing things: who may use them.
 LIBRARIES = {
-    "openvino": {"backbones", "models"},
+    "openvino": {"models"},
     "keras": {"models"},
     "pooch": {"models"},
     "requests": {"models"},
     "platformdirs": {"models"},
-    "cv2": {"images", "fruit", "demo"},
-    "PIL": {"images", "models", "demo", "analysis"},
+    "cv2": {"images", "demo"},
+    "PIL": {"images", "models", "demo", "reports"},
     "numpy": {
         "images",
         "models",
         "analysis",
-        "training",
-        "evaluation",
-        "verify",
-        "bench",
-        "backbones",
-        "sinks",
-        "pipeline",
-        "values",
+        "learning",
+        "embedding",
+        "runs",
+        "reports",
+        "features",
         "spark",
         "sklearn",
-        "exports",
-        "featureset",
-        "prediction",
-        "regions",
-        "records",
+        "specs",
         "ledger",
-        "fruit",
         "demo",
         "testing",
     },
-    "matplotlib": {"analysis"},
+    "matplotlib": {"reports"},
     "scipy": {"analysis"},
     "sklearn": {"analysis", "sklearn"},
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
-    "pyarrow": {
-        "analysis",
-        "sinks",
-        "ledger",
-        "exports",
-        "featureset",
-        "prediction",
-        "regions",
-        "answers",
-        "records",
-        "sources",
-        "engines",
-        "spark",
-    },
+    "pyarrow": {"analysis", "ledger", "features", "learning", "sources", "engines", "spark", "runs"},
     "urllib3": {"sources"},
     "certifi": {"sources"},
     "typer": {"cli"},
     "rich": {"cli"},
-    "pyspark": {"engines", "featureset", "spark"},
-    "ray": {"engines", "featureset"},
+    "pyspark": {"engines", "features", "spark"},
+    "ray": {"engines", "features"},
     "torch": set(),
     "tensorflow": {"models"},
     "h5py": {"models"},
     "huggingface_hub": {"models"},
 }
 
-STAGES = ("sources", "images", "backbones", "sinks")
+STAGES = ("sources", "images", "models")
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 40
 NO_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "manager", "base_utils"}
@@ -246,15 +204,12 @@ def test_no_arrow_stands_in_the_table_for_nothing() -> None:
 
 
 def test_the_table_has_no_cycle() -> None:
-    below = {room: targets - {"__init__"} for room, targets in ALLOWED.items()}  # for its version only
-    assert not find_cycle(below)
+    assert not find_cycle(ALLOWED)
 
 
 def test_the_files_have_no_cycle() -> None:
     graph = {
-        name: {
-            one.what for one in IMPORTS[path] if one.is_ours and not one.for_types_only and one.what != "__init__"
-        }
+        name: {one.what for one in IMPORTS[path] if one.is_ours and not one.for_types_only}
         for name, path in MODULES.items()
     }
     assert not find_cycle(graph)
@@ -279,26 +234,35 @@ def test_a_cycle_would_be_found() -> None:
 @pytest.mark.parametrize("stage", STAGES)
 def test_stages_know_nothing_of_one_another(stage: str) -> None:
     assert not ALLOWED[stage] & set(STAGES)
-    assert "pipeline" not in ALLOWED[stage]
+    assert "embedding" not in ALLOWED[stage]
 
 
-def test_nobody_but_the_pipeline_knows_all_stages() -> None:
-    all_knowing = {room for room, targets in ALLOWED.items() if targets >= set(STAGES)}
-    assert all_knowing == {"pipeline", "testing"}
+def test_the_driver_reaches_the_embedding_of_a_shard_through_its_tasks_only() -> None:
+    found = {
+        identifier(path)
+        for path in FILES
+        for one in IMPORTS[path]
+        if room_of(one.what) == "embedding" and one.is_ours
+    }
+    assert {name for name in found if name.startswith("runs/")} == {"runs/tasks.py"}
 
 
-def test_engines_know_neither_pixels_nor_the_pipeline() -> None:
-    assert not ALLOWED["engines"] & {"pipeline", "tasks", *STAGES}
+def test_there_are_few_rooms() -> None:
+    assert len({room_of(module) for module in MODULES}) <= 26
+
+
+def test_engines_know_neither_pixels_nor_the_embedding() -> None:
+    assert not ALLOWED["engines"] & {"embedding", "runs", *STAGES}
     allowed = sys.stdlib_module_names | {"featurepress", "pyspark", "ray", "pyarrow"}
     for path in (HOUSE / "engines").glob("*.py"):
         assert {one.what for one in IMPORTS[path] if not one.is_ours} <= allowed
         names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
-        assert not [name for name in names if re.search("pixel|image|decod|backbone|featureset", name, re.I)]
+        assert not [name for name in names if re.search("pixel|image|decod|backbone|features", name, re.I)]
 
 
 @pytest.mark.parametrize("word", ["spark", "pyspark", "ray", "partition"])
-def test_the_pipeline_never_mentions_an_engine(word: str) -> None:
-    text = (HOUSE / "pipeline.py").read_text().lower()
+def test_the_embedding_of_a_shard_never_mentions_an_engine(word: str) -> None:
+    text = (HOUSE / "embedding" / "shard.py").read_text().lower()
     assert not re.search(rf"\b{word}s?\b(?!\()", re.sub(r"\.partition\(", "", text))
 
 
@@ -315,9 +279,9 @@ def test_the_stand_ins_are_named_in_the_closed_tables_only() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and "featurepress.testing" in node.value
     }
     assert found == {
-        ("sources/kinds.py", "featurepress.testing:DelayedSource"),
-        ("sources/kinds.py", "featurepress.testing:MemorySource"),
-        ("backbones/base.py", "featurepress.testing:FakeBackbone"),
+        ("sources/registry.py", "featurepress.testing:DelayedSource"),
+        ("sources/registry.py", "featurepress.testing:MemorySource"),
+        ("models/backbone.py", "featurepress.testing:FakeBackbone"),
     }
 
 
@@ -435,13 +399,15 @@ def test_the_help_loads_nothing_heavy(arguments: str) -> None:
 
 
 def test_the_driver_loads_no_model_and_no_decoder() -> None:
-    modules = loaded("import featurepress.run")
-    assert "featurepress.driver" in modules
+    modules = loaded("import featurepress.runs.verbs")
+    assert "featurepress.runs.driver" in modules
     assert not modules & {"openvino", "cv2", "PIL"}
 
 
 def test_a_worker_starts_light() -> None:
-    modules = loaded("import featurepress.child, featurepress.ledger, featurepress.engines, featurepress.tasks")
+    modules = loaded(
+        "import featurepress.process, featurepress.ledger, featurepress.engines, featurepress.runs.tasks"
+    )
     assert not modules & HEAVY
 
 
@@ -449,4 +415,4 @@ def test_every_public_name_is_there() -> None:
     program = (
         "import featurepress\nfor name in featurepress.__all__: assert getattr(featurepress, name) is not None"
     )
-    assert "featurepress.run" in loaded(program)
+    assert "featurepress.runs.verbs" in loaded(program)

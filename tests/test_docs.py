@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from featurepress.demo import draw_orchard
+from featurepress.demo.orchard import draw_orchard
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -27,16 +27,16 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks, get_tags
 from sklearn.utils.validation import check_is_fitted
 
-from featurepress.backbones import supports_bfloat16
-from featurepress.demo import draw_orchard
+from featurepress.demo.orchard import draw_orchard
 from featurepress.errors import ModelError, RequestError, SettingError, SourceError
 from featurepress.images import decode
-from featurepress.run import find_backbone
+from featurepress.models.backbone import supports_bfloat16
+from featurepress.runs.verbs import find_backbone
 from featurepress.settings import Settings
 from featurepress.sklearn import FailedPicture, ImageFeaturizer
 from featurepress.testing import fake_backbone
 from tests.models.made import channels_first
-from tests.runs import draw, embed, started, wait_for_no_orphans
+from tests.running import draw, embed, started, wait_for_no_orphans
 
 DOCS = (Path(__file__).parents[1] / "docs" / "sklearn.md").read_text(encoding="utf-8")
 

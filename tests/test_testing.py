@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from featurepress import ledger
-from featurepress.backbones import load_backbone
-from featurepress.child import Child, ChildDiedError, ChildSilentError
 from featurepress.errors import ImageError, StorageError
-from featurepress.layout import Layout
+from featurepress.ledger.layout import Layout
+from featurepress.models.backbone import load_backbone
+from featurepress.process import Child, ChildDiedError, ChildSilentError
 from featurepress.settings import ListingSettings
 from featurepress.sources import Listing, open_source
 from featurepress.storage import FolderStorage

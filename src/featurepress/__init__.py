@@ -7,48 +7,48 @@ The public names; each is imported from its file when it is first used, so that 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from featurepress._version import __version__
 
 if TYPE_CHECKING:
     from featurepress import engines
     from featurepress.analysis.evaluation import Evaluation
-    from featurepress.answers import Predictions
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
-    from featurepress.evaluation import evaluate
-    from featurepress.exports import export
-    from featurepress.featureset import FeatureBatch, FeatureSet, open_features
-    from featurepress.prediction import predict
+    from featurepress.features.export import export
+    from featurepress.features.feature_set import FeatureBatch, FeatureSet, open_features
+    from featurepress.learning.evaluation import evaluate
+    from featurepress.learning.model import TrainedModel, open_model
+    from featurepress.learning.prediction import predict
+    from featurepress.learning.predictions import Predictions
+    from featurepress.learning.reduction import reduce
+    from featurepress.learning.training import train
     from featurepress.progress import Changes, Progress, Summary
-    from featurepress.reduction import reduce
-    from featurepress.run import Estimate, embed, estimate, resume, retry, update
-    from featurepress.trained import TrainedModel, open_model
-    from featurepress.training import train
+    from featurepress.runs.verbs import Estimate, embed, estimate, resume, retry, update
 
 _HOMES = {
-    "Predictions": "answers",
+    "Predictions": "learning.predictions",
     "LocalEngine": "engines",
     "FeaturepressError": "errors",
     "Evaluation": "analysis.evaluation",
-    "evaluate": "evaluation",
-    "export": "exports",
-    "FeatureBatch": "featureset",
-    "FeatureSet": "featureset",
-    "open_features": "featureset",
-    "Estimate": "run",
+    "evaluate": "learning.evaluation",
+    "export": "features.export",
+    "FeatureBatch": "features.feature_set",
+    "FeatureSet": "features.feature_set",
+    "open_features": "features.feature_set",
+    "Estimate": "runs.verbs",
     "Changes": "progress",
     "Progress": "progress",
     "Summary": "progress",
-    "predict": "prediction",
-    "reduce": "reduction",
-    "embed": "run",
-    "estimate": "run",
-    "resume": "run",
-    "retry": "run",
-    "update": "run",
-    "TrainedModel": "trained",
-    "open_model": "trained",
-    "train": "training",
+    "predict": "learning.prediction",
+    "reduce": "learning.reduction",
+    "embed": "runs.verbs",
+    "estimate": "runs.verbs",
+    "resume": "runs.verbs",
+    "retry": "runs.verbs",
+    "update": "runs.verbs",
+    "TrainedModel": "learning.model",
+    "open_model": "learning.model",
+    "train": "learning.training",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of use

@@ -24,15 +24,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from featurepress.backbones import supports_bfloat16
+from featurepress.embedding.values import Presser, Value, name_of
 from featurepress.errors import ModelError, RequestError, SettingError, SourceError
 from featurepress.models import store
-from featurepress.run import find_backbone
+from featurepress.models.backbone import supports_bfloat16
+from featurepress.runs.verbs import find_backbone
 from featurepress.settings import DEFAULT_MODEL, ImageSettings, Settings, available_cores
-from featurepress.values import Presser, Value, name_of
 
 if TYPE_CHECKING:
-    from featurepress.records import BackboneSpec, Features
+    from featurepress.specs import BackboneSpec, Features
 
 __all__ = ["FailedPicture", "ImageFeaturizer"]
 

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 
 from featurepress.errors import RequestError, SettingError
 from featurepress.models import store
-from featurepress.records import BackboneSpec
-from featurepress.run import find_backbone
+from featurepress.runs.verbs import find_backbone
 from featurepress.settings import DEFAULT_MODEL, Settings, nearest
+from featurepress.specs import BackboneSpec
 from featurepress.storage import FolderStorage
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from featurepress.values import Answer, Presser, Value
+    from featurepress.embedding.values import Answer, Presser, Value
 
 _IMAGE_FIELDS = ("height", "width", "nChannels", "data")
 
@@ -202,7 +202,7 @@ def featurize_batch(
 
 
 def _values(column: pa.Array) -> list[Value]:
-    from featurepress.values import Raw
+    from featurepress.embedding.values import Raw
 
     values = column.to_pylist()
     return [
@@ -240,7 +240,7 @@ def _hashable(presser: tuple[Any, ...]) -> tuple[Any, ...]:
 @functools.lru_cache(maxsize=1)
 def _presser(backbone: _Hashed, precision: str, limits: Any, archive: str) -> Presser:
     """Give this worker's presser: one model, kept for as long as the worker lives."""
-    from featurepress.values import Presser
+    from featurepress.embedding.values import Presser
 
     if archive:
         _fetched(archive, backbone.value.file)

@@ -23,17 +23,17 @@ import numpy as np
 from featurepress.engines.base import Task
 from featurepress.errors import ImageError, StorageError
 from featurepress.images import decode
-from featurepress.layout import Layout
 from featurepress.ledger import Plan, new_plan
-from featurepress.records import BackboneSpec, ImageRef, PreprocessSpec, SourceSpec
+from featurepress.ledger.layout import Layout
 from featurepress.settings import ImageSettings, Settings
 from featurepress.sources import field_names
 from featurepress.sources.base import BY_REQUEST, ON_DISK
-from featurepress.sources.folder import FolderSource
+from featurepress.sources.files.folder import FolderSource
+from featurepress.specs import BackboneSpec, ImageRef, PreprocessSpec, SourceSpec
 from featurepress.storage import Data, Entry, FolderStorage, Storage, pieces
 
 if TYPE_CHECKING:
-    from featurepress.records import Features, Pixels
+    from featurepress.specs import Features, Pixels
 
 Result = TypeVar("Result")
 
@@ -427,7 +427,7 @@ class InlineEngine:
 
 @dataclass
 class PlanMaker:
-    """Makes drafts of plans for `featurepress.run.press_plan`, with the fake backbone unless told otherwise.
+    """Makes drafts of plans for `featurepress.runs.verbs.press_plan`, with the fake backbone unless told otherwise.
 
     Parameters
     ----------

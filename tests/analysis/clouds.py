@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featurepress.featureset import FeatureSet
-from tests.feature_sets import made
+from featurepress.features.feature_set import FeatureSet
+from tests.features.feature_sets import made
 
 LABELS = ("apple", "banana", "cherry")
 

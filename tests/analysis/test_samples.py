@@ -11,7 +11,7 @@ from featurepress.analysis.samples import joined, numbered, read_samples
 from featurepress.errors import AnalysisError, SettingError
 from featurepress.settings import LabelSettings, SplitSettings
 from tests.analysis.clouds import cloud, cloud_set
-from tests.feature_sets import made, numbers
+from tests.features.feature_sets import made, numbers
 
 
 def sides(n: int) -> list[str]:

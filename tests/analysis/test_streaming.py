@@ -56,7 +56,7 @@ def test_neighbours_need_memory(tmp_path: Path) -> None:
 
 
 def test_features_that_are_no_numbers(tmp_path: Path) -> None:
-    from tests.feature_sets import made
+    from tests.features.feature_sets import made
 
     X, y = cloud(30)
     X[11, 2] = np.nan

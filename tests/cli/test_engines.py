@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import draw
+from tests.running import draw
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import featurepress as fp
-from featurepress.run import press_plan
+from featurepress.runs.verbs import press_plan
 from featurepress.testing import InlineEngine
-from tests.runs import COMMAND, clean_environment, draft, draw, embed, names_below, run_cli, snapshot, started
+from tests.running import COMMAND, clean_environment, draft, draw, embed, names_below, run_cli, snapshot, started
 
 DOCS = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 N_PICTURES = 11

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurepress.records import failure_schema
-from featurepress.run import press_plan
+from featurepress.ledger.schemas import failure_schema
+from featurepress.runs.verbs import press_plan
 from featurepress.testing import InlineEngine, memory_source
-from tests.runs import COMMAND, clean_environment, draft, draw, read_failures, run_cli, snapshot
+from tests.running import COMMAND, clean_environment, draft, draw, read_failures, run_cli, snapshot
 
 ODD_NAMES = ("new\nline.jpg", "esc\x1b[31m.jpg", 'com,"ma".jpg', "früh 柠檬.jpg", "[red]x[/red].jpg", "tab\t.jpg")
 

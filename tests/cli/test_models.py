@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.models import made
-from tests.runs import draw, run_cli
+from tests.running import draw, run_cli
 
 
 @pytest.fixture(scope="module")

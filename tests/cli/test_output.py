@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import featurepress as fp
-from tests.runs import COMMAND, draw, read_rows, run_cli, snapshot, started, wait_for_no_orphans, wait_until
+from tests.running import COMMAND, draw, read_rows, run_cli, snapshot, started, wait_for_no_orphans, wait_until
 
 SMALL = ("--precision", "float32", "--workers", "1")
 # Spaces, what rich takes for markup or an emoji, globs' brackets, quotes, letters beyond ASCII, a dash in front.

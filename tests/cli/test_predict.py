@@ -15,8 +15,8 @@ import pytest
 
 import featurepress as fp
 from featurepress.analysis import Classifier
-from featurepress.trained import TrainedModel
-from tests.runs import draw, embed, run_cli
+from featurepress.learning.model import TrainedModel
+from tests.running import draw, embed, run_cli
 
 DOCS = (Path(__file__).parents[2] / "docs" / "predict.md").read_text(encoding="utf-8")
 

@@ -14,7 +14,7 @@ import pytest
 
 import featurepress as fp
 from featurepress.errors import SettingError
-from tests.runs import draw, embed, run_cli
+from tests.running import draw, embed, run_cli
 
 DOCS = (Path(__file__).parents[2] / "docs" / "reduce.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.runs import (
+from tests.running import (
     assert_same_result,
     draw,
     interrupt,

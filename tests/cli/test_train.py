@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from featurepress.demo import draw_orchard
-from tests.runs import run_cli
+from featurepress.demo.orchard import draw_orchard
+from tests.running import run_cli
 
 DOCS = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
 

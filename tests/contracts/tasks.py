@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurepress.child import Child, beat, when_abandoned
 from featurepress.ledger import Plan
+from featurepress.process import Child, beat, when_abandoned
 from featurepress.storage import Storage
 
 # -- functions for a child -----------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from featurepress.backbones import Backbone, load_backbone, supports_bfloat16
+from featurepress.models.backbone import Backbone, load_backbone, supports_bfloat16
 from featurepress.models.catalog import EMBEDDED_V1, find_card
-from featurepress.models.files import prepare
+from featurepress.models.origins.files import prepare
 from featurepress.progress import say_nothing
-from featurepress.records import BackboneSpec
 from featurepress.settings import Choices
+from featurepress.specs import BackboneSpec
 from featurepress.testing import FakeBackbone, fake_backbone
 
 Pixels = npt.NDArray[Any]

@@ -16,8 +16,8 @@ import pyarrow.ipc
 import pytest
 
 from featurepress.errors import ImageError, SourceError
-from featurepress.records import SourceSpec
 from featurepress.sources import Source, describe, open_source
+from featurepress.specs import SourceSpec
 from featurepress.testing import memory_source
 from tests.servers.s3 import FastS3
 

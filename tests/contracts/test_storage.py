@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from featurepress.child import Child
 from featurepress.errors import ReplacedError, StorageError
+from featurepress.process import Child
 from featurepress.storage import FolderStorage, Storage, open_storage
 from featurepress.testing import MemoryStorage, QuotaStorage
 from tests.contracts.tasks import race

@@ -21,7 +21,7 @@ from PIL import Image
 from featurepress.errors import SettingError
 from featurepress.images import preprocess
 from featurepress.images.preprocess import spans
-from featurepress.records import PreprocessSpec
+from featurepress.specs import PreprocessSpec
 
 Array = npt.NDArray[Any]
 

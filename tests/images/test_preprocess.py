@@ -12,7 +12,7 @@ import pytest
 from featurepress.images import preprocess
 from featurepress.images.area import _area_maps, _area_positions
 from featurepress.models.catalog import EMBEDDED_V1
-from featurepress.records import PreprocessSpec
+from featurepress.specs import PreprocessSpec
 
 Array = npt.NDArray[Any]
 SPEC = EMBEDDED_V1.preprocess

@@ -15,12 +15,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from featurepress.embedding.shard import press_pictures
 from featurepress.errors import ModelError
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import find_card
-from featurepress.models.files import outputs, prepare
+from featurepress.models.origins.files import outputs, prepare
 from featurepress.models.store import home
-from featurepress.pipeline import press_pictures
 from featurepress.settings import Choices
 
 Array = npt.NDArray[Any]

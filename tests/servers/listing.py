@@ -128,7 +128,7 @@ class Listing(S3, Control):
 
 def draw_picture() -> bytes:
     """Draw a small JPEG."""
-    from featurepress.demo import draw_pictures
+    from featurepress.demo.orchard import draw_pictures
 
     with tempfile.TemporaryDirectory() as folder:
         return draw_pictures(Path(folder), 1, image_size_px=100)[0].read_bytes()

@@ -15,7 +15,7 @@ import obstore
 import psutil
 import pytest
 
-from tests.runs import wait_until
+from tests.running import wait_until
 from tests.servers.clients import connect, listed
 from tests.servers.fixtures import Faulty
 from tests.servers.process import ROOT

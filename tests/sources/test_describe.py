@@ -11,16 +11,11 @@ from typing import Any
 import pytest
 
 from featurepress.errors import SettingError, SourceError
-from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ListingSettings
-from featurepress.sources import (
-    Listing,
-    describe,
-    field_names,
-    open_source,
-)
+from featurepress.sources import Listing, describe, field_names, open_source
 from featurepress.sources.describe import _refuse_shared_images
 from featurepress.sources.listing import _parent_label
+from featurepress.specs import ImageRef, SourceSpec
 from featurepress.testing import memory_source
 
 

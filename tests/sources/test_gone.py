@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from featurepress.errors import ImageError, SourceError, StorageError
-from tests.sources.test_folder import source, touch
+from tests.sources.files.test_folder import source, touch
 
 LOCATIONS = ["pics", "pics/", "{base}/pics", "pics/*.jpg", "pics/**/*.jpg", "pics/a.jpg", "./pics//*"]
 

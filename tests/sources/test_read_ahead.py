@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurepress.errors import ImageError, StorageError
-from featurepress.records import ImageRef
 from featurepress.sources.base import MAX_TIMEOUTS, read_ahead
+from featurepress.specs import ImageRef
 
 TIMEOUT_SECONDS = 0.25
 

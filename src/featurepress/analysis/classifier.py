@@ -18,7 +18,7 @@ from featurepress.settings import ClassifierSettings
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Features
+    from featurepress.specs import Features
 
     Labels = npt.NDArray[np.str_]
 

@@ -12,15 +12,15 @@ import numpy as np
 from featurepress.analysis.moments import Moments
 from featurepress.analysis.pca import PCA
 from featurepress.analysis.sketch import Sketch
-from featurepress.child import beat
 from featurepress.errors import AnalysisError, StorageError
-from featurepress.featureset import FeatureSet
+from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
+from featurepress.process import beat
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Features
+    from featurepress.specs import Features
 
 # So many parts at least are merged where they are read: what comes back is as large as a matrix of all features.
 PARTS_A_TASK = 64

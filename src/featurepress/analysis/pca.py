@@ -17,7 +17,7 @@ from featurepress.settings import ReductionSettings
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Features
+    from featurepress.specs import Features
 
     Matrix = npt.NDArray[np.float64]
 

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurepress.analysis.classifier import draw_rows
-from featurepress.analysis.twins import searchable_rows
+from featurepress.analysis.near_duplicates import searchable_rows
 from featurepress.errors import AnalysisError, SettingError
-from featurepress.featureset import FeatureSet
+from featurepress.features.feature_set import FeatureSet
 from featurepress.settings import LabelSettings, SplitSettings, nearest
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from featurepress.records import Features
+    from featurepress.specs import Features
 
     Rows = npt.NDArray[np.int64]
     Labels = npt.NDArray[np.str_]

@@ -50,7 +50,7 @@ def given_split(y: Labels, is_test: npt.NDArray[np.bool_], groups: Rows | None =
     is_test : array (n_samples,) bool
         Which rows are given as test.
     groups : array (n_samples,) int64, optional
-        Of `featurepress.analysis.twins.twin_groups`, over training and test together; without them it is naive.
+        Of `near_duplicates.twin_groups`, over training and test together; without them it is naive.
     """
     train, given = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     test = given if groups is None else given[~np.isin(groups[given], groups[train])]

@@ -17,7 +17,7 @@ from featurepress.errors import AnalysisError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Features
+    from featurepress.specs import Features
 
     Codes = npt.NDArray[np.int32]
 

@@ -11,15 +11,15 @@ import numpy as np
 from featurepress.analysis.classifier import Classifier, draw_rows
 from featurepress.analysis.evaluation import Baseline, LearningPoint, Measured, Mistake
 from featurepress.analysis.moments import require_finite
+from featurepress.analysis.near_duplicates import twin_groups, twin_threshold
 from featurepress.analysis.scores import score, wilson
 from featurepress.analysis.splits import Split, drawn_split, given_split
-from featurepress.analysis.twins import twin_groups, twin_threshold
 
 if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-    from featurepress.records import Features
+    from featurepress.specs import Features
 
     Rows = npt.NDArray[np.int64]
     Labels = npt.NDArray[np.str_]
@@ -53,7 +53,7 @@ class Trial:
         Whether `classifier` is taken as it is.
     twin_threshold : float, optional
         Cosine from which two pictures of a label are twins; by default found by
-        `featurepress.analysis.twins.twin_threshold`.
+        `featurepress.analysis.near_duplicates.twin_threshold`.
     """
 
     X: Features

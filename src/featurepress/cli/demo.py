@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Draw an orchard of fruit pictures, a few of them broken, to try featurepress on."""
     from featurepress.cli import output
-    from featurepress.demo import draw_orchard
+    from featurepress.demo.orchard import draw_orchard
 
     orchard = draw_orchard(folder, backgrounds=backgrounds)
     output.console().print(

@@ -36,18 +36,18 @@ def embed(
 
     The same command again finishes what was interrupted, and does nothing when all is done.
     """
-    from featurepress import run
     from featurepress.cli import output
+    from featurepress.runs import verbs
 
     if dry_run:
         listed = {name: value for name, value in options.items() if name != "engine"}
-        _print_estimate(run.estimate(sources, out=out, **listed), as_json=as_json)
+        _print_estimate(verbs.estimate(sources, out=out, **listed), as_json=as_json)
         return
-    destination = run.expand_time(out)
+    destination = verbs.expand_time(out)
     with output.resumable(destination):
         try:
             with output.live_line() as on_progress:
-                features = run.embed(sources, destination, on_progress=on_progress, **options)
+                features = verbs.embed(sources, destination, on_progress=on_progress, **options)
         except TooManyFailuresError as error:
             report(error.features, as_json=as_json)
             raise

@@ -39,9 +39,9 @@ def evaluate(
 
     What is not given of labels, split and memory is as it was when the model was trained.
     """
-    from featurepress import evaluation
     from featurepress.cli import output
     from featurepress.cli.measurements import add_measured, hardest
+    from featurepress.learning import evaluation
 
     started = time.perf_counter()
     with output.live_line() as on_progress:

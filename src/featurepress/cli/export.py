@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-import featurepress
 from featurepress.progress import telling
 
 _SHOWN_FILES = 5
@@ -35,12 +34,13 @@ def export(
 ) -> None:
     """Write a feature set as one file, or several, for other tools."""
     from featurepress.cli import output
-    from featurepress.featureset import open_features
+    from featurepress.features import export as exports
+    from featurepress.features.feature_set import open_features
 
     started = time.perf_counter()
     features = open_features(destination)
     with output.live_line() as on_progress:
-        files = featurepress.export(features, to, parts=number(parts), tell=telling(on_progress))
+        files = exports.export(features, to, parts=number(parts), tell=telling(on_progress))
     result = {
         "files": files,
         "rows": len(features),

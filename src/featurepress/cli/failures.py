@@ -21,8 +21,8 @@ from featurepress.settings import Constraint
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from featurepress.featureset import FeatureSet
-    from featurepress.records import Failure
+    from featurepress.features.feature_set import FeatureSet
+    from featurepress.specs import Failure
 
 _SHOWN_ROWS = 50  # in a terminal, unless told otherwise
 _LIMIT = Constraint(int, "Rows to show.", minimum=0, optional=True)
@@ -43,7 +43,7 @@ def failures(
     as_json: Annotated[bool, typer.Option("--json", help="Print as a JSON array on stdout.")] = False,
 ) -> None:
     """List the images that could not be pressed, and why."""
-    from featurepress.featureset import open_features
+    from featurepress.features.feature_set import open_features
 
     if as_csv and as_json:
         raise SettingError("Failures are printed as CSV or as JSON. Got --csv and --json; give one of them.")
@@ -62,14 +62,14 @@ def failures(
 
 def _rows(features: FeatureSet, limit: int | None) -> Iterator[Failure]:
     """Yield the first failures, or all, without a list of them."""
-    from featurepress.records import Failure
+    from featurepress.specs import Failure
 
     found = (Failure(**row) for batch in features.failures.to_batches() for row in batch.to_pylist())
     return islice(found, limit or None)
 
 
 def _print_csv(rows: Iterator[Failure]) -> None:
-    from featurepress.records import Failure
+    from featurepress.specs import Failure
 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", newline="")  # whatever the terminal's language is

@@ -18,8 +18,8 @@ def info(
 ) -> None:
     """Show what a feature set holds and how it was made, or what a model knows and how good it is."""
     from featurepress.cli import measurements, output
-    from featurepress.featureset import open_features
-    from featurepress.trained import is_model, open_model
+    from featurepress.features.feature_set import open_features
+    from featurepress.learning.model import is_model, open_model
 
     if is_model(destination):
         model = open_model(destination)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-import featurepress
+from featurepress._version import __version__
 from featurepress.cli import (
     demo,
     embed,
@@ -92,7 +92,7 @@ class _Stop:
 
 def _show_version(value: bool) -> None:
     if value:
-        typer.echo(f"featurepress {featurepress.__version__}")
+        typer.echo(f"featurepress {__version__}")
         raise typer.Exit
 
 

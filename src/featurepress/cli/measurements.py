@@ -9,7 +9,7 @@ from featurepress.cli.output import Lines
 
 if TYPE_CHECKING:
     from featurepress.analysis.scores import Scores
-    from featurepress.trained import TrainedModel
+    from featurepress.learning.model import TrainedModel
 
 
 def model_lines(model: TrainedModel) -> Lines:

@@ -52,7 +52,8 @@ def show(
 ) -> None:
     """Show what is known of a model."""
     from featurepress.cli import output, tables
-    from featurepress.models import catalog, files
+    from featurepress.models import catalog
+    from featurepress.models.origins import files
 
     if outputs:
         found = files.outputs(model)
@@ -116,8 +117,8 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Hold a model's features against those of the library that it comes from: the parity certificate."""
-    from featurepress import verify as house
     from featurepress.cli import output, tables
+    from featurepress.embedding import parity as house
 
     with output.live_line() as tell:
         options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights}
@@ -142,8 +143,8 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure images a second here, whole runs of embed, model by model."""
-    from featurepress import bench as house
     from featurepress.cli import output, tables
+    from featurepress.runs import benchmark as house
 
     with output.live_line() as tell:
         speeds = house.bench(models or [], images=images, size=size, random=random, tell=telling(tell))

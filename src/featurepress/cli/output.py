@@ -16,7 +16,7 @@ from rich.text import Text
 from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
 
 if TYPE_CHECKING:
-    from featurepress.featureset import FeatureSet
+    from featurepress.features.feature_set import FeatureSet
     from featurepress.progress import Progress
 
 
@@ -204,7 +204,7 @@ _EMBEDDED_ADVICE = (
 
 def print_info(features: FeatureSet) -> None:
     """Print what is known of a feature set, for people, on stdout."""
-    from featurepress.records import Failure
+    from featurepress.specs import Failure
 
     manifest, plan = features.manifest or {}, features.plan
     lines = Lines()

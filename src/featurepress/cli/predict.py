@@ -12,7 +12,7 @@ from featurepress.errors import TooManyFailuresError
 from featurepress.settings import PICTURE_SETTINGS, PredictionSettings
 
 if TYPE_CHECKING:
-    from featurepress.answers import Predictions
+    from featurepress.learning.predictions import Predictions
 
 _MOST_FREQUENT = 10
 
@@ -43,11 +43,11 @@ def predict(
 
     The same command again finishes what was interrupted, and predicts what has changed since.
     """
-    from featurepress import prediction
-    from featurepress.answers import REQUEST
     from featurepress.cli import output
+    from featurepress.learning import prediction
+    from featurepress.learning.predictions import REQUEST
     from featurepress.ledger import PLAN
-    from featurepress.run import expand_time
+    from featurepress.runs.verbs import expand_time
 
     out = expand_time(out)
     go_on = f"the same command and --out {shlex.quote(out)}"

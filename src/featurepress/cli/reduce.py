@@ -14,7 +14,7 @@ from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
     from featurepress.analysis import PCA
-    from featurepress.featureset import FeatureSet
+    from featurepress.features.feature_set import FeatureSet
 
 
 def register(app: typer.Typer) -> None:
@@ -45,10 +45,10 @@ def reduce(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Reduce a feature set to fewer numbers a picture (principal component analysis)."""
-    from featurepress import reduction
     from featurepress.cli import output
-    from featurepress.featureset import open_features
-    from featurepress.run import expand_time
+    from featurepress.features.feature_set import open_features
+    from featurepress.learning import reduction
+    from featurepress.runs.verbs import expand_time
 
     started, out = time.perf_counter(), expand_time(out)
     features = open_features(destination)

@@ -23,6 +23,6 @@ def resume(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Finish an interrupted run, update or retry; everything else comes from its plan."""
-    from featurepress import run
+    from featurepress.runs import verbs
 
-    carry_out(run.resume, destination, options, as_json=as_json)
+    carry_out(verbs.resume, destination, options, as_json=as_json)

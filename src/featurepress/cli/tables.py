@@ -12,9 +12,9 @@ from rich.text import Text
 from featurepress.cli.output import Lines, console
 
 if TYPE_CHECKING:
-    from featurepress.bench import Speed
     from featurepress.models.card import ModelCard
     from featurepress.models.catalog import ListedModel
+    from featurepress.runs.benchmark import Speed
 
 
 def print_models(models: Sequence[ListedModel]) -> None:

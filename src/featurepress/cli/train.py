@@ -28,9 +28,9 @@ def train(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Train a classifier on a feature set, and measure it honestly."""
-    from featurepress import training
     from featurepress.cli import output
     from featurepress.cli.measurements import model_json, model_lines
+    from featurepress.learning import training
 
     started = time.perf_counter()
     with output.live_line() as on_progress:

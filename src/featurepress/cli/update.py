@@ -29,9 +29,9 @@ def update(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Press what is new or has changed since; the rows of images that are gone leave."""
-    from featurepress import run
+    from featurepress.runs import verbs
 
-    carry_out(run.update, destination, options, as_json=as_json)
+    carry_out(verbs.update, destination, options, as_json=as_json)
 
 
 @with_settings((*RESOURCES, "max_bytes", "max_pixels"))
@@ -42,9 +42,9 @@ def retry(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Press the images that failed once more."""
-    from featurepress import run
+    from featurepress.runs import verbs
 
-    carry_out(run.retry, destination, options, as_json=as_json)
+    carry_out(verbs.retry, destination, options, as_json=as_json)
 
 
 def carry_out(verb: Callable[..., Any], destination: str, options: dict[str, Any], *, as_json: bool) -> None:

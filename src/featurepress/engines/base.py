@@ -53,7 +53,7 @@ class Engine(Protocol):
             May still be growing while the first ones run: it is taken from in another thread, as far as there
             is somebody free to work.
         on_beat : callable
-            Called with whatever the task tells by `featurepress.child.beat`, where the engine can hear it.
+            Called with whatever the task tells by `featurepress.process.beat`, where the engine can hear it.
 
         Raises
         ------

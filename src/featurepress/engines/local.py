@@ -11,11 +11,11 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from featurepress.child import Child, ChildDiedError
 from featurepress.engines.base import Task
 from featurepress.engines.memory import short_of_memory
 from featurepress.errors import SettingError, WorkerDeathError
 from featurepress.ledger import Plan
+from featurepress.process import Child, ChildDiedError
 
 Result = TypeVar("Result")
 

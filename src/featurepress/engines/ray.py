@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
-from featurepress import __version__
+from featurepress._version import __version__
 from featurepress.engines.base import Task
 from featurepress.engines.local import MAX_DEATHS
 from featurepress.engines.master import require_answer

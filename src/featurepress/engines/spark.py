@@ -30,7 +30,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from pathlib import Path
 from typing import Any, TypeVar
 
-from featurepress import __version__, ledger
+from featurepress import ledger
+from featurepress._version import __version__
 from featurepress.engines.base import Task
 from featurepress.engines.java import require_java
 from featurepress.engines.local import MAX_DEATHS

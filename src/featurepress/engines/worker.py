@@ -20,13 +20,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featurepress import __version__, ledger
-from featurepress.child import portable
+from featurepress import ledger
+from featurepress._version import __version__
 from featurepress.engines.base import Task
 from featurepress.engines.local import MAX_DEATHS, LocalEngine
 from featurepress.engines.memory import short_of_memory
 from featurepress.errors import EngineError, FeaturepressError, WorkerDeathError
 from featurepress.ledger import Plan
+from featurepress.process import portable
 
 GRACE_SECONDS = 30  # a child waits so long for the child to which it leaves a suspect image
 _MARK = re.compile(r"<featurepress ([\w+/=]+)>")
@@ -153,7 +154,7 @@ def _look(location: str, run_id: str, hidden: _Unhashed) -> None:
 
 @functools.cache
 def _engine(cores: int, silence_seconds: float, for_memory: str) -> LocalEngine:
-    preload = ("featurepress.pipeline",)
+    preload = ("featurepress.embedding.shard",)
     return LocalEngine(cores, silence_seconds=silence_seconds, preload=preload, for_memory=for_memory)
 
 

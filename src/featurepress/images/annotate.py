@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 if TYPE_CHECKING:
-    from featurepress.records import Pixels
+    from featurepress.specs import Pixels
 
     Box = tuple[int, int, int, int]
 

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Pixels
+    from featurepress.specs import Pixels
 
 _FLOAT_VALUES = 3 * 2**20
 

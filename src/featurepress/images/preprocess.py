@@ -15,12 +15,12 @@ from PIL import Image
 
 from featurepress.images.area import resize_by_area_or_linear
 from featurepress.images.resample import Span, resample
-from featurepress.records import PreprocessSpec
+from featurepress.specs import PreprocessSpec
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Pixels
+    from featurepress.specs import Pixels
 
 _PILLOW_FILTERS = {
     "nearest": Image.Resampling.NEAREST,

@@ -16,7 +16,7 @@ import numpy as np
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from featurepress.records import Pixels
+    from featurepress.specs import Pixels
 
     Array = npt.NDArray[np.float64]
 

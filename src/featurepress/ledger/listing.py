@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from featurepress.errors import StoppedError, StorageError
 from featurepress.ledger.plan import Plan, dump_json, read_json
-from featurepress.records import ImageRef, chunk_schema, number_array, text_array
+from featurepress.ledger.schemas import chunk_schema, number_array, text_array
+from featurepress.specs import ImageRef
 from featurepress.storage import Storage, each_at_once, undamaged
 
 

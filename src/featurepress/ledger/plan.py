@@ -11,9 +11,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from featurepress.errors import FeatureSetError, StoppedError, StorageError
-from featurepress.layout import Layout, Tier
-from featurepress.records import FORMAT_VERSION, BackboneSpec, ImageRef, SourceSpec
+from featurepress.ledger.layout import Layout, Tier
+from featurepress.ledger.names import FORMAT_VERSION
 from featurepress.settings import Settings
+from featurepress.specs import BackboneSpec, ImageRef, SourceSpec
 from featurepress.storage import Storage, undamaged
 
 PLAN = "plan/plan.json"

@@ -14,10 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featurepress.child import when_abandoned
 from featurepress.ledger.listing import read_chunk, read_listing, read_revised, require_open, revision_of
+from featurepress.ledger.names import part_name
 from featurepress.ledger.plan import Plan, dump_json, read_generation
-from featurepress.records import Failure, Receipt, failure_schema, part_name, text_array
+from featurepress.ledger.schemas import failure_schema, text_array
+from featurepress.process import when_abandoned
+from featurepress.specs import Failure, Receipt
 from featurepress.storage import Storage, at_once, each_at_once, undamaged
 
 

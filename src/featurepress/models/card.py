@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from featurepress.errors import ModelError
-from featurepress.records import BackboneSpec, PreprocessSpec
+from featurepress.specs import BackboneSpec, PreprocessSpec
 
 # Keras's words for (mean, scale, channel order) of levels from 0 to 255; `raw` leaves them as they are.
 KERAS_MODES: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {

@@ -11,11 +11,11 @@ from featurepress.errors import ModelError
 from featurepress.models import store
 from featurepress.models.card import ModelCard
 from featurepress.progress import Tell, say_nothing
-from featurepress.records import PreprocessSpec
 from featurepress.settings import Choices, FeatureSettings, nearest
+from featurepress.specs import PreprocessSpec
 
 if TYPE_CHECKING:
-    from featurepress.models.zoo import Architecture
+    from featurepress.models.origins.keras_applications import Architecture
 
 EMBEDDED_V1 = ModelCard(
     name="embedded-v1",
@@ -87,7 +87,7 @@ def find_card(
             _refuse_choices(card.name, size=size, alpha=alpha, weights=weights)
             return card
     if name.startswith(HUB):
-        from featurepress.models import hub
+        from featurepress.models.origins import hub
 
         _refuse_choices(name, alpha=alpha, weights=weights)
         return hub.prepare(name, size=size, tell=tell)
@@ -95,18 +95,20 @@ def find_card(
         _refuse_choices(name, size=size, alpha=alpha, weights=weights)
         return card_named
     if looks_like_a_path(name):
-        from featurepress.models import files
+        from featurepress.models.origins import files
 
         _refuse_choices(name, alpha=alpha, weights=weights)
         return files.prepare(name, Choices(size=size), tell=tell)
-    from featurepress.models import zoo
+    from featurepress.models.origins import keras_applications
 
     architecture = find_architecture(name)
-    if weights == zoo.RANDOM:
+    if weights == keras_applications.RANDOM:
         raise ModelError(
             "Random weights are for featurepress models bench --random only; their features say nothing."
         )
-    return zoo.prepare(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, tell=tell)
+    return keras_applications.prepare(
+        architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, tell=tell
+    )
 
 
 def looks_like_a_path(name: str) -> bool:
@@ -122,11 +124,11 @@ def find_architecture(name: str) -> Architecture:
     ModelError
         There is none; the near names are listed.
     """
-    from featurepress.models import zoo
+    from featurepress.models.origins import keras_applications
 
-    known = zoo.architectures()
-    by_plain = {zoo.plain(one): one for one in known}
-    if (found := by_plain.get(zoo.plain(name))) is not None:
+    known = keras_applications.architectures()
+    by_plain = {keras_applications.plain(one): one for one in known}
+    if (found := by_plain.get(keras_applications.plain(name))) is not None:
         return known[found]
     all_names = [*(n for card in CARDS for n in (card.name, *card.aliases)), *store.names(), *known]
     raise ModelError(
@@ -172,7 +174,7 @@ class ListedModel:
 
 def list_models(tell: Tell = say_nothing) -> list[ListedModel]:
     """List the bundled models, the user's own, those of a hub that are ready, and Keras Applications."""
-    from featurepress.models import zoo
+    from featurepress.models.origins import keras_applications
 
     tell("looking for models", 0, 0)
     ready = store.prepared()
@@ -181,14 +183,14 @@ def list_models(tell: Tell = say_nothing) -> list[ListedModel]:
     found = [_listed(card.aliases[0], card, f"{card.preprocess.height}") for card in CARDS]
     found += [_listed(name, card, f"{card.preprocess.height}") for name, card in own]
     sizes = json.loads((Path(__file__).parent / "keras_sizes.json").read_text("utf-8"))
-    for name, one in zoo.architectures().items():
+    for name, one in keras_applications.architectures().items():
         n_parameters, n_features = sizes.get(name, (0, 0))
         here = [card for card in ready if card.name == name and card.origin.get("variant") == "imagenet"]
         found.append(
             ListedModel(
                 name=name,
                 n_parameters=n_parameters,
-                input=f"{zoo.DEFAULT_SIZES.get(name, one.default_size)} ({one.min_size}…)",
+                input=f"{keras_applications.DEFAULT_SIZES.get(name, one.default_size)} ({one.min_size}…)",
                 n_features=n_features,
                 weights="ImageNet",
                 licence=one.licence,
@@ -227,22 +229,23 @@ def describe_model(
     ModelError
         There is no such model.
     """
-    from featurepress.models import zoo
+    from featurepress.models.origins import keras_applications
 
     choices = {"size": size, "alpha": alpha, "weights": weights}
     is_other = any(name in (card.name, *card.aliases) for card in CARDS) or name.startswith(HUB)
     if is_other or store.named(name) is not None or looks_like_a_path(name):
         return _described(find_card(name, **choices))  # type: ignore[arg-type]
     one = find_architecture(name)
-    if (card := zoo.find_ready(one, size=size, alpha=alpha, weights=weights)) is not None:
+    if (card := keras_applications.find_ready(one, size=size, alpha=alpha, weights=weights)) is not None:
         return _described(card)
-    size = zoo.checked_size(one, size)
+    size = keras_applications.checked_size(one, size)
+    default_size = keras_applications.DEFAULT_SIZES.get(one.name, one.default_size)
     return {
         "name": one.name,
         "what": f"{one.keras_name} of Keras Applications",
         "input": str(one.preprocess(size)),
         "mode": one.mode,
-        "sizes": f"{one.min_size} and more, by default {zoo.DEFAULT_SIZES.get(one.name, one.default_size)}",
+        "sizes": f"{one.min_size} and more, by default {default_size}",
         "alpha": "" if one.alpha is None else f"{one.alpha:g} by default",
         "licence": one.licence,
         "status": f"not here yet: featurepress models pull {one.name} --size {size}",
@@ -279,7 +282,7 @@ def _described(card: ModelCard) -> dict[str, Any]:
 
 def add_model(file: str, name: str, choices: Choices, *, tell: Tell = say_nothing) -> ModelCard:
     """Give a model file a name of its own; see `files.add`."""
-    from featurepress.models import files, zoo
+    from featurepress.models.origins import files, keras_applications
 
-    taken = [*(n for card in CARDS for n in (card.name, *card.aliases)), *zoo.architectures()]
+    taken = [*(n for card in CARDS for n in (card.name, *card.aliases)), *keras_applications.architectures()]
     return files.add(file, name, choices, taken=taken, tell=tell)

@@ -2,9 +2,9 @@
 
 from featurepress.sources.base import Source
 from featurepress.sources.describe import Locations, describe
-from featurepress.sources.kinds import KINDS, open_source
 from featurepress.sources.listing import Listing, field_names
-from featurepress.sources.sight import require_sight, visible
+from featurepress.sources.registry import KINDS, open_source
+from featurepress.sources.visibility import require_visible, visible
 
 __all__ = [
     "KINDS",
@@ -14,6 +14,6 @@ __all__ = [
     "describe",
     "field_names",
     "open_source",
-    "require_sight",
+    "require_visible",
     "visible",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from featurepress.errors import ImageError, StorageError
-from featurepress.records import ImageRef, SourceSpec
+from featurepress.specs import ImageRef, SourceSpec
 
 # Names that are taken for images. HEIC is among them though its decoder is not part of the package: pictures
 # from a phone shall stand in the failure ledger rather than be passed over.

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO, Protocol, cast
 
-from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ImageSettings
 from featurepress.sources.base import Source
-from featurepress.sources.kinds import open_source
+from featurepress.sources.registry import open_source
+from featurepress.specs import ImageRef, SourceSpec
 from featurepress.storage.connection import scheme_of
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from featurepress.errors import SourceError
-from featurepress.records import SourceSpec
 from featurepress.settings import ListingSettings
 from featurepress.sources.base import ARCHIVE_SUFFIXES, LIST_SUFFIXES, TABLE_SUFFIXES, is_image_name
-from featurepress.sources.folder import FolderSource, glob_root, has_magic, is_glob
-from featurepress.sources.places import masked
+from featurepress.sources.files.folder import FolderSource, glob_root, has_magic, is_glob
+from featurepress.sources.lists.locations import masked
+from featurepress.specs import SourceSpec
 from featurepress.storage.connection import SCHEMES, Address, scheme_of
 
 Locations = str | Path | SourceSpec | Sequence[str | Path | SourceSpec]

@@ -12,11 +12,11 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from featurepress.errors import SettingError, SourceError
-from featurepress.records import ImageRef, SourceSpec
 from featurepress.settings import ImageSettings, ListingSettings
 from featurepress.sources.describe import resolved
-from featurepress.sources.folder import is_glob, path_text
-from featurepress.sources.kinds import open_source
+from featurepress.sources.files.folder import is_glob, path_text
+from featurepress.sources.registry import open_source
+from featurepress.specs import ImageRef, SourceSpec
 
 
 class Listing:

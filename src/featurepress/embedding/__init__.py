@@ -1,0 +1,1 @@
+"""Embed images: one shard of a run, or values in memory."""

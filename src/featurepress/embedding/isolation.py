@@ -1,0 +1,86 @@
+"""Embed the images of a shard one by one in child processes, after the shard has killed workers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from featurepress.embedding.inference import empty_batch, infer
+from featurepress.embedding.reading import content_of, read_images
+from featurepress.embedding.shard_rows import ShardRows
+from featurepress.errors import ImageError
+from featurepress.images import preprocess
+from featurepress.ledger import Plan
+from featurepress.ledger.parts import Row
+from featurepress.models.backbone import load_backbone
+from featurepress.process import Child, ChildDiedError, beat
+from featurepress.specs import ImageRef
+
+Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
+
+
+def embed_one_by_one(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
+    """Press a shard that killed processes before: image by image, in child processes; give the precision.
+
+    An image at which two children die in a row is the killer and becomes a failure. The features are the same
+    bits as in batches.
+    """
+    precision = plan.precision
+    with _children() as fresh_child:
+        for ref in shard.refs:
+            try:
+                row, features, n_bytes, precision = _embed_isolated(plan, ref, decoder, fresh_child)
+                shard.bytes_read += n_bytes
+                if not shard.carries(ref, row.sha256):
+                    shard.add([row], features)
+            except ImageError as error:
+                shard.fail(ref, error)
+    return precision
+
+
+def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable[..., Child]) -> Any:
+    silence_seconds = plan.settings.images.silence_seconds
+    how = ""
+    for renewed in (False, True):
+        beat(("alive",))  # each try has its own silence
+        try:
+            return child(renewed=renewed).call(embed_one, plan, ref, decoder, silence_seconds=silence_seconds)
+        except ChildDiedError as death:
+            how = str(death)
+    child(renewed=True)
+    raise ImageError("decode", f"decoder crashed: its process {how}, twice")
+
+
+def embed_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, int, str]:
+    """Press a single image; give its row, features (1, n_features), number of bytes, and precision."""
+    ((_, data),) = read_images(plan.sources, plan.settings, [ref])
+    content = content_of(data)
+    backbone = load_backbone(plan.backbone, plan.precision)
+    batch = empty_batch(plan.backbone, backbone.batch_size)
+    pixels = decoder(content, max_pixels=plan.settings.images.max_pixels)
+    preprocess(pixels, plan.backbone.preprocess, batch[0])
+    features = infer(backbone, batch)[:1].copy()
+    height, width = pixels.shape[:2]
+    row = Row(ref, width, height, hashlib.sha256(content).hexdigest())
+    return row, features, len(content), backbone.precision
+
+
+@contextlib.contextmanager
+def _children() -> Iterator[Callable[..., Child]]:
+    """Give a function that gives the present child, or a new one in place of a dead one."""
+    child: list[Child] = []
+
+    def get(*, renewed: bool) -> Child:
+        if renewed and child:
+            child.pop().close(patience_seconds=0.5)
+        if not child:
+            child.append(Child())
+        return child[0]
+
+    try:
+        yield get
+    finally:
+        if child:
+            child[0].close(patience_seconds=0.5)

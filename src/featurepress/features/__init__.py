@@ -1,0 +1,1 @@
+"""Open what was embedded, iterate over it, and export it."""

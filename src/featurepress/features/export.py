@@ -1,0 +1,374 @@
+"""Write a feature set as the files that other tools read, with bounded memory, each file whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from featurepress.errors import DestinationError, SettingError, StorageError
+from featurepress.features.feature_set import FeatureSet, open_features
+from featurepress.ledger import Plan
+from featurepress.process import beat
+from featurepress.progress import Tell, say_nothing
+from featurepress.settings import Constraint, nearest
+from featurepress.storage import Storage, open_storage
+from featurepress.storage.connection import scheme_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from featurepress.specs import Features
+
+_Wrote = Callable[[int], None]  # hears how many more rows have been written
+_Writer = Callable[[FeatureSet, IO[bytes], range, _Wrote], None]
+
+# Of features or texts that wait to be written. Smaller ones are slower; Arrow's CSV holds several copies of them.
+_BATCH_BYTES = 4 * 1024**2
+_ROW_GROUP_BYTES = 16 * 1024**2  # of an exported Parquet file, as numbers: enough for readers, little for memory
+_MAX_BATCH_ROWS = 8192
+_CSV_BYTES = 16  # of a number as text, with what separates it from the next: at most
+_PARTS = Constraint(int, "Number of files.", minimum=1, maximum=99_999)
+_OWN_FOLDERS = (
+    "plan",
+    "features",
+    "failures",
+    "receipts",
+    "attempts",
+    "csv",
+    "analysis",
+    "projection",
+    "predictions",
+    "annotated",
+)
+
+
+def export(
+    features: FeatureSet | str | Path, to: str | Path, *, parts: int = 1, tell: Tell = say_nothing
+) -> list[str]:
+    """Write a feature set as one file, or as several.
+
+    Parameters
+    ----------
+    features : FeatureSet, str or path
+        A set, or where a complete one lies. Of a set that was opened with ``allow_incomplete`` the rows that are
+        there are written.
+    to : str or path
+        The file, on disk or in a bucket; its ending is the format. Its folder is made if need be.
+
+        ``.npy``
+            The features: array (n_samples, n_features) float32 in the order of `FeatureSet.uris`, which
+            ``numpy.load(mmap_mode="r")`` opens without reading it.
+        ``.npz``
+            Arrays ``X`` (the same), ``uris``, ``y`` if there are labels, and the other fields by their names:
+            texts of fixed width, "" where there is none. Not compressed.
+        ``.csv``
+            ``uri[,label and other fields],features``, the features a JSON list in text.
+        ``.parquet``
+            All columns of the parts; zstd level 1, row groups of 16 MB of numbers.
+        ``.arrow``
+            The same columns in Arrow's IPC file format, not compressed, so that it can be memory-mapped.
+    parts : int
+        Number of files, from 1 to 99,999: of 5, ``name.csv`` becomes ``name-00000-of-00005.csv`` and so on, file i
+        with the i-th of so many equal runs of rows. More files than rows leave some without any.
+    tell : callable, optional
+        Called after each batch with what is being done, and how many bytes of features of how many are done.
+
+    Returns
+    -------
+    list of str
+        Where the files lie, in the order of the rows.
+
+    Raises
+    ------
+    SettingError
+        There is no such format, or `parts` is not allowed.
+    DestinationError
+        Such a file exists already, or cannot be written there; nothing was written.
+    FeatureSetError
+        There is no feature set, or (IncompleteError) its run has not finished.
+    StorageError
+        The storage broke down; files that are there are whole.
+
+    Notes
+    -----
+    Memory: some 4 MB of features and what becomes of them, 16 MB for Parquet, whatever the size of the set.
+    A set of n rows takes ``4 * n * n_features`` bytes and hardly more as .npy, .npz and .arrow, about half of
+    that as .parquet and three times as much as .csv.
+
+    Examples
+    --------
+    >>> import featurepress as fp
+    >>> fp.export("features/", "features.npy")  # doctest: +SKIP
+    """
+    _PARTS.check("parts", parts)
+    write = _writer(str(to))
+    features = features if isinstance(features, FeatureSet) else open_features(features)
+    storage, name = _place(str(to))
+    names = [name] if parts == 1 else [_numbered(name, number, parts) for number in range(parts)]
+    with _refusing():
+        _refuse_own_folders(features, storage)
+        _require_free(storage, names)
+        storage.prepare()
+    n_rows, row_bytes, done = len(features), 4 * features.n_features, 0
+
+    def wrote(n_more: int) -> None:
+        nonlocal done
+        done += n_more
+        tell(f"exporting to {name}", done * row_bytes, n_rows * row_bytes)
+
+    for number, one in enumerate(names):
+        with contextlib.ExitStack() as stack:
+            with _refusing() if number == 0 else contextlib.nullcontext():
+                file = stack.enter_context(storage.stream(one))
+            write(features, file, _run_of_rows(n_rows, number, parts), wrote)
+            file.flush()
+            _require_free(storage, [one])  # what has come there in the meantime is not replaced either
+    return [f"{storage.location.rstrip('/')}/{one}" for one in names]
+
+
+@dataclass(frozen=True)
+class ExportCsv:
+    """The task that writes one CSV file of a finished set: uri[,label],features, features as a JSON list.
+
+    Parameters
+    ----------
+    parts : int
+        Number of CSV files; file i holds the i-th of so many equal runs of rows.
+    """
+
+    parts: int
+
+    def __call__(self, plan: Plan, shard: int) -> int:
+        """Write file number `shard`; give its number of rows."""
+        features = FeatureSet(plan, None)
+        rows = _run_of_rows(len(features), shard, self.parts)
+        with plan.storage.stream(csv_name(shard)) as file:
+            _write_csv(features, file, rows, lambda n_more: beat(("rows", n_more)))
+            file.flush()
+        return len(rows)
+
+
+def csv_name(number: int) -> str:
+    """Give the name of a CSV file that a run writes, below the destination."""
+    return f"csv/part-{number:05d}.csv"
+
+
+# -- where to ------------------------------------------------------------------------------------------------
+
+
+def _writer(to: str) -> _Writer:
+    """Give what writes the format that a file's name ends in."""
+    suffix = Path(to).suffix.lower()
+    if suffix not in _WRITERS:
+        *others, last = _WRITERS
+        near = nearest(suffix, list(_WRITERS)) if suffix else "."
+        raise SettingError(f"The 'to' setting (--to) must end in {', '.join(others)} or {last}. Got '{to}'{near}")
+    return _WRITERS[suffix]
+
+
+def _place(to: str) -> tuple[Storage, str]:
+    """Give the storage of a file's folder, and the file's name in it."""
+    folder, _, name = open_storage(to).location.rpartition("/")
+    return open_storage(f"{folder}/"), name
+
+
+def _numbered(name: str, number: int, parts: int) -> str:
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}-{number:05d}-of-{parts:05d}.{suffix}"
+
+
+def _run_of_rows(n_rows: int, number: int, parts: int) -> range:
+    """Give the rows of file `number` of so many."""
+    return range(n_rows * number // parts, n_rows * (number + 1) // parts)
+
+
+def _require_free(storage: Storage, names: Sequence[str]) -> None:
+    if there := [name for name in names if storage.look(name) is not None]:
+        where = f"'{storage.location.rstrip('/')}/{there[0]}'"
+        if len(there) > 1:
+            raise DestinationError(
+                f"{where} and {len(there) - 1} more of the files already exist; delete them or choose another name."
+            )
+        raise DestinationError(f"{where} already exists; delete it or choose another name.")
+
+
+def _refuse_own_folders(features: FeatureSet, storage: Storage) -> None:
+    """Keep exported files out of what the readers of the set glob."""
+    own, target = (
+        where if scheme_of(where) else str(Path(where).resolve()) for where in (features.location, storage.location)
+    )
+    folder = target.removeprefix(f"{own}/").partition("/")[0] if target.startswith(f"{own}/") else ""
+    if folder in _OWN_FOLDERS:
+        raise DestinationError(
+            f"'{own}/{folder}' is a folder of the feature set itself, and nothing else may lie in it. "
+            "Choose another --to."
+        )
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Say of a place that does not take a file, when nothing is written yet, that the request is bad."""
+    try:
+        yield
+    except StorageError as error:
+        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --to.") from error
+
+
+# -- formats -------------------------------------------------------------------------------------------------
+
+
+def _n_rows(row_bytes: int, limit_bytes: int = _BATCH_BYTES) -> int:
+    """Give the number of rows that fit."""
+    return max(1, min(_MAX_BATCH_ROWS, limit_bytes // row_bytes))
+
+
+def _write_npy(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+    n_features = features.n_features
+    _write_npy_header(file, "<f4", (len(rows), n_features))
+    for batch in features.record_batches(_n_rows(4 * n_features), ["features"], rows.start, rows.stop):
+        values: Features = batch.column("features").flatten().to_numpy()
+        file.write(values.data)
+        wrote(len(batch))
+
+
+def _write_npy_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
+    from numpy.lib import format as npy
+
+    npy.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+
+
+def _write_npz(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+    import zipfile
+
+    arrays = _text_arrays(features)
+    widths = _text_widths(features, list(arrays.values()), rows)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        with archive.open("X.npy", "w", force_zip64=True) as member:
+            _write_npy(features, member, rows, wrote)
+        for name, column in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                _write_texts(features, member, rows, column, widths[column])
+
+
+def _text_arrays(features: FeatureSet) -> dict[str, str]:
+    """Give the arrays of text: name -> column."""
+    others = [name for name in features.plan.field_names if name != "label"]
+    arrays = {"uris": "uri"} | ({"y": "label"} if "label" in features.plan.field_names else {})
+    for name in others:
+        if name in {"X", *arrays}:
+            raise SettingError(
+                f"The field '{name}' of '{features.location}' cannot be an array of an .npz, which has one of that "
+                "name. Export to .parquet, .arrow or .csv."
+            )
+        arrays[name] = name
+    return arrays
+
+
+def _text_widths(features: FeatureSet, columns: list[str], rows: range) -> dict[str, int]:
+    """Give the length of the longest text of each column, in code points; at least 1."""
+    import pyarrow.compute as pc
+
+    widths = dict.fromkeys(columns, 1)
+    for batch in features.record_batches(_MAX_BATCH_ROWS, columns, rows.start, rows.stop):
+        for name in columns:
+            widest = pc.max(pc.utf8_length(batch.column(name))).as_py()
+            widths[name] = max(widths[name], widest or 0)
+    return widths
+
+
+def _write_texts(features: FeatureSet, file: IO[bytes], rows: range, column: str, width: int) -> None:
+    import numpy as np
+
+    dtype = f"<U{width}"
+    _write_npy_header(file, dtype, (len(rows),))
+    for batch in features.record_batches(_n_rows(4 * width), [column], rows.start, rows.stop):
+        texts = [text or "" for text in batch.column(column).to_pylist()]
+        file.write(np.array(texts, dtype).tobytes())
+
+
+def _write_csv(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    columns = ["uri", *features.plan.field_names, "features"]
+    schema = pa.schema([(name, pa.string()) for name in columns])
+    batches = features.record_batches(_n_rows(_CSV_BYTES * features.n_features), columns, rows.start, rows.stop)
+    with pyarrow.csv.CSVWriter(file, schema) as writer:
+        for batch in batches:
+            writer.write(_csv_rows(batch, schema))
+            wrote(len(batch))
+
+
+def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Turn the features into text; Arrow prints the shortest digits that give the same float32 again."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    lists = record_batch.column("features")
+    texts = pc.cast(lists.flatten(), pa.string())
+    size = lists.type.list_size
+    offsets = pa.array(range(0, len(lists) * size + 1, size), pa.int32())
+    joined = pc.binary_join(pa.ListArray.from_arrays(offsets, texts), ", ")
+    features = pc.binary_join_element_wise("[", joined, "]", "")
+    others = [record_batch.column(name) for name in schema.names[:-1]]
+    return pa.record_batch([*others, features], schema=schema)
+
+
+def _write_parquet(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = features.plan.field_names
+    with pq.ParquetWriter(
+        file,
+        features.schema,
+        use_dictionary=list(names),  # few different values, unlike all else
+        compression="zstd",
+        compression_level=1,
+        write_statistics=["uri", *names],
+    ) as writer:
+        for batches in _row_groups(features, rows):
+            table = pa.Table.from_batches(batches, features.schema)
+            writer.write_table(table, row_group_size=len(table))
+            wrote(len(table))
+
+
+def _row_groups(features: FeatureSet, rows: range) -> Iterator[list[pa.RecordBatch]]:
+    """Yield the rows in groups of some size, however small the parts are."""
+    n_rows = _n_rows(4 * features.n_features, _ROW_GROUP_BYTES)
+    held: list[pa.RecordBatch] = []
+    for batch in _whole_batches(features, rows):
+        held.append(batch)
+        if sum(map(len, held)) >= n_rows:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
+def _whole_batches(features: FeatureSet, rows: range) -> Iterator[pa.RecordBatch]:
+    """Yield the rows with all columns, without what the footers of the parts say."""
+    n_rows = _n_rows(4 * features.n_features)
+    for batch in features.record_batches(n_rows, features.schema.names, rows.start, rows.stop):
+        yield batch.cast(features.schema)
+
+
+def _write_arrow(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+    import pyarrow as pa
+
+    with pa.ipc.new_file(file, features.schema) as writer:
+        for batch in _whole_batches(features, rows):
+            writer.write_batch(batch)
+            wrote(len(batch))
+
+
+_WRITERS: dict[str, _Writer] = {
+    ".npy": _write_npy,
+    ".npz": _write_npz,
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+    ".arrow": _write_arrow,
+}

@@ -1,0 +1,389 @@
+"""Open, check and iterate the features that a run has written."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurepress import ledger
+from featurepress.errors import DestinationError, FeatureSetError, IncompleteError, PlanMismatchError, SettingError
+from featurepress.ledger import Plan
+from featurepress.ledger.schemas import failure_schema, part_schema
+from featurepress.storage import Storage, lies_in, open_storage, undamaged
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+    from featurepress.specs import Features
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Some rows of a feature set.
+
+    Attributes
+    ----------
+    X : array (n_samples, n_features) float32
+        The features.
+    y : array (n_samples,) of str, or None
+        The labels, or None for a set that was pressed without.
+    uris : array (n_samples,) of str
+        What each row was pressed from.
+    """
+
+    X: Features
+    y: npt.NDArray[np.str_] | None
+    uris: npt.NDArray[np.str_]
+
+
+class FeatureSet:
+    """The features at a destination, as they lie there; nothing is held in memory but the plan.
+
+    Use `open_features` to get one.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan at the destination.
+    manifest : dict or None
+        The manifest; None while the run has not finished.
+    summary : object, optional
+        What the run that has just made or finished this set did, with its times.
+    """
+
+    def __init__(self, plan: Plan, manifest: dict[str, Any] | None, summary: Any = None) -> None:
+        self.plan = plan
+        self.manifest = manifest
+        self.summary = summary
+
+    def __repr__(self) -> str:
+        state = "complete" if self.is_complete else "incomplete"
+        return (
+            f"<FeatureSet '{self.location}': {len(self)} x {self.n_features}, {self.plan.backbone.model}, {state}>"
+        )
+
+    @property
+    def location(self) -> str:
+        """Where it lies."""
+        return self.plan.storage.location
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has finished."""
+        return self.manifest is not None and self.manifest.get("status") == "complete"
+
+    @property
+    def fingerprint(self) -> str:
+        """Name of the feature space; sets with different ones cannot be compared."""
+        return self.plan.backbone.fingerprint
+
+    def require_comparable(self, other: FeatureSet) -> None:
+        """Make sure that the features of two sets may be compared, joined or searched together.
+
+        Raises
+        ------
+        PlanMismatchError
+            They are of different feature spaces; both sides are named, field by field.
+        """
+        if differences := self.plan.backbone.differences(other.plan.backbone):
+            raise PlanMismatchError(
+                f"The features of '{self.location}' and '{other.location}' cannot be compared; the first has "
+                f"{'; '.join(differences)}. Embed both with the same model."
+            )
+
+    def require_outside(self, place: str) -> None:
+        """Make sure that a destination, spelled in full, does not lie in this set, whose files readers glob.
+
+        Raises
+        ------
+        DestinationError
+            It does.
+        """
+        if lies_in(place, self.location):
+            raise DestinationError(
+                f"'{place}' lies in the feature set '{self.location}', which is only read. "
+                "Choose an --out beside it."
+            )
+
+    @property
+    def n_features(self) -> int:
+        """Numbers a picture."""
+        return self.plan.backbone.n_features
+
+    def __len__(self) -> int:
+        return sum(n_rows for n_rows, _ in self._footers.values())
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Name of each part -> a hash that changes whenever the part is written anew, in order."""
+        return {name: digest for name, (_, digest) in self._footers.items()}
+
+    @property
+    def parts_hash(self) -> str:
+        """A hash that changes whenever a part comes, goes, or is written anew."""
+        return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
+
+    @property
+    def _part_rows(self) -> dict[str, int]:
+        """Name of each part -> its rows, in order."""
+        return {name: n_rows for name, (n_rows, _) in self._footers.items()}
+
+    @functools.cached_property
+    def _footers(self) -> dict[str, tuple[int, str]]:
+        """Name of each part -> its rows and the hash of what its footer says, in order."""
+        return {entry.name: self._footer(entry.name) for entry in self._storage.list("features")}
+
+    def _footer(self, name: str) -> tuple[int, str]:
+        import pyarrow.parquet as pq
+
+        with undamaged(self._storage, name), self._storage.open(name) as file:
+            footer = pq.read_metadata(file)
+        said = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
+        account = (footer.metadata or {}).get(b"featurepress", b"")
+        return footer.num_rows, hashlib.sha256(account + said.encode()).hexdigest()
+
+    def part_digest(self, name: str) -> str:
+        """Give the hash of one of the `parts` as it stands now, without a look at the others."""
+        return self._footer(name)[1]
+
+    @property
+    def _storage(self) -> Storage:
+        return self.plan.storage
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(entry.size for entry in self._storage.list("features"))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows: uri, label and other fields, width, height, sha256, features."""
+        return part_schema(self.plan.field_names, self.n_features)
+
+    @property
+    def uris(self) -> npt.NDArray[np.str_]:
+        """What each row was pressed from: array (n_samples,) of str."""
+        return self._column("uri")
+
+    @property
+    def labels(self) -> npt.NDArray[np.str_] | None:
+        """The labels: array (n_samples,) of str, "" where there is none, or None for a set without labels."""
+        return self._column("label") if "label" in self.plan.field_names else None
+
+    def _column(self, name: str) -> npt.NDArray[np.str_]:
+        return _texts(self.to_table([name]).column(name))
+
+    def to_table(self, columns: list[str] | None = None) -> pa.Table:
+        """Give all rows as one Arrow table.
+
+        Parameters
+        ----------
+        columns : list of str, optional
+            Only these; all by default, which takes ``4 * n_features`` bytes a row and more.
+        """
+        import pyarrow as pa
+
+        names = self.schema.names if columns is None else columns
+        if unknown := [name for name in names if name not in self.schema.names]:
+            raise SettingError(f"The columns are {', '.join(self.schema.names)}. Got {unknown[0]!r}.")
+        tables = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
+        for name in self._part_rows:
+            with self._parquet(name) as parquet:
+                tables.append(parquet.read(names, use_threads=False).replace_schema_metadata())
+        return pa.concat_tables(tables)
+
+    def to_numpy(self) -> Features:
+        """Give all features: array (n_samples, n_features) float32, in memory, filled part by part."""
+        import numpy as np
+
+        features = np.empty((len(self), self.n_features), np.float32)
+        start = 0
+        for record_batch in self.record_batches(8192, ["features"]):
+            rows = _matrix(record_batch, self.n_features)
+            features[start : start + len(rows)] = rows
+            start += len(rows)
+        return features
+
+    def batches(self, batch_size: int = 8192) -> Iterator[FeatureBatch]:
+        """Yield all rows in order, with bounded memory.
+
+        Parameters
+        ----------
+        batch_size : int
+            Most rows a batch; a batch never holds rows of two parts.
+
+        Yields
+        ------
+        FeatureBatch
+            X, y and uris.
+        """
+        import numpy as np
+
+        if batch_size < 1:
+            raise SettingError(f"The 'batch_size' setting must be an integer of at least 1. Got {batch_size!r}.")
+        has_labels = "label" in self.plan.field_names
+        columns = ["uri", *(["label"] if has_labels else []), "features"]
+        for record_batch in self.record_batches(batch_size, columns):
+            y = _texts(record_batch.column("label")) if has_labels else None
+            uris = np.array(record_batch.column("uri").to_pylist(), np.str_)
+            yield FeatureBatch(_matrix(record_batch, self.n_features), y, uris)
+
+    def record_batches(
+        self, batch_size: int, columns: list[str], start: int = 0, stop: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield some rows in order as Arrow record batches, with bounded memory.
+
+        Parameters
+        ----------
+        batch_size : int
+            Most rows a batch; a batch never holds rows of two parts.
+        columns : list of str
+            Names of `schema`.
+        start, stop : int
+            The rows `start` up to and without `stop`; all by default.
+        """
+        stop = len(self) if stop is None else stop
+        first = 0
+        for name, n_rows in self._part_rows.items():
+            begin, end = max(start, first), min(stop, first + n_rows)
+            if begin < end:
+                with self._parquet(name) as parquet:
+                    row = first
+                    for record_batch in parquet.iter_batches(batch_size, columns=columns, use_threads=False):
+                        low, high = max(begin - row, 0), min(end - row, len(record_batch))
+                        if low < high:
+                            yield record_batch.slice(low, high - low)
+                        row += len(record_batch)
+            first += n_rows
+
+    def matrices(self, name: str, batch_size: int = 8192) -> Iterator[Features]:
+        """Yield the features of one of the `parts`, in order: arrays (n_samples, n_features) float32."""
+        for X, _ in self.part_batches(name, [], batch_size):
+            yield X
+
+    def part_batches(
+        self, name: str, columns: list[str], batch_size: int = 8192
+    ) -> Iterator[tuple[Features, pa.RecordBatch]]:
+        """Yield the features of one of the `parts`, in order, each time with other columns of the same rows."""
+        with self._parquet(name) as parquet:
+            for record_batch in parquet.iter_batches(batch_size, columns=[*columns, "features"], use_threads=False):
+                yield _matrix(record_batch, self.n_features), record_batch.select(columns)
+
+    @contextlib.contextmanager
+    def _parquet(self, name: str) -> Iterator[Any]:
+        """Open a file, read without Arrow's threads: a process that ends while they start is aborted."""
+        import pyarrow.parquet as pq
+
+        with (
+            undamaged(self._storage, name),
+            self._storage.open(name) as file,
+            pq.ParquetFile(file, pre_buffer=False) as parquet,
+        ):
+            yield parquet
+
+    def to_spark(self, session: Any) -> Any:
+        """Give the rows as a Spark DataFrame, read by Spark itself; the features are ``array<float>``.
+
+        Parameters
+        ----------
+        session : SparkSession
+            It must be able to read the place, with credentials of its own. A set in S3 is read through ``s3a://``
+            unless the session is one of EMR, which has its own ``s3://``.
+        """
+        location = self.location
+        if location.startswith("s3://") and not _reads_s3(session):
+            location = f"s3a{location[2:]}"
+        elif location.startswith("az://"):
+            account, container, *rest = location[5:].split("/", 2)
+            location = "/".join([f"abfss://{container}@{account}.dfs.core.windows.net", *rest])
+        elif "://" not in location:
+            location = Path(location).as_uri()
+        return session.read.schema(self._spark_schema()).parquet(f"{location}/features")
+
+    def _spark_schema(self) -> str:
+        """Give the columns in Spark's words, so that it need not open a part to know them."""
+        words = {"string": "string", "int32": "int"}
+        kinds = ((field.name, words.get(str(field.type), "array<float>")) for field in self.schema)
+        return ", ".join(f"`{name}` {kind}" for name, kind in kinds)
+
+    def to_ray(self) -> Any:
+        """Give the rows as a Ray dataset; the parts are read by Ray's workers, through Arrow's file systems."""
+        import ray.data
+
+        location = self.location.replace("gs://", "gcs://", 1)
+        return ray.data.read_parquet(f"{location}/features", file_extensions=["parquet"])
+
+    @property
+    def failures(self) -> pa.Table:
+        """The images that could not be pressed: Arrow table with uri, stage, reason."""
+        import pyarrow as pa
+
+        tables = [failure_schema().empty_table()]
+        for entry in self._storage.list("failures"):
+            with self._parquet(entry.name) as parquet:
+                tables.append(parquet.read(use_threads=False))
+        return pa.concat_tables(tables)
+
+
+def open_features(location: str | Path, *, allow_incomplete: bool = False) -> FeatureSet:
+    """Open the feature set at a destination.
+
+    Parameters
+    ----------
+    location : str or path
+        The ``--out`` of the run that made it.
+    allow_incomplete : bool
+        Whether a set whose run has not finished may be opened; it holds the rows of the finished parts.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set.
+    IncompleteError
+        Its run has not finished.
+    """
+    storage = open_storage(str(location))
+    plan = ledger.read_plan(storage)
+    if plan is None:
+        raise FeatureSetError(
+            f"'{location}' is not a feature set: there is no {ledger.PLAN} in it. "
+            "Give the folder that was --out of an embed."
+        )
+    manifest = ledger.read_manifest(storage)
+    features = FeatureSet(plan, manifest)
+    if not features.is_complete and not allow_incomplete:
+        state = "being updated" if manifest else "not complete"
+        verb = f"featurepress resume {shlex.quote(str(location))}"
+        if plan.backbone.projection:
+            verb = "the same featurepress reduce"
+        raise IncompleteError(
+            f"The feature set '{location}' is {state}. Finish it with: {verb} "
+            "(or open it with allow_incomplete=True)."
+        )
+    return features
+
+
+def _reads_s3(session: Any) -> bool:
+    """Whether a Spark session has a file system for ``s3://``, as on EMR."""
+    return bool(session.conf.get("spark.hadoop.fs.s3.impl", "")) or "emr" in session.version
+
+
+def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:
+    features: Features = record_batch.column("features").flatten().to_numpy().reshape(-1, n_features)
+    return features
+
+
+def _texts(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.str_]:
+    """Give a column as array of str; a missing text is an empty one."""
+    import numpy as np
+
+    return np.array([text or "" for text in column.to_pylist()], np.str_)

@@ -1,0 +1,1 @@
+"""Reduce, train, evaluate and predict."""

@@ -1,0 +1,1 @@
+"""Where models come from: Keras Applications, files, and a hub."""

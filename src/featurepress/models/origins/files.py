@@ -1,0 +1,226 @@
+"""Models of the user's own: a file or folder is checked, made ready once, and found again by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from featurepress.errors import ModelError, SettingError
+from featurepress.models import store
+from featurepress.models.card import KERAS_MODES, ModelCard
+from featurepress.models.conversion import guard
+from featurepress.models.origins.keras_applications import in_child
+from featurepress.progress import Tell
+from featurepress.settings import Choices
+from featurepress.specs import PreprocessSpec
+
+SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino"}
+# Libraries in whose company such files are trained, and whose resizing is therefore theirs.
+LIKE = {
+    "keras": "tensorflow",
+    "tflite": "tensorflow",
+    "saved_model": "tensorflow",
+    "onnx": "pillow",
+    "openvino": "pillow",
+}
+
+
+def prepare(given: str, choices: Choices, *, tell: Tell, name: str | None = None) -> ModelCard:
+    """Give a model of a file or folder, ready to run.
+
+    Parameters
+    ----------
+    given : str
+        Path of a ``.keras``, ``.onnx``, ``.tflite`` or OpenVINO ``.xml`` file, or of a SavedModel folder.
+    choices : Choices
+        What the user says of it.
+    tell : callable
+        Hears how it gets on.
+    name : str, optional
+        What to call it; by default as its file.
+
+    Raises
+    ------
+    ModelError
+        It is no model, or none that can be pressed; nothing is kept.
+    """
+    path, kind = find(given)
+    content = content_hash(path, kind)
+    request = {"kind": kind, "content": content, "choices": asdict(choices), "name": name or path.stem}
+    card = store.remembered(request)
+    if card is None:
+        card = _make(path, request, choices, tell)
+        store.remember(request, card.file)
+    return card
+
+
+def find(given: str) -> tuple[Path, str]:
+    """Give the path and the kind of a model file.
+
+    Raises
+    ------
+    ModelError
+        There is none, or it is of a kind that is not read.
+    """
+    path = Path(given).expanduser().absolute()
+    if path.is_dir() and (path / "saved_model.pb").is_file():
+        return path, "saved_model"
+    if path.is_file() and path.name == "saved_model.pb":
+        return path.parent, "saved_model"
+    if not path.exists():
+        raise ModelError(f"There is no model file '{given}'.")
+    if path.is_dir() or path.suffix not in SUFFIXES:
+        hint = " Save it again as .keras." if path.suffix in (".h5", ".hdf5") else ""
+        raise ModelError(
+            f"'{given}' is no model: it must be a {', '.join(SUFFIXES)} file or a SavedModel folder.{hint}"
+        )
+    return path, SUFFIXES[path.suffix]
+
+
+def content_hash(path: Path, kind: str) -> str:
+    """Give one hash of all that belongs to a model; what reaches out of it is refused here."""
+    if kind == "saved_model":
+        parts = sorted(one for one in path.rglob("*") if one.is_file())
+    elif kind == "openvino":
+        parts = [path, *([path.with_suffix(".bin")] if path.with_suffix(".bin").is_file() else [])]
+    elif kind == "onnx":
+        parts = [path, *guard.external_files(path)]
+    else:
+        parts = [path]
+    if len(parts) == 1:
+        return store.content_hash(parts[0])
+    root = path if path.is_dir() else path.parent
+    lines = [f"{store.content_hash(one)}  {one.relative_to(root).as_posix()}\n" for one in parts]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def outputs(given: str) -> list[dict[str, Any]]:
+    """List the tensors of a model file that can be its features: name, shape, what makes it."""
+    from featurepress.models.conversion import keras_models
+
+    path, kind = find(given)
+    content_hash(path, kind)
+    found: list[dict[str, Any]] = in_child(keras_models.list_outputs, kind, str(path))
+    return found
+
+
+def add(given: str, name: str, choices: Choices, *, taken: list[str], tell: Tell) -> ModelCard:
+    """Give a model file a name of its own, by which `embed` finds it.
+
+    Raises
+    ------
+    ModelError
+        The name is taken by another model, or is none.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ModelError(f"A model's name is made of letters, digits, '.', '_' and '-'. Got '{name}'.")
+    if name in taken:
+        raise ModelError(f"The name '{name}' is taken by a model of the list. Choose another --name.")
+    card = prepare(given, choices, tell=tell, name=name)
+    store.give_name(name, card.file)
+    return card
+
+
+def _make(path: Path, request: Mapping[str, Any], choices: Choices, tell: Tell) -> ModelCard:
+    from featurepress.models.conversion import keras_models
+
+    kind, content = request["kind"], request["content"]
+    _check_choices(choices)
+    with store.workplace() as place:
+        facts = in_child(keras_models.convert_file, kind, str(path), asdict(choices), str(place), tell=tell)
+        preprocess, notes = preprocessing(kind, choices, facts)
+        made_from = {
+            "kind": kind,
+            "name": request["name"],
+            "content": content,
+            "output": facts["output"],
+            "layout": facts["layout"],
+            "preprocess": preprocess.applied(),
+        }
+        card = ModelCard(
+            name=request["name"],
+            architecture=f"{kind} model '{path.name}'",
+            n_parameters=facts["n_parameters"],
+            preprocess=preprocess,
+            output=facts["output"],
+            grid=tuple(facts["grid"]),
+            file=store.key_of(made_from),
+            weights_sha256=content,
+            training_data="as its maker says",
+            licence="as its maker says",
+            source=f"the file '{path}'",
+            pooled=facts["pooled"],
+            n_bytes=facts["n_bytes"],
+            batch=facts["batch"],
+            notes=tuple(notes),
+            origin={"request": dict(request), "file": str(path), "layout": facts["layout"]},
+            versions=facts["versions"],
+        )
+        store.publish(place, card)
+    return card
+
+
+def _check_choices(choices: Choices) -> None:
+    """Refuse choices that are allowed each, but not together."""
+    if choices.mode is not None and (choices.mean or choices.scale):
+        raise SettingError("Give --mode, or --mean and --scale, not both.")
+    if (choices.mean is None) != (choices.scale is None):
+        raise SettingError("Give --mean and --scale together.")
+    if any(value > 1 for value in choices.mean or ()):
+        raise SettingError(
+            f"--mean is of pixels from 0 to 1, as torch has it. Got {max(choices.mean or ())}; divide by 255, "
+            "or take --mode."
+        )
+
+
+def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tuple[PreprocessSpec, list[str]]:
+    """Turn what the user says, and what the file tells, into a preprocessing; say what was assumed.
+
+    Raises
+    ------
+    SettingError
+        There is no such way.
+    """
+    is_bytes = facts["dtype"] == "uint8"
+    like = choices.like or ("pillow" if is_bytes else LIKE[kind])
+    if is_bytes and like == "tensorflow":
+        raise SettingError("The model takes bytes, which --like tensorflow does not give. Leave it out.")
+    mean, scale, order = KERAS_MODES[choices.mode or "raw"]
+    notes = []
+    if choices.mean is not None and choices.scale is not None:
+        mean = tuple(255 * value for value in choices.mean)
+        scale = tuple(255 * value for value in choices.scale)
+    elif choices.mode is None and not is_bytes and not facts.get("normalises"):
+        notes.append(
+            "Nothing was said of its normalisation: levels from 0 to 255 go in as they are. If it was trained "
+            "otherwise, add it by featurepress models add with --mode, or --mean and --scale."
+        )
+    if is_bytes and (set(mean), set(scale)) != ({0.0}, {1.0}):
+        raise SettingError("The model takes bytes, the levels as they are. Leave out --mode, --mean and --scale.")
+    if choices.output is None and facts.get("n_outputs", 1) > 1:
+        notes.append(f"It has {facts['n_outputs']} outputs; the first, '{facts['output']}', is taken (--output).")
+    crop = choices.resize == "crop"
+    dtype = "uint8" if like == "pillow" else "float32"
+    interpolation = choices.interpolation or "bilinear"
+    antialias = dtype == "uint8" or interpolation == "area" or bool(choices.antialias)
+    if choices.antialias is False and dtype == "uint8":
+        raise SettingError(
+            "Pillow always resizes with antialias. Say --like tensorflow, or leave out --no-antialias."
+        )
+    spec = PreprocessSpec(
+        height=facts["height"],
+        width=facts["width"],
+        resize=choices.resize or "stretch",
+        shortest_edge=(choices.shortest_edge or max(facts["height"], facts["width"])) if crop else None,
+        interpolation=interpolation,
+        antialias=antialias,
+        dtype=dtype,
+        mean=mean,
+        scale=scale,
+        channel_order=choices.channel_order or order,
+    )
+    return spec, notes

@@ -1,0 +1,264 @@
+"""Models of a hub: ``hf:org/repo[@revision][:file]``, an ONNX file and the preprocessing that lies beside it.
+
+An ``.onnx`` file, the weights it names and ``preprocessor_config.json`` are read, the repository's code never.
+They are kept in huggingface_hub's own cache. What a name led to is remembered, and used again without network.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from featurepress.errors import ModelError
+from featurepress.models import store
+from featurepress.models.card import ModelCard
+from featurepress.models.conversion import guard
+from featurepress.models.origins import files
+from featurepress.models.origins.weights import TIMEOUT_SECONDS
+from featurepress.progress import Tell
+from featurepress.settings import Choices
+
+CONFIG = "preprocessor_config.json"
+# PIL.Image.Resampling by its numbers, as the configs have them.
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+# Below this side ConvNeXT's processor resizes to more and cuts; from it on it stretches.
+_CONVNEXT_STRETCHES_FROM = 384
+
+
+# What is done beside resizing, cutting and normalising; and processors whose sizes mean something else.
+_UNKNOWN = ("do_align_long_axis", "do_color_quantize", "do_flip_channel_order", "do_pad", "do_thumbnail")
+_UNKNOWN_KINDS = ("Levit", "PoolFormer")
+# To these a single number is both sides, to the others the shorter one.
+_SQUARE_KINDS = ("Beit", "DeiT")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What ``hf:org/repo[@revision][:file]`` says."""
+
+    repo: str
+    revision: str | None
+    file: str | None
+
+
+def parse(name: str) -> HubName:
+    """Read a hub name.
+
+    Raises
+    ------
+    ModelError
+        It is none.
+    """
+    match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./ -]+))?", name)
+    if match is None or {".", ".."} & set(re.split("[/@:]", name)):
+        raise ModelError(
+            f"A hub's model is named hf:org/repo, hf:org/repo@revision or hf:org/repo:file. Got '{name}'."
+        )
+    return HubName(match[1], match[2], match[3])
+
+
+def prepare(name: str, *, size: int | None, tell: Tell) -> ModelCard:
+    """Give a hub's model, downloaded and made ready once.
+
+    Raises
+    ------
+    ModelError
+        It is not to be had, or cannot be pressed.
+    """
+    asked = parse(name)
+    request = {"kind": "hub", "name": name, "size": size}
+    card = store.remembered(request)
+    if card is None:
+        tell(f"downloading {name}", 0, 0)
+        path, config = _download(asked, name, tell)
+        choices = replace(read_config(config, name), size=size) if size else read_config(config, name)
+        card = files.prepare(str(path), choices, tell=tell, name=name)
+        store.remember(request, card.file)
+    return card
+
+
+def _download(asked: HubName, name: str, tell: Tell) -> tuple[Path, dict[str, Any]]:
+    """Give the path of the ONNX file in the hub's cache, and the preprocessing's config."""
+    hub = _hub()
+    bar = _bar(f"downloading {name}", tell)
+    try:
+        # This asks once, where listing would ask for half a minute; and all files are then of one commit.
+        commit = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT_SECONDS).sha
+        listed = hub.HfApi().list_repo_files(asked.repo, revision=commit)
+        chosen = _choose(asked, listed, name)
+        path = Path(hub.hf_hub_download(asked.repo, chosen, revision=commit, tqdm_class=bar))
+        for beside in guard.external_names(path):  # model.onnx_data
+            if (whole := (PurePosixPath(chosen).parent / beside).as_posix()) in listed:
+                hub.hf_hub_download(asked.repo, whole, revision=commit, tqdm_class=bar)
+        if CONFIG not in listed:
+            raise ModelError(
+                f"The hub's {asked.repo} has no {CONFIG}, so how its pictures were prepared is not known. Download "
+                f"'{chosen}' and say it: featurepress models add FILE --name NAME --size … --mean … --scale …"
+            )
+        config = json.loads(Path(hub.hf_hub_download(asked.repo, CONFIG, revision=commit)).read_text("utf-8"))
+    except _failures(hub) as error:
+        raise ModelError(f"The hub's model '{name}' is not to be had: {_reason(error)}") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"The {CONFIG} of '{name}' is no JSON object.")
+    return path, config
+
+
+def _hub() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ModelError(
+            "Models of a hub need huggingface_hub. Install it by: pip install 'featurepress[hub]'"
+        ) from error
+    return huggingface_hub
+
+
+def _failures(hub: Any) -> tuple[type[Exception], ...]:
+    """Give what the hub and whatever it speaks HTTP with raise: the base of its own errors is that library's."""
+    transport: type[Exception] = hub.errors.HfHubHTTPError.__bases__[0]
+    return (OSError, ValueError, hub.errors.EntryNotFoundError, transport)
+
+
+def _bar(what: str, tell: Tell) -> type:
+    """Give the hub's progress bar, which tells instead of drawing itself."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Telling(tqdm):
+        def display(self, *args: Any, **kwargs: Any) -> bool:
+            tell(what, int(self.n), int(self.total or 0))
+            return True
+
+    return Telling
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    known = {
+        "RepositoryNotFoundError": "there is no such repository, or it is private (set HF_TOKEN).",
+        "GatedRepoError": "its owner wants to be asked first; accept the terms on its page and set HF_TOKEN.",
+        "RevisionNotFoundError": "there is no such revision.",
+        "EntryNotFoundError": "there is no such file in it.",
+        "RemoteEntryNotFoundError": "there is no such file in it.",
+        "LocalEntryNotFoundError": "there is no connection, and it was not downloaded before.",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and it was not downloaded before.",
+        "ConnectError": "there is no connection. --model embedded needs no network.",
+        "ConnectTimeout": "there is no connection. --model embedded needs no network.",
+    }
+    return known.get(kind, f"{kind}: {' '.join(str(error).split())[:200]}")
+
+
+def _choose(asked: HubName, listed: list[str], name: str) -> str:
+    """Choose the ONNX file."""
+    found = [one for one in listed if one.endswith(".onnx")]
+    if asked.file is not None:
+        if asked.file not in found:
+            raise ModelError(f"The hub's {asked.repo} has no '{asked.file}'. Its ONNX files: {_few(found)}.")
+        return asked.file
+    usual = [one for one in ("onnx/model.onnx", "model.onnx") if one in found]
+    if usual or len(found) == 1:
+        return (usual or found)[0]
+    if not found:
+        raise ModelError(f"The hub's {asked.repo} has no ONNX file. Export it to ONNX, or take another one.")
+    raise ModelError(
+        f"The hub's {asked.repo} has several ONNX files; say which, as {name}:{found[0]}. {_few(found)}."
+    )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "") if names else "none"
+
+
+# -- the preprocessing ---------------------------------------------------------------------------------------
+
+
+def read_config(config: dict[str, Any], name: str) -> Choices:
+    """Turn a ``preprocessor_config.json`` into choices.
+
+    Raises
+    ------
+    ModelError
+        It prepares pictures in a way that is not known here.
+    """
+    try:
+        mean, scale = _normalisation(config, name)
+        size, resize, edge = _sizes(config, name)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"The {CONFIG} of '{name}' has values that are no numbers, or none to use.") from error
+    number = config.get("resample", 2)
+    if not isinstance(number, int) or number not in _RESAMPLE:
+        raise ModelError(f"The {CONFIG} of '{name}' resizes in a way that is not known, resample {number}.")
+    return Choices(
+        size=size,
+        resize=resize,
+        shortest_edge=edge,
+        like="pillow",
+        interpolation=_RESAMPLE[number],
+        mean=mean,
+        scale=scale,
+    )
+
+
+def _normalisation(config: dict[str, Any], name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Give mean and scale of pixels from 0 to 1."""
+    factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
+    offset = 1.0 if config.get("rescale_offset") else 0.0
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    if config.get("do_normalize", True):
+        try:
+            mean, std = (_three(config[key]) for key in ("image_mean", "image_std"))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelError(f"The {CONFIG} of '{name}' normalises without image_mean and image_std.") from error
+    # The processor computes (level * factor - offset - mean) / std.
+    unit = 1 / (255 * factor)
+    return tuple((m + offset) * unit for m in mean), tuple(s * unit for s in std)
+
+
+def _three(values: Any) -> tuple[float, ...]:
+    numbers = tuple(float(value) for value in (values if isinstance(values, list) else [values]))
+    if len(numbers) not in (1, 3):
+        raise ValueError(values)
+    return numbers
+
+
+def _sizes(config: dict[str, Any], name: str) -> tuple[int, str, int | None]:
+    """Give the side of the input, how it is reached, and the shorter side before cutting."""
+    size, crop = config.get("size"), config.get("crop_size")
+    edge = size.get("shortest_edge") if isinstance(size, dict) else None
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
+    if (odd := [key for key in _UNKNOWN if config.get(key)]) or kind.startswith(_UNKNOWN_KINDS):
+        raise ModelError(
+            f"The {CONFIG} of '{name}' prepares pictures in a way that is not known here "
+            f"({', '.join(odd) or kind}). Download the model and use featurepress models add."
+        )
+    if "ConvNext" in kind and edge:
+        share = 224 / 256 if config.get("crop_pct") is None else float(config["crop_pct"])
+        return (edge, "stretch", None) if edge >= _CONVNEXT_STRETCHES_FROM else (edge, "crop", int(edge / share))
+    cut = _side(crop) if config.get("do_center_crop") else None
+    if not config.get("do_resize", True):
+        raise ModelError(f"The {CONFIG} of '{name}' does not resize: pictures of one size only. Use models add.")
+    side = _side(size) if edge is None else None
+    if edge is not None and cut is not None:
+        return cut, "crop", max(int(edge), cut)
+    if isinstance(size, int) and cut is not None and not kind.startswith(_SQUARE_KINDS):
+        return cut, "crop", max(size, cut)
+    if side is not None and cut in (None, side):
+        return side, "stretch", None
+    raise ModelError(
+        f"The {CONFIG} of '{name}' resizes in a way that is not known here (size {size}, crop_size {crop}). "
+        "Download the model and use featurepress models add."
+    )
+
+
+def _side(size: Any) -> int | None:
+    """Give the side of a square size, however it is written."""
+    if isinstance(size, int):
+        return size
+    if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:
+        return int(size[0])
+    if isinstance(size, dict) and size.get("height") is not None and size.get("height") == size.get("width"):
+        return int(size["height"])
+    return None

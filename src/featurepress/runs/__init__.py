@@ -1,0 +1,1 @@
+"""Run embed, resume, update and retry from the driver."""

@@ -1,0 +1,405 @@
+"""Embed, resume, estimate: turn a request into a plan and hand it to the driver."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shlex
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from featurepress import ledger
+from featurepress._version import __version__
+from featurepress.engines import Engine, Task
+from featurepress.errors import (
+    DestinationError,
+    FeatureSetError,
+    SettingError,
+    StoppedError,
+    StorageError,
+    TooManyFailuresError,
+)
+from featurepress.features.feature_set import FeatureSet
+from featurepress.ledger import Plan
+from featurepress.ledger.layout import Layout
+from featurepress.models import store
+from featurepress.models.catalog import find_card
+from featurepress.progress import OnProgress, Tell, ignore_progress, say_nothing, telling
+from featurepress.runs.driver import Driver, same_plan
+from featurepress.runs.lister import Work
+from featurepress.runs.updates import Comparison, Failed
+from featurepress.settings import Settings
+from featurepress.sources import Listing, Locations, describe, field_names
+from featurepress.specs import BackboneSpec, Receipt
+from featurepress.storage import Storage, open_storage
+
+DEFAULT_OUT = "results{time}"
+# Of a row beside its features and its uri, of a part beside its rows, of a number as text: at most.
+_ROW_BYTES, _PART_BYTES, _CSV_BYTES = 80, 4_000, 16
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: counts of the listing, and the largest size its features can have."""
+
+    images: int
+    bytes: int
+    skipped: dict[str, int]
+    parts: int
+    n_features: int
+    expected_bytes: int
+
+
+def embed(
+    sources: Locations,
+    out: str | Path = DEFAULT_OUT,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
+) -> FeatureSet:
+    """Press images into a feature set.
+
+    The same call again finishes a run that was interrupted, and does nothing after one that has finished.
+
+    Parameters
+    ----------
+    sources : str, path, or sequence of them
+        Folders (taken with all below them), globs, or files.
+    out : str or path
+        The destination; ``{time}`` in it becomes the date and time, as ``2026_11_22_10_54_08``.
+    engine : Engine, optional
+        Where to run; by default worker processes on this machine.
+    on_progress : callable
+        Called with a `Progress` several times a second.
+    **options
+        The settings of the run: `model`, `size`, `alpha`, `weights`, `pooling`, `precision`, `labels`,
+        `all_files`, `limit`, `max_pixels`, `max_bytes`, `timeout_seconds`, `images_per_part`, `format`, `parts`,
+        `max_failures`, `workers`, `memory_bytes`. `featurepress embed --help` explains each.
+
+    Returns
+    -------
+    FeatureSet
+        The complete set; its `summary` tells what this call did.
+
+    Raises
+    ------
+    RequestError
+        The request cannot be served; nothing was written.
+    StoppedError
+        The run stopped and can be resumed.
+    TooManyFailuresError
+        All is written, but more images failed than `max_failures` allows.
+
+    Examples
+    --------
+    >>> import featurepress as fp
+    >>> features = fp.embed("photos/", out="features/", labels="parent")  # doctest: +SKIP
+    >>> X, y = features.to_numpy(), features.labels  # doctest: +SKIP
+    """
+    started = time.perf_counter()
+    settings = Settings.from_options(**options)
+    out, tell = expand_time(str(out)), telling(on_progress)
+    plan = draft(sources, out, settings, find_backbone(settings, _look_first(sources, out, settings, tell)))
+    return press_plan(plan, engine=engine, on_progress=on_progress, started=started)
+
+
+def _look_first(sources: Locations, out: str, settings: Settings, tell: Tell = say_nothing) -> Tell:
+    """Give a `tell` that begins with a look at the sources: to make a model ready for nothing takes minutes."""
+
+    @functools.cache
+    def look() -> None:
+        storage = open_storage(out)
+        if ledger.read_plan(storage) is None:  # else they were listed once, and may be gone
+            specs = describe(sources, settings.listing, destination=storage.location)
+            next(iter(Listing(specs, settings.listing, limits=settings.images)), None)
+
+    def tell_after_a_look(what: str, done: int, of: int) -> None:
+        look()
+        tell(what, done, of)
+
+    return tell_after_a_look
+
+
+def draft(sources: Locations, out: str | Path, settings: Settings, backbone: BackboneSpec) -> Plan:
+    """Turn a request into a plan whose precision is still to be decided."""
+    storage = open_storage(expand_time(str(out)))
+    specs = describe(sources, settings.listing, destination=storage.location)
+    return ledger.new_plan(
+        storage,
+        sources=specs,
+        backbone=backbone,
+        precision="float32",
+        certificate=_parity(backbone),
+        settings=settings,
+        layout=Layout.of(settings.output.images_per_part, settings.features.pooling, remote=storage.is_remote),
+        field_names=field_names(settings.listing, specs),
+        library_version=__version__,
+    )
+
+
+def find_backbone(settings: Settings, tell: Tell = say_nothing) -> BackboneSpec:
+    """Give the backbone that the settings ask for; its model is made ready if it never was."""
+    asked = settings.features
+    card = find_card(
+        asked.model, size=asked.size, alpha=asked.alpha, weights=asked.weights, pooling=asked.pooling, tell=tell
+    )
+    return card.backbone(asked.pooling)
+
+
+def _parity(backbone: BackboneSpec) -> dict[str, Any]:
+    """Give what `verify` found of a backbone, if it was asked."""
+    kept = store.read_note(backbone.file, store.CERTIFICATE).get(backbone.pooling)
+    return {"parity": kept} if kept and kept.get("fingerprint") == backbone.fingerprint else {}
+
+
+def resume(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
+) -> FeatureSet:
+    """Finish the run at a destination; everything else comes from its plan.
+
+    Parameters
+    ----------
+    destination : str or path
+        The ``--out`` of the run.
+    engine, on_progress
+        As for `embed`.
+    **options
+        Settings that do not shape the features: `workers`, `memory_bytes`, `timeout_seconds`, `max_failures`.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no plan.
+    """
+    started = time.perf_counter()
+    plan = _plan_at(destination, "resume", options)
+    return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+
+
+def update(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
+) -> FeatureSet:
+    """Bring a complete feature set up to date with its sources, for the price of what has changed.
+
+    Images that are new or have other bytes are pressed; the rows of those that are gone leave; all other rows stay
+    as they are. An update that was interrupted is finished first, and is the only thing that the call does then.
+
+    Parameters
+    ----------
+    destination : str or path
+        The ``--out`` of the run.
+    engine, on_progress
+        As for `embed`.
+    **options
+        As for `resume`.
+
+    Returns
+    -------
+    FeatureSet
+        The complete set; `summary.changes` tells what was found.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set, or its run has not finished.
+    """
+    return _next_generation("update", Comparison, destination, engine, on_progress, options)
+
+
+def retry(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
+) -> FeatureSet:
+    """Press the images that failed once more, and nothing else.
+
+    Parameters
+    ----------
+    destination, engine, on_progress, **options
+        As for `update`; `max_bytes` and `max_pixels` may be given as well.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set, or its run has not finished.
+    """
+    return _next_generation("retry", Failed, destination, engine, on_progress, options)
+
+
+def _next_generation(
+    purpose: str,
+    kind: type[Comparison] | type[Failed],
+    destination: str | Path,
+    engine: Engine | None,
+    on_progress: OnProgress,
+    options: Mapping[str, Any],
+) -> FeatureSet:
+    started = time.perf_counter()
+    plan = _plan_at(destination, purpose, options)
+    manifest = ledger.read_manifest(plan.storage)
+    if manifest is None:
+        raise FeatureSetError(
+            f"The feature set '{destination}' is not complete, so there is nothing to {purpose}. Finish it with: "
+            f"featurepress resume {shlex.quote(str(destination))}"
+        )
+    is_complete = (manifest["status"], manifest["generation"]) == ("complete", plan.generation)
+    finish = Driver(plan, engine, on_progress, started, work=_work_of(plan))
+    if not is_complete:
+        return finish.run(is_new=False)
+    if ledger.unsettled_shards(plan.storage):
+        with contextlib.suppress(TooManyFailuresError):  # which a retry may be about to mend
+            finish.run(is_new=False)
+    new = ledger.next_plan(plan, purpose)
+    work = kind(new, lambda revised: _begin_generation(new, revised))
+    return Driver(new, engine, on_progress, started, work=work).run(is_new=False)
+
+
+def _begin_generation(plan: Plan, revised: set[int]) -> None:
+    """Write the plan of a new generation, and say that the set is under way to it."""
+    if not ledger.freeze_revised(plan, revised) or not ledger.create_plan(plan):
+        where = plan.storage.location
+        raise StoppedError(
+            f"Another process has begun to change '{where}' at the same moment. To join it, run: "
+            f"featurepress resume {shlex.quote(where)}"
+        )
+    ledger.announce_generation(plan)
+
+
+def _work_of(plan: Plan) -> Iterable[Work] | None:
+    """Give the work of a generation that has begun; None for the first one, whose listing is its work."""
+    if plan.generation == 1:
+        return None
+    ledger.announce_generation(plan)  # unless it was killed between the two, this changes nothing
+    return {"update": Comparison, "retry": Failed}[plan.purpose](plan)
+
+
+def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:
+    """Read the newest plan at a destination, with what a later run may set otherwise."""
+    try:
+        plan = ledger.read_plan(open_storage(str(destination)))
+    except (StorageError, DestinationError) as error:
+        raise FeatureSetError(str(error)) from error
+    if plan is None:
+        raise FeatureSetError(
+            f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. "
+            "Give the place that was --out of an embed."
+        )
+    if plan.backbone.projection:
+        origin = plan.certificate["reduced"]["features"]
+        raise FeatureSetError(
+            f"'{destination}' was made by featurepress reduce, of '{origin}': there is nothing to {verb} in it. To "
+            "finish it, run that reduce again; to follow changes, update that set and reduce it again."
+        )
+    flat = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
+    settings = Settings.from_options(**{**flat, **options})
+    asked = {**settings.identity(), **asdict(settings.features)}
+    free = ("max_bytes", "max_pixels") if verb == "retry" else ()
+    changed = {name for name, value in asked.items() if value != flat[name] and name not in free}
+    if changed:
+        doing = {"resume": "A resumed run", "update": "An update", "retry": "A retry"}[verb]
+        raise SettingError(
+            f"{doing} keeps the settings of the set; {', '.join(sorted(changed))} cannot change now."
+        )
+    return replace(plan, settings=settings)
+
+
+def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) -> Estimate:
+    """List only: count what `embed` would press, and say how large the features can get.
+
+    Parameters
+    ----------
+    sources, out, **options
+        As for `embed`, and refused like there; nothing is written to `out`, but it is left out of the listing.
+    """
+    asked = Settings.from_options(**options)
+    out = expand_time(str(out))
+    plan = draft(sources, out, asked, find_backbone(asked, _look_first(sources, out, asked)))
+    _standing(plan)
+    _ = plan.n_workers  # refuses too little memory
+    settings, backbone = plan.settings, plan.backbone
+    listing = Listing(plan.sources, settings.listing, limits=settings.images)
+    images = n_bytes = name_bytes = 0
+    for ref in listing:
+        images += 1
+        n_bytes += ref.size
+        name_bytes += len(ref.order)
+    parts = plan.layout.n_shards(images)
+    expected = images * (4 * backbone.n_features + _ROW_BYTES) + name_bytes + parts * _PART_BYTES
+    if settings.output.format == "csv":
+        expected += images * _CSV_BYTES * backbone.n_features + 2 * name_bytes
+    return Estimate(images, n_bytes, listing.skipped, parts, backbone.n_features, expected)
+
+
+def press_plan(
+    plan: Plan,
+    *,
+    engine: Engine | None = None,
+    on_progress: OnProgress = ignore_progress,
+    press: Task[Receipt] | None = None,
+    started: float | None = None,
+) -> FeatureSet:
+    """Carry out a plan, or finish the same plan at its destination.
+
+    Parameters
+    ----------
+    plan : Plan
+        Its precision is still to be decided.
+    engine, on_progress
+        As for `embed`.
+    press : Task, optional
+        What presses a shard; `featurepress.runs.tasks.Press` by default.
+    started : float, optional
+        `time.perf_counter` when the request came.
+    """
+    started = time.perf_counter() if started is None else started
+    standing = _standing(plan)
+    driver = Driver(
+        standing or plan, engine, on_progress, started, press, None if standing is None else _work_of(standing)
+    )
+    return driver.run(is_new=standing is None)
+
+
+def _standing(plan: Plan) -> Plan | None:
+    """Give the plan at a draft's destination, which must be the same one, or None if the place is free."""
+    try:
+        standing = ledger.read_plan(plan.storage)
+        if standing is None:
+            require_free(plan.storage)
+    except StorageError as error:
+        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
+    return None if standing is None else same_plan(standing, plan)
+
+
+def expand_time(out: str) -> str:
+    """Replace ``{time}`` by the local date and time."""
+    return out.replace("{time}", time.strftime("%Y_%m_%d_%H_%M_%S"))
+
+
+def require_free(storage: Storage) -> None:
+    """Refuse a destination that holds anything but our own beginnings."""
+    destination, path = storage.location, Path(storage.location)
+    if path.exists() and not path.is_dir():
+        raise DestinationError(f"The destination '{destination}' is a file. Give a folder with --out.")
+    names = (entry.name for entry in storage.list(""))
+    foreign = next((name for name in names if not name.startswith((f"{store.MODELS}/", "projection/"))), None)
+    if foreign is None and path.is_dir():
+        foreign = next((p.name for p in path.iterdir() if p.name not in ("plan", "projection")), None)
+    if foreign is not None:
+        raise DestinationError(
+            f"The destination '{destination}' holds something else ('{foreign}') and no featurepress plan. "
+            "Nothing was touched. Choose another --out."
+        )

@@ -1,0 +1,1 @@
+"""Images that are files: in folders and in buckets."""

@@ -1,0 +1,1 @@
+"""Images that lists name by path or URL."""

@@ -1,0 +1,214 @@
+"""The entries of lists: lines of text, rows of CSV and TSV, and rows of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from featurepress.errors import SourceError
+from featurepress.sources.base import TABLE_SUFFIXES
+from featurepress.sources.tables.columns import TableError, label_column, uri_column
+from featurepress.sources.tables.rows import open_table
+
+URI_COLUMNS = ("uri", "url", "path", "image", "file_name", "filename")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_MOST_LINE_BYTES = 64 * 1024
+_BLOCK_BYTES = 1024**2  # of CSV that are parsed at once; a record must fit
+_BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Entry(NamedTuple):
+    """What a list says in one place.
+
+    Attributes
+    ----------
+    row : int
+        The line of a text, from 1; the row of anything else, from 0.
+    uri : bytes
+        As it is spelled; empty where there is none.
+    label : str or None
+        None where there is none.
+    """
+
+    row: int
+    uri: bytes
+    label: str | None = None
+
+
+class Columns(NamedTuple):
+    """Which columns were asked for, by name."""
+
+    uri: str | None = None
+    label: str | None = None
+
+
+def is_text(name: str) -> bool:
+    """Whether a list is one of lines, by its name."""
+    return not name.lower().endswith((*_DELIMITERS, *TABLE_SUFFIXES))
+
+
+def place_in(name: str, row: int) -> str:
+    """Name a place in a list."""
+    return f"line {row}" if is_text(name) else f"row {row} (counted from 0)"
+
+
+def read_entries(file: BinaryIO, name: str, columns: Columns, where: str, *, is_remote: bool) -> Iterator[Entry]:
+    """Yield the entries of a list.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        Seekable; whoever gives it closes it.
+    name : str
+        Its ending tells what it is.
+    columns : Columns
+        For CSV and tables.
+    where : str
+        What errors call it.
+    is_remote : bool
+        Whether each read is a request.
+
+    Raises
+    ------
+    SourceError
+        It is no such list, or its columns are not those asked for.
+    """
+    if name.lower().endswith(TABLE_SUFFIXES):
+        found = _rows(file, columns, where, is_remote=is_remote)
+    elif is_text(name):
+        if columns.uri is not None or columns.label is not None:
+            flag = "--uri-column" if columns.uri is not None else "--label-column"
+            raise SourceError(f"The {where} is lines of text and has no columns: {flag} is for CSV and tables.")
+        found = _lines(file, where)
+    else:
+        found = _records(file, _DELIMITERS[name.lower()[-4:]], columns, where)
+    for entry in found:
+        if b"\0" in entry.uri:
+            raise SourceError(f"The {where} is no list: a zero byte stands in {place_in(name, entry.row)}.")
+        yield entry
+
+
+def _lines(file: BinaryIO, where: str) -> Iterator[Entry]:
+    """Yield the lines that are neither blank nor a comment."""
+    _require_utf_8(file, where)
+    lines = iter(lambda: file.readline(_MOST_LINE_BYTES + 1), b"")
+    for number, line in enumerate(lines, 1):
+        if len(line) > _MOST_LINE_BYTES:
+            raise SourceError(f"The {where} is no list: line {number} is longer than {_MOST_LINE_BYTES:,} bytes.")
+        text = line.removeprefix(_BOM) if number == 1 else line
+        text = text.removesuffix(b"\n").removesuffix(b"\r")
+        if text and not text.isspace() and not text.startswith(b"# ") and text != b"#":
+            yield Entry(number, text)
+
+
+def _require_utf_8(file: BinaryIO, where: str) -> None:
+    if file.read(2) in _UTF_16:
+        raise SourceError(f"The {where} is in UTF-16. Save it as UTF-8.")
+    file.seek(0)
+
+
+# -- CSV -----------------------------------------------------------------------------------------------------
+
+
+def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> Iterator[Entry]:
+    """Yield the records of a CSV file block by block, all columns as bytes."""
+    import pyarrow as pa
+
+    _require_utf_8(file, where)
+    bad: list[Any] = []
+    try:
+        names = _header(file, delimiter, bad)
+        if not names:
+            return
+        schema = pa.schema([(name, pa.string()) for name in names])
+        wanted = [names[uri_column(schema, columns.uri, URI_COLUMNS, where)]]
+        if columns.label is not None:
+            wanted.append(names[label_column(schema, columns.label, where)])
+        file.seek(0)
+        row = 0
+        for batch in _opened(file, delimiter, bad, wanted):
+            uris = batch.column(wanted[0]).to_pylist()
+            labels = batch.column(wanted[1]).to_pylist() if len(wanted) == 2 else [b""] * len(uris)
+            for uri, label in zip(uris, labels, strict=True):
+                yield Entry(row, uri, label.decode(errors="backslashreplace") or None)
+                row += 1
+    except UnicodeDecodeError as error:
+        raise SourceError(f"The {where} is not in UTF-8: the names of its columns cannot be read.") from error
+    except pa.ArrowInvalid as error:
+        # The library's text shows the record, which may hold what is secret.
+        raise SourceError(f"The {where} is no CSV: {_reason(str(error), bad)}.") from None
+
+
+def _header(file: BinaryIO, delimiter: str, bad: list[Any]) -> list[str]:
+    """Give the names of the columns; none if the file is empty."""
+    import pyarrow as pa
+
+    try:
+        with _opened(file, delimiter, bad) as reader:
+            names: list[str] = reader.schema.names
+            return names
+    except pa.ArrowInvalid as error:
+        if "Empty CSV file" in str(error):
+            return []
+        raise
+
+
+def _opened(file: BinaryIO, delimiter: str, bad: list[Any], names: list[str] | None = None) -> Any:
+    import pyarrow as pa
+    import pyarrow.csv
+
+    def remember(row: Any) -> str:
+        bad.append(row)
+        return "error"
+
+    return pa.csv.open_csv(
+        pa.PythonFile(_Unclosed(file), "r"),
+        read_options=pa.csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=delimiter, newlines_in_values=True, invalid_row_handler=remember
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=dict.fromkeys(names or (), pa.binary()),
+            include_columns=names,
+            strings_can_be_null=False,
+        ),
+    )
+
+
+class _Unclosed:
+    """A file that the library may close and that is still open."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+    def close(self) -> None:
+        pass
+
+
+def _reason(text: str, bad: list[Any]) -> str:
+    if bad:
+        columns = f"{bad[0].actual_columns} columns, not {bad[0].expected_columns}"
+        return f"record {bad[0].number} has {columns}, counted from 1 with that of the names"
+    if "straddl" in text:
+        return f"a record is longer than {_BLOCK_BYTES:,} bytes, or a quote is not closed"
+    return "it cannot be parsed"
+
+
+# -- tables --------------------------------------------------------------------------------------------------
+
+
+def _rows(file: BinaryIO, columns: Columns, where: str, *, is_remote: bool) -> Iterator[Entry]:
+    try:
+        table = open_table(file, is_remote=is_remote)
+        indices = [uri_column(table.schema, columns.uri, URI_COLUMNS, where)]
+        if columns.label is not None:
+            indices.append(label_column(table.schema, columns.label, where))
+        for first, found in table.texts(indices):
+            labels = found[1] if len(found) == 2 else [None] * len(found[0])
+            for row, (uri, label) in enumerate(zip(found[0], labels, strict=True), first):
+                yield Entry(row, b"" if uri is None else uri.encode(), label)
+    except TableError as error:
+        raise SourceError(f"The {where} cannot be read: {error}.") from error

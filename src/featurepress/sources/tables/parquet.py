@@ -1,0 +1,204 @@
+"""Tables in Parquet files: a listing reads metadata and labels, a read goes forward through images, in steps."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from featurepress.sources.tables.columns import (
+    TEXT_ROWS,
+    ImageColumn,
+    Picture,
+    Row,
+    TableError,
+    texts,
+    too_many_bytes,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAGIC = b"PAR1"
+STEP_ROWS, STEP_BYTES = 64, 4 * 1024**2  # of the image column that are decoded at once
+_STEPS_KEPT = 2  # so that threads that ask a little out of order need not begin again
+
+
+class ParquetTable:
+    """A Parquet file that is open.
+
+    Parameters
+    ----------
+    file : BinaryIO
+        Seekable; it is closed with the table.
+    ahead_bytes : int
+        Read at once: much where a read is a request.
+
+    Raises
+    ------
+    TableError
+        It is none, or its end is missing.
+
+    Notes
+    -----
+    Parquet can be decoded from the beginning of a row group only. Rows asked in order cost their own bytes; to go
+    back, or far ahead, costs what lies between the row group's beginning and the row. Memory: two steps of at most
+    64 rows, and three or four pages as the writer made them: at least 1,024 rows by PyArrow, about 1 MB by others.
+    """
+
+    def __init__(self, file: BinaryIO, ahead_bytes: int = 1024**2) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._file = file
+        self._errors = (pa.ArrowException, OSError, ValueError)
+        try:
+            self._parquet = pq.ParquetFile(
+                file, buffer_size=ahead_bytes, pre_buffer=False, page_checksum_verification=True
+            )
+            self.schema: pa.Schema = self._parquet.schema_arrow
+        except self._errors as error:
+            raise TableError.of(error) from error
+        self._metadata = self._parquet.metadata
+        counts = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
+        self._first_rows = [0, *itertools.accumulate(counts)]
+        if min(counts, default=0) < 0 or self._first_rows[-1] != self._metadata.num_rows:
+            raise TableError("its metadata contradict themselves")
+        self._group, self._at = -1, 0  # what is decoded next
+        self._steps: Iterator[Any] = iter(())
+        self._kept: collections.deque[tuple[int, pa.Array]] = collections.deque(maxlen=_STEPS_KEPT)
+        self._broken: dict[int, tuple[int, TableError]] = {}  # row group -> from which row on, and why
+
+    def close(self) -> None:
+        """Close the file."""
+        self._steps = iter(())
+        self._kept.clear()
+        self._parquet.close()
+        self._file.close()
+
+    # -- what a listing needs --------------------------------------------------------------------------------
+
+    def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
+        """Yield the rows from `start` on; sizes are means of whole rows, and nulls are left to `read`."""
+        for group, (first, end) in enumerate(itertools.pairwise(self._first_rows)):
+            if end <= start:
+                continue
+            size, row = self._mean_size(group), max(start, first)
+            try:
+                for text in self._labels(group, label, row - first):
+                    yield Row(row, size, text)
+                    row += 1
+            except TableError as error:
+                for number in range(row, end):
+                    yield Row(number, 0, None, f"damaged table: {error}")
+
+    def _mean_size(self, group: int) -> int:
+        # That of the whole row: of damaged metadata of a column PyArrow makes an abort of the process.
+        found = self._metadata.row_group(group)
+        return max(0, int(found.total_byte_size)) // max(1, int(found.num_rows))
+
+    def _labels(self, group: int, label: int | None, skip: int) -> Iterator[str | None]:
+        n_rows = self._metadata.row_group(group).num_rows
+        if label is None:
+            yield from itertools.repeat(None, n_rows - skip)
+            return
+        n_found = 0
+        for (found,) in self._texts(group, [label]):
+            yield from found[max(0, skip - n_found) :]
+            n_found += len(found)
+        if n_found != n_rows:
+            raise TableError("a column is cut short")
+
+    def texts(self, indices: Sequence[int]) -> Iterator[tuple[int, Sequence[Sequence[str | None]]]]:
+        """Yield some columns as texts, a few thousand rows at once: the first row's number, and a list a column."""
+        for group, row in enumerate(self._first_rows[:-1]):
+            for found in self._texts(group, indices):
+                yield row, found
+                row += len(found[0])  # noqa: PLW2901 - the rows of a group follow one another
+
+    def _texts(self, group: int, indices: Sequence[int]) -> Iterator[Sequence[Sequence[str | None]]]:
+        names = [self.schema.names[index] for index in indices]
+        try:
+            for batch in self._decoded(group, names, TEXT_ROWS):
+                yield [texts(batch.column(name)) for name in names]
+        except self._errors as error:
+            raise TableError.of(error) from error
+
+    def _decoded(self, group: int, names: Sequence[str], n_rows: int) -> Iterator[pa.RecordBatch]:
+        batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
+            batch_size=n_rows, row_groups=[group], columns=list(names), use_threads=False
+        )
+        return batches
+
+    # -- one image -------------------------------------------------------------------------------------------
+
+    def read(self, image: ImageColumn, number: int, max_bytes: int) -> Picture:
+        """Give what the image column holds in one row.
+
+        Raises TableError where it cannot be decoded, and ImageError for an image above `max_bytes`.
+        """
+        array, i = self._find(image, number)
+        if not array[i].is_valid:
+            return Picture(None)
+        if not image.is_struct:
+            return Picture(_content(array[i], max_bytes))
+        data = _content(array.field("bytes")[i], max_bytes)
+        if data is not None or image.path_at < 0:
+            return Picture(data)
+        return Picture(None, array.field("path")[i].as_py())
+
+    def _find(self, image: ImageColumn, number: int) -> tuple[pa.Array, int]:
+        """Go to a row: give the decoded piece of the column that holds it, and where in it."""
+        for first, array in self._kept:
+            if first <= number < first + len(array):
+                return array, number - first
+        if number >= self._first_rows[-1]:
+            raise TableError("it has fewer rows than it had")
+        group = bisect.bisect_right(self._first_rows, number) - 1
+        if group in self._broken and number >= self._broken[group][0]:
+            raise self._broken[group][1]
+        if group != self._group or number < self._at:
+            self._begin(group, image)
+        while number >= self._at:
+            self._step(image)
+        first, array = self._kept[-1]
+        return array, number - first
+
+    def _begin(self, group: int, image: ImageColumn) -> None:
+        n_rows = max(1, min(STEP_ROWS, STEP_BYTES // max(1, self._mean_size(group))))
+        self._kept.clear()
+        self._group, self._at = group, self._first_rows[group]
+        self._steps = self._decoded(group, [image.name], n_rows)
+
+    def _step(self, image: ImageColumn) -> None:
+        try:
+            array = next(self._steps).column(image.name)
+        except StopIteration:
+            raise self._broken_off("a column is cut short") from None
+        except self._errors as error:
+            raise self._broken_off(str(TableError.of(error))) from error
+        except BaseException:  # the file is away for now
+            self._group = -1
+            raise
+        self._kept.append((self._at, array))
+        self._at += len(array)
+
+    def _broken_off(self, reason: str) -> TableError:
+        """Remember that nothing behind this point can be decoded: trying would begin at the row group each time."""
+        error = TableError(reason)
+        self._broken[self._group] = (self._at, error)
+        self._group = -1
+        return error
+
+
+def _content(value: Any, max_bytes: int) -> bytes | None:
+    """Give the bytes of an Arrow scalar."""
+    if not value.is_valid:
+        return None
+    buffer = value.as_buffer()
+    if buffer.size > max_bytes:
+        raise too_many_bytes(buffer.size, max_bytes)
+    data: bytes = buffer.to_pybytes()
+    return data

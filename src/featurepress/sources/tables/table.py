@@ -1,0 +1,268 @@
+"""Images in the rows of tables: Parquet files, Arrow files, and Arrow streams as Hugging Face keeps them."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import contextlib
+import heapq
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+from featurepress.errors import ImageError, SourceError
+from featurepress.settings import ImageSettings
+from featurepress.sources.base import IN_SEQUENCE, TABLE_SUFFIXES
+from featurepress.sources.containers import files_behind, in_order
+from featurepress.sources.files.folder import path_text
+from featurepress.sources.lists.locations import PlaceReader, place_of
+from featurepress.sources.tables.columns import ImageColumn, Picture, Row, TableError, image_column, label_column
+from featurepress.sources.tables.rows import Table, open_table
+from featurepress.specs import ImageRef, SourceSpec
+from featurepress.storage.connection import scheme_of
+
+_DIGITS = 16  # of a row's number in keys
+_MOST_OPEN = 2
+_SUFFIXES = tuple(suffix.encode() for suffix in TABLE_SUFFIXES)
+
+
+class TableSource:
+    """Images in a column of tables.
+
+    A row is called ``table.parquet#row=17``, from 0. The column holds the bytes of the images, or as Hugging Face
+    writes them structs of bytes and path, where a path without bytes is read from beside the table. A table that
+    cannot be opened, or breaks off, is listed with its problem; the first one is refused instead. Rows have no
+    names that could be included or excluded.
+
+    Parameters
+    ----------
+    spec : SourceSpec
+        `location`: a file, a glob or a folder of ``.parquet``, ``.arrow``, ``.feather`` or ``.ipc`` files, on disk
+        or in a bucket. Options: ``image_column`` (by default the only one that can hold images), ``label_column``,
+        and ``brings_label``.
+    limits : ImageSettings, optional
+        What one image may cost.
+
+    Notes
+    -----
+    A listing reads metadata and the labels. Sizes are exact in Arrow tables, and means of a row group's whole rows
+    in Parquet. A process keeps two tables open, and reads each forward; see `tables.parquet` for what
+    that costs.
+    """
+
+    reading = IN_SEQUENCE
+
+    def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
+        self._spec = spec
+        self._limits = limits or ImageSettings()
+        self._files = files_behind(spec, self._limits)
+        self._is_remote = bool(scheme_of(spec.location))
+        self._column: str | None = spec.options.get("image_column")
+        self._label: str | None = spec.options.get("label_column")
+        self._brings_label = bool(spec.options.get("brings_label", False))
+        self._base = os.fsencode(spec.base or os.getcwd())  # noqa: PTH109 - bytes
+        root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
+        self._places = PlaceReader(spec.options, self._limits, root)
+        self._skipped: collections.Counter[str] = collections.Counter()
+
+    @property
+    def skipped(self) -> collections.Counter[str]:
+        """What the listing has passed over, by reason."""
+        return self._skipped
+
+    # -- listing ---------------------------------------------------------------------------------------------
+
+    def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
+        """Yield the rows in byte order of their keys: the table's, and the row's number."""
+        self._skipped.clear()
+        nested: list[Iterable[ImageRef]] = []
+        beginning = b""
+        is_first = True
+        for table in in_order(self._files):
+            key = table.order + b"#"
+            if table.problem is None and not table.order.lower().endswith(_SUFFIXES):
+                if key > start_after:
+                    self._skipped["not a table's name"] += 1
+                continue
+            if nested and not key.startswith(beginning):
+                yield from heapq.merge(*nested, key=lambda ref: ref.order)
+                nested.clear()
+            if not nested:
+                beginning = key
+            # Keys of a table that is called like a row of another one, "a.parquet#17.parquet", lie between those.
+            nested.append(self._rows(table, start_after, is_first=is_first))
+            is_first = False
+        yield from heapq.merge(*nested, key=lambda ref: ref.order)
+
+    def _rows(self, table: ImageRef, start_after: bytes, *, is_first: bool) -> Generator[ImageRef]:
+        """Yield the rows of a table; one that cannot be opened, or breaks off, ends with a problem."""
+        start = bisect.bisect_right(range(10**_DIGITS), start_after, key=lambda number: _key(table, number))
+        if start == 10**_DIGITS:
+            return
+        row = start
+        try:
+            with contextlib.closing(self._opened(table)) as found:
+                image, label = self._columns(found, table)
+                for one in found.rows(image, label, start):
+                    yield self._reference(table, one)
+                    row += 1
+        except (TableError, ImageError, SourceError) as error:
+            if is_first and row == 0:
+                raise _refused(table, error) from error
+            if isinstance(error, TableError) and error.row is not None:
+                row = error.row
+            rest = self._reference(table, Row(row, 0, None, _problem(error)))
+            if row == 0:
+                rest = rest._replace(uri=table.uri, key=table.order + b"#")
+            if rest.order > start_after:
+                yield rest
+
+    def _opened(self, table: ImageRef) -> Table:
+        if table.problem is not None:
+            raise TableError(table.problem)
+        return open_table(self._files.open(table), is_remote=self._is_remote)
+
+    def _columns(self, table: Table, ref: ImageRef) -> tuple[ImageColumn, int | None]:
+        where = f"table '{ref.uri}'"
+        label = label_column(table.schema, self._label, where) if self._label is not None else None
+        return image_column(table.schema, self._column, where), label if self._brings_label else None
+
+    def _reference(self, table: ImageRef, row: Row) -> ImageRef:
+        return ImageRef(
+            f"{table.uri}#row={row.number}",
+            0,
+            min(row.size, self._limits.max_bytes),  # a mean is no reason to refuse an image
+            table.version,
+            (row.label,) if self._brings_label else (),
+            _key(table, row.number),
+            row.problem,
+        )
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    def read(self, ref: ImageRef) -> bytes:
+        """Read one row; rows that are asked in order are read in one go."""
+        table, number = _place(ref)
+        try:
+            picture = self._picture(table, number)
+        except TableError as error:
+            self._require_unchanged(table)
+            raise ImageError("read", f"damaged table: {error}") from None
+        if picture.data is not None:
+            return picture.data
+        if not picture.path:
+            raise ImageError("read", "no image in this row")
+        return self._places.read(place_of(os.fsencode(picture.path), self._folder_of(table.order)))
+
+    def _picture(self, table: ImageRef, number: int) -> Picture:
+        key = (self._spec.base, table.order, table.version, self._column)
+        with _shelf.lock:
+            kept = _shelf.get(key)
+            if kept is None:
+                kept = self._reopened(table)
+                _shelf.put(key, kept)
+            picture = kept.table.read(kept.image, number, self._limits.max_bytes)
+        if not self._is_remote:  # a bucket's ranges are asked for with the etag
+            self._require_unchanged(table)
+        return picture
+
+    def _reopened(self, table: ImageRef) -> _Kept:
+        now = self._require_unchanged(table)
+        found = self._opened(now)
+        try:
+            return _Kept(found, self._columns(found, now)[0])
+        except SourceError as error:
+            found.close()
+            raise ImageError("read", f"damaged table: {error}") from None
+
+    def _require_unchanged(self, table: ImageRef) -> ImageRef:
+        now = self._files.look(table)
+        if now.problem is not None:
+            raise ImageError("read", now.problem)
+        if now.version != table.version:
+            raise ImageError("read", "changed since listing")
+        return now
+
+    def look(self, ref: ImageRef) -> ImageRef:
+        """Look at the table again and, if it is another one now, for its row."""
+        table, number = _place(ref)
+        now = self._files.look(table)
+        if now.problem is not None:
+            return ref._replace(size=0, version="", problem=now.problem)
+        if now.version == ref.version:
+            return ref
+        before = _key(table, number - 1) if number else table.order + b"#"
+        with contextlib.closing(self._rows(now, before, is_first=False)) as rows:
+            found = next(rows, None)
+        if found is None or found.order != ref.order:
+            return ref._replace(size=0, version=now.version, problem="vanished since listing")
+        return ref._replace(size=found.size, version=found.version, problem=found.problem)
+
+    def _folder_of(self, order: bytes) -> bytes:
+        """Give what the paths in a table start from: a folder, or the url of the table."""
+        return order if self._is_remote else os.path.join(self._base, os.path.dirname(order))  # noqa: PTH120 - bytes
+
+
+def _key(table: ImageRef, number: int) -> bytes:
+    return b"%s#%0*d" % (table.order, _DIGITS, number)
+
+
+def _place(ref: ImageRef) -> tuple[ImageRef, int]:
+    """Give the table in which an image lies, as far as it is known, and the number of its row."""
+    order, number = ref.order[: -_DIGITS - 1], int(ref.order[-_DIGITS:])
+    return ImageRef(path_text(order), 0, 0, ref.version, key=order), number
+
+
+def _problem(error: TableError | ImageError | SourceError) -> str:
+    if isinstance(error, ImageError):
+        return error.reason
+    return f"damaged table: {error}" if isinstance(error, TableError) else str(error)
+
+
+def _refused(table: ImageRef, error: TableError | ImageError | SourceError) -> SourceError:
+    if isinstance(error, SourceError):
+        return error
+    reason = error.reason if isinstance(error, ImageError) else str(error)
+    return SourceError(f"The table '{table.uri}' cannot be read: {reason}. Give a Parquet or an Arrow file.")
+
+
+# -- tables that are open ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Kept:
+    table: Table
+    image: ImageColumn
+
+
+class _Shelf:
+    """The last few tables that this process has read: shards open a source anew, and go on in the middle."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._kept: collections.OrderedDict[object, _Kept] = collections.OrderedDict()
+
+    def get(self, key: object) -> _Kept | None:
+        """Give an open table."""
+        if key in self._kept:
+            self._kept.move_to_end(key)
+        return self._kept.get(key)
+
+    def put(self, key: object, kept: _Kept) -> None:
+        """Keep a table, and close the one that was not used for longest."""
+        self._kept[key] = kept
+        while len(self._kept) > _MOST_OPEN:
+            self._kept.popitem(last=False)[1].table.close()
+
+
+_shelf = _Shelf()
+
+
+def _forget() -> None:
+    """Begin anew in a process that was forked: two cannot read one file in turns."""
+    global _shelf  # noqa: PLW0603
+    _shelf = _Shelf()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -1,0 +1,356 @@
+"""What travels between the stages: references, failures, specs and receipts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from featurepress.errors import SettingError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
+    Features = npt.NDArray[np.float32]  # (n_samples, n_features)
+
+
+class ImageRef(NamedTuple):
+    """One image of a listing: enough to read it, and to see that it is still the same.
+
+    Attributes
+    ----------
+    uri : str
+        The name people see, spelled as their source spelled it. Unique in a run: bytes that are no UTF-8, and a
+        backslash that could be taken for the escape of one, are shown as escapes.
+    source : int
+        Index of the source in the plan.
+    size : int
+        Bytes, as listed.
+    version : str
+        What changes when the bytes may have: modification time on disk, etag in a bucket.
+    fields : tuple of str or None
+        Values of the plan's `field_names`, such as the label.
+    key : bytes or None
+        The source's own name of the image where it differs from the UTF-8 bytes of `uri`.
+    problem : str or None
+        Why the listing could already tell that there is nothing to read here; such a reference is a failure.
+    """
+
+    uri: str
+    source: int
+    size: int
+    version: str
+    fields: tuple[str | None, ...] = ()
+    key: bytes | None = None
+    problem: str | None = None
+
+    @property
+    def order(self) -> bytes:
+        """The bytes by which a listing is sorted."""
+        return self.key if self.key is not None else self.uri.encode()
+
+    @property
+    def container(self) -> bytes:
+        """The archive or table that holds it, whose key ends in ``#`` and 16 digits; b"" for an image by itself."""
+        key = self.key or b""
+        return key[:-17] if key[-17:-16] == b"#" and key[-16:].isdigit() else b""
+
+
+class Failure(NamedTuple):
+    """One image that could not be pressed. `reason` reads ``kind`` or ``kind: detail``."""
+
+    uri: str
+    stage: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        """The reason without its detail, for counting."""
+        return f"{self.stage}: {self.reason.partition(':')[0]}"
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A small description from which any process can open a source.
+
+    Parameters
+    ----------
+    kind : str
+        The source's implementation, one of `featurepress.sources.KINDS`.
+    location : str
+        What the user wrote.
+    base : str
+        Folder that a relative location starts from; ``/`` for an absolute one.
+    options : mapping
+        JSON values that the implementation understands.
+    """
+
+    kind: str
+    location: str
+    base: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """Give what people are told: what the user wrote, and where from if that matters."""
+        return self.location if self.base in ("", "/") else f"{self.location} (from {self.base})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the description as JSON values."""
+        return asdict(self)
+
+
+# dtype of the model's input -> how the picture may be resized on the way there.
+INTERPOLATIONS = {
+    "uint8": ("area-or-linear", "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
+    "float32": ("bilinear", "bicubic", "area"),
+}
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How pixels become the model's input, said so that any implementation can be held against it.
+
+    Parameters
+    ----------
+    height, width : int
+        Size of the input in pixels.
+    resize : str
+        ``stretch``: both sides are resized, the aspect ratio is not kept. ``crop``: the shorter side is resized
+        to `shortest_edge`, the aspect ratio is kept, and the middle is cut out.
+    shortest_edge : int or None
+        For ``crop``, in pixels; at least the larger of height and width.
+    interpolation : str
+        One of `INTERPOLATIONS`. ``area-or-linear``: each target pixel is the mean of the source area below it
+        where the shorter side of the picture is larger than the target's, else bilinear between pixel centres.
+    antialias : bool
+        Whether the kernel grows as the picture shrinks. For uint8 and for area it always does.
+    dtype : str
+        ``uint8``: the resized picture is rounded to whole levels before normalisation, as Pillow does.
+        ``float32``: it is not, as in TensorFlow.
+    mean, scale : tuple of float
+        The input is ``(level - mean) / scale``, levels from 0 to 255; a value a channel, in the order of
+        `channel_order`, or one for all.
+    channel_order : str
+        ``RGB`` or ``BGR``.
+
+    Raises
+    ------
+    SettingError
+        Such a way does not exist.
+    """
+
+    height: int
+    width: int
+    resize: str = "stretch"
+    shortest_edge: int | None = None
+    interpolation: str = "area-or-linear"
+    antialias: bool = True
+    dtype: str = "uint8"
+    mean: tuple[float, ...] = (127.5,)
+    scale: tuple[float, ...] = (127.5,)
+    channel_order: str = "RGB"
+
+    def __post_init__(self) -> None:
+        _require("resize", self.resize, ("stretch", "crop"))
+        _require("dtype", self.dtype, tuple(INTERPOLATIONS))
+        _require("interpolation", self.interpolation, INTERPOLATIONS[self.dtype], f" for {self.dtype}")
+        _require("channel_order", self.channel_order, ("RGB", "BGR"))
+        _require("antialias", self.antialias, (True,) if self.dtype == "uint8" else (True, False))
+        if self.interpolation == "area-or-linear":
+            _require("resize", self.resize, ("stretch",), " for area-or-linear")
+        if self.interpolation == "area":
+            _require("antialias", self.antialias, (True,), " for area")
+        largest = max(self.height, self.width)
+        if (self.resize == "crop") != (self.shortest_edge is not None) or (self.shortest_edge or largest) < largest:
+            raise SettingError(
+                f"The 'shortest_edge' of the preprocessing must be at least {largest} for 'crop', and None for "
+                f"'stretch'. Got {self.shortest_edge} for '{self.resize}'."
+            )
+        for name, values in (("mean", self.mean), ("scale", self.scale)):
+            if len(values) not in (1, 3) or (name == "scale" and 0 in values):
+                raise SettingError(
+                    f"The '{name}' of the preprocessing must be one number or three"
+                    f"{', none of them 0' if name == 'scale' else ''}. Got {values}."
+                )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PreprocessSpec:
+        """Rebuild a description from JSON values."""
+        return cls(**{**values, "mean": tuple(values["mean"]), "scale": tuple(values["scale"])})
+
+    def applied(self) -> dict[str, Any]:
+        """Give the fields that make a difference: two ways with the same ones are the same way."""
+        values = asdict(self)
+        if self.shortest_edge is None:
+            del values["shortest_edge"]
+        if self.dtype == "uint8" or self.interpolation == "area":
+            del values["antialias"]
+        return values
+
+    def __str__(self) -> str:
+        """Give one line for people."""
+        kept = f", the shorter side to {self.shortest_edge}" if self.shortest_edge is not None else ""
+        edges = " with antialias" if self.dtype == "float32" and self.antialias else ""
+        return (
+            f"{self.channel_order} {self.width}x{self.height}, {self.resize}{kept}, {self.interpolation}{edges} in "
+            f"{self.dtype}, (level - {_numbers(self.mean)}) / {_numbers(self.scale)}"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested mappings as one, ``preprocess height`` for what lies in ``preprocess``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name} ")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def _shortened(value: object) -> str:
+    """Give a value for people: of a hash its beginning."""
+    return f"'{value[:12]}…'" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
+
+
+def _require(name: str, value: object, allowed: tuple[Any, ...], when: str = "") -> None:
+    if value not in allowed:
+        listed = ", ".join(map(repr, allowed))
+        raise SettingError(f"The '{name}' of the preprocessing must be one of {listed}{when}. Got {value!r}.")
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return (
+        ", ".join(f"{value:g}" for value in values)
+        if len(values) == 1
+        else f"({', '.join(f'{v:g}' for v in values)})"
+    )
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """A small description from which any process can load a backbone.
+
+    Parameters
+    ----------
+    runtime : str
+        The implementation, one of `featurepress.models.backbone.RUNTIMES`.
+    model : str
+        Versioned name of the model's card.
+    weights_sha256 : str
+        Content hash of the model file.
+    output : str
+        The tensor that is pooled.
+    grid : tuple of int
+        (height, width, channels) of that tensor for one image.
+    pooling : str
+        ``avg``, ``flatten`` or ``max``.
+    preprocess : PreprocessSpec
+        What the pixels go through first.
+    file : str
+        Where the model's file lies in the store of models.
+    options : mapping
+        JSON values that the implementation understands; they must not change the feature space.
+    projection : mapping
+        What the features of the model were projected by afterwards: ``sha256`` of the projection and
+        ``n_components``; empty for the features themselves.
+    """
+
+    runtime: str
+    model: str
+    weights_sha256: str
+    output: str
+    grid: tuple[int, int, int]
+    pooling: str
+    preprocess: PreprocessSpec
+    file: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    projection: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features of one image."""
+        if self.projection:
+            return int(self.projection["n_components"])
+        height, width, channels = self.grid
+        return height * width * channels if self.pooling == "flatten" else channels
+
+    @property
+    def feature_space(self) -> dict[str, Any]:
+        """What two feature sets must share to be comparable, field by field."""
+        return {
+            "weights_sha256": self.weights_sha256,
+            "output": self.output,
+            "preprocess": self.preprocess.applied(),
+            "pooling": self.pooling,
+            **({"projection": self.projection["sha256"]} if self.projection else {}),
+        }
+
+    @property
+    def unprojected(self) -> BackboneSpec:
+        """The backbone whose features were projected; itself if they were not."""
+        return replace(self, projection={})
+
+    def differences(self, other: BackboneSpec) -> list[str]:
+        """Name what makes the feature space of `other` another one, field by field: ``what: here, not there``."""
+        mine, theirs = (_flat({"model": one.model, **one.feature_space}) for one in (self, other))
+        if self.fingerprint == other.fingerprint:
+            return []
+        return [
+            f"{name}: {_shortened(mine.get(name))}, not {_shortened(theirs.get(name))}"
+            for name in {**mine, **theirs}
+            if mine.get(name) != theirs.get(name)
+        ]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the feature space: 16 hexadecimal digits."""
+        text = json.dumps(self.feature_space, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the description as JSON values."""
+        values = asdict(self)
+        return values if self.projection else {name: values[name] for name in values if name != "projection"}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BackboneSpec:
+        """Rebuild a description that `to_json` gave."""
+        preprocess = PreprocessSpec.from_json(values["preprocess"])
+        return cls(**{**values, "grid": tuple(values["grid"]), "preprocess": preprocess})
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A shard is done: what became of its images, and where and how they were pressed.
+
+    Of those that `pressed` counts, the rows of an update that were `carried` over did not go through the model.
+    """
+
+    shard: int
+    generation: int
+    listed: int
+    pressed: int
+    failed: int
+    failed_by_kind: Mapping[str, int]
+    bytes_read: int
+    seconds: float
+    precision: str
+    cpu: str
+    host: str
+    versions: Mapping[str, str]
+    carried: int = 0
+
+    @property
+    def balances(self) -> bool:
+        """Whether every listed image is either a row or a failure."""
+        return self.listed == self.pressed + self.failed
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the receipt as JSON values."""
+        return asdict(self)

@@ -1,0 +1,314 @@
+"""What every part_format does. A new one adds a row to `FORMATS`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from featurepress.errors import ReplacedError, StorageError
+from featurepress.ledger.names import part_name
+from featurepress.ledger.parts import Account, PartFormat, Row
+from featurepress.ledger.schemas import part_schema
+from featurepress.specs import Failure, ImageRef, Receipt
+from featurepress.storage import Data, FolderStorage, Storage, open_storage
+from featurepress.testing import MemoryStorage
+
+N_FEATURES = 12
+
+MakeFormat = Callable[[tuple[str, ...]], PartFormat]
+FORMATS: dict[str, MakeFormat] = {
+    "parquet": lambda field_names: PartFormat(field_names, N_FEATURES),
+}
+STORAGES: dict[str, Callable[[Path], Storage]] = {
+    "folder": lambda folder: FolderStorage(str(folder)),
+    "memory": lambda folder: MemoryStorage(),
+}
+
+
+@pytest.fixture(params=FORMATS)
+def make_format(request: pytest.FixtureRequest) -> MakeFormat:
+    return FORMATS[request.param]
+
+
+BUCKETS = ("fast_s3", "azure", "google")  # fixtures of tests.servers
+
+
+@pytest.fixture(params=[*STORAGES, *BUCKETS])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param in BUCKETS:
+        server = request.getfixturevalue(request.param)
+        return open_storage(server.url(server.bucket(), "sets/out"))
+    return STORAGES[request.param](tmp_path)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What is to become a part."""
+
+    rows: list[Row]
+    features: npt.NDArray[np.float32]
+    failures: tuple[Failure, ...]
+    receipt: Receipt
+
+    @property
+    def account(self) -> Account:
+        return Account(self.receipt, self.failures)
+
+
+def draft(
+    n: int, *, shard: int = 3, field_names: tuple[str, ...] = (), seed: int = 0, n_features: int = N_FEATURES
+) -> Draft:
+    rng = np.random.default_rng(seed)
+    receipt = Receipt(
+        shard=shard, generation=1, listed=n + 2, pressed=n, failed=2,
+        failed_by_kind={"decode: truncated": 1, "read: vanished": 1}, bytes_read=1000 + seed, seconds=0.25,
+        precision="float32", cpu="a cpu", host="here", versions={"numpy": "2"},
+    )  # fmt: skip
+    refs = [
+        ImageRef(f"Äpfel/{i}\n.jpg", 0, 10, "1", tuple(f"{name} {i}" for name in field_names)) for i in range(n)
+    ]
+    hashes = [f"{i:064x}" for i in range(n)]
+    widths, heights = rng.integers(1, 5000, (2, n)).tolist()
+    return Draft(
+        rows=[Row(*row) for row in zip(refs, widths, heights, hashes, strict=True)],
+        features=rng.normal(size=(n, n_features)).astype(np.float32),
+        failures=(Failure("b.jpg", "decode", "truncated: 3 of 7 bytes"), Failure("ü.jpg", "read", "vanished")),
+        receipt=receipt,
+    )
+
+
+def account_of(part_format: PartFormat, storage: Storage, shard: int) -> Account | None:
+    with part_format.standing(storage, shard) as standing:
+        return None if standing is None else standing.account
+
+
+def write(part_format: PartFormat, storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
+    """Write a part as a worker does: a batch at a time, from one room that is used again."""
+    room = np.zeros((at_once, part.features.shape[1]), np.float32)
+    with closing(part_format.begin()) as writer:
+        for start in range(0, len(part.rows), at_once):
+            rows = part.rows[start : start + at_once]
+            room[: len(rows)] = part.features[start : start + at_once]
+            writer.add(rows, room[: len(rows)])
+        return writer.commit(storage, part.receipt, part.failures)
+
+
+def read_table(storage: Storage, shard: int) -> pa.Table:
+    with storage.open(part_name(shard)) as file:
+        return pq.read_table(file)
+
+
+@pytest.mark.parametrize("field_names", [(), ("label",), ("split", "label")])
+@pytest.mark.parametrize(("n", "at_once"), [(0, 1), (1, 16), (300, 16), (300, 300), (17, 1)])
+def test_what_is_written_is_read_again_bit_by_bit(
+    make_format: MakeFormat, storage: Storage, field_names: tuple[str, ...], n: int, at_once: int
+) -> None:
+    part = draft(n, field_names=field_names)
+    write(make_format(field_names), storage, part, at_once=at_once)
+    table = read_table(storage, 3)
+    assert table.schema.equals(part_schema(field_names, N_FEATURES))
+    assert table["uri"].to_pylist() == [row.ref.uri for row in part.rows]
+    for i, name in enumerate(field_names):
+        assert table[name].to_pylist() == [row.ref.fields[i] for row in part.rows]
+    assert table["width"].to_pylist() == [row.width for row in part.rows]
+    assert table["height"].to_pylist() == [row.height for row in part.rows]
+    assert table["sha256"].to_pylist() == [row.sha256 for row in part.rows]
+    features = np.array(table["features"].to_pylist(), np.float32).reshape(-1, N_FEATURES)
+    assert features.tobytes() == part.features.tobytes()
+
+
+def test_the_account_is_the_receipt_and_the_failures(make_format: MakeFormat, storage: Storage) -> None:
+    part_format, part = make_format(()), draft(5)
+    assert account_of(part_format, storage, 3) is None
+    assert write(part_format, storage, part) == part.account
+    assert account_of(part_format, storage, 3) == part.account
+    assert account_of(part_format, storage, 2) is None
+
+
+def test_the_second_writer_loses_learns_from_the_winner_and_leaves_no_trace(
+    make_format: MakeFormat, storage: Storage, tmp_path: Path
+) -> None:
+    part_format = make_format(())
+    winner, loser = draft(5, seed=1), draft(4, seed=2)
+    write(part_format, storage, winner)
+    data = storage.read(part_name(3))
+    assert write(part_format, storage, loser) == winner.account
+    assert account_of(part_format, storage, 3) == winner.account
+    assert storage.read(part_name(3)) == data
+    assert [entry.name for entry in storage.list("")] == [part_name(3)]
+    assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []
+
+
+def test_parts_of_several_shards_stand_side_by_side(make_format: MakeFormat, storage: Storage) -> None:
+    part_format = make_format(())
+    parts = [draft(3, shard=shard, seed=shard) for shard in (0, 1, 12_345_678, 123_456_789)]
+    for part in parts:
+        write(part_format, storage, part)
+    assert [account_of(part_format, storage, p.receipt.shard) for p in parts] == [p.account for p in parts]
+
+
+def test_an_account_without_failures(make_format: MakeFormat, storage: Storage) -> None:
+    part = replace(draft(2), failures=())
+    write(make_format(()), storage, part)
+    assert account_of(make_format(()), storage, 3) == Account(part.receipt, ())
+
+
+@pytest.mark.parametrize("data", [b"", b"something else", b"PAR1" * 10])
+def test_what_is_no_part_is_named(make_format: MakeFormat, storage: Storage, data: bytes) -> None:
+    storage.write(part_name(3), data)
+    message = r"part-00000003\.parquet' is no part of a feature set"
+    with pytest.raises(StorageError, match=message):
+        account_of(make_format(()), storage, 3)
+    with pytest.raises(StorageError, match=message):
+        write(make_format(()), storage, draft(2))
+    assert storage.read(part_name(3)) == data
+
+
+def test_another_parquet_file_is_no_part(make_format: MakeFormat, storage: Storage) -> None:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.table({"uri": ["a"]}), buffer)
+    storage.write(part_name(3), memoryview(buffer.getvalue()))
+    with pytest.raises(StorageError, match="is no part of a feature set"):
+        account_of(make_format(()), storage, 3)
+
+
+def test_a_part_that_vanishes_between_is_named(make_format: MakeFormat) -> None:
+    class Forgetful(MemoryStorage):
+        """Says that everything is there already, and has nothing."""
+
+        def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+            return False
+
+    with pytest.raises(StorageError, match="something else changes parts"):
+        write(make_format(()), Forgetful(), draft(2))
+
+
+def test_nothing_is_visible_before_the_commit(make_format: MakeFormat, storage: Storage) -> None:
+    part = draft(50)
+    with closing(make_format(()).begin()) as writer:
+        writer.add(part.rows, part.features)
+        assert list(storage.list("")) == []
+        writer.commit(storage, part.receipt, part.failures)
+    assert [entry.name for entry in storage.list("")] == [part_name(3)]
+
+
+def test_a_part_that_is_given_up_leaves_no_trace(make_format: MakeFormat, storage: Storage) -> None:
+    part = draft(50)
+    writer = make_format(()).begin()
+    writer.add(part.rows, part.features)
+    writer.close()
+    writer.close()
+    assert list(storage.list("")) == []
+
+
+def test_two_parts_may_be_filled_at_once(make_format: MakeFormat, storage: Storage) -> None:
+    part_format = make_format(())
+    parts = [draft(20, shard=shard, seed=shard) for shard in range(2)]
+    with ExitStack() as stack:
+        writers = [stack.enter_context(closing(part_format.begin())) for _ in parts]
+        for start in range(0, 20, 5):
+            for part, writer in zip(parts, writers, strict=True):
+                writer.add(part.rows[start : start + 5], part.features[start : start + 5])
+        accounts = [
+            writer.commit(storage, part.receipt, part.failures) for part, writer in zip(parts, writers, strict=True)
+        ]
+    assert accounts == [part.account for part in parts]
+    for part in parts:
+        features = np.array(read_table(storage, part.receipt.shard)["features"].to_pylist(), np.float32)
+        assert features.tobytes() == part.features.tobytes()
+
+
+def test_a_format_travels(make_format: MakeFormat, storage: Storage) -> None:
+    part = draft(2)
+    write(pickle.loads(pickle.dumps(make_format(()))), storage, part)
+    assert account_of(make_format(()), storage, 3) == part.account
+
+
+# -- a part in place of another ------------------------------------------------------------------------------
+
+
+def revise(part_format: PartFormat, storage: Storage, keep: list[int], new: Draft) -> Account:
+    """Replace part 3 by one that has the rows of `new`, and of the old one those that are kept, relabelled."""
+    with part_format.standing(storage, 3) as standing, closing(part_format.begin()) as writer:
+        assert standing is not None
+        writer.add(new.rows, new.features)
+        uris = list(standing.hashes)
+        wanted = {uris[i]: ImageRef(uris[i], 0, 10, "2", ("relabelled",)) for i in keep}
+        for rows, features in standing.rows(wanted):
+            if rows:
+                writer.add(rows, features)
+        return writer.commit(storage, new.receipt, new.failures, replaces=standing.version)
+
+
+def second(n: int) -> Draft:
+    part = draft(n, field_names=("label",), seed=5)
+    rows = [row._replace(ref=row.ref._replace(uri=f"new/{row.ref.uri}")) for row in part.rows]
+    return replace(part, rows=rows, receipt=replace(part.receipt, generation=2, carried=3))
+
+
+def test_rows_are_carried_over_bit_by_bit_with_new_fields(make_format: MakeFormat, storage: Storage) -> None:
+    part_format, old, new = make_format(("label",)), draft(300, field_names=("label",)), second(4)
+    write(part_format, storage, old)
+    with part_format.standing(storage, 3) as standing:
+        assert standing is not None
+        assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
+    kept = [299, 0, 17]
+    assert revise(part_format, storage, kept, new) == new.account
+    assert account_of(part_format, storage, 3) == new.account
+    table = read_table(storage, 3)
+    assert table["uri"].to_pylist() == [row.ref.uri for row in new.rows] + [
+        old.rows[i].ref.uri for i in sorted(kept)
+    ]
+    assert table["label"].to_pylist()[4:] == ["relabelled"] * 3
+    assert table["sha256"].to_pylist()[4:] == [old.rows[i].sha256 for i in sorted(kept)]
+    features = np.stack(table["features"].to_pylist()).astype(np.float32)
+    assert np.array_equal(features, np.concatenate([new.features, old.features[sorted(kept)]]))
+
+
+def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(
+    make_format: MakeFormat, storage: Storage
+) -> None:
+    part_format, one, other = make_format(("label",)), second(2), second(5)
+    write(part_format, storage, draft(20, field_names=("label",)))
+    with part_format.standing(storage, 3) as standing, closing(part_format.begin()) as writer:
+        assert standing is not None
+        assert revise(part_format, storage, [1], one) == one.account
+        writer.add(other.rows, other.features)
+        assert writer.commit(storage, other.receipt, other.failures, replaces=standing.version) == one.account
+    assert len(read_table(storage, 3)) == 3
+
+
+def test_a_part_of_another_generation_in_the_meantime_is_told(make_format: MakeFormat, storage: Storage) -> None:
+    part_format, late = make_format(("label",)), second(5)
+    write(part_format, storage, draft(20, field_names=("label",)))
+    with part_format.standing(storage, 3) as standing, closing(part_format.begin()) as writer:
+        assert standing is not None
+        newer = second(2)
+        revise(part_format, storage, [1], replace(newer, receipt=replace(newer.receipt, generation=3)))
+        writer.add(late.rows, late.features)
+        with pytest.raises(ReplacedError, match="was replaced by another generation while this run was at it"):
+            writer.commit(storage, late.receipt, late.failures, replaces=standing.version)
+    standing_now = account_of(part_format, storage, 3)
+    assert standing_now is not None
+    assert standing_now.receipt.generation == 3
+
+
+def test_a_standing_part_stays_what_it_was(make_format: MakeFormat, storage: Storage) -> None:
+    part_format, old = make_format(("label",)), draft(60_000, field_names=("label",))
+    write(part_format, storage, old)
+    with part_format.standing(storage, 3) as standing:
+        assert standing is not None
+        revise(part_format, storage, [1], second(2))
+        try:
+            assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
+        except ReplacedError:
+            assert storage.is_remote

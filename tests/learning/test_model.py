@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import featurepress as fp
+from featurepress.analysis import PCA, Classifier
+from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError
+from featurepress.learning.model import TrainedModel, open_model
+from featurepress.specs import BackboneSpec, PreprocessSpec
+from tests.analysis.clouds import cloud
+
+SPEC = BackboneSpec("fake", "fake", "0" * 64, "grid", (1, 1, 12), "avg", PreprocessSpec(8, 8))
+
+
+def trained(**more: Any) -> TrainedModel:
+    X, y = cloud(60)
+    return TrainedModel(Classifier(regularization=1.0).fit(X, y), SPEC, metrics={"naive": {}}, **more)
+
+
+def reduced() -> TrainedModel:
+    X, y = cloud(60)
+    pca = PCA(n_components=4).fit(X)
+    sha256 = hashlib.sha256(pca.to_bytes()).hexdigest()
+    spec = replace(SPEC, projection={"sha256": sha256, "n_components": 4})
+    return TrainedModel(Classifier(regularization=1.0).fit(pca.transform(X), y), spec, pca)
+
+
+@pytest.mark.parametrize("make", [trained, reduced])
+def test_what_is_written_is_read(make: Any, tmp_path: Path) -> None:
+    written = make().save(tmp_path / "model")
+    found = open_model(tmp_path / "model")
+    X = cloud(30, random_state=4)[0]
+    assert found.predict_proba(X).tobytes() == written.predict_proba(X).tobytes()
+    assert found.labels.tolist() == ["apple", "banana", "cherry"]
+    assert (found.predict(X) == cloud(30)[1]).mean() > 0.9
+    assert (found.fingerprint, found.sha256) == (written.fingerprint, written.sha256)
+    assert found.location == str(tmp_path / "model")
+    assert fp.open_model(tmp_path / "model").metrics == written.metrics
+
+
+def test_nothing_in_it_is_pickled(tmp_path: Path) -> None:
+    reduced().save(tmp_path / "model")
+    for path in (tmp_path / "model").glob("*.npz"):
+        with np.load(path, allow_pickle=False) as arrays:
+            assert all(arrays[name].dtype != object for name in arrays.files)
+
+
+def test_features_of_the_backbone_are_projected(tmp_path: Path) -> None:
+    model = reduced()
+    X = cloud(30)[0]
+    assert model.projection is not None
+    small = model.projection.transform(X)
+    assert model.predict_proba(X).tobytes() == model.predict_proba(small).tobytes()
+    assert model.preparing(SPEC, "set")(X).tobytes() == small.tobytes()
+    assert model.preparing(model.backbone, "set")(small) is small
+
+
+def test_another_feature_space_names_both(tmp_path: Path) -> None:
+    model = trained().save(tmp_path / "model")
+    with pytest.raises(PlanMismatchError) as error:
+        model.preparing(replace(SPEC, pooling="max"), "other/")
+    assert str(error.value).startswith(
+        f"The model '{tmp_path}/model' cannot tell the features of 'other/'; it knows features with "
+        "pooling: 'avg', not 'max'."
+    )
+    with pytest.raises(PlanMismatchError, match="projection: None, not"):
+        model.preparing(reduced().backbone, "other/")
+
+
+@pytest.mark.parametrize("name", ["classifier.npz", "projection.npz"])
+def test_an_edited_file_is_refused(name: str, tmp_path: Path) -> None:
+    reduced().save(tmp_path / "model")
+    path = tmp_path / "model" / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(AnalysisError, match=rf"{name}' is not what it was .* \(its hash is another\)"):
+        open_model(tmp_path / "model")
+    path.unlink()
+    with pytest.raises(AnalysisError, match=f"lacks its file '{name}'. Copy it whole"):
+        open_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda values: values["labels"].reverse(),
+        lambda values: values.update(fingerprint="0" * 16),
+        lambda values: values["files"].popitem(),
+        lambda values: values.pop("sha256"),
+    ],
+)
+def test_an_edited_description_is_refused(edit: Any, tmp_path: Path) -> None:
+    reduced().save(tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    values = json.loads(path.read_text())
+    edit(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(AnalysisError, match=r"model.json' is not what it was"):
+        open_model(tmp_path / "model")
+
+
+def test_a_newer_format_and_none_at_all(tmp_path: Path) -> None:
+    trained().save(tmp_path / "model")
+    path = tmp_path / "model" / "model.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(AnalysisError, match=r"is of format 2, and this featurepress reads up to 1"):
+        open_model(tmp_path / "model")
+    path.write_text("{")
+    with pytest.raises(AnalysisError, match="is not what it was"):
+        open_model(tmp_path / "model")
+    with pytest.raises(AnalysisError, match=r"is not a trained model: there is no model.json in it"):
+        open_model(tmp_path / "nothing")
+
+
+def test_only_a_free_folder_is_written(tmp_path: Path) -> None:
+    trained().save(tmp_path / "model")
+    before = (tmp_path / "model" / "model.json").read_bytes()
+    with pytest.raises(DestinationError, match="holds a trained model already"):
+        reduced().save(tmp_path / "model")
+    assert (tmp_path / "model" / "model.json").read_bytes() == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(DestinationError, match=r"holds something else \('notes.txt'\) already"):
+        trained().save(tmp_path / "other")
+    with pytest.raises(DestinationError, match="is a file"):
+        trained().save(tmp_path / "other" / "notes.txt")

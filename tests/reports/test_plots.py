@@ -1,0 +1,203 @@
+"""Pictures of analyses can be decoded, show something, draw anyone's labels, and disturb nobody."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from featurepress.analysis.evaluation import LearningPoint
+from featurepress.analysis.scores import Bin
+from featurepress.errors import AnalysisError
+from featurepress.reports import plots
+from featurepress.reports.plots import (
+    MOST_CLASSES,
+    MOST_POINTS,
+    components_for,
+    confusion_picture,
+    drawn_rows,
+    learning_picture,
+    map_picture,
+    reliability_picture,
+    shown_classes,
+    variance_picture,
+)
+
+# What breaks a drawing: formulas, markup, hidden names, other scripts, what cannot be printed, very long texts.
+LABELS = [
+    "$x_1",
+    r"$\frac{1}",
+    "<b>&",
+    "_hidden",
+    "苹果",
+    "תפוח",
+    "\U0001f34e",
+    "a\nb",
+    "\x00\ud800",
+    "x" * 300,
+    " ",
+]
+BINS = [Bin(10, 0.35, 0.2), Bin(40, 0.66, 0.6), Bin(500, 0.97, 0.95)]
+POINTS = [LearningPoint(10, 0.4, (0.3, 0.5)), LearningPoint(1_000, 1.0, (0.95, 1.0))]
+
+
+def pixels(png: bytes) -> npt.NDArray[np.uint8]:
+    """Decode a picture, which must be a PNG on white."""
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        found = np.asarray(image.convert("RGB"))
+    assert found[0, 0].min() >= 250
+    return found
+
+
+def n_colours(png: bytes) -> int:
+    """Count the colours that are neither white nor grey."""
+    numbers = np.unique(pixels(png).astype(np.int64) @ (1 << 16, 1 << 8, 1))
+    colours = np.stack([numbers >> 16, numbers >> 8 & 255, numbers & 255])
+    return int((np.ptp(colours, axis=0) > 60).sum())
+
+
+def rows(n: int, n_components: int = 2) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(0).normal(size=(n, n_components)).astype(np.float32)
+
+
+def mixed(n: int, n_wrong: int, n_right: int = 20) -> npt.NDArray[np.int64]:
+    """Make a confusion matrix in which the first classes are taken for the one after them."""
+    counts = np.eye(n, dtype=np.int64) * n_right
+    counts[np.arange(n_wrong), np.arange(n_wrong) + 1] = np.arange(n_wrong, 0, -1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: variance_picture([0.5, 0.3, 0.1]),
+        lambda: variance_picture(0.9 ** np.arange(500) * 0.1),
+        lambda: map_picture(rows(300)),
+        lambda: map_picture(rows(300), np.array(["a", "b", ""] * 100)),
+        lambda: confusion_picture(mixed(3, 1), ["a", "b", "c"]),
+        lambda: confusion_picture(mixed(60, 30), [f"class {i}" for i in range(60)]),
+        lambda: reliability_picture(BINS),
+        lambda: learning_picture(POINTS),
+    ],
+)
+def test_a_picture_is_small_crisp_and_not_blank(draw: Callable[[], bytes]) -> None:
+    png = draw()
+    height, width, _ = pixels(png).shape
+    assert min(height, width) >= 700
+    assert n_colours(png) >= 3
+    assert len(png) < 300_000
+    assert draw() == png
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: variance_picture([0.0]),
+        lambda: variance_picture([1.0]),
+        lambda: map_picture(rows(1)),
+        lambda: map_picture(np.zeros((5, 3), np.float32), np.array(["same"] * 5)),
+        lambda: map_picture(rows(5), np.array([""] * 5)),
+        lambda: map_picture(rows(50, 1), np.array(["a", "b"] * 25)),
+        lambda: confusion_picture([[5]], ["only"]),
+        lambda: confusion_picture(np.zeros((2, 2)), ["never", "tested"]),
+        lambda: reliability_picture([Bin(3, 1.0, 0.0)]),
+        lambda: learning_picture(POINTS[1:]),
+    ],
+)
+def test_little_or_nothing_to_show_is_no_trouble(draw: Callable[[], bytes]) -> None:
+    assert pixels(draw()).min() < 100
+
+
+def test_anyones_labels_are_drawn_without_a_warning() -> None:
+    n = len(LABELS)
+    assert n_colours(map_picture(rows(10 * n), np.array(LABELS * 10, object).astype(np.str_))) >= 3
+    assert n_colours(confusion_picture(mixed(n, n - 1), LABELS)) >= 3
+
+
+def test_letters_that_no_font_has_are_escapes_and_long_names_lose_their_middle() -> None:
+    lettering = plots._Lettering(LABELS)
+    assert [lettering.of(text) for text in ("$x_1", "<b>&", "_hidden", "a\nb")] == [
+        "$x_1",
+        "<b>&",
+        "_hidden",
+        "a\\nb",
+    ]
+    assert lettering.of("\x00\ud800") == "\\x00\\ud800"
+    assert lettering.of("x" * 300) == "x" * 17 + "…" + "x" * 10
+    private = "\ue123"  # no font of letters has one
+    assert plots._Lettering([private]).of(private) == "\\ue123"
+
+
+def test_how_many_components_reach_a_share() -> None:
+    shares = [0.5, 0.3, 0.1, 0.05]
+    assert [components_for(shares, share) for share in (0.5, 0.51, 0.8, 0.9, 0.95, 0.96)] == [1, 2, 2, 3, 4, None]
+    assert variance_picture(shares) != variance_picture([0.5, 0.3, 0.1, 0.04])
+
+
+def test_a_map_draws_so_many_points_and_no_more() -> None:
+    assert sorted(drawn_rows(50)) == list(range(50))
+    drawn = drawn_rows(MOST_POINTS + 5_000)
+    assert len(set(drawn.tolist())) == MOST_POINTS
+    assert (np.bincount(drawn // 5_000) > 3_500).all()  # from everywhere
+    Z = np.zeros((MOST_POINTS + 5_000, 2), np.float32)
+    assert map_picture(Z) != map_picture(Z[:MOST_POINTS])  # which says that they are all
+
+
+def test_a_map_names_the_most_frequent_labels() -> None:
+    labels = np.array([f"label {i}" for i in range(30) for _ in range(30 - i)] + [""] * 100)
+    assert plots._most_frequent(labels) == sorted(f"label {i}" for i in range(20))
+    coloured = n_colours(map_picture(rows(len(labels)), labels))
+    assert coloured > n_colours(map_picture(rows(len(labels)))) + 5
+
+
+def test_a_confusion_matrix_shows_all_classes_while_they_can_be_read() -> None:
+    shown, said = shown_classes(mixed(MOST_CLASSES, 3))
+    assert (shown.tolist(), "%" in said) == (list(range(MOST_CLASSES)), True)
+
+
+def test_of_many_classes_those_with_mistakes_are_shown() -> None:
+    shown, said = shown_classes(mixed(100, 7))
+    assert (shown.tolist(), said) == (list(range(8)), "The 8 of 100 classes with mistakes, in %")
+    shown, said = shown_classes(mixed(100, 90))  # 0 for 1 most often, then 1 for 2, ...
+    assert (shown.tolist(), said) == (list(range(40)), "The 40 of 100 classes that are mixed up most, in %")
+    shown, said = shown_classes(mixed(100, 0))
+    assert (len(shown), said) == (40, "No mistakes; 40 of 100 classes, in %")
+
+
+def test_mistakes_into_classes_that_are_not_shown_have_a_column() -> None:
+    labels = [f"class {i}" for i in range(100)]
+    counts = mixed(100, 90)
+    counts[:40, 99] = 0
+    without = pixels(confusion_picture(counts, labels))
+    counts[:40, 99] = 1  # too few to be among the pairs
+    assert pixels(confusion_picture(counts, labels)).shape == without.shape
+    assert (pixels(confusion_picture(counts, labels)) != without).any()
+
+
+@pytest.mark.parametrize(("counts", "labels"), [([[1, 2]], ["a"]), ([[1]], ["a", "b"]), ([], [])])
+def test_a_matrix_that_does_not_fit_its_labels_is_refused(counts: list[list[int]], labels: list[str]) -> None:
+    with pytest.raises(AnalysisError, match="a row and a column for each"):
+        confusion_picture(counts, labels)
+
+
+def test_nothing_of_matplotlib_is_changed_or_loaded_for_others() -> None:
+    program = """
+import sys
+import featurepress.reports.plots as pictures
+assert "matplotlib" not in sys.modules
+plots.variance_picture([0.5, 0.4])
+assert "matplotlib.pyplot" not in sys.modules
+import matplotlib
+before = dict(matplotlib.rcParams)
+before["text.usetex"] = matplotlib.rcParams["text.usetex"] = True  # as somebody's file says; there is no TeX here
+plots.confusion_picture([[1, 0], [1, 2]], ["$a", "b"])
+assert dict(matplotlib.rcParams) == before
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)

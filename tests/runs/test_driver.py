@@ -1,0 +1,286 @@
+"""The driver: progress, the number of workers, repairs, and what it refuses to call complete."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Generator, Iterable
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from featurepress import ledger
+from featurepress.engines import LocalEngine, Task
+from featurepress.errors import SettingError, StoppedError
+from featurepress.ledger import Plan
+from featurepress.progress import Progress
+from featurepress.runs.tasks import Press
+from featurepress.runs.verbs import press_plan
+from featurepress.settings import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, available_cores
+from featurepress.specs import Receipt
+from featurepress.storage import FolderStorage
+from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
+from tests.running import draft, draw, read_failures, read_json, read_rows
+
+Result = TypeVar("Result")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("in"), 30, broken=True)
+
+
+# -- progress ------------------------------------------------------------------------------------------------
+
+
+def test_progress_grows_to_the_whole(tmp_path: Path, source: Path) -> None:
+    seen: list[Progress] = []
+    plan = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0)
+    with LocalEngine(2) as engine:
+        press_plan(plan, engine=engine, on_progress=lambda progress: seen.append(copy(progress)))
+    done = [progress.pressed + progress.failed for progress in seen]
+    assert done == sorted(done)
+    assert all(progress.pressed + progress.failed <= 33 for progress in seen)
+    last = seen[-1]
+    assert (last.stage, last.listed, last.pressed, last.failed) == ("done", 33, 30, 3)
+    assert not last.listing
+    assert last.done_before == 0
+    assert last.images_per_second > 0
+    stages = list(dict.fromkeys(progress.stage for progress in seen))
+    assert stages in (["pressing", "done"], ["probing", "pressing", "done"])
+
+
+def test_progress_of_a_resumed_run_counts_what_was_done_before(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0, "format": "csv"}
+    press_plan(draft(out, source, **options), engine=InlineEngine())
+    for name in ("manifest.json", "features/part-00000001.parquet", "csv/part-00000.csv"):
+        (out / name).unlink()
+    seen: list[Progress] = []
+    with LocalEngine(1) as engine:
+        features = press_plan(
+            draft(out, source, **options), engine=engine, on_progress=lambda p: seen.append(copy(p))
+        )
+    last = seen[-1]
+    assert (last.listed, last.pressed + last.failed, last.done_before) == (33, 33, 29)
+    assert "exporting" in [progress.stage for progress in seen]
+    assert features.summary.listed == 33
+    assert features.summary.images_per_second * features.summary.seconds == pytest.approx(4)
+
+
+class StutteringEngine(InlineEngine):
+    """Tells of an attempt at each shard that gets lost, and of the beginning of the next one."""
+
+    def run(
+        self,
+        task: Task[Result],
+        plan: Plan,
+        shards: Iterable[int],
+        on_beat: Callable[[Any], None] = lambda news: None,
+    ) -> Generator[Result]:
+        for shard in shards:
+            if isinstance(task, Press):
+                on_beat(("images", shard, 0, 1))
+                on_beat(("images", shard, 0, 0))
+            yield from super().run(task, plan, [shard], on_beat)
+
+
+def test_progress_takes_back_what_a_lost_attempt_has_told(tmp_path: Path, source: Path) -> None:
+    seen: list[Progress] = []
+    plan = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0)
+    press_plan(plan, engine=StutteringEngine(), on_progress=lambda progress: seen.append(copy(progress)))
+    assert (seen[-1].pressed, seen[-1].failed) == (30, 3)
+    assert max(progress.pressed + progress.failed for progress in seen) == 33
+
+
+class Watched(MemoryStorage):
+    """Remembers what is deleted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deleted: list[str] = []
+
+    def delete(self, name: str) -> None:
+        self.deleted.append(name)
+        super().delete(name)
+
+
+def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: Path) -> None:
+    storage = Watched()
+    options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0}
+    press_plan(draft(storage, source, **options), engine=InlineEngine())
+    for name in ("manifest.json", "receipts/part-00000001.json", "features/part-00000002.parquet"):
+        del storage.objects[name]
+    storage.deleted.clear()
+    assert press_plan(draft(storage, source, **options), engine=InlineEngine()).summary.listed == 33
+    assert {name.partition("/")[0] for name in storage.deleted} <= {"attempts", "failures"}
+
+
+# -- workers -------------------------------------------------------------------------------------------------
+
+
+def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
+    assert asking().n_workers == available_cores()
+    assert asking(workers=7).n_workers == 7
+
+
+def asking(**options: Any) -> Plan:
+    """Plan to press nothing, with some settings."""
+    return draft(MemoryStorage(), memory_source({}), **options)
+
+
+def test_memory_limits_the_workers() -> None:
+    def workers(memory_bytes: int) -> int:
+        return asking(workers=100, memory_bytes=memory_bytes).n_workers
+
+    assert workers(2**40) == 100
+    assert [workers(DRIVER_BYTES + n * WORKER_BYTES) for n in (1, 2, 7)] == [1, 2, 7]
+    assert workers(DRIVER_BYTES + 2 * WORKER_BYTES - 1) == 1
+
+
+def test_a_large_model_leaves_room_for_fewer_workers() -> None:
+    memory = DRIVER_BYTES + 7 * WORKER_BYTES
+    plan = asking(workers=100, memory_bytes=memory)
+    assert plan.n_workers == 7
+    large = replace(plan, backbone=fake_backbone(model_bytes=200 * 1024**2))
+    assert large.n_workers == 7 * WORKER_BYTES // (WORKER_BYTES + MODEL_COPIES * 200 * 1024**2) == 1
+
+
+def test_too_little_memory_is_refused_with_what_would_be_enough() -> None:
+    with pytest.raises(SettingError, match=r"at least \d+, for the driver and one worker") as caught:
+        _ = asking(memory_bytes=DRIVER_BYTES).n_workers
+    enough = int(re.findall(r"\d+", str(caught.value))[0])
+    assert asking(memory_bytes=enough).n_workers == 1
+
+
+# -- what is not complete is not called so -------------------------------------------------------------------
+
+
+class ForgetfulEngine(InlineEngine):
+    """Leaves one shard out, once."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def run(
+        self,
+        task: Task[Result],
+        plan: Plan,
+        shards: Iterable[int],
+        on_beat: Callable[[Any], None] = lambda news: None,
+    ) -> Generator[Result]:
+        self.runs += isinstance(task, Press)
+        left_out = 2 if self.runs == 1 and isinstance(task, Press) else -1
+        return super().run(task, plan, (shard for shard in shards if shard != left_out), on_beat)
+
+
+def test_a_shard_that_the_engine_forgot_is_pressed(tmp_path: Path, source: Path) -> None:
+    engine, out = ForgetfulEngine(), tmp_path / "out"
+    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=engine)
+    assert engine.runs == 2
+    assert len(read_rows(out)) + len(read_failures(out)) == 33
+    assert read_json(out / "manifest.json")["listed"] == 33
+
+
+def test_a_source_that_goes_away_under_a_plan_is_a_stop_that_can_be_resumed(tmp_path: Path, source: Path) -> None:
+    out, away = tmp_path / "out", tmp_path / "away"
+    here = Path(shutil.copytree(source, tmp_path / "here"))
+    plan = draft(out, here, images_per_part=4, max_failures=1.0)
+    plan.storage.prepare()
+    assert ledger.create_plan(plan)
+    here.rename(away)
+    with pytest.raises(StoppedError, match=r"The listing stopped: .*here") as caught:
+        press_plan(plan, engine=InlineEngine())
+    assert caught.value.exit_code == 1
+    away.rename(here)
+    assert press_plan(plan, engine=InlineEngine()).summary.listed == 33
+
+
+class LossyPress(Press):
+    """Loses images of shard 1, the first time or always."""
+
+    always = False
+
+    def __call__(self, plan: Plan, shard: int) -> Receipt:
+        lost = Path(plan.storage.location) / "lost"
+        if shard != 1 or (lost.exists() and not self.always):
+            return super().__call__(plan, shard)
+        lost.write_text("x")
+        receipt = super().__call__(plan, shard)
+        path = Path(plan.storage.location) / "receipts" / "part-00000001.json"
+        values = {**receipt.to_json(), "listed": receipt.listed + 1}
+        path.write_text(json.dumps(values))
+        return Receipt(**values)
+
+
+class AlwaysLossyPress(LossyPress):
+    always = True
+
+
+def test_a_shard_that_does_not_balance_is_pressed_again(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine(), press=LossyPress())
+    assert len(read_rows(out)) + len(read_failures(out)) == 33
+    receipts = [read_json(path) for path in out.glob("receipts/*")]
+    assert all(one["listed"] == one["pressed"] + one["failed"] for one in receipts)
+    assert sum(one["listed"] for one in receipts) == 33
+
+
+def test_a_run_whose_images_go_missing_is_never_called_complete(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    plan = draft(out, source, images_per_part=4, max_failures=1.0)
+    with pytest.raises(StoppedError, match="does not balance"):
+        press_plan(plan, engine=InlineEngine(), press=AlwaysLossyPress())
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_receipt_of_another_run_does_not_balance(tmp_path: Path, source: Path) -> None:
+    out = tmp_path / "out"
+    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+    (out / "manifest.json").unlink()
+    path = out / "receipts" / "part-00000003.json"
+    values = read_json(path)
+    path.write_text(json.dumps({**values, "listed": 3, "pressed": 3, "failed": 0, "failed_by_kind": {}}))
+    with pytest.raises(StoppedError, match=r"33 images are listed.*tell of 32.*changed by something else"):
+        press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+    assert not (out / "manifest.json").exists()
+
+
+# -- stopping ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_stopped_drops_its_shards_in_flight(tmp_path: Path, source: Path) -> None:
+    """They are not waited for, leave no part and no mark, and their workers are gone."""
+    images = {path.name: path.read_bytes() for path in source.rglob("0*.jpg")}
+    slow = memory_source(images, delay_seconds=0.06)
+
+    def stop(progress: Progress) -> None:
+        if progress.pressed:  # of the one shard, 16 images are read and 14 are not
+            raise KeyboardInterrupt
+
+    with LocalEngine(1) as engine, pytest.raises(KeyboardInterrupt):
+        press_plan(draft(tmp_path / "out", slow), engine=engine, on_progress=stop)
+    assert list((tmp_path / "out" / "attempts").iterdir()) == []
+    assert not (tmp_path / "out" / "features").exists()
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert press_plan(draft(tmp_path / "out", slow), engine=InlineEngine()).summary.pressed == 30
+
+
+def test_the_plan_of_another_driver_that_came_first_is_taken_over(tmp_path: Path, source: Path) -> None:
+    """Between our look at the destination and our plan, somebody wrote the same one: theirs stands."""
+
+    class Overtaken(FolderStorage):
+        def prepare(self) -> None:
+            super().prepare()
+            rival = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0, workers=3)
+            press_plan(rival, engine=InlineEngine())
+
+    plan = draft(Overtaken(str(tmp_path / "out")), source, images_per_part=4, max_failures=1.0)
+    features = press_plan(plan, engine=InlineEngine())
+    assert features.plan.run_id != plan.run_id
+    assert features.plan.run_id == read_json(tmp_path / "out" / "plan" / "plan.json")["run_id"]
+    assert features.summary.listed == 33

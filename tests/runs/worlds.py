@@ -1,0 +1,126 @@
+"""A folder of pictures that changes, and a feature set of it whose every write can be watched."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+import featurepress as fp
+from featurepress import ledger
+from featurepress.errors import StorageError
+from featurepress.features.feature_set import FeatureSet
+from featurepress.ledger import Plan
+from featurepress.runs.verbs import press_plan
+from featurepress.storage import Data, FolderStorage
+from featurepress.testing import InlineEngine
+from tests.running import draft, draw, leftovers, read_failures, read_json, read_rows
+
+
+class World:
+    """A folder of pictures and the feature set that was made of it, by the fake backbone."""
+
+    def __init__(self, folder: Path, n: int = 40, **options: Any) -> None:
+        self.source, self.out = folder / "in", folder / "out"
+        self.options = {"labels": "parent", "images_per_part": 8, "max_failures": 1.0, **options}
+        self.pictures = sorted(p for p in draw(self.source, n).rglob("*.*") if p.is_file())
+        self.embed(self.out)
+
+    def embed(self, out: Path) -> FeatureSet:
+        return press_plan(draft(out, self.source, **self.options), engine=InlineEngine())
+
+    def update(self, **options: Any) -> FeatureSet:
+        return fp.update(self.out, engine=InlineEngine(), **options)
+
+    def resume(self) -> FeatureSet:
+        return fp.resume(self.out, engine=InlineEngine())
+
+    def retry(self, **options: Any) -> FeatureSet:
+        return fp.retry(self.out, engine=InlineEngine(), **options)
+
+    def change(self) -> None:
+        """Delete, change, touch and add some pictures."""
+        for path in self.pictures[3:6]:
+            path.unlink()
+        for path, other in zip(self.pictures[10:13], self.pictures[20:23], strict=True):
+            path.write_bytes(other.read_bytes() + b" ")
+        for path in self.pictures[17:19]:
+            os.utime(path, ns=(0, 0))
+        for i, path in enumerate(self.pictures[30:34]):
+            shutil.copy(path, path.with_name(f"{'amz'[i % 3]}-new{i}.jpg"))
+
+    def assert_up_to_date(self, folder: Path) -> None:
+        """Fail unless the rows and failures are those of a run that begins now."""
+        anew = folder / "anew"
+        shutil.rmtree(anew, ignore_errors=True)
+        self.embed(anew)
+        assert read_rows(self.out) == read_rows(anew)
+        assert sorted(read_failures(self.out)) == sorted(read_failures(anew))
+        ours, theirs = (read_json(out / "manifest.json") for out in (self.out, anew))
+        for name in ("status", "listed", "pressed", "failed", "failed_by_kind", "skipped"):
+            assert ours[name] == theirs[name], name
+        assert leftovers(self.out) == []
+
+    def parts(self) -> dict[str, set[str]]:
+        """Give the uris in each part."""
+        return {
+            path.name: set(pq.read_table(path, columns=["uri"])["uri"].to_pylist())
+            for path in sorted(self.out.glob("features/*.parquet"))
+        }
+
+
+@dataclass(frozen=True)
+class WatchedStorage(FolderStorage):
+    """A folder that calls a function before everything that is written to it."""
+
+    def _watch(self, name: str) -> None:
+        WATCHERS[self.root](name)
+
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        self._watch(name)
+        return super().create(name, data, durable=durable)
+
+    def write(self, name: str, data: Data) -> None:
+        self._watch(name)
+        super().write(name, data)
+
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        self._watch(name)
+        return super().replace(name, data, version)
+
+
+WATCHERS: dict[str, Callable[[str], None]] = {}
+
+
+@contextlib.contextmanager
+def watched(out: Path, watcher: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have everything that is written to a feature set watched."""
+    WATCHERS[str(out)] = watcher
+    monkeypatch.setattr("featurepress.runs.verbs.open_storage", lambda location: WatchedStorage(str(location)))
+    yield
+    monkeypatch.undo()
+
+
+def killed_at(prefix: str, world: World, monkeypatch: pytest.MonkeyPatch, verb: str = "update") -> None:
+    """Run a command that is killed when it first writes something whose name begins so."""
+
+    def stop(name: str) -> None:
+        if name.startswith(prefix):
+            raise StorageError("killed")
+
+    with watched(world.out, stop, monkeypatch), pytest.raises(StorageError, match="killed"):
+        getattr(world, verb)()
+
+
+def plan_of(world: World, generation: int) -> Plan:
+    """Give the plan of a generation of a world's set."""
+    plan = ledger.read_generation(FolderStorage(str(world.out)), generation)
+    assert plan is not None
+    return plan

@@ -1,0 +1,355 @@
+"""Bytes of archives at any position: from windows, from compressed files, from several threads at once."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import os
+import random
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featurepress.errors import StorageError
+from featurepress.sources.archives.byte_readers import (
+    WINDOW_BYTES,
+    BrokenArchiveError,
+    FileTape,
+    GzipTape,
+    OpenTapes,
+    WindowTape,
+)
+
+DATA = random.Random(7).randbytes(1_500_000) + bytes(500_000) + random.Random(8).randbytes(700_000)
+PRESSED = gzip.compress(DATA[:900_000], 1) + gzip.compress(DATA[900_000:], 1)
+PATIENCE_SECONDS = 20.0
+
+
+class Requests:
+    """An object of a bucket: each read is a request, and two at once on one open file are a mistake."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.ranges: list[tuple[int, int]] = []
+        self.n_open = self.n_opened = 0
+        self.faults: list[Exception] = []
+
+    def open(self) -> Any:
+        self.n_open += 1
+        self.n_opened += 1
+        return io.BufferedReader(_Object(self), 1024**2)
+
+
+class _Object(io.RawIOBase):
+    def __init__(self, requests: Requests) -> None:
+        self._requests, self._at, self._busy = requests, 0, threading.Lock()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._requests.data)}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        assert self._busy.acquire(blocking=False)
+        try:
+            if self._requests.faults:
+                raise self._requests.faults.pop()
+            piece = self._requests.data[self._at : self._at + len(buffer)]
+            self._requests.ranges.append((self._at, self._at + len(piece)))
+            buffer[: len(piece)] = piece
+            self._at += len(piece)
+            return len(piece)
+        finally:
+            self._busy.release()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._requests.n_open -= 1
+        super().close()
+
+
+def windows(requests: Requests) -> WindowTape:
+    return WindowTape(requests.open(), requests.open, len(requests.data))
+
+
+# -- windows -------------------------------------------------------------------------------------------------
+
+LARGE = random.Random(1).randbytes(1024**2) * 17 + b"the end"
+
+
+def test_small_reads_are_cut_from_windows_and_a_run_of_them_is_one_request() -> None:
+    requests = Requests(LARGE)
+    tape = windows(requests)
+    for start in range(0, len(LARGE), 100_000):
+        assert tape.at(start, 100_000) == LARGE[start : start + 100_000]
+    ends = [*range(0, len(LARGE), WINDOW_BYTES), len(LARGE)]
+    assert requests.ranges == list(itertools.pairwise(ends))
+    assert tape.held_bytes == 3 * WINDOW_BYTES + ends[-1] - ends[-2]
+
+
+def test_large_reads_are_requests_of_their_own() -> None:
+    requests = Requests(LARGE)
+    tape = windows(requests)
+    assert tape.at(5, 6_000_000) == LARGE[5:6_000_005]
+    assert tape.at(1_000_000, 99_000_000) == LARGE[1_000_000:]
+    assert requests.ranges == [(5, 6_000_005), (1_000_000, len(LARGE))]
+    assert tape.held_bytes == 0
+
+
+@pytest.mark.parametrize(
+    "start", [0, 1, WINDOW_BYTES - 1, WINDOW_BYTES, len(LARGE) - 1, len(LARGE), len(LARGE) + 9]
+)
+def test_reads_across_windows_and_at_the_ends(start: int) -> None:
+    tape = windows(Requests(LARGE))
+    for size in (0, 1, 2, 512, 5000):
+        assert tape.at(start, size) == LARGE[start : start + size]
+    assert tape.holds(len(LARGE))
+    assert not tape.holds(len(LARGE) + 1)
+
+
+def test_threads_share_windows() -> None:
+    requests = Requests(LARGE)
+    tape = windows(requests)
+    starts = [*range(0, 8 * 1024**2 - 500, 500)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda start: tape.at(start, 500), starts))
+    assert found == [LARGE[start : start + 500] for start in starts]
+    assert sorted(requests.ranges) == [(0, WINDOW_BYTES), (WINDOW_BYTES, 2 * WINDOW_BYTES)]
+    assert requests.n_open == requests.n_opened <= 4
+    tape.close()
+    assert requests.n_open == 0
+
+
+def test_a_window_that_could_not_be_filled_is_asked_for_again() -> None:
+    requests = Requests(LARGE)
+    requests.faults = [StorageError("away")]
+    tape = windows(requests)
+    with pytest.raises(StorageError, match="away"):
+        tape.at(0, 10)
+    assert requests.n_open == 0
+    assert tape.at(0, 10) == LARGE[:10]
+
+
+# -- compressed ----------------------------------------------------------------------------------------------
+
+ranges = st.lists(st.tuples(st.integers(0, len(DATA) + 10), st.integers(0, 400_000)), max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(ranges=ranges, keep_bytes=st.sampled_from([1, 300_000, 16 * 1024**2]))
+def test_compressed_bytes_are_found_in_any_order(ranges: list[tuple[int, int]], keep_bytes: int) -> None:
+    tape = GzipTape(io.BytesIO(PRESSED), keep_bytes)
+    for start, size in ranges:
+        assert tape.at(start, size) == DATA[start : start + size]
+        assert tape.held_bytes <= keep_bytes + 256 * 1024
+    assert tape.holds(len(DATA))
+    assert not tape.holds(len(DATA) + 1)
+
+
+class Watched(io.BytesIO):
+    """Counts how often it is read from its beginning."""
+
+    n_beginnings = -1  # one is the first
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self.n_beginnings += 1
+        return super().seek(offset, whence)
+
+
+def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
+    file = Watched(PRESSED)
+    tape = GzipTape(file, keep_bytes=1024**2)
+    starts = [*range(0, len(DATA), 10_000)]
+    for i in range(0, len(starts), 50):
+        for start in reversed(starts[i : i + 50]):
+            assert tape.at(start, 10_000) == DATA[start : start + 10_000]
+    assert file.n_beginnings == 0
+    tape.at(0, 1)
+    assert file.n_beginnings == 1
+
+
+def test_threads_share_a_compressed_tape() -> None:
+    tape = GzipTape(io.BytesIO(PRESSED), keep_bytes=1024**2)
+    starts = [*range(0, len(DATA), 7000)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda start: tape.at(start, 7000), starts))
+    assert found == [DATA[start : start + 7000] for start in starts]
+
+
+WORDS = random.Random(5).choices([b"apple ", b"banana ", b"cherry\n", *(bytes([i]) for i in range(200))], k=400_000)
+
+
+@pytest.mark.parametrize("steps", [61, 512, 100_000, 10_000_000])
+@pytest.mark.parametrize("damage", ["break", "flip", "checksum"])
+def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, steps: int) -> None:
+    expected = b"".join(WORDS)
+    pressed = bytearray(gzip.compress(expected, 1))
+    assert len(pressed) > 300_000
+    if damage == "break":
+        del pressed[len(pressed) // 2 :]
+    elif damage == "flip":
+        pressed[len(pressed) // 2 :] = b"\xff" * 9000
+    else:
+        pressed[-6] ^= 0x55
+    tapes = [GzipTape(io.BytesIO(pressed)) for _ in range(2)]
+    n_good = [bytes_before_damage(tapes[0], steps), bytes_before_damage(tapes[1], 777)]
+    assert n_good[0] == n_good[1]
+    assert (n_good[0] == len(expected)) == (damage == "checksum")
+    assert damage == "checksum" or n_good[0] > len(expected) // 3
+    assert tapes[0].at(0, n_good[0])[: len(expected) // 3] == expected[: len(expected) // 3]
+    with pytest.raises(BrokenArchiveError):
+        tapes[0].at(n_good[0], 1)
+
+
+def test_whatever_comes_out_of_data_that_break_off_is_had() -> None:
+    pressed = gzip.compress(bytes(600_000))
+    for end in range(10, len(pressed)):
+        n_bytes = len(zlib.decompressobj(wbits=31).decompress(pressed[:end]))
+        tape = GzipTape(io.BytesIO(pressed[:end]))
+        assert len(tape.at(0, n_bytes)) == n_bytes
+        with pytest.raises(BrokenArchiveError, match="break off"):
+            tape.at(n_bytes, 1)
+
+
+def bytes_before_damage(tape: GzipTape, steps: int) -> int:
+    """Go forward in steps until there is damage, then find its place byte by byte."""
+    low, high = 0, 10_000_000
+    at = 0
+    while True:
+        try:
+            tape.at(at, steps)
+            at += steps
+        except BrokenArchiveError:
+            break
+    low, high = at, at + steps
+    while low < high:
+        middle = (low + high + 1) // 2
+        try:
+            tape.at(at, middle - at)
+            low = middle
+        except BrokenArchiveError:
+            high = middle - 1
+    return low
+
+
+# -- what stays open -----------------------------------------------------------------------------------------
+
+
+class FakeTape:
+    """A tape that knows whether it is closed."""
+
+    def __init__(self, held_bytes: int = 0) -> None:
+        self.held_bytes = held_bytes
+        self.is_closed = False
+
+    def at(self, start: int, size: int) -> bytes:
+        assert not self.is_closed
+        return b""
+
+    def holds(self, end: int) -> bool:
+        return True
+
+    def finish(self) -> None: ...
+
+    def close(self) -> None:
+        assert not self.is_closed
+        self.is_closed = True
+
+
+def opener(tapes: list[FakeTape], held_bytes: int = 0) -> Callable[[], FakeTape]:
+    def open_tape() -> FakeTape:
+        tapes.append(FakeTape(held_bytes))
+        return tapes[-1]
+
+    return open_tape
+
+
+def test_tapes_stay_open_until_others_were_used_since() -> None:
+    tapes: list[FakeTape] = []
+    kept = OpenTapes(most=3, most_bytes=100)
+    for name in "abcabcaad":
+        with kept.using(name, opener(tapes)) as tape:
+            assert not tape.is_closed  # type: ignore[attr-defined]
+    assert [tape.is_closed for tape in tapes] == [False, True, False, False]
+    kept.close()
+    assert all(tape.is_closed for tape in tapes)
+
+
+def test_two_tapes_may_hold_much() -> None:
+    tapes: list[FakeTape] = []
+    kept = OpenTapes(most=9, most_bytes=100)
+    for name in "abcd":
+        with kept.using(name, opener(tapes, held_bytes=60)):
+            pass
+    assert [tape.is_closed for tape in tapes] == [True, True, False, False]
+
+
+def test_a_tape_that_is_used_is_not_closed() -> None:
+    tapes: list[FakeTape] = []
+    kept = OpenTapes(most=2, most_bytes=0)
+    with kept.using("a", opener(tapes)) as first:
+        for name in "bcde":
+            with kept.using(name, opener(tapes)):
+                pass
+        kept.close()
+        first.at(0, 1)
+    assert [tape.is_closed for tape in tapes] == [False, True, True, True, True]
+    with kept.using("a", opener(tapes)) as again:
+        assert again is first
+
+
+def test_a_tape_that_cannot_be_opened_is_tried_again() -> None:
+    tapes: list[FakeTape] = []
+    kept = OpenTapes(most=2, most_bytes=0)
+
+    def fail() -> FakeTape:
+        raise OSError("away")
+
+    with kept.using("b", opener(tapes)):
+        pass
+    for name in "aacd":
+        with pytest.raises(OSError, match="away"), kept.using(name, fail):
+            pass
+    assert [tape.is_closed for tape in tapes] == [False]
+    with kept.using("a", opener(tapes)):
+        pass
+    assert len(tapes) == 2
+
+
+def test_threads_open_a_tape_once() -> None:
+    tapes: list[FakeTape] = []
+    kept = OpenTapes(most=2, most_bytes=0)
+    together = threading.Barrier(8)
+
+    def use(_: int) -> None:
+        together.wait(PATIENCE_SECONDS)
+        with kept.using("a", opener(tapes)) as tape:
+            tape.at(0, 1)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(use, range(8)))
+    assert len(tapes) == 1
+
+
+def test_a_file_is_read_at_any_position(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(DATA)
+    with path.open("rb") as file:
+        tape = FileTape(file)
+        assert tape.at(5, 1_000_000) == DATA[5:1_000_005]
+        assert tape.at(len(DATA) - 3, 10) == DATA[-3:]
+        assert tape.at(len(DATA) + 3, 10) == b""
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0
