@@ -16,7 +16,7 @@ ENGINE_TESTS := tests/engines/clusters
 .PHONY: help demo test test-stores test-models test-engines lint format bench bench-memory bench-latency bench-update bench-engines bench-peers bench-pca bench-regions quality clean
 
 help:
-	@echo "make demo     install, draw an orchard, press, reduce, train, evaluate, predict; says where to look (under a minute)"
+	@echo "make demo     install, draw an orchard, embed, reduce, train, evaluate, predict; says where to look (under a minute)"
 	@echo "make test     install what the tests need, run them (about 5 minutes)"
 	@echo "make test-stores     the tests of buckets: faults, kills, refusals, a million keys (about 3 minutes)"
 	@echo "make test-models     the tests of models, with TensorFlow to hold them against (about 5 minutes)"
@@ -66,7 +66,7 @@ demo: $(VENV)/.installed
 	$(BIN)/featurepress embed demo/orchard/Training demo/orchard/Test --model embedded --out demo/features \
 		--labels "{split}/{label}/{name}"
 	$(BIN)/featurepress reduce demo/features --out demo/reduced --components 64 --report demo/reduced.html
-	$(BIN)/featurepress train demo/reduced --out demo/fruit-model --twin-threshold 0.99 --regularization 1
+	$(BIN)/featurepress train demo/reduced --out demo/fruit-model --near-duplicate-threshold 0.99 --regularization 1
 	$(BIN)/featurepress evaluate demo/fruit-model demo/reduced --report demo/report.html
 	$(BIN)/featurepress predict demo/fruit-model demo/orchard/Test --out demo/predictions --top-k 3
 	$(BIN)/featurepress predict demo/fruit-model demo/orchard/test-multiple_fruits --out demo/scenes --tiles --annotate --threshold 0.7

@@ -3,7 +3,7 @@
     python -m benchmarks.engines [--images N] [--names N] [--rounds N] [--only NAME...]
 
 MobileNetV2 1.0 at 96, drawn weights, float32, pooled; N pictures of 100x100, each under several names. Every
-engine runs in a process of its own: it is started, presses a few pictures so that every worker has loaded the
+engine runs in a process of its own: it is started, embeds a few pictures so that every worker has loaded the
 model, and then the whole. The start is told apart.
 """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.speed import SHARED, lay_out_pictures
 from featurepress.models.catalog import find_card
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import DelayedStorage, PlanMaker, delayed_source
 
 DELAY_SECONDS = 0.02
@@ -40,11 +40,11 @@ def main() -> None:
 
 
 def images_per_second(pictures: Path, out: Path, delay_seconds: float, precision: str) -> float:
-    """Press with the embedded model: MobileNetV2 0.5 at 96."""
+    """Embed with the embedded model: MobileNetV2 0.5 at 96."""
     storage = DelayedStorage(str(out), delay_seconds)
     source = delayed_source(str(pictures), delay_seconds=delay_seconds)
     plan = PlanMaker(storage, find_card("embedded").backbone("avg"))(source, precision=precision)
-    return float(press_plan(plan).summary.images_per_second)
+    return float(run_plan(plan).summary.images_per_second)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the machine can do at best: decoding alone, inference alone, writing alone.
 
-None of this uses featurepress's own reading, decoding or pressing, so that slow code of ours cannot lower the
+None of this uses featurepress's own reading, decoding or embedding, so that slow code of ours cannot lower the
 bar it is measured against.
 """
 

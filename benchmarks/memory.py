@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from featurepress.demo.orchard import draw_pictures
+from featurepress.demo.orchard import draw_images
 from tests.servers.s3 import start_fast_s3
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         peaks: dict[tuple[str, int], float] = {}
         for n in (arguments.small, arguments.large):
             pictures = work / f"pictures-{n}"
-            draw_pictures(pictures, n)
+            draw_images(pictures, n)
             for pooling in ("avg", "flatten"):
                 if pooling == "flatten" and n == arguments.large:
                     continue  # 4.6 GB of features; the parts are of the same size as in the small run
@@ -66,7 +66,7 @@ def _in_a_bucket(small: int, large: int) -> None:
         peaks = []
         for n in (small, large):
             bucket = server.bucket()
-            server.load(bucket, draw_pictures(Path(scratch, f"pictures-{n}"), n)[0].parents[1], "in/")
+            server.load(bucket, draw_images(Path(scratch, f"pictures-{n}"), n)[0].parents[1], "in/")
             peak, seconds = _run(f"s3://{bucket}/in/", f"s3://{bucket}/out", "avg")
             peaks.append(peak)
             print(f"{n:,} pictures in a bucket: {peak / 1e6:.0f} MB, {seconds:.1f} s", flush=True)
@@ -81,7 +81,7 @@ def _on_spark(small: int, large: int) -> None:
         print("|---|---|---|---|---|---|")
         for n in (small, large):
             pictures = Path(scratch, f"pictures-{n}")
-            draw_pictures(pictures, n)
+            draw_images(pictures, n)
             peaks, seconds = _watched(str(pictures), str(Path(scratch, f"features-{n}")), "avg", *more)
             sizes = " | ".join(f"{peaks[name] / 1e6:.0f}" for name in ("driver", "java", "all"))
             print(f"| {n:,} | {-(-n // 64):,} | {sizes} | {seconds:.1f} |", flush=True)
@@ -128,7 +128,7 @@ def _watch(pid: int, peaks: dict[str, float]) -> None:
 
 def _starts(work: Path) -> None:
     """Print the median time of --help and of one picture, each in a fresh process."""
-    one = draw_pictures(work / "one", 1)[0]
+    one = draw_images(work / "one", 1)[0]
     module = [sys.executable, "-m", "featurepress"]
     for name, command in (
         ("featurepress --help", [*module, "--help"]),

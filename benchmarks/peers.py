@@ -7,7 +7,7 @@ job keeps all 11,520 numbers and writes CSV, on as many pictures as its folder l
 script in an environment of its own, which is installed first; `--keep` keeps environments and pictures for the next
 time. Everybody runs twice a round, on a few pictures and on all: the second tells the speed of the whole process
 (the threads and Ray Data leave their start out themselves), the difference between both that without the start.
-Our engines for clusters press every picture under five names. Medians of the rounds. `auto` takes bfloat16 only
+Our engines for clusters embed every picture under five names. Medians of the rounds. `auto` takes bfloat16 only
 where it is faithful to the run's own pictures; drawn weights are not.
 """
 
@@ -255,7 +255,7 @@ def _ourselves(place: Path, pictures: str, precision: str, home: dict[str, str],
     seconds = time.perf_counter() - started
     result = json.loads(printed)
     assert result["failed"] == 0, result
-    return int(result["pressed"]), seconds
+    return int(result["embedded"]), seconds
 
 
 def print_table(speeds: dict[str, float]) -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.planning [--images N] [--remote]
 
 It commits the listing of N references, chunk by chunk, as `embed` does, hands out their shards, and takes a receipt
-for each, as an engine gives them; nothing is read or pressed.
+for each, as an engine gives them; nothing is read or embedded.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def receipt(n_images: int) -> Receipt:
     """Give a receipt as workers send it."""
     versions = {"featurepress": "0.1.0", "openvino": "2026.1", "numpy": "2.4", "pyarrow": "26.0", "python": "3.11"}
     return Receipt(
-        shard=1, generation=1, listed=n_images, pressed=n_images, failed=0, failed_by_kind={}, bytes_read=10**7,
+        shard=1, generation=1, listed=n_images, embedded=n_images, failed=0, failed_by_kind={}, bytes_read=10**7,
         seconds=2.0, precision="float32", cpu="AMD EPYC", host="ip-10-0-0-1", versions=versions,
     )  # fmt: skip
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import featurepress as fp
 from benchmarks.speed import SHARED, headline
 from featurepress.analysis import PCA, Classifier
-from featurepress.analysis.near_duplicates import twin_groups, twin_threshold
+from featurepress.analysis.near_duplicates import near_duplicate_groups, near_duplicate_threshold
 from featurepress.analysis.scores import wilson
 from featurepress.analysis.splits import given_split
 from featurepress.models.catalog import add_model
@@ -118,7 +118,7 @@ def main() -> None:
         print(f"{headline()}, {time.strftime('%Y-%m-%d')}\n")
         for name in asked.sets:
             print(f"## {name}\n")
-            for line in measure(name, {model: pressed(asked.data, name, model, Path(work)) for model in MODELS}):
+            for line in measure(name, {model: embedded(asked.data, name, model, Path(work)) for model in MODELS}):
                 print(line, flush=True)
             print()
     print(f"{(time.perf_counter() - begun) / 60:.0f} minutes", file=sys.stderr)
@@ -128,8 +128,8 @@ def folder_of(name: str) -> str:
     return name.partition(",")[0]
 
 
-def pressed(data: Path, name: str, model: str, work: Path) -> Pictures:
-    """Press a set, or take it as it is, and measure what it takes on disk."""
+def embedded(data: Path, name: str, model: str, work: Path) -> Pictures:
+    """Embed a set, or take it as it is, and measure what it takes on disk."""
     folder = folder_of(name)
     has_split = folder == "fruits"
     out = work / f"{model}-{folder}"
@@ -153,8 +153,8 @@ def measure(name: str, models: dict[str, Pictures]) -> Iterator[str]:
     yield from head(SET_COLUMNS)
     schemes = {}
     for model, pictures in models.items():
-        threshold = twin_threshold(pictures.X, pictures.y)
-        groups = twin_groups(pictures.X, pictures.y, pictures.hashes, threshold=threshold)
+        threshold = near_duplicate_threshold(pictures.X, pictures.y)
+        groups = near_duplicate_groups(pictures.X, pictures.y, pictures.hashes, threshold=threshold)
         schemes[model] = schemes_of(pictures, groups)
         yield row(described(model, pictures, schemes[model], [f"{threshold:.3f}", f"{groups.max() + 1:,}"]))
     yield ""

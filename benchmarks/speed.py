@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limits import decode_limit, inference_limit, write_limit
-from featurepress.demo.orchard import draw_pictures
-from featurepress.embedding.shard import cpu_name
+from featurepress.demo.orchard import draw_images
+from featurepress.ledger.provenance import cpu_name
 from featurepress.models.backbone import supports_bfloat16
 from featurepress.models.catalog import find_card
 from featurepress.models.store import model_file
@@ -38,7 +38,7 @@ COLUMNS = (
     "limit",
     "threads",
     "threads area",
-    "pressing",
+    "embedding",
     "of limit",
     "of threads",
     "of threads area",
@@ -52,17 +52,17 @@ import json, sys, time
 import featurepress as fp
 first = []
 def hear(progress):
-    if progress.pressed and not first:
-        first[:] = [time.perf_counter(), progress.pressed]
+    if progress.embedded and not first:
+        first[:] = [time.perf_counter(), progress.embedded]
 called = time.perf_counter()
 options = {"model": "embedded", **json.loads(sys.argv[3])}
 features = fp.embed(sys.argv[1], out=sys.argv[2], on_progress=hear, **options)
 ended = time.perf_counter()
 summary = features.summary
 print(json.dumps({
-    "images": summary.pressed, "failed": summary.failed, "bytes": summary.bytes_written,
-    "whole": summary.pressed / (ended - called),
-    "pressing": (summary.pressed - first[1]) / (ended - first[0]),
+    "images": summary.embedded, "failed": summary.failed, "bytes": summary.bytes_written,
+    "whole": summary.embedded / (ended - called),
+    "embedding": (summary.embedded - first[1]) / (ended - first[0]),
     "start": first[0] - called,
 }))
 """
@@ -128,14 +128,14 @@ def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision
             "write": write_limit(run["bytes"], len(paths), work),
             "threads": _threads(work, folder, pooling, precision, resize="LINEAR"),
             "threads area": _threads(work, folder, pooling, precision, resize="AREA"),
-            "pressing": run["pressing"],
+            "embedding": run["embedding"],
             "whole call": run["whole"],
             "start s": run["start"],
         }
         values["limit"] = 1 / sum(1 / values[part] for part in ("decode", "infer", "write"))
-        values["of limit"] = values["pressing"] / values["limit"]
-        values["of threads"] = values["pressing"] / values["threads"]
-        values["of threads area"] = values["pressing"] / values["threads area"]
+        values["of limit"] = values["embedding"] / values["limit"]
+        values["of threads"] = values["embedding"] / values["threads"]
+        values["of threads area"] = values["embedding"] / values["threads area"]
         for column, value in values.items():
             seen.setdefault(column, []).append(value)
     medians = {column: statistics.median(values) for column, values in seen.items()}
@@ -144,7 +144,7 @@ def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision
 
 
 def embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
-    """Press a folder in a fresh process; give what the run measured of itself."""
+    """Embed a folder in a fresh process; give what the run measured of itself."""
     out = work / "features"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-c", _EMBED, str(folder), str(out), json.dumps(options)]
@@ -196,7 +196,7 @@ def lay_out_pictures(data: Path, folder: Path, n: int) -> Path:
     """Give `n` pictures of 100x100: Fruits-360's where they are, each once and then again, else drawn ones."""
     real = sorted((data / "fruits").rglob("*.jpg"))
     if not real:
-        draw_pictures(folder, n)
+        draw_images(folder, n)
         return folder
     for number in range(n):
         target = folder / f"{number // 500:04d}" / f"{number:06d}.jpg"

@@ -53,7 +53,7 @@ def main() -> None:
             with contextlib.closing(Child()) as child:
                 costs = child.call(measure, paths, pooling, precision)
             runs = [embed(Path(scratch), folder, pooling=pooling, precision=precision, workers=1) for _ in range(3)]
-            values = [*costs, sum(costs), min(1e6 / run["pressing"] for run in runs)]
+            values = [*costs, sum(costs), min(1e6 / run["embedding"] for run in runs)]
             print(
                 f"| {name} | {pooling} | {precision} | " + " | ".join(f"{v:,.0f}" for v in values) + " |",
                 flush=True,

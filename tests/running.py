@@ -18,7 +18,7 @@ import psutil
 import pyarrow.parquet as pq
 
 import featurepress as fp
-from featurepress.demo.orchard import draw_pictures
+from featurepress.demo.orchard import draw_images
 from featurepress.engines import Task
 from featurepress.errors import StoppedError
 from featurepress.features.feature_set import FeatureSet
@@ -60,7 +60,7 @@ PATIENCE_SECONDS = 120  # against hanging only
 
 def draw(folder: Path, n: int, *, image_size_px: int = 24, broken: bool = False) -> Path:
     """Draw `n` small pictures; with `broken`, three files among them that are none."""
-    paths = draw_pictures(folder, n, image_size_px=image_size_px)
+    paths = draw_images(folder, n, image_size_px=image_size_px)
     if broken:
         (folder / "empty.jpg").write_bytes(b"")
         (folder / "list.jpg").write_text("6 bananas")
@@ -71,7 +71,7 @@ def draw(folder: Path, n: int, *, image_size_px: int = 24, broken: bool = False)
 def draft(
     out: Path | Storage, *sources: Path | SourceSpec, backbone: BackboneSpec | None = None, **options: Any
 ) -> Plan:
-    """Plan to press folders into `out` with the fake backbone."""
+    """Plan to embed folders into `out` with the fake backbone."""
     storage = FolderStorage(str(out)) if isinstance(out, Path) else out
     listing = ListingSettings(**{name: options[name] for name in ("all_files",) if name in options})
     specs = describe(list(sources), listing, destination=storage.location)
@@ -79,7 +79,7 @@ def draft(
 
 
 def embed(sources: Any, out: Any = DEFAULT_OUT, **options: Any) -> FeatureSet:
-    """Press with the model that needs no network."""
+    """Embed with the model that needs no network."""
     return fp.embed(sources, out, **{"model": "embedded", **options})
 
 
@@ -264,7 +264,7 @@ def assert_same_result(out: Path, undisturbed: Path) -> None:
     assert leftovers(out) == []
     assert names_below(out) == names_below(undisturbed)
     totals = [
-        {name: read_json(where / "manifest.json")[name] for name in ("listed", "pressed", "failed", "parts")}
+        {name: read_json(where / "manifest.json")[name] for name in ("listed", "embedded", "failed", "parts")}
         for where in (out, undisturbed)
     ]
     assert totals[0] == totals[1]

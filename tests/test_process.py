@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from featurepress.process import Child, ChildDiedError, ChildSilentError, beat, when_abandoned
+from featurepress.process import Child, ChildDiedError, ChildSilentError, send_message, when_abandoned
 from tests.contracts import tasks
 
 PATIENCE_SECONDS = 30.0
@@ -133,21 +133,21 @@ def test_what_c_libraries_say_is_not_shown(capfd: pytest.CaptureFixture[str]) ->
 
 def test_beats_come_in_order_before_the_result(child: Child) -> None:
     heard: list[Any] = []
-    assert child.call(tasks.count_by_beats, 50, on_beat=heard.append) == 50
+    assert child.call(tasks.count_by_beats, 50, on_message=heard.append) == 50
     assert heard == list(range(50))
 
 
 def test_a_beat_outside_a_child_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    beat("nobody hears")
+    send_message("nobody hears")
     assert capfd.readouterr() == ("", "")
 
 
 def test_an_error_of_the_listener_leaves_a_child_that_is_not_ready(child: Child) -> None:
-    def hear(news: Any) -> None:
+    def on_message(message: Any) -> None:
         raise LookupError("deaf")
 
     with pytest.raises(LookupError):
-        child.call(tasks.count_by_beats, 3, on_beat=hear)
+        child.call(tasks.count_by_beats, 3, on_message=on_message)
     assert not child.is_ready
 
 

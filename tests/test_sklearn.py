@@ -33,7 +33,7 @@ from featurepress.images import decode
 from featurepress.models.backbone import supports_bfloat16
 from featurepress.runs.verbs import find_backbone
 from featurepress.settings import Settings
-from featurepress.sklearn import FailedPicture, ImageFeaturizer
+from featurepress.sklearn import FailedImage, ImageFeaturizer
 from featurepress.testing import fake_backbone
 from tests.models.made import channels_first
 from tests.running import draw, embed, started, wait_for_no_orphans
@@ -188,7 +188,7 @@ def test_bad_pictures_are_an_error_that_says_how_many_and_why(pictures: list[Pat
         f"2 of 4 pictures have no features; the first is X[1], '{tmp_path / 'nothing.jpg'}': read: no such file. "
         "Leave them out (failures_ lists all), or take errors='nan'."
     )
-    assert featurizer.failures_[1] == FailedPicture(2, "a picture of 10 bytes", "decode: not an image")
+    assert featurizer.failures_[1] == FailedImage(2, "a picture of 10 bytes", "decode: not an image")
     featurizer.close()
 
 
@@ -397,15 +397,15 @@ def test_a_pipeline_is_cross_validated_and_searched(pictures: list[Path]) -> Non
     assert (search.predict(X) == np.array(y)).mean() > 0.9  # on what it has seen
 
 
-def test_a_pipeline_with_a_memory_presses_what_it_is_fitted_to_once(pictures: list[Path], tmp_path: Path) -> None:
+def test_a_pipeline_with_a_memory_embeds_what_it_is_fitted_to_once(pictures: list[Path], tmp_path: Path) -> None:
     X, y = two_classes(pictures)
     pipeline = make_pipeline(
         ImageFeaturizer(model="embedded", workers=1), LogisticRegression(), memory=str(tmp_path / "memory")
     )
     for C in (0.1, 1.0):
         pipeline.set_params(logisticregression__C=C).fit(X, y)
-    (pressed,) = (tmp_path / "memory").rglob("_fit_transform_one*")
-    assert len([path for path in pressed.iterdir() if path.is_dir()]) == 1
+    (embedded,) = (tmp_path / "memory").rglob("_fit_transform_one*")
+    assert len([path for path in embedded.iterdir() if path.is_dir()]) == 1
 
 
 # -- processes -----------------------------------------------------------------------------------------------
@@ -413,8 +413,8 @@ def test_a_pipeline_with_a_memory_presses_what_it_is_fitted_to_once(pictures: li
 
 def children_of(featurizer: ImageFeaturizer) -> list[psutil.Process]:
     """Give the processes that an estimator has started."""
-    pressers = getattr(featurizer, "_pressers", None)
-    found = [presser._child for presser in pressers._pressers] if pressers else []
+    embedders = getattr(featurizer, "_pressers", None)
+    found = [embedder._child for embedder in embedders._embedders] if embedders else []
     return [psutil.Process(child.pid) for child in found if child is not None]
 
 

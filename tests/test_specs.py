@@ -71,12 +71,12 @@ def test_descriptions_survive_json_and_pickle() -> None:
 
 def test_a_receipt_survives_json_and_knows_whether_it_balances() -> None:
     receipt = Receipt(
-        shard=1, generation=1, listed=5, pressed=3, failed=2, failed_by_kind={"read: x": 2}, bytes_read=9,
+        shard=1, generation=1, listed=5, embedded=3, failed=2, failed_by_kind={"read: x": 2}, bytes_read=9,
         seconds=0.5, precision="float32", cpu="c", host="h", versions={"numpy": "2"},
     )  # fmt: skip
     assert Receipt(**json.loads(json.dumps(receipt.to_json()))) == receipt
     assert receipt.balances
-    assert not replace(receipt, pressed=2).balances
+    assert not replace(receipt, embedded=2).balances
     assert not replace(receipt, listed=4).balances
 
 

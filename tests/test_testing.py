@@ -27,9 +27,9 @@ from featurepress.testing import (
     InlineEngine,
     MemoryStorage,
     PlanMaker,
+    crashing_decode,
     fake_backbone,
     memory_source,
-    treacherous_decode,
 )
 from tests.contracts import tasks
 
@@ -108,17 +108,17 @@ def test_a_fake_backbone_counts_its_loads() -> None:
 
 
 def test_the_treacherous_decoder_decodes_what_is_harmless() -> None:
-    pixels = treacherous_decode(png((1, 2, 3), (5, 4)), max_pixels=100)
+    pixels = crashing_decode(png((1, 2, 3), (5, 4)), max_pixels=100)
     assert pixels.shape == (4, 5, 3)
     assert pixels[0, 0].tolist() == [1, 2, 3]
     with pytest.raises(ImageError):
-        treacherous_decode(b"nothing", max_pixels=100)
+        crashing_decode(b"nothing", max_pixels=100)
     with pytest.raises(ImageError):
-        treacherous_decode(png((1, 2, 3)), max_pixels=10)
+        crashing_decode(png((1, 2, 3)), max_pixels=10)
 
 
 def decode(data: bytes) -> tuple[int, ...]:
-    return tuple(treacherous_decode(data, max_pixels=100).shape)
+    return tuple(crashing_decode(data, max_pixels=100).shape)
 
 
 def test_the_treacherous_decoder_kills_and_hangs() -> None:

@@ -1,4 +1,4 @@
-"""Press any number of images into feature vectors, then read, export and check them.
+"""Embed any number of images into feature vectors, then read, export and check them.
 
 The public names; each is imported from its file when it is first used, so that ``import featurepress`` and
 ``featurepress --help`` stay quick.

@@ -105,7 +105,7 @@ class WorkerDeathError(StoppedError):
         What was heard last of a worker of a cluster, whose beats do not reach the driver otherwise.
     """
 
-    last_news: tuple[Any, ...] = ()
+    last_message: tuple[Any, ...] = ()
 
 
 class TooManyFailuresError(FeaturepressError):
@@ -127,7 +127,7 @@ class TooManyFailuresError(FeaturepressError):
 
 
 class ImageError(Exception):
-    """One image cannot be pressed.
+    """One image cannot be embedded.
 
     Parameters
     ----------

@@ -6,7 +6,7 @@ which runs the user's script again). The life of a child:
 
 1. `Child()` starts the interpreter; it connects by its standard input and output.
 2. `call(function, *args)` sends a pickle, yields nothing, and returns what the function returned or raises
-   what it raised. While it runs, the function may say `beat(...)`; each beat reaches `on_beat` and shows
+   what it raised. While it runs, the function may say `send_message(...)`; each beat reaches `on_message` and shows
    that the child is alive.
 3. When the parent dies, or calls `close`, the child sees the end of its input, runs the callbacks of
    `when_abandoned`, and exits at once, wherever it is.
@@ -53,10 +53,10 @@ class ChildSilentError(ChildDiedError):
     """The child gave no sign of life for too long and was killed."""
 
 
-def beat(news: Any) -> None:
-    """Tell the parent's `on_beat` something, if this process is a child; otherwise do nothing."""
+def send_message(message: Any) -> None:
+    """Tell the parent's `on_message` something, if this process is a child; otherwise do nothing."""
     if _beats is not None:
-        _beats(news)
+        _beats(message)
 
 
 @contextlib.contextmanager
@@ -111,7 +111,7 @@ class Child:
         function: Callable[..., Result],
         *args: Any,
         silence_seconds: float | None = None,
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Result:
         """Run an importable function in the child.
 
@@ -122,7 +122,7 @@ class Child:
         silence_seconds : float, optional
             Kill the child when neither a beat nor the result came for so long. Default: wait for ever.
         on_beat : callable
-            Called in this thread with whatever the function passes to `beat`.
+            Called in this thread with whatever the function passes to `send_message`.
 
         Raises
         ------
@@ -149,7 +149,7 @@ class Child:
                 raise ChildDiedError(self._obituary())
             kind, value = message
             if kind == "beat":
-                on_beat(value)
+                on_message(value)
                 continue
             self._is_waiting = True
             if kind == "error":
@@ -225,7 +225,7 @@ def serve(preload: Sequence[str] = ()) -> None:
         with lock:
             _send(outbox, message)
 
-    _beats = lambda news: send("beat", news)  # noqa: E731
+    _beats = lambda message: send("beat", message)  # noqa: E731
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_take_requests, args=(inbox, requests), daemon=True).start()
     for module in preload:

@@ -15,19 +15,19 @@ class Progress:
     Attributes
     ----------
     stage : str
-        ``preparing`` (the model), ``probing``, ``pressing``, ``exporting`` or ``done``.
+        ``preparing`` (the model), ``probing``, ``embedding``, ``exporting`` or ``done``.
     doing : str
         While ``preparing``: what is being done, such as a download.
-    done_bytes, of_bytes : int
+    done_bytes, total_bytes : int
         How much of it, of how much; 0 where that is not known.
     listed : int
         Images found so far, and whether there may be more (`listing`).
-    pressed, failed : int
+    embedded, failed : int
         Images done in this run or an earlier one of the same plan.
     done_before : int
         How many of them an earlier run did.
     started : float
-        `time.perf_counter` when pressing began.
+        `time.perf_counter` when embedding began.
     warning : str
         What people should know while the run goes on; "" if nothing.
     """
@@ -35,20 +35,20 @@ class Progress:
     stage: str = "probing"
     listed: int = 0
     listing: bool = True
-    pressed: int = 0
+    embedded: int = 0
     failed: int = 0
     done_before: int = 0
     started: float = field(default_factory=time.perf_counter)
     doing: str = ""
     done_bytes: int = 0
-    of_bytes: int = 0
+    total_bytes: int = 0
     warning: str = ""
 
     @property
     def images_per_second(self) -> float:
-        """Images done by this run a second, since pressing began."""
+        """Images done by this run a second, since embedding began."""
         seconds = time.perf_counter() - self.started
-        return (self.pressed + self.failed - self.done_before) / seconds if seconds > 0 else 0.0
+        return (self.embedded + self.failed - self.done_before) / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Summary:
 
     Attributes
     ----------
-    listed, pressed, failed : int
+    listed, embedded, failed : int
         Images of the whole feature set.
     failed_by_kind, skipped : mapping
         Counts by reason.
     seconds : float
         Wall-clock time of this run, from the call to the manifest.
     images_per_second : float
-        Images that this run pressed or failed, a second of it.
+        Images that this run embedded or failed, a second of it.
     bytes_read, bytes_written : int
         Of the images, and of the parts.
     parts : int
@@ -76,7 +76,7 @@ class Summary:
     """
 
     listed: int
-    pressed: int
+    embedded: int
     failed: int
     failed_by_kind: dict[str, int]
     skipped: dict[str, int]
@@ -108,32 +108,21 @@ class Changes:
 
 
 OnProgress = Callable[[Progress], None]
-Tell = Callable[[str, int, int], None]  # what is being done, how much of it, of how much (0: unknown); in bytes
 
 
 def ignore_progress(progress: Progress) -> None:
     """Show nothing."""
 
 
-def say_nothing(what: str, done: int, of: int) -> None:
-    """Tell nobody."""
-
-
-def telling(on_progress: OnProgress) -> Tell:
-    """Give a `Tell` that shows its news as progress."""
-    progress = Progress(stage="preparing")
-
-    def tell(what: str, done: int, of: int) -> None:
-        progress.doing, progress.done_bytes, progress.of_bytes = what, done, of
-        on_progress(progress)
-
-    return tell
+def step(doing: str, done_bytes: int = 0, total_bytes: int = 0) -> Progress:
+    """Return the progress of a step other than embedding, such as a download; 0 bytes where that is unknown."""
+    return Progress(stage="preparing", doing=doing, done_bytes=done_bytes, total_bytes=total_bytes)
 
 
 # What the summary takes from the manifest.
 SHARED = (
     "listed",
-    "pressed",
+    "embedded",
     "failed",
     "failed_by_kind",
     "skipped",

@@ -4,7 +4,7 @@
     model = make_pipeline(ImageFeaturizer(), StandardScaler(), LogisticRegression())
     model.fit(paths, labels)
 
-For a whole collection `featurepress.embed` is the better way: it can be resumed, and never presses a picture twice.
+For a whole collection `featurepress.embed` is the better way: it can be resumed, and never embeds a picture twice.
 This here is for pictures that a pipeline gets one call at a time.
 """
 
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from featurepress.embedding.values import Presser, Value, name_of
+from featurepress.embedding.values import Embedder, Value, name_of
 from featurepress.errors import ModelError, RequestError, SettingError, SourceError
 from featurepress.models import store
 from featurepress.models.backbone import supports_bfloat16
@@ -34,7 +34,7 @@ from featurepress.settings import DEFAULT_MODEL, ImageSettings, Settings, availa
 if TYPE_CHECKING:
     from featurepress.specs import BackboneSpec, Features
 
-__all__ = ["FailedPicture", "ImageFeaturizer"]
+__all__ = ["FailedImage", "ImageFeaturizer"]
 
 # What a child gets at once: enough that pipes cost nothing, little enough that all children end together and that
 # large pictures do not fill the memory.
@@ -42,7 +42,7 @@ _FEWEST, _MOST, _MOST_BYTES = 8, 64, 32 * 1024**2
 _PRECISIONS, _ERRORS = ("float32", "bfloat16"), ("raise", "nan")
 
 
-class FailedPicture(NamedTuple):
+class FailedImage(NamedTuple):
     """A picture without features.
 
     Attributes
@@ -83,7 +83,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     errors : {'raise', 'nan'}, default='raise'
         What becomes of a picture that has no features: an error, or a row of NaN.
     workers : int, optional
-        Child processes that press; by default one a core. Each takes about 200 MB and is kept for the next call.
+        Child processes that embed; by default one a core. Each takes about 200 MB and is kept for the next call.
         Give 1 inside something that has a process a core already, as ``GridSearchCV(n_jobs=-1)``.
     max_pixels, max_bytes, timeout_seconds
         What one picture that is read or decoded here may cost, as for `featurepress.embed`.
@@ -101,7 +101,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     Notes
     -----
-    The features are, bit for bit, those of `featurepress.embed` in the same precision. They are pressed in child
+    The features are, bit for bit, those of `featurepress.embed` in the same precision. They are embedded in child
     processes that start with the first `transform` and end with the estimator, or at `close`; pickles and clones
     have none. A picture that crashes its decoder costs a child and is a failure like any other.
 
@@ -170,7 +170,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Any) -> Features:
-        """Press pictures.
+        """Embed pictures.
 
         Parameters
         ----------
@@ -196,14 +196,12 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         pictures = _listed(X)
         values = [_value(one, row) for row, one in enumerate(pictures)]
         backbone = self._backbone()
-        pressers = self._started(backbone, settings)
+        embedders = self._started(backbone, settings)
         with contextlib.ExitStack() as undo:
             undo.callback(self.close)  # at Ctrl-C as well
-            features, reasons = pressers.press(values)
+            features, reasons = embedders.embed(values)
             undo.pop_all()
-        self.failures_ = [
-            FailedPicture(row, name_of(_named(pictures[row])), reasons[row]) for row in sorted(reasons)
-        ]
+        self.failures_ = [FailedImage(row, name_of(_named(pictures[row])), reasons[row]) for row in sorted(reasons)]
         if self.failures_ and self.errors == "raise":
             raise SourceError(_complaint(self.failures_, len(values)))
         return features
@@ -225,9 +223,9 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def close(self) -> None:
         """End the child processes now; the next `transform` starts new ones."""
-        pressers = self.__dict__.pop("_pressers", None)
-        if pressers is not None:
-            pressers.end()
+        embedders = self.__dict__.pop("_pressers", None)
+        if embedders is not None:
+            embedders.end()
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a pickle and a copy hold: no processes."""
@@ -270,17 +268,17 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             self.backbone_ = backbone = found
         return backbone
 
-    def _started(self, backbone: BackboneSpec, settings: Settings) -> _Pressers:
+    def _started(self, backbone: BackboneSpec, settings: Settings) -> _Embedders:
         """Give the pressers for a backbone; those of the last call if they are for the same one."""
         key = repr((os.getpid(), backbone, self.precision, settings.images, settings.resources))
-        pressers: _Pressers | None = getattr(self, "_pressers", None)
-        if pressers is None or pressers.key != key:
+        embedders: _Embedders | None = getattr(self, "_pressers", None)
+        if embedders is None or embedders.key != key:
             self.close()
             n = settings.resources.workers or available_cores()
-            pressers = _Pressers(key, [Presser(backbone, self.precision, settings.images) for _ in range(n)])
-            pressers.end = weakref.finalize(self, pressers.close)
-            self._pressers = pressers
-        return pressers
+            embedders = _Embedders(key, [Embedder(backbone, self.precision, settings.images) for _ in range(n)])
+            embedders.end = weakref.finalize(self, embedders.close)
+            self._embedders = embedders
+        return embedders
 
 
 def _is_here(file: str) -> bool:
@@ -291,7 +289,7 @@ def _is_here(file: str) -> bool:
 # -- children ------------------------------------------------------------------------------------------------
 
 
-class _Pressers:
+class _Embedders:
     """Pressers side by side, each fed by a thread; their processes start when they are needed.
 
     Parameters
@@ -307,53 +305,53 @@ class _Pressers:
         Closes them once, however often it is called.
     """
 
-    def __init__(self, key: str, pressers: Sequence[Presser]) -> None:
+    def __init__(self, key: str, embedders: Sequence[Embedder]) -> None:
         self.key = key
         self.end: Any = self.close
-        self._pressers = pressers
+        self._embedders = embedders
         self._process = os.getpid()
         self._lock = threading.Lock()
 
-    def press(self, values: Sequence[Value]) -> tuple[Features, dict[int, str]]:
+    def embed(self, values: Sequence[Value]) -> tuple[Features, dict[int, str]]:
         """Give features (n_samples, n_features) float32, NaN where there are none, and the reasons by row."""
-        features = np.full((len(values), self._pressers[0].backbone.n_features), np.nan, np.float32)
+        features = np.full((len(values), self._embedders[0].backbone.n_features), np.nan, np.float32)
         reasons: dict[int, str] = {}
-        runs = collections.deque(_cut(values, len(self._pressers)))
+        runs = collections.deque(_cut(values, len(self._embedders)))
 
-        def feed(presser: Presser) -> None:
+        def feed(embedder: Embedder) -> None:
             while runs:
                 try:
                     run = runs.popleft()
                 except IndexError:  # another thread took the last one
                     return
-                for row, (data, reason) in enumerate(presser.press(values[run]), run.start):
+                for row, (data, reason) in enumerate(embedder.embed(values[run]), run.start):
                     if data is None:
                         reasons[row] = reason or ""
                     else:
                         features[row] = np.frombuffer(data, np.float32)
 
-        used = self._pressers[: len(runs)]
+        used = self._embedders[: len(runs)]
         with self._lock, ThreadPoolExecutor(max(1, len(used)), "featurepress-sklearn") as threads:
             try:
-                for done in as_completed([threads.submit(feed, presser) for presser in used]):
+                for done in as_completed([threads.submit(feed, embedder) for embedder in used]):
                     done.result()
             except BaseException:  # Ctrl-C as well: nobody waits for what is under way
                 runs.clear()
-                for presser in self._pressers:
-                    presser.abandon()
+                for embedder in self._embedders:
+                    embedder.abandon()
                 raise
         return features, reasons
 
     def close(self) -> None:
         """End the processes, unless this process is a fork of the one that started them."""
         if os.getpid() == self._process:
-            for presser in self._pressers:
-                presser.close()
+            for embedder in self._embedders:
+                embedder.close()
 
 
-def _cut(values: Sequence[Value], n_pressers: int) -> list[slice]:
+def _cut(values: Sequence[Value], n_embedders: int) -> list[slice]:
     """Cut values into runs: of some pictures, and of not too many bytes."""
-    most = min(_MOST, max(_FEWEST, len(values) // (4 * n_pressers)))
+    most = min(_MOST, max(_FEWEST, len(values) // (4 * n_embedders)))
     runs, start, n_bytes = list[slice](), 0, 0
     for row, value in enumerate(values):
         size = value.nbytes if isinstance(value, np.ndarray) else len(value or ())
@@ -364,7 +362,7 @@ def _cut(values: Sequence[Value], n_pressers: int) -> list[slice]:
     return [*runs, slice(start, len(values))] if len(values) else []
 
 
-def _complaint(failures: Sequence[FailedPicture], n: int) -> str:
+def _complaint(failures: Sequence[FailedImage], n: int) -> str:
     first = failures[0]
     return (
         f"{len(failures):,} of {n:,} pictures have no features; the first is X[{first.row}], {first.picture}: "

@@ -31,7 +31,7 @@ from featurepress.storage import FolderStorage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from featurepress.embedding.values import Answer, Presser, Value
+    from featurepress.embedding.values import Answer, Embedder, Value
 
 _IMAGE_FIELDS = ("height", "width", "nChannels", "data")
 
@@ -94,9 +94,9 @@ def featurize(
     backbone = find_backbone(settings)
     archive = _send(df.sparkSession, backbone)
     schema = copy.deepcopy(df.schema).add(output_column, ArrayType(FloatType())).add(error_column, StringType())
-    presser = (backbone, precision, settings.images, archive)
+    embedder = (backbone, precision, settings.images, archive)
     columns = (input_column, output_column, error_column)
-    found = df.mapInArrow(_mapper(presser, columns), schema)
+    found = df.mapInArrow(_mapper(embedder, columns), schema)
     return _with_vectors(found, output_column) if as_vector else found
 
 
@@ -174,7 +174,7 @@ def _fetched(archive: str, key: str) -> None:
 # -- on the workers ------------------------------------------------------------------------------------------
 
 
-def _mapper(presser: tuple[Any, ...], columns: tuple[str, str, str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
+def _mapper(embedder: tuple[Any, ...], columns: tuple[str, str, str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
     """Give the function that Spark runs on the batches of a task; it travels by value."""
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
@@ -183,19 +183,19 @@ def _mapper(presser: tuple[Any, ...], columns: tuple[str, str, str]) -> Callable
         except ImportError as error:
             raise RuntimeError(f"The worker {socket.gethostname()} cannot import featurepress: {error}") from None
         for batch in batches:
-            yield featurize_batch(batch, presser, columns)
+            yield featurize_batch(batch, embedder, columns)
 
     return run
 
 
 def featurize_batch(
-    batch: pa.RecordBatch, presser: tuple[Any, ...], columns: tuple[str, str, str]
+    batch: pa.RecordBatch, embedder: tuple[Any, ...], columns: tuple[str, str, str]
 ) -> pa.RecordBatch:
     """Add the two columns to a record batch; runs on a worker."""
     import pyarrow as pa
 
     values = _values(batch.column(batch.schema.get_field_index(columns[0])))
-    answers = _presser(*_hashable(presser)).press(values)
+    answers = _embedder(*_hashable(embedder)).embed(values)
     features = pa.array([_numbers(answer) for answer in answers], pa.list_(pa.float32()))
     reasons = pa.array([reason for _, reason in answers], pa.string())
     return pa.RecordBatch.from_arrays([*batch.columns, features, reasons], [*batch.schema.names, *columns[1:]])
@@ -232,19 +232,19 @@ class _Hashed:
         return isinstance(other, _Hashed) and self.text == other.text
 
 
-def _hashable(presser: tuple[Any, ...]) -> tuple[Any, ...]:
-    backbone, *rest = presser
+def _hashable(embedder: tuple[Any, ...]) -> tuple[Any, ...]:
+    backbone, *rest = embedder
     return (_Hashed(backbone), *rest)
 
 
 @functools.lru_cache(maxsize=1)
-def _presser(backbone: _Hashed, precision: str, limits: Any, archive: str) -> Presser:
+def _embedder(backbone: _Hashed, precision: str, limits: Any, archive: str) -> Embedder:
     """Give this worker's presser: one model, kept for as long as the worker lives."""
-    from featurepress.embedding.values import Presser
+    from featurepress.embedding.values import Embedder
 
     if archive:
         _fetched(archive, backbone.value.file)
-    return Presser(backbone.value, precision, limits)
+    return Embedder(backbone.value, precision, limits)
 
 
 # -- vectors -------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class ImageRef(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """One image that could not be pressed. `reason` reads ``kind`` or ``kind: detail``."""
+    """One image that could not be embedded. `reason` reads ``kind`` or ``kind: detail``."""
 
     uri: str
     stage: str
@@ -327,15 +327,15 @@ class BackboneSpec:
 
 @dataclass(frozen=True)
 class Receipt:
-    """A shard is done: what became of its images, and where and how they were pressed.
+    """A shard is done: what became of its images, and where and how they were embedded.
 
-    Of those that `pressed` counts, the rows of an update that were `carried` over did not go through the model.
+    Of those that `embedded` counts, the rows of an update that were `carried` over did not go through the model.
     """
 
     shard: int
     generation: int
     listed: int
-    pressed: int
+    embedded: int
     failed: int
     failed_by_kind: Mapping[str, int]
     bytes_read: int
@@ -349,7 +349,7 @@ class Receipt:
     @property
     def balances(self) -> bool:
         """Whether every listed image is either a row or a failure."""
-        return self.listed == self.pressed + self.failed
+        return self.listed == self.embedded + self.failed
 
     def to_json(self) -> dict[str, Any]:
         """Give the receipt as JSON values."""

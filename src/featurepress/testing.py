@@ -178,7 +178,7 @@ class FakeBackbone:
 ABORT, HANG = b"!ABORT!", b"!HANG!"
 
 
-def treacherous_decode(data: bytes, *, max_pixels: int) -> Pixels:
+def crashing_decode(data: bytes, *, max_pixels: int) -> Pixels:
     """Decode, but abort the process on data that hold `ABORT`, and sleep for an hour on `HANG`."""
     if ABORT in data:
         os.abort()
@@ -408,7 +408,7 @@ class InlineEngine:
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
         """Run; see `Engine`."""
         for shard in shards:
@@ -427,7 +427,7 @@ class InlineEngine:
 
 @dataclass
 class PlanMaker:
-    """Makes drafts of plans for `featurepress.runs.verbs.press_plan`, with the fake backbone unless told otherwise.
+    """Makes drafts of plans for `featurepress.runs.verbs.run_plan`, with the fake backbone unless told otherwise.
 
     Parameters
     ----------

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from featurepress.analysis import near_duplicates
-from featurepress.analysis.near_duplicates import searchable_rows, twin_groups, twin_threshold, unit_rows
+from featurepress.analysis.near_duplicates import (
+    near_duplicate_groups,
+    near_duplicate_threshold,
+    searchable_rows,
+    unit_rows,
+)
 
 
 def plain(X: Any, labels: Any, hashes: Any, threshold: float) -> list[int]:
@@ -39,7 +44,7 @@ def test_groups_are_those_of_the_definition(
     X = (centres[draw.integers(0, 9, 60)] + draw.standard_normal((60, 16))).astype(np.float32)
     labels = draw.choice(["apple", "banana", "cherry"], 60)
     hashes = draw.choice([f"{i:02d}" for i in range(55)], 60)
-    groups = twin_groups(X, labels, hashes, threshold=0.9)
+    groups = near_duplicate_groups(X, labels, hashes, threshold=0.9)
     assert groups.tolist() == plain(X.astype(np.float64), labels, hashes, 0.9)
     assert 1 < len(set(groups)) < 60
 
@@ -49,7 +54,7 @@ def test_frames_of_a_turntable_are_one_group_though_the_ends_differ() -> None:
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     X = np.concatenate([X, -X])  # so that the mean is zero
     labels = np.repeat(["front", "back"], 40)
-    groups = twin_groups(X, labels, np.arange(80).astype(str), threshold=0.99)
+    groups = near_duplicate_groups(X, labels, np.arange(80).astype(str), threshold=0.99)
     assert groups.tolist() == [0] * 40 + [1] * 40
 
 
@@ -58,7 +63,7 @@ def test_pictures_that_are_all_twins_need_no_memory_for_all_pairs() -> None:
     X = np.repeat([[1.0, 0.0], [-1.0, 0.0]], 12_000, axis=0) + 0.001 * draw.normal(size=(24_000, 2))
     labels = np.repeat(["one", "other"], 12_000)
     tracemalloc.start()
-    groups = twin_groups(X.astype(np.float32), labels, np.arange(24_000), threshold=0.9)
+    groups = near_duplicate_groups(X.astype(np.float32), labels, np.arange(24_000), threshold=0.9)
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert groups.tolist() == [0] * 12_000 + [1] * 12_000
@@ -76,13 +81,13 @@ def test_so_many_rows_are_searched_that_it_takes_minutes() -> None:
 
 def test_the_same_file_is_a_twin_whatever_its_label() -> None:
     X = np.eye(4, dtype=np.float32)
-    groups = twin_groups(X, np.array(["a", "b", "c", "d"]), np.array(["x", "y", "x", "z"]), threshold=0.9)
+    groups = near_duplicate_groups(X, np.array(["a", "b", "c", "d"]), np.array(["x", "y", "x", "z"]), threshold=0.9)
     assert groups.tolist() == [0, 1, 0, 2]
 
 
 def test_pictures_that_are_all_alike_have_no_direction() -> None:
     assert np.array_equal(unit_rows(np.ones((3, 2), np.float32)), np.zeros((3, 2)))
-    groups = twin_groups(np.ones((3, 2)), np.array(["a"] * 3), np.array(["1", "2", "3"]), threshold=0.9)
+    groups = near_duplicate_groups(np.ones((3, 2)), np.array(["a"] * 3), np.array(["1", "2", "3"]), threshold=0.9)
     assert groups.tolist() == [0, 1, 2]
 
 
@@ -112,31 +117,31 @@ def test_threshold_is_what_99_of_100_do_not_reach(seed: int, block: int, monkeyp
     monkeypatch.setattr(near_duplicates, "_BLOCK_ROWS", block)
     X, labels = alike(300, 1.5, seed)
     nearest = nearest_strangers(X.astype(np.float64), labels)
-    threshold = twin_threshold(X, labels)
+    threshold = near_duplicate_threshold(X, labels)
     assert 0.85 < threshold < 0.99
     assert sum(cosine > threshold + 1e-6 for cosine in nearest) <= 3  # single precision against double
     assert sum(cosine > threshold - 1e-6 for cosine in nearest) >= 2  # and no higher than it must be
 
 
 def test_threshold_stays_between_what_is_a_kind_and_what_is_rounding() -> None:
-    assert twin_threshold(*alike(300, 0.01)) == 0.99
+    assert near_duplicate_threshold(*alike(300, 0.01)) == 0.99
     draw = np.random.default_rng(0)
-    assert twin_threshold(draw.standard_normal((200, 64)), draw.choice(["a", "b"], 200)) == 0.85
+    assert near_duplicate_threshold(draw.standard_normal((200, 64)), draw.choice(["a", "b"], 200)) == 0.85
 
 
 def test_threshold_without_another_label_is_the_lowest() -> None:
     X, _ = alike(30, 1.0)
-    assert twin_threshold(X, np.array(["apple"] * 30)) == 0.85
-    assert twin_threshold(X[:0], np.array([], np.str_)) == 0.85
+    assert near_duplicate_threshold(X, np.array(["apple"] * 30)) == 0.85
+    assert near_duplicate_threshold(X[:0], np.array([], np.str_)) == 0.85
 
 
 def test_threshold_of_many_pictures_is_drawn_and_comes_out_the_same_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     X, labels = alike(600, 1.5)
-    every = twin_threshold(X, labels)
+    every = near_duplicate_threshold(X, labels)
     monkeypatch.setattr(near_duplicates, "_DRAWN_ROWS", 150)
-    drawn = [twin_threshold(X, labels, random_state=seed) for seed in (0, 0, 1, 2)]
+    drawn = [near_duplicate_threshold(X, labels, random_state=seed) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1
     assert drawn == pytest.approx([every] * 4, abs=0.02)

@@ -93,7 +93,7 @@ def test_no_label_at_all(tmp_path: Path) -> None:
 
 def test_a_set_without_labels_says_how_to_give_some(tmp_path: Path) -> None:
     features = made(tmp_path / "out", numbers(4))
-    with pytest.raises(AnalysisError, match=r"no field 'label'. It was pressed without --labels; .*--labels-file"):
+    with pytest.raises(AnalysisError, match=r"no field 'label'. It was embedded without --labels; .*--labels-file"):
         read_samples(features)
     with pytest.raises(AnalysisError, match=r"no field 'kind'. Its fields are label;"):
         read_samples(cloud_set(tmp_path / "other", 6), LabelSettings(label_column="kind"))

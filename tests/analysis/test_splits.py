@@ -51,7 +51,7 @@ def test_every_class_is_tested_by_about_a_quarter() -> None:
     for label in ("apple", "banana", "cherry"):
         assert (y[split.test] == label).mean() == pytest.approx((y == label).mean(), abs=0.03)
     assert len(split.test) == pytest.approx(170, abs=12)
-    assert (split.n_twins, split.not_evaluable, split.reason) == (0, (), "")
+    assert (split.n_near_duplicates, split.not_evaluable, split.reason) == (0, (), "")
     assert np.array_equal(drawn_split(y, groups).test, split.test)
     assert not np.array_equal(drawn_split(y, groups, random_state=1).test, split.test)
 
@@ -101,8 +101,8 @@ def test_a_given_split_drops_test_pictures_with_a_twin_in_training() -> None:
     assert np.array_equal(naive.train, honest.train)
     expected = [i for i in naive.test if not (groups[naive.train] == groups[i]).any()]
     assert honest.test.tolist() == expected
-    assert honest.n_twins == len(naive.test) - len(expected) > 0
-    assert (naive.n_twins, naive.reason, honest.reason) == (0, "", "")
+    assert honest.n_near_duplicates == len(naive.test) - len(expected) > 0
+    assert (naive.n_near_duplicates, naive.reason, honest.reason) == (0, "", "")
 
 
 def test_a_given_split_with_too_few_left_or_a_class_emptied_is_not_measurable() -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.limits import decode_limit, decode_some, infer_speed, write_limit
-from featurepress.demo.orchard import draw_pictures
+from featurepress.demo.orchard import draw_images
 from featurepress.models.catalog import find_card
 from featurepress.models.store import model_file
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return [str(path) for path in draw_pictures(tmp_path_factory.mktemp("pictures"), 60)]
+    return [str(path) for path in draw_images(tmp_path_factory.mktemp("pictures"), 60)]
 
 
 def test_decoding_alone_is_measured_in_threads_and_processes(pictures: list[str]) -> None:

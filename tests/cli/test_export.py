@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import featurepress as fp
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine
 from tests.running import COMMAND, clean_environment, draft, draw, embed, names_below, run_cli, snapshot, started
 
@@ -23,7 +23,7 @@ N_PICTURES = 11
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = draw(tmp_path_factory.mktemp("in"), N_PICTURES), tmp_path_factory.mktemp("set") / "set"
-    press_plan(draft(out, source, labels="parent", images_per_part=4), engine=InlineEngine())
+    run_plan(draft(out, source, labels="parent", images_per_part=4), engine=InlineEngine())
     return out
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurepress.ledger.schemas import failure_schema
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine, memory_source
 from tests.running import COMMAND, clean_environment, draft, draw, read_failures, run_cli, snapshot
 
@@ -27,7 +27,7 @@ ODD_NAMES = ("new\nline.jpg", "esc\x1b[31m.jpg", 'com,"ma".jpg', "früh 柠檬.j
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source, out = draw(tmp_path_factory.mktemp("in"), 9, broken=True), tmp_path_factory.mktemp("set") / "set"
-    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
     return out
 
 
@@ -46,9 +46,9 @@ def many(tmp_path: Path, finished: Path) -> Path:
 
 
 def odd(out: Path, good: Path) -> Path:
-    """Press pictures of which those with odd names fail."""
+    """Embed pictures of which those with odd names fail."""
     data = {"a.jpg": good.read_bytes(), **dict.fromkeys(ODD_NAMES, b"no picture")}
-    press_plan(draft(out, memory_source(data), max_failures=1.0), engine=InlineEngine())
+    run_plan(draft(out, memory_source(data), max_failures=1.0), engine=InlineEngine())
     return out
 
 
@@ -133,7 +133,7 @@ def test_names_are_no_commands_to_the_terminal(tmp_path: Path) -> None:
 
 
 def test_a_set_without_failures_says_so(tmp_path: Path) -> None:
-    press_plan(draft(tmp_path / "set", draw(tmp_path / "in", 2)), engine=InlineEngine())
+    run_plan(draft(tmp_path / "set", draw(tmp_path / "in", 2)), engine=InlineEngine())
     assert run_cli("failures", tmp_path / "set").stdout == "0 of 2 images failed\n"
     assert run_in_terminal("failures", tmp_path / "set") == "0 of 2 images failed\n"
     assert run_cli("failures", tmp_path / "set", "--csv").stdout == "uri,stage,reason\n"
@@ -189,7 +189,7 @@ def test_a_reader_that_goes_away_is_no_error(many: Path) -> None:
 def test_an_unfinished_set_is_shown_with_a_note(tmp_path: Path, finished: Path) -> None:
     out = tmp_path / "a set"
     source = draw(tmp_path / "in", 4, broken=True)
-    press_plan(draft(out, source, max_failures=1.0), engine=InlineEngine())
+    run_plan(draft(out, source, max_failures=1.0), engine=InlineEngine())
     (out / "manifest.json").unlink()
     for options in ([], ["--csv"], ["--json"]):
         done = run_cli("failures", out, *options)

@@ -159,7 +159,7 @@ def test_what_was_assumed_of_a_file_is_said(pictures: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("own_home")
-def test_the_certificate_is_shown_with_what_was_pressed(pictures: Path, tmp_path: Path) -> None:
+def test_the_certificate_is_shown_with_what_was_embedded(pictures: Path, tmp_path: Path) -> None:
     assert run_cli("models", "verify", "embedded", pictures).returncode == 0
     done = run_cli("embed", pictures, "--out", tmp_path / "out")
     for text in (done.stderr, run_cli("info", tmp_path / "out").stdout):

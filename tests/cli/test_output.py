@@ -128,13 +128,13 @@ def test_a_result_is_one_json_document_and_people_read_stderr(tmp_path: Path, so
         done = run_cli("embed", source, "--out", out, "--json", *SMALL)
         assert done.returncode == 0
         result = only_json(done)
-        assert result["listed"] == result["pressed"] == 8
+        assert result["listed"] == result["embedded"] == 8
         assert result["failed"] == 0
         assert result["already_done"] is already_done
         assert result["location"] == str(out)
         assert result["status"] == "complete"
         assert result["n_features"] == 1280
-        assert "8 listed, 8 pressed, 0 failed" in done.stderr
+        assert "8 listed, 8 embedded, 0 failed" in done.stderr
     assert only_json(run_cli("resume", out, "--json"))["already_done"] is True
     assert only_json(run_cli("info", out, "--json"))["status"] == "complete"
 
@@ -197,7 +197,7 @@ def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path, source
 def test_info_is_printed_on_stdout(finished: Path, source: Path) -> None:
     done = run_cli("info", finished)
     assert (done.returncode, done.stderr) == (0, "")
-    for text in (str(finished), "complete", "8 pressed, 0 failed", "1,280 float32", "float32", str(source)):
+    for text in (str(finished), "complete", "8 embedded, 0 failed", "1,280 float32", "float32", str(source)):
         assert text in done.stdout
 
 
@@ -348,13 +348,13 @@ def test_a_terminal_shows_one_live_line(tmp_path: Path) -> None:
     code, text = run_in_terminal(*line)
     assert code == 0, text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    shown = re.findall(r"pressing ([\d,]+) of [^·]*1,203[^·]* · ([\d,]+) images/s · (\d+) failed", plain)
+    shown = re.findall(r"embedding ([\d,]+) of [^·]*1,203[^·]* · ([\d,]+) images/s · (\d+) failed", plain)
     assert len(shown) >= 2, plain
     done = [int(one[0].replace(",", "")) for one in shown]
     assert done == sorted(done)
     assert done[-1] <= 1_203
     assert " left" in plain
-    assert "1,203 listed, 1,200 pressed, 3 failed" in plain
+    assert "1,203 listed, 1,200 embedded, 3 failed" in plain
     assert max(map(len, re.split(r"[\r\n]+", plain.partition("images     ")[0]))) < 120
 
 
@@ -364,7 +364,7 @@ def test_without_a_terminal_nothing_of_the_live_line_appears(
 ) -> None:
     done = run_cli("embed", source, "--out", tmp_path / "out", *SMALL, environment=environment)
     assert done.returncode == 0
-    for trace in ("pressing", "probing", "starting", "\r", " left"):
+    for trace in ("embedding", "probing", "starting", "\r", " left"):
         assert trace not in done.stderr
     if not environment:
         assert "\x1b" not in done.stderr
@@ -373,7 +373,7 @@ def test_without_a_terminal_nothing_of_the_live_line_appears(
 # -- demo ----------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_draws_what_embed_then_presses(tmp_path: Path) -> None:
+def test_the_demo_draws_what_embed_then_embeds(tmp_path: Path) -> None:
     drawn = run_cli("demo", "orchard", cwd=tmp_path)
     assert drawn.returncode == 0
     assert "broken files into orchard" in drawn.stderr

@@ -47,7 +47,7 @@ def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert (told["rows"], sum(told["labels"].values()), told["status"]) == (42, 42, "complete")
     assert told["seconds"] > 0
-    assert "42 pressed, 0 failed" in run_cli("info", tmp_path / "out").stdout
+    assert "42 embedded, 0 failed" in run_cli("info", tmp_path / "out").stdout
 
 
 def test_too_many_failures_end_with_three_and_are_written(work: Path, tmp_path: Path) -> None:

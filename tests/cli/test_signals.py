@@ -117,7 +117,7 @@ def test_nothing_to_resume_means_no_resume_line(tmp_path: Path, source: Path) ->
 
 def test_done_is_0_and_done_again_is_0(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    for expected in ("images/s", "nothing to do: an earlier run has pressed everything"):
+    for expected in ("images/s", "nothing to do: an earlier run has embedded everything"):
         done = run_cli("embed", source, "--out", out, "--limit", "5", *SMALL)
         assert done.returncode == 0
         assert expected in done.stderr
@@ -135,7 +135,7 @@ def test_too_many_failures_are_3_with_everything_written(tmp_path: Path) -> None
     ):
         done = run_cli(*line)
         assert done.returncode == 3
-        assert "9 listed, 6 pressed, 3 failed" in done.stderr
+        assert "9 listed, 6 embedded, 3 failed" in done.stderr
         last = done.stderr.splitlines()[-1]
         assert last.startswith("featurepress: 3 of 9 images failed (33.3%), more than the allowed ")
         assert "Go on with" not in done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featurepress.ledger import Plan
-from featurepress.process import Child, beat, when_abandoned
+from featurepress.process import Child, send_message, when_abandoned
 from featurepress.storage import Storage
 
 # -- functions for a child -----------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def sleep(seconds: float) -> None:
 
 def count_by_beats(n: int, pause_seconds: float = 0.0) -> int:
     for i in range(n):
-        beat(i)
+        send_message(i)
         time.sleep(pause_seconds)
     return n
 
@@ -147,7 +147,7 @@ def square_but_never(plan: Plan, shard: int) -> int:
 
 
 def beating(plan: Plan, shard: int) -> int:
-    beat(("images", shard, 0))
+    send_message(("images", shard, 0))
     return shard
 
 
@@ -191,7 +191,7 @@ class Dying:
     def __call__(self, plan: Plan, shard: int) -> int:
         if shard == 1:
             if self.says:
-                beat(self.says)
+                send_message(self.says)
             n_before = len(attempts(self.folder, shard))
             (self.folder / f"{shard}-{n_before}").touch()
             if n_before < self.times:

@@ -248,11 +248,11 @@ def test_beats_arrive_before_the_result(process_engine: Engine, plan: Plan) -> N
 
 
 def test_the_error_of_whoever_hears_the_beats_reaches_the_caller(process_engine: Engine, plan: Plan) -> None:
-    def hear(news: Any) -> None:
+    def on_message(message: Any) -> None:
         raise LookupError("no progress line here")
 
     with pytest.raises(LookupError, match="no progress line here"):
-        list(process_engine.run(tasks.beating, plan, [7, 7, 7], hear))
+        list(process_engine.run(tasks.beating, plan, [7, 7, 7], on_message))
     assert sorted(process_engine.run(tasks.square, plan, [2, 3, 4])) == [4, 9, 16]
 
 

@@ -69,7 +69,7 @@ def draft(
 ) -> Draft:
     rng = np.random.default_rng(seed)
     receipt = Receipt(
-        shard=shard, generation=1, listed=n + 2, pressed=n, failed=2,
+        shard=shard, generation=1, listed=n + 2, embedded=n, failed=2,
         failed_by_kind={"decode: truncated": 1, "read: vanished": 1}, bytes_read=1000 + seed, seconds=0.25,
         precision="float32", cpu="a cpu", host="here", versions={"numpy": "2"},
     )  # fmt: skip

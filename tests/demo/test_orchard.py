@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from featurepress.demo.orchard import KINDS, Orchard, draw_fruit, draw_orchard, draw_pictures, draw_scene
+from featurepress.demo.orchard import KINDS, Orchard, draw_fruit, draw_images, draw_orchard, draw_scene
 from featurepress.errors import DestinationError, SettingError, StorageError
 
 
@@ -257,7 +257,7 @@ def test_unknown_kind_names_near_ones() -> None:
 
 
 def test_pictures_are_valid_distinct_and_spread_over_the_kinds(tmp_path: Path) -> None:
-    paths = draw_pictures(tmp_path, 600, image_size_px=32)
+    paths = draw_images(tmp_path, 600, image_size_px=32)
     assert len(paths) == len(set(paths)) == 600
     assert {p.parent.name for p in paths} == set(KINDS)
     assert len({hashlib.sha256(p.read_bytes()).digest() for p in paths}) == 600
@@ -269,6 +269,6 @@ def test_pictures_are_valid_distinct_and_spread_over_the_kinds(tmp_path: Path) -
 
 
 def test_few_pictures_or_none_are_fine_and_repeatable(tmp_path: Path) -> None:
-    assert draw_pictures(tmp_path / "none", 0) == []
-    first = [p.read_bytes() for p in draw_pictures(tmp_path / "a", 3, random_state=1)]
-    assert first == [p.read_bytes() for p in draw_pictures(tmp_path / "b", 3, random_state=1)]
+    assert draw_images(tmp_path / "none", 0) == []
+    first = [p.read_bytes() for p in draw_images(tmp_path / "a", 3, random_state=1)]
+    assert first == [p.read_bytes() for p in draw_images(tmp_path / "b", 3, random_state=1)]

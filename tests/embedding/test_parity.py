@@ -18,7 +18,7 @@ from featurepress.errors import ModelError, SourceError
 from featurepress.models import store
 from featurepress.models.catalog import find_card
 from featurepress.models.origins.files import add
-from featurepress.progress import say_nothing
+from featurepress.progress import ignore_progress
 from featurepress.settings import Choices
 from tests.models import made
 from tests.running import draw, embed
@@ -123,8 +123,8 @@ def test_a_wrong_preprocessing_would_be_seen(pictures: Path, embedded_weights: P
     """The certificate can fail: the same weights, held against a model whose pictures are resized otherwise."""
     from dataclasses import replace
 
+    from featurepress.embedding.inference import decode_images, embed_images
     from featurepress.embedding.parity import nearness
-    from featurepress.embedding.shard import press_pictures, read_pictures
     from featurepress.settings import Settings
     from featurepress.sources import Listing, describe
 
@@ -132,8 +132,8 @@ def test_a_wrong_preprocessing_would_be_seen(pictures: Path, embedded_weights: P
     spec = card.backbone("avg")
     other = replace(spec, preprocess=replace(spec.preprocess, channel_order="BGR"))
     specs = describe(pictures)
-    decoded = [p for _, p in read_pictures(specs, Settings(), Listing(specs, Settings().listing))]
-    right, wrong = (press_pictures(one, "float32", decoded) for one in (spec, other))
+    decoded = [p for _, p in decode_images(specs, Settings(), Listing(specs, Settings().listing))]
+    right, wrong = (embed_images(one, "float32", decoded) for one in (spec, other))
     assert nearness(right, right).min_cosine == pytest.approx(1)
     assert nearness(wrong, right).min_cosine < 0.999
 
@@ -180,6 +180,6 @@ def test_a_keras_file_of_ones_own_is_held_against_keras(pictures: Path, tmp_path
     certificate = verify(str(path), pictures)
     assert certificate.reference.startswith("Keras")
     assert certificate.precisions["float32"].min_cosine >= 0.99999
-    add(str(path), "changing", Choices(), taken=[], tell=say_nothing)
+    add(str(path), "changing", Choices(), taken=[], on_progress=ignore_progress)
     path.write_bytes((tmp_path / "plain.keras").read_bytes())
     assert verify("changing", pictures).reference.startswith("OpenVINO")

@@ -1,4 +1,4 @@
-"""Press one shard: who wins, what is marked, and that care changes nothing."""
+"""Embed one shard: who wins, what is marked, and that care changes nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featurepress import ledger
 from featurepress.errors import ImageError, StorageError
 from featurepress.images import decode
 from featurepress.ledger import Plan
-from featurepress.runs.tasks import Press
+from featurepress.runs.tasks import EmbedShard
 from featurepress.sources import Listing
 from featurepress.specs import Receipt
 from featurepress.storage import Data
@@ -30,7 +30,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def commit(plan: Plan) -> Plan:
-    """Write the plan and its listing, so that shards can be pressed."""
+    """Write the plan and its listing, so that shards can be embedded."""
     plan.storage.prepare()
     assert ledger.create_plan(plan)
     ledger.commit_chunk(plan, 0, list(Listing(plan.sources, plan.settings.listing)), {})
@@ -39,8 +39,8 @@ def commit(plan: Plan) -> Plan:
 
 def test_a_shard_becomes_a_part_its_failures_and_a_receipt(tmp_path: Path, images: dict[str, bytes]) -> None:
     plan = commit(draft(tmp_path, memory_source({**images, "bad.jpg": b"", "evil.jpg": b"no image"})))
-    receipt = Press()(plan, 0)
-    assert (receipt.listed, receipt.pressed, receipt.failed) == (8, 6, 2)
+    receipt = EmbedShard()(plan, 0)
+    assert (receipt.listed, receipt.embedded, receipt.failed) == (8, 6, 2)
     assert receipt.failed_by_kind == {"decode: zero bytes": 1, "decode: not an image": 1}
     assert receipt.bytes_read == sum(map(len, images.values())) + 8
     assert receipt.balances
@@ -51,16 +51,16 @@ def test_a_shard_becomes_a_part_its_failures_and_a_receipt(tmp_path: Path, image
     assert not list((tmp_path / "attempts").iterdir())
 
 
-def test_a_second_press_gives_the_first_ones_receipt_and_decodes_nothing(
+def test_a_second_embed_gives_the_first_ones_receipt_and_decodes_nothing(
     tmp_path: Path, images: dict[str, bytes]
 ) -> None:
     plan = commit(draft(tmp_path, memory_source(images)))
-    first = Press()(plan, 0)
+    first = EmbedShard()(plan, 0)
 
     def never(data: bytes, *, max_pixels: int) -> Any:
         raise AssertionError("decoded again")
 
-    assert Press(decode=never)(plan, 0) == first
+    assert EmbedShard(decode=never)(plan, 0) == first
 
 
 def other_pixels(data: bytes, *, max_pixels: int) -> Any:
@@ -81,7 +81,9 @@ class HeldStorage(MemoryStorage):
         return super().create(name, data, durable=durable)
 
 
-def race(plan: Plan, slow: Press, quick: Press, arrived: threading.Event, may_go: threading.Event) -> list[Receipt]:
+def race(
+    plan: Plan, slow: EmbedShard, quick: EmbedShard, arrived: threading.Event, may_go: threading.Event
+) -> list[Receipt]:
     """Start the slow attempt, let the quick one win while it is held, and give both receipts."""
     receipts: list[Receipt] = []
     thread = threading.Thread(target=lambda: receipts.append(slow(plan, 0)))
@@ -109,10 +111,10 @@ def test_a_slow_decoder_that_finishes_after_another_attempt_won_leaves_no_trace(
 
     out, alone = tmp_path / "out", tmp_path / "alone"
     plan = commit(draft(out, memory_source(images)))
-    winner, loser = race(plan, Press(decode=held), Press(), arrived, may_go)
+    winner, loser = race(plan, EmbedShard(decode=held), EmbedShard(), arrived, may_go)
     assert loser == winner
-    assert winner.pressed == 6
-    Press()(commit(draft(alone, memory_source(images))), 0)
+    assert winner.embedded == 6
+    EmbedShard()(commit(draft(alone, memory_source(images))), 0)
     assert read_rows(out) == read_rows(alone)
     assert names_below(out) == names_below(alone)
     assert Receipt(**read_json(out / "receipts" / "part-00000000.json")) == winner
@@ -121,10 +123,10 @@ def test_a_slow_decoder_that_finishes_after_another_attempt_won_leaves_no_trace(
 def test_a_slow_writer_that_comes_after_another_attempt_won_leaves_no_trace(images: dict[str, bytes]) -> None:
     storage = HeldStorage()
     plan = commit(draft(storage, memory_source({**images, "bad.jpg": b""})))
-    winner, loser = race(plan, Press(decode=other_pixels), Press(), storage.arrived, storage.may_go)
+    winner, loser = race(plan, EmbedShard(decode=other_pixels), EmbedShard(), storage.arrived, storage.may_go)
     assert loser == winner
     alone = MemoryStorage()
-    Press()(commit(draft(alone, memory_source({**images, "bad.jpg": b""}))), 0)
+    EmbedShard()(commit(draft(alone, memory_source({**images, "bad.jpg": b""}))), 0)
     features = [rows_of(one) for one in (storage, alone)]
     assert np.array_equal(*features)
     assert set(storage.objects) == set(alone.objects)
@@ -134,9 +136,9 @@ def test_the_slow_attempt_wins_where_it_was_first(images: dict[str, bytes]) -> N
     """The part decides, whoever wrote it: a guard against a test above that could not fail."""
     storage, plain = MemoryStorage(), MemoryStorage()
     plan = commit(draft(storage, memory_source(images)))
-    Press(decode=other_pixels)(plan, 0)
-    Press()(plan, 0)
-    Press()(commit(draft(plain, memory_source(images))), 0)
+    EmbedShard(decode=other_pixels)(plan, 0)
+    EmbedShard()(plan, 0)
+    EmbedShard()(commit(draft(plain, memory_source(images))), 0)
     assert not np.array_equal(rows_of(storage), rows_of(plain))
 
 
@@ -157,7 +159,7 @@ def test_an_attempt_is_marked_while_it_lasts(tmp_path: Path, images: dict[str, b
         marks.append(len(list((tmp_path / "attempts").iterdir())))
         return decode(data, max_pixels=max_pixels)
 
-    Press(decode=look)(commit(draft(tmp_path, memory_source(images))), 0)
+    EmbedShard(decode=look)(commit(draft(tmp_path, memory_source(images))), 0)
     assert marks == [1] * 6
     assert not list((tmp_path / "attempts").iterdir())
 
@@ -168,13 +170,13 @@ def test_an_attempt_that_ends_by_an_error_takes_its_mark_away(tmp_path: Path, im
 
     plan = commit(draft(tmp_path, memory_source(images)))
     with pytest.raises(ZeroDivisionError):
-        Press(decode=broken)(plan, 0)
+        EmbedShard(decode=broken)(plan, 0)
     assert not list((tmp_path / "attempts").iterdir())
     assert not (tmp_path / "features").exists()
 
 
 @pytest.mark.parametrize("n_deaths", [0, 1, 2, 7])
-def test_after_two_deaths_images_are_pressed_one_by_one_with_the_same_result(
+def test_after_two_deaths_images_are_embedded_one_by_one_with_the_same_result(
     tmp_path: Path, images: dict[str, bytes], n_deaths: int
 ) -> None:
     bad = {**images, "2b.jpg": b"", "4b.jpg": b"no image"}
@@ -183,13 +185,13 @@ def test_after_two_deaths_images_are_pressed_one_by_one_with_the_same_result(
         plan.storage.create(f"attempts/part-00000000-{i}", b"")
     plan.storage.create("attempts/part-00000001-0", b"")
     here: list[int] = []
-    Press(decode=Counting(here))(plan, 0)
+    EmbedShard(decode=Counting(here))(plan, 0)
     assert len(here) == (0 if n_deaths >= 2 else 7)  # in another process nothing is counted
-    Press()(commit(draft(tmp_path / "plain", plan.sources[0])), 0)
+    EmbedShard()(commit(draft(tmp_path / "plain", plan.sources[0])), 0)
     assert read_rows(tmp_path / "out") == read_rows(tmp_path / "plain")
     assert read_failures(tmp_path / "out") == read_failures(tmp_path / "plain")
     footers = [read_footers(tmp_path / name)[0]["receipt"] for name in ("out", "plain")]
-    for name in ("listed", "pressed", "failed", "failed_by_kind", "precision"):
+    for name in ("listed", "embedded", "failed", "failed_by_kind", "precision"):
         assert footers[0][name] == footers[1][name], name
 
 
@@ -209,13 +211,13 @@ class Counting:
 
 def test_a_source_that_raises_what_nobody_expects_fails_one_image(tmp_path: Path, images: dict[str, bytes]) -> None:
     plan = commit(draft(tmp_path, memory_source(images, faults={"3.jpg": "crash"})))
-    assert Press()(plan, 0).pressed == 5
+    assert EmbedShard()(plan, 0).embedded == 5
     assert read_failures(tmp_path) == [("3.jpg", "read", "ZeroDivisionError: nobody expects this")]
 
 
 def test_a_read_that_hangs_fails_one_image(tmp_path: Path, images: dict[str, bytes]) -> None:
     plan = commit(draft(tmp_path, memory_source(images, faults={"0.jpg": "hang"}), timeout_seconds=0.3))
-    assert Press()(plan, 0).pressed == 5
+    assert EmbedShard()(plan, 0).embedded == 5
     assert read_failures(tmp_path) == [("0.jpg", "read", "timed out: no answer in 0.3 seconds")]
 
 
@@ -224,13 +226,13 @@ def test_a_source_that_stops_answering_stops_the_run(tmp_path: Path, images: dic
     source = memory_source(many, faults=dict.fromkeys(many, "hang"))
     plan = commit(draft(tmp_path, source, timeout_seconds=0.1))
     with pytest.raises(StorageError, match="stopped answering"):
-        Press()(plan, 0)
+        EmbedShard()(plan, 0)
     assert not (tmp_path / "features").exists()
 
 
 def test_reasons_are_one_line(tmp_path: Path, images: dict[str, bytes]) -> None:
     plan = commit(draft(tmp_path, memory_source(images, faults={"3.jpg": "two\nlines\tand more"})))
-    Press()(plan, 0)
+    EmbedShard()(plan, 0)
     assert read_failures(tmp_path)[0][2] == "two lines and more"
 
 
@@ -240,8 +242,8 @@ def test_features_that_are_no_numbers_are_failures_in_their_place(tmp_path: Path
     black = cv2.imencode(".png", np.zeros((9, 9, 3), np.uint8))[1].tobytes()
     mixed = {**images, "0b.png": black, "3b.png": black}
     plan = commit(draft(tmp_path, memory_source(mixed), backbone=fake_backbone(sabotage="nan")))
-    receipt = Press()(plan, 0)
-    assert (receipt.pressed, receipt.failed) == (6, 2)
+    receipt = EmbedShard()(plan, 0)
+    assert (receipt.embedded, receipt.failed) == (6, 2)
     assert receipt.failed_by_kind == {"infer: features are not finite": 2}
     assert list(read_rows(tmp_path)) == list(images)
 
@@ -250,12 +252,12 @@ def test_a_destination_that_is_gone_is_told_and_not_made_again(tmp_path: Path, i
     plan = commit(draft(tmp_path / "out", memory_source(images)))
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(StorageError, match=r"destination is gone|no such file"):
-        Press()(plan, 0)
+        EmbedShard()(plan, 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_the_shards_own_images_are_pressed(tmp_path: Path, images: dict[str, bytes]) -> None:
+def test_only_the_shards_own_images_are_embedded(tmp_path: Path, images: dict[str, bytes]) -> None:
     plan = commit(draft(tmp_path, memory_source(images), images_per_part=2))
-    press: Callable[[Plan, int], Receipt] = Press()
-    assert [press(plan, shard).listed for shard in (2, 0)] == [2, 2]
+    embed: Callable[[Plan, int], Receipt] = EmbedShard()
+    assert [embed(plan, shard).listed for shard in (2, 0)] == [2, 2]
     assert list(read_rows(tmp_path)) == ["0.jpg", "1.jpg", "4.jpg", "5.jpg"]

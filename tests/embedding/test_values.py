@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from featurepress.embedding.values import Presser, Raw, press_values
+from featurepress.embedding.values import Embedder, Raw, embed_values
 from featurepress.settings import ImageSettings
 from featurepress.specs import BackboneSpec
 from featurepress.testing import fake_backbone
@@ -36,21 +36,21 @@ def test_bytes_paths_and_pixels_of_a_picture_give_the_same_features(pictures: li
     bgr = [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in data]
     raw = [Raw(one.shape[0], one.shape[1], 3, one.tobytes()) for one in bgr if one is not None]
     backbone = fake_backbone()
-    by_bytes = press_values(backbone, "float32", data, LIMITS)
+    by_bytes = embed_values(backbone, "float32", data, LIMITS)
     assert len(by_bytes) == len(pictures)
-    assert press_values(backbone, "float32", raw, LIMITS) == by_bytes
-    assert press_values(backbone, "float32", [str(path) for path in pictures], LIMITS) == by_bytes
-    assert press_values(backbone, "float32", [f"file:{path}" for path in pictures], LIMITS) == by_bytes
+    assert embed_values(backbone, "float32", raw, LIMITS) == by_bytes
+    assert embed_values(backbone, "float32", [str(path) for path in pictures], LIMITS) == by_bytes
+    assert embed_values(backbone, "float32", [f"file:{path}" for path in pictures], LIMITS) == by_bytes
     assert len({answer[0] for answer in by_bytes}) == len(pictures)
     red = Raw(8, 8, 3, bytes([0, 0, 255]) * 64)
-    assert features_of(press_values(backbone, "float32", [red], LIMITS)[0]).tolist() == [255, 0, 0] * 4
+    assert features_of(embed_values(backbone, "float32", [red], LIMITS)[0]).tolist() == [255, 0, 0] * 4
 
 
 def test_grey_and_transparent_pixels() -> None:
     grey = Raw(8, 8, 1, bytes([7]) * 64)
     clear = Raw(8, 8, 4, bytes([1, 2, 3, 0]) * 64)
     solid = Raw(8, 8, 4, bytes([1, 2, 3, 255]) * 64)
-    answers = press_values(fake_backbone(), "float32", [grey, clear, solid], LIMITS)
+    answers = embed_values(fake_backbone(), "float32", [grey, clear, solid], LIMITS)
     assert [features_of(answer)[:3].tolist() for answer in answers] == [[7, 7, 7], [255, 255, 255], [3, 2, 1]]
 
 
@@ -60,7 +60,7 @@ def test_bad_values_give_reasons_and_good_ones_features(pictures: list[Path], tm
         good, b"", b"no picture", None, Raw(8, 8, 2, b"1"), Raw(0, 0, 3, b""), str(tmp_path / "nothing.jpg"),
         "ftp://host/a.jpg", good[:200], good,
     ]  # fmt: skip
-    answers = press_values(fake_backbone(), "float32", values, LIMITS)
+    answers = embed_values(fake_backbone(), "float32", values, LIMITS)
     assert answers[0] == answers[-1]
     assert answers[0][1] is None
     reasons = [reason for _, reason in answers[1:-1]]
@@ -76,9 +76,9 @@ def test_bad_values_give_reasons_and_good_ones_features(pictures: list[Path], tm
 
 def test_limits_hold(pictures: list[Path]) -> None:
     data = pictures[0].read_bytes()
-    ((features, reason),) = press_values(fake_backbone(), "float32", [data], ImageSettings(max_bytes=10))
+    ((features, reason),) = embed_values(fake_backbone(), "float32", [data], ImageSettings(max_bytes=10))
     assert (features, reason) == (None, f"read: too many bytes: {len(data)}, above the limit of 10")
-    ((features, reason),) = press_values(fake_backbone(), "float32", [data], ImageSettings(max_pixels=10))
+    ((features, reason),) = embed_values(fake_backbone(), "float32", [data], ImageSettings(max_pixels=10))
     assert features is None
     assert reason is not None
     assert reason.startswith("decode: too many pixels")
@@ -86,26 +86,26 @@ def test_limits_hold(pictures: list[Path]) -> None:
 
 def test_features_that_are_no_numbers_are_a_reason() -> None:
     black, white = Raw(8, 8, 3, bytes(192)), Raw(8, 8, 3, bytes([255]) * 192)
-    answers = press_values(fake_backbone(sabotage="nan"), "float32", [black, white], LIMITS)
+    answers = embed_values(fake_backbone(sabotage="nan"), "float32", [black, white], LIMITS)
     assert answers[0] == (None, "infer: features are not finite")
     assert answers[1][1] is None
 
 
 @pytest.fixture
-def presser() -> Iterator[Presser]:
-    presser = Presser(fake_backbone(), "float32")
-    yield presser
-    presser.close()
+def embedder() -> Iterator[Embedder]:
+    embedder = Embedder(fake_backbone(), "float32")
+    yield embedder
+    embedder.close()
 
 
-def test_a_presser_gives_what_its_child_does_and_keeps_it(presser: Presser, pictures: list[Path]) -> None:
+def test_a_presser_gives_what_its_child_does_and_keeps_it(embedder: Embedder, pictures: list[Path]) -> None:
     data = [path.read_bytes() for path in pictures] * 8
-    assert presser.press(data) == press_values(fake_backbone(), "float32", data, LIMITS)
-    child = presser._child
-    presser.press(data[:1])
-    assert presser._child is child
-    presser.close()
-    assert presser.press([]) == []
+    assert embedder.embed(data) == embed_values(fake_backbone(), "float32", data, LIMITS)
+    child = embedder._child
+    embedder.embed(data[:1])
+    assert embedder._child is child
+    embedder.close()
+    assert embedder.embed([]) == []
 
 
 def killer() -> BackboneSpec:
@@ -115,10 +115,10 @@ def killer() -> BackboneSpec:
 
 def test_a_value_that_kills_its_process_is_a_reason_and_the_others_have_features() -> None:
     black, white = Raw(8, 8, 3, bytes(192)), Raw(8, 8, 3, bytes([255]) * 192)
-    presser = Presser(killer(), "float32")
+    embedder = Embedder(killer(), "float32")
     try:
-        answers = presser.press([black, white])
+        answers = embedder.embed([black, white])
     finally:
-        presser.close()
+        embedder.close()
     assert answers[1][1] is None
     assert answers[0] == (None, "decode: decoder crashed: its process was killed by SIGABRT, twice")

@@ -38,7 +38,7 @@ def made(
     distinct: bool = False,
     **fields: Sequence[str | None],
 ) -> FeatureSet:
-    """Write a set of given rows, as if some run had pressed them; `distinct` pictures have hashes of their own."""
+    """Write a set of given rows, as if some run had embedded them; `distinct` pictures have hashes of their own."""
     if isinstance(storage, Path):
         storage = FolderStorage(str(storage))
     storage.prepare()

@@ -18,7 +18,7 @@ import pytest
 import featurepress as fp
 from featurepress.errors import DestinationError, FeatureSetError, IncompleteError, SettingError
 from featurepress.features.feature_set import FeatureSet
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine
 from tests.features.feature_sets import FORMATS, N_ROWS, READERS, assert_same_rows, labelled, made, numbers
 from tests.running import draft, draw, names_below, snapshot
@@ -76,7 +76,7 @@ def test_parts_one_after_the_other_are_the_whole(
 
 def test_csv_files_are_those_of_a_run_with_format_csv(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 7)
-    run = press_plan(draft(tmp_path / "run", source, format="csv", parts=3), engine=InlineEngine())
+    run = run_plan(draft(tmp_path / "run", source, format="csv", parts=3), engine=InlineEngine())
     files = fp.export(run, tmp_path / "x.csv", parts=3)
     written = sorted((tmp_path / "run" / "csv").iterdir())
     assert [Path(file).read_bytes() for file in files] == [path.read_bytes() for path in written]

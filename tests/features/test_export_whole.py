@@ -173,11 +173,16 @@ def count_threads(location: str, folder: str) -> tuple[int, int]:
 
 @every_format
 def test_it_tells_how_far_it_is(tmp_path: Path, features: FeatureSet, kind: str) -> None:
-    news: list[tuple[str, int, int]] = []
-    fp.export(features, tmp_path / f"x.{kind}", parts=2, tell=lambda *one: news.append(one))
+    seen: list[tuple[str, int, int]] = []
+    fp.export(
+        features,
+        tmp_path / f"x.{kind}",
+        parts=2,
+        on_progress=lambda p: seen.append((p.doing, p.done_bytes, p.total_bytes)),
+    )
     n_bytes = 4 * 12 * N_ROWS
-    assert {(what, of) for what, _, of in news} == {(f"exporting to x.{kind}", n_bytes)}
-    done = [one for _, one, _ in news]
+    assert {(what, of) for what, _, of in seen} == {(f"exporting to x.{kind}", n_bytes)}
+    done = [one for _, one, _ in seen]
     assert done == sorted(set(done))
     assert done[-1] == n_bytes
 

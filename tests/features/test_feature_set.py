@@ -23,7 +23,7 @@ from featurepress.features.export import ExportCsv, csv_name
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.process import Child
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.specs import BackboneSpec, PreprocessSpec
 from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
 from tests.running import draft, draw, embed, names_below, read_failures, read_rows, snapshot
@@ -41,14 +41,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def features(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     out = tmp_path_factory.mktemp("set") / "out"
     plan = draft(out, source, labels="parent", images_per_part=PART, max_failures=0.5)
-    press_plan(plan, engine=InlineEngine())
+    run_plan(plan, engine=InlineEngine())
     return fp.open_features(out)
 
 
 @pytest.fixture(scope="module")
 def unlabelled(source: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
     out = tmp_path_factory.mktemp("set") / "out"
-    return press_plan(draft(out, source, max_failures=0.5), engine=InlineEngine())
+    return run_plan(draft(out, source, max_failures=0.5), engine=InlineEngine())
 
 
 def here(features: FeatureSet) -> Path:
@@ -118,7 +118,7 @@ def test_failures_are_a_table(features: FeatureSet) -> None:
 
 
 def test_a_set_without_failures_has_an_empty_table(tmp_path: Path) -> None:
-    one = press_plan(draft(tmp_path / "out", draw(tmp_path / "in", 2)), engine=InlineEngine())
+    one = run_plan(draft(tmp_path / "out", draw(tmp_path / "in", 2)), engine=InlineEngine())
     assert one.failures.num_rows == 0
     assert one.failures.column_names == ["uri", "stage", "reason"]
 
@@ -173,7 +173,7 @@ def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
 
 def test_an_unfinished_set_is_refused_unless_allowed(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "a place with spaces"
-    press_plan(draft(out, source, images_per_part=PART, max_failures=1.0), engine=InlineEngine())
+    run_plan(draft(out, source, images_per_part=PART, max_failures=1.0), engine=InlineEngine())
     (out / "manifest.json").unlink()
     (out / "features" / "part-00000002.parquet").unlink()
     with pytest.raises(IncompleteError) as caught:
@@ -240,7 +240,7 @@ def read_csv(paths: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
 
 def export(out: Path, *sources: Any, parts: int = 1, **options: Any) -> FeatureSet:
     plan = draft(out, *sources, format="csv", parts=parts, max_failures=1.0, **{"images_per_part": PART, **options})
-    return press_plan(plan, engine=InlineEngine())
+    return run_plan(plan, engine=InlineEngine())
 
 
 def assert_csv_agrees(out: Path, features: FeatureSet) -> list[list[str]]:
@@ -334,7 +334,7 @@ def test_an_export_shows_signs_of_life(tmp_path: Path, source: Path) -> None:
     beats: list[Any] = []
     child = Child()
     try:
-        assert child.call(ExportCsv(1), plan, 0, on_beat=beats.append) == N_PICTURES
+        assert child.call(ExportCsv(1), plan, 0, on_message=beats.append) == N_PICTURES
     finally:
         child.close()
     assert len(beats) >= 5

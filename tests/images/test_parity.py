@@ -52,7 +52,7 @@ def picture(height: int, width: int) -> Array:
 PICTURES = {f"{height}x{width}": picture(height, width) for height, width in SIZES}
 
 
-def pressed(pixels: Array, spec: PreprocessSpec) -> Array:
+def embedded(pixels: Array, spec: PreprocessSpec) -> Array:
     out = np.zeros((spec.height, spec.width, 3), spec.dtype)
     preprocess(pixels, spec, out)
     return out
@@ -86,7 +86,7 @@ def test_float32_equals_tensorflow(
     spec = PreprocessSpec(height, width, interpolation=method, antialias=antialias, dtype="float32")
     for name, pixels in PICTURES.items():
         expected = tensorflow[name, height, width, method, antialias]
-        assert np.abs(pressed(pixels, spec) - expected).max() <= TENSORFLOW_TOLERANCE, name
+        assert np.abs(embedded(pixels, spec) - expected).max() <= TENSORFLOW_TOLERANCE, name
 
 
 @pytest.mark.parametrize(("method", "antialias"), FLOAT_WAYS)
@@ -109,7 +109,7 @@ def test_crop_in_float32_is_tensorflow_resized_and_cut(
     ]
     top, left = (whole.shape[0] - size[0]) // 2, (whole.shape[1] - size[1]) // 2
     expected = whole[top : top + size[0], left : left + size[1]]
-    assert np.abs(pressed(PICTURES[name], spec) - expected).max() <= TENSORFLOW_TOLERANCE
+    assert np.abs(embedded(PICTURES[name], spec) - expected).max() <= TENSORFLOW_TOLERANCE
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -118,7 +118,7 @@ def test_uint8_equals_pillow(name: str) -> None:
         spec = PreprocessSpec(height, width, interpolation=name)
         for pixels in PICTURES.values():
             expected = Image.fromarray(pixels).resize((width, height), Image.Resampling[name.upper()])
-            assert (pressed(pixels, spec) == np.asarray(expected)).all()
+            assert (embedded(pixels, spec) == np.asarray(expected)).all()
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -134,7 +134,7 @@ def test_crop_in_uint8_is_pillow_resized_and_cut(name: str, size: int, edge: int
         whole = Image.fromarray(pixels).resize((wide, tall), Image.Resampling[name.upper()])
         left, top = (wide - size) // 2, (tall - size) // 2
         expected = np.asarray(whole.crop((left, top, left + size, top + size)))
-        assert (pressed(pixels, spec) == expected).all()
+        assert (embedded(pixels, spec) == expected).all()
 
 
 @pytest.mark.parametrize("spec_of", ["uint8", "float32"])
@@ -144,7 +144,7 @@ def test_a_long_strip_is_not_made_in_full(spec_of: str) -> None:
     spec = PreprocessSpec(
         224, 224, resize="crop", shortest_edge=224, interpolation="bilinear", antialias=True, dtype=spec_of
     )
-    got = pressed(strip, spec)
+    got = embedded(strip, spec)
     assert spans(1, 100_000, spec)[1].of == 22_400_000
     assert abs(int(got[0, 112, 0]) - int(strip[0, 50_000, 0])) <= 2
     assert (got[0] == got[-1]).all()
@@ -153,7 +153,7 @@ def test_a_long_strip_is_not_made_in_full(spec_of: str) -> None:
 def test_pixels_beyond_what_opencv_takes() -> None:
     strip = np.tile(np.arange(40_000) % 251, (2, 1)).astype(np.uint8)[:, :, None].repeat(3, 2)
     spec = PreprocessSpec(2, 400, interpolation="bilinear", antialias=False, dtype="float32")
-    got = pressed(strip, spec)
+    got = embedded(strip, spec)
     # Target pixel i looks at (i + 0.5) * 100 - 0.5: between source pixels 100 i + 49 and 100 i + 50.
     expected = (strip[0, 49::100, 0].astype(float) + strip[0, 50::100, 0]) / 2
     assert np.abs(got[0, :, 0] - expected).max() < 0.1

@@ -23,7 +23,7 @@ def picture(height: int, width: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-def pressed(pixels: Array, spec: PreprocessSpec = SPEC) -> Array:
+def embedded(pixels: Array, spec: PreprocessSpec = SPEC) -> Array:
     out = np.zeros((spec.height, spec.width, 3), np.uint8)
     preprocess(pixels, spec, out)
     return out
@@ -70,7 +70,7 @@ SIZES = [
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_stated_rule_within_one_level(height: int, width: int) -> None:
     pixels = picture(height, width)
-    difference = np.abs(pressed(pixels) - reference(pixels, 96, 96))
+    difference = np.abs(embedded(pixels) - reference(pixels, 96, 96))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.2
 
@@ -81,10 +81,10 @@ def test_bit_equal_to_opencv(height: int, width: int) -> None:
     how = cv2.INTER_AREA if min(height, width) > 96 else cv2.INTER_LINEAR
     expected = cv2.resize(pixels, (96, 96), interpolation=how)
     if min(height, width) <= 96 or _area_maps(height, width, 96, 96) is None:
-        np.testing.assert_array_equal(pressed(pixels), expected)
+        np.testing.assert_array_equal(embedded(pixels), expected)
         return
     # The quick way to the same mean sums in another order: a mean next to a half may round the other way.
-    differences = np.abs(pressed(pixels).astype(int) - expected)
+    differences = np.abs(embedded(pixels).astype(int) - expected)
     assert differences.max() <= 1
     assert (differences > 0).mean() < 1e-3
 
@@ -110,13 +110,13 @@ def test_the_quick_area_weighs_like_the_slow_one(n: int) -> None:
 def test_the_two_ways_differ_so_that_the_rule_matters() -> None:
     pixels = picture(200, 200)
     linear = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
-    assert np.abs(pressed(pixels).astype(int) - linear).mean() > 5
+    assert np.abs(embedded(pixels).astype(int) - linear).mean() > 5
 
 
 def test_a_picture_of_the_right_size_is_copied() -> None:
     pixels = picture(96, 96)
     before = pixels.copy()
-    out = pressed(pixels)
+    out = embedded(pixels)
     np.testing.assert_array_equal(out, pixels)
     np.testing.assert_array_equal(pixels, before)
     assert not np.shares_memory(out, pixels)
@@ -125,7 +125,7 @@ def test_a_picture_of_the_right_size_is_copied() -> None:
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (500, 375), (50, 50), (1, 1)])
 def test_a_flat_picture_stays_flat(height: int, width: int, level: int) -> None:
-    out = pressed(np.full((height, width, 3), level, np.uint8))
+    out = embedded(np.full((height, width, 3), level, np.uint8))
     assert (out == level).all()
 
 
@@ -134,7 +134,7 @@ def test_it_writes_into_its_place_in_the_batch_and_nowhere_else(height: int, wid
     batch = np.full((3, 96, 96, 3), 7, np.uint8)
     pixels = picture(height, width)
     preprocess(pixels, SPEC, batch[1])
-    np.testing.assert_array_equal(batch[1], pressed(pixels))
+    np.testing.assert_array_equal(batch[1], embedded(pixels))
     assert (batch[0] == 7).all()
     assert (batch[2] == 7).all()
 
@@ -143,7 +143,7 @@ def test_channels_and_sides_keep_their_places() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     pixels[:100, :, 0] = 255  # red above
     pixels[:, 150:, 2] = 255  # blue at the right
-    out = pressed(pixels)
+    out = embedded(pixels)
     assert (out[:48, :, 0] == 255).all()
     assert (out[48:, :, 0] == 0).all()
     assert (out[..., 1] == 0).all()
@@ -153,13 +153,13 @@ def test_channels_and_sides_keep_their_places() -> None:
 
 def test_both_sides_are_stretched_to_any_declared_size() -> None:
     spec = PreprocessSpec(height=8, width=24)
-    assert pressed(picture(100, 100), spec).shape == (8, 24, 3)
+    assert embedded(picture(100, 100), spec).shape == (8, 24, 3)
     np.testing.assert_array_equal(
-        pressed(picture(16, 48), spec), np.rint(picture(16, 48).reshape(8, 2, 24, 2, 3).mean(axis=(1, 3)) + 1e-9)
+        embedded(picture(16, 48), spec), np.rint(picture(16, 48).reshape(8, 2, 24, 2, 3).mean(axis=(1, 3)) + 1e-9)
     )
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 100_000), (100_000, 1), (97, 40_000)])
 def test_very_long_pictures(height: int, width: int) -> None:
     pixels = np.full((height, width, 3), 9, np.uint8)
-    assert (pressed(pixels) == 9).all()
+    assert (embedded(pixels) == 9).all()

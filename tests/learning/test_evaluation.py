@@ -25,12 +25,12 @@ APART = 0.99  # pictures of an orchard are drawn each by itself, yet are more al
 
 @pytest.fixture(scope="module")
 def orchard(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw an orchard, press it, reduce it, and train on the reduced set."""
+    """Draw an orchard, embed it, reduce it, and train on the reduced set."""
     folder = tmp_path_factory.mktemp("orchard")
     draw_orchard(folder / "in", images_per_kind=20, scenes=0, broken=False)
     embed(str(folder / "in"), folder / "features", labels="{split}/{label}/{name}", precision="float32")
     fp.reduce(folder / "features", folder / "reduced", n_components=40)
-    fp.train(folder / "reduced", folder / "model", twin_threshold=APART)
+    fp.train(folder / "reduced", folder / "model", near_duplicate_threshold=APART)
     return folder
 
 
@@ -42,7 +42,7 @@ def strangers(out: Path, n: int = 90) -> FeatureSet:
 def test_other_pictures_all_test(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features", spread=2.0), tmp_path / "model", **EASY)
     test = strangers(tmp_path / "test")
-    found = fp.evaluate(tmp_path / "model", test.location, twin_threshold=1.0)
+    found = fp.evaluate(tmp_path / "model", test.location, near_duplicate_threshold=1.0)
     X, y = cloud(90, random_state=5, spread=2.0)
     right = model.predict(X) == y
     assert found.naive.scores is not None
@@ -71,12 +71,12 @@ def test_a_twin_in_training_is_dropped(tmp_path: Path) -> None:
     X[:20] = known[labels == "apple"][:20]  # twenty of the thirty apples
     uris = [f"t{i}.jpg" for i in range(90)]
     test = made(tmp_path / "test", X, uris, label=y.tolist(), distinct=True)
-    found = fp.evaluate(model, test, twin_threshold=0.9999)
-    assert (found.leak_aware.n_twins, found.leak_aware.n_test, found.naive.n_test) == (20, 70, 90)
+    found = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
+    assert (found.leak_aware.n_near_duplicates, found.leak_aware.n_test, found.naive.n_test) == (20, 70, 90)
     assert found.leak_aware.scores is not None
     X[:30] = known[labels == "apple"][:30]
     test = made(tmp_path / "all", X, uris, label=y.tolist(), distinct=True)
-    found = fp.evaluate(model, test, twin_threshold=0.9999)
+    found = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
     assert found.leak_aware.scores is None
     assert found.leak_aware.reason == "all test pictures of 'apple' have a twin in training"
     assert found.best is found.naive
@@ -124,7 +124,7 @@ def test_a_drawn_split_is_made_again(tmp_path: Path) -> None:
 
 def test_it_is_made_again_whatever_the_seed(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=3.0)
-    model = fp.train(features, tmp_path / "model", random_state=7, twin_threshold=0.99)
+    model = fp.train(features, tmp_path / "model", random_state=7, near_duplicate_threshold=0.99)
     found = fp.evaluate(fp.open_model(tmp_path / "model"), features)
     assert found.leak_aware.scores is not None
     assert found.leak_aware.scores.accuracy == model.metrics["leak_aware"]["scores"]["accuracy"]
@@ -135,7 +135,7 @@ def test_what_was_trained_on_does_not_test_under_another_word(tmp_path: Path) ->
     """A column with three sides: what was left for choosing trained the model, and tells nothing of it."""
     column = (["train", "train", "val", "test"] * 60)[:240]
     features = cloud_set(tmp_path / "features", spread=3.0, split=column)
-    options: dict[str, Any] = {"kind": "knn", "n_neighbors": 1, "twin_threshold": 1.0}
+    options: dict[str, Any] = {"kind": "knn", "n_neighbors": 1, "near_duplicate_threshold": 1.0}
     model = fp.train(features, **options)
     assert fp.evaluate(model, features).split == "by the column 'split'"
     found = fp.evaluate(model, features, test_value="val")
@@ -146,8 +146,8 @@ def test_what_was_trained_on_does_not_test_under_another_word(tmp_path: Path) ->
 
 
 def test_the_set_that_a_training_set_was_reduced_from_is_its_own(orchard: Path) -> None:
-    found = fp.evaluate(orchard / "model", orchard / "features", twin_threshold=APART)
-    other = fp.evaluate(orchard / "model", orchard / "reduced", twin_threshold=APART)
+    found = fp.evaluate(orchard / "model", orchard / "features", near_duplicate_threshold=APART)
+    other = fp.evaluate(orchard / "model", orchard / "reduced", near_duplicate_threshold=APART)
     assert found.split == other.split == "by the column 'split'"
     assert (found.naive.n_train, found.naive.n_test) == (other.naive.n_train, other.naive.n_test)
 
@@ -157,14 +157,16 @@ def test_files_that_were_trained_on_are_told(tmp_path: Path) -> None:
     model = fp.train(features, **EASY)
     X, y = cloud(240)
     again = made(tmp_path / "again", X[:90], list(features.uris[:90]), label=y[:90].tolist(), distinct=True)
-    found = fp.evaluate(model, again, twin_threshold=1.0)
+    found = fp.evaluate(model, again, near_duplicate_threshold=1.0)
     assert found.notes[0].startswith("90 of the 90 test pictures are files that it was trained on")
     assert found.leak_aware.scores is None
 
 
 def test_a_drawn_part_of_the_training_set_is_no_place_to_look_for_twins(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features", 600), **EASY)
-    found = fp.evaluate(model, strangers(tmp_path / "test"), in_memory_bytes=4 * 15 * 400, twin_threshold=1.0)
+    found = fp.evaluate(
+        model, strangers(tmp_path / "test"), in_memory_bytes=4 * 15 * 400, near_duplicate_threshold=1.0
+    )
     assert found.leak_aware.scores is None
     assert found.leak_aware.reason == (
         "near-duplicates cannot be looked for: 201 of the 600 pictures that it was trained on were drawn"
@@ -197,7 +199,7 @@ def test_a_file_of_labels_is_found_from_any_folder(tmp_path: Path, monkeypatch: 
 
 
 def test_another_feature_space_is_refused(orchard: Path, tmp_path: Path) -> None:
-    model = fp.train(orchard / "features", tmp_path / "model", twin_threshold=APART, **EASY)
+    model = fp.train(orchard / "features", tmp_path / "model", near_duplicate_threshold=APART, **EASY)
     with pytest.raises(
         PlanMismatchError, match=r"model' cannot tell the features of '.*reduced'; .*projection: None"
     ):
@@ -209,7 +211,9 @@ def test_another_feature_space_is_refused(orchard: Path, tmp_path: Path) -> None
 
 
 def test_a_report_of_an_orchard(orchard: Path, tmp_path: Path) -> None:
-    found = fp.evaluate(orchard / "model", orchard / "reduced", tmp_path / "report.html", twin_threshold=APART)
+    found = fp.evaluate(
+        orchard / "model", orchard / "reduced", tmp_path / "report.html", near_duplicate_threshold=APART
+    )
     assert found.split == "by the column 'split'"
     assert found.leak_aware.scores is not None
     assert found.leak_aware.scores.accuracy > 0.9
@@ -242,7 +246,7 @@ def test_mistakes_are_shown_with_their_pictures(orchard: Path, tmp_path: Path) -
 
 
 def test_the_report_in_a_browser(orchard: Path, tmp_path: Path) -> None:
-    fp.evaluate(orchard / "model", orchard / "features", tmp_path / "report.html", twin_threshold=APART)
+    fp.evaluate(orchard / "model", orchard / "features", tmp_path / "report.html", near_duplicate_threshold=APART)
     for size in (PHONE, DESKTOP):
         with opened((tmp_path / "report.html").as_uri(), size=size) as page:
             assert page.page.evaluate("document.images.length") >= 3
@@ -256,9 +260,11 @@ def test_pictures_that_are_gone_leave_a_report_all_the_same(orchard: Path, tmp_p
     copy = tmp_path / "orchard"
     shutil.copytree(orchard / "in", copy)
     embed(str(copy), tmp_path / "features", labels="{split}/{label}/{name}", precision="float32")
-    fp.train(tmp_path / "features", tmp_path / "model", twin_threshold=APART)
+    fp.train(tmp_path / "features", tmp_path / "model", near_duplicate_threshold=APART)
     shutil.rmtree(copy)
-    found = fp.evaluate(tmp_path / "model", tmp_path / "features", tmp_path / "report.html", twin_threshold=APART)
+    found = fp.evaluate(
+        tmp_path / "model", tmp_path / "features", tmp_path / "report.html", near_duplicate_threshold=APART
+    )
     assert found.baselines[1].reason == "the pictures cannot be read any more"
     assert (tmp_path / "report.html").is_file()
 
@@ -276,7 +282,7 @@ def test_a_report_that_cannot_be_written_is_refused_first(orchard: Path, tmp_pat
 
 
 def test_the_commands(orchard: Path, tmp_path: Path) -> None:
-    threshold = ("--twin-threshold", str(APART))
+    threshold = ("--near-duplicate-threshold", str(APART))
     done = run_cli("train", orchard / "reduced", "--out", tmp_path / "model", "--json", *threshold)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)

@@ -56,7 +56,7 @@ def train(features: FeatureSet, out: Path, **asked: Any) -> TrainedModel:
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw pictures, press them into 6 parts, and train: models of the features, of reduced and of flat ones."""
+    """Draw pictures, embed them into 6 parts, and train: models of the features, of reduced and of flat ones."""
     folder = tmp_path_factory.mktemp("work")
     draw(folder / "in", 90)
     (folder / "in" / "Kiwi" / 'früh 柠檬, "süß".jpg').write_bytes(
@@ -70,7 +70,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_pictures_give_what_pressing_and_classifying_by_hand_give(work: Path, tmp_path: Path) -> None:
+def test_pictures_give_what_embedding_and_classifying_by_hand_give(work: Path, tmp_path: Path) -> None:
     found = fp.predict(work / "model", str(work / "in"), tmp_path / "out", images_per_part=16)
     features, model = fp.open_features(work / "features"), open_model(work / "model")
     table = found.to_table()
@@ -211,7 +211,7 @@ def test_a_killed_command_goes_on_where_it_was(work: Path, tmp_path: Path) -> No
     one, other = contents(tmp_path / "out"), contents(tmp_path / "undisturbed")
     assert one.keys() == other.keys()
     different = {Path(name).suffix for name in one if one[name] != other[name]}
-    assert different <= {".json"}  # which name the features, and those were pressed twice
+    assert different <= {".json"}  # which name the features, and those were embedded twice
     assert read_json(tmp_path / "out" / predictions.SUMMARY)["rows"] == 91
 
 
@@ -256,7 +256,7 @@ def test_a_set_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
     parts = tmp_path / "features" / "features"
 
     class Changing(Watched):
-        def run(self, task: Any, plan: Plan, shards: Any, on_beat: Any = None) -> Generator[Any]:
+        def run(self, task: Any, plan: Plan, shards: Any, on_message: Any = None) -> Generator[Any]:
             yield from super().run(task, plan, shards)
             made(tmp_path / "other", numbers(3))
             shutil.copy(tmp_path / "other" / "features" / "part-00000000.parquet", parts / "part-00000001.parquet")

@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw pictures and press them: 15 parts of 8, with three failures."""
+    """Draw pictures and embed them: 15 parts of 8, with three failures."""
     folder = tmp_path_factory.mktemp("set")
     draw(folder / "in", 117, broken=True)
     options: dict[str, Any] = {
@@ -70,7 +70,7 @@ def test_a_reduced_set_has_the_same_rows_and_failures(features: FeatureSet, tmp_
     theirs = sklearn.decomposition.PCA(12, svd_solver="full").fit(X.astype(np.float64))
     np.testing.assert_allclose(pca.explained_variance_ratio_, theirs.explained_variance_ratio_, rtol=1e-6)
     told = read_json(tmp_path / "out" / "manifest.json")
-    assert (told["listed"], told["pressed"], told["failed"], told["parts"]) == (120, 117, 3, 15)
+    assert (told["listed"], told["embedded"], told["failed"], told["parts"]) == (120, 117, 3, 15)
     assert told["reduced"]["explained_variance_ratio"] == pytest.approx(
         pca.explained_variance_ratio_.sum(), abs=1e-6
     )
@@ -169,7 +169,11 @@ def test_groups_of_parts_in_processes_give_the_same(
     heard: list[tuple[str, int, int]] = []
     with LocalEngine(2) as engine:
         spread = fp.reduce(
-            features, n_components=6, solver=solver, engine=engine, tell=lambda *news: heard.append(news)
+            features,
+            n_components=6,
+            solver=solver,
+            engine=engine,
+            on_progress=lambda p: heard.append((p.doing, p.done_bytes, p.total_bytes)),
         )
     np.testing.assert_allclose(spread.explained_variance_, alone.explained_variance_, rtol=1e-5)
     np.testing.assert_allclose(np.abs(spread.components_ @ alone.components_.T), np.eye(6), atol=1e-3)
@@ -213,7 +217,7 @@ def test_an_interrupted_reduction_is_finished_by_the_same_call(features: Feature
 
 def test_a_set_that_changes_meanwhile_is_told(features: FeatureSet, tmp_path: Path) -> None:
     class Changing(Watched):
-        def run(self, task: Any, plan: Plan, shards: Any, on_beat: Any = None) -> Generator[Any]:
+        def run(self, task: Any, plan: Plan, shards: Any, on_message: Any = None) -> Generator[Any]:
             if isinstance(task, reduction.ProjectPart):
                 path = Path(features.location) / "features" / "part-00000003.parquet"
                 shutil.copy(Path(features.location) / "features" / "part-00000004.parquet", path)

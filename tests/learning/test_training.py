@@ -36,7 +36,9 @@ def sides(n: int) -> list[str]:
 def test_a_model_is_trained_measured_and_written(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features")
     heard: list[str] = []
-    model = fp.train(features.location, tmp_path / "model", tell=lambda what, done, of: heard.append(what), **EASY)
+    model = fp.train(
+        features.location, tmp_path / "model", on_progress=lambda progress: heard.append(progress.doing), **EASY
+    )
     assert heard[0] == "reading"
     X, y = cloud(90, random_state=5)
     assert (model.predict(X) == y).mean() > 0.95
@@ -53,11 +55,11 @@ def test_a_model_is_trained_measured_and_written(tmp_path: Path) -> None:
 
 
 def test_twins_flatter_the_naive_figure(tmp_path: Path) -> None:
-    model = fp.train(turntable(tmp_path / "features"), twin_threshold=0.9, kind="knn", n_neighbors=1)
+    model = fp.train(turntable(tmp_path / "features"), near_duplicate_threshold=0.9, kind="knn", n_neighbors=1)
     naive, aware = (model.metrics[side]["scores"] for side in ("naive", "leak_aware"))
     assert naive["accuracy"] > 0.97
     assert aware["accuracy"] < naive["accuracy"] - 0.1
-    assert model.metrics["twin_threshold"] == 0.9
+    assert model.metrics["near_duplicate_threshold"] == 0.9
 
 
 def test_with_a_given_split_only_one_side_is_learned(tmp_path: Path) -> None:
@@ -77,9 +79,9 @@ def test_test_pictures_with_a_twin_in_training_are_dropped_and_counted(tmp_path:
     X, y = cloud(240)
     X[3:43:4] = X[2:42:4]  # ten test pictures are copies of training pictures
     features = made(tmp_path / "features", X, label=y.tolist(), split=sides(240), distinct=True)
-    model = fp.train(features, twin_threshold=0.9999, **EASY)
-    assert model.metrics["naive"]["n_twins"] == 0
-    assert model.metrics["leak_aware"]["n_twins"] == 10
+    model = fp.train(features, near_duplicate_threshold=0.9999, **EASY)
+    assert model.metrics["naive"]["n_near_duplicates"] == 0
+    assert model.metrics["leak_aware"]["n_near_duplicates"] == 10
     assert model.metrics["leak_aware"]["n_test"] == 50
 
 
@@ -110,8 +112,8 @@ def test_where_twins_are_too_many_to_look_for_fewer_are_measured(
 
 def test_streamed_regularisation_is_that_of_the_measurement(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", 900, spread=3.0)
-    whole = fp.train(features, twin_threshold=0.99)
-    streamed = fp.train(features, twin_threshold=0.99, in_memory_bytes=4 * 15 * 899)
+    whole = fp.train(features, near_duplicate_threshold=0.99)
+    streamed = fp.train(features, near_duplicate_threshold=0.99, in_memory_bytes=4 * 15 * 899)
     assert streamed.classifier.regularization_ == whole.classifier.regularization_
     assert "one_by_one" in streamed.classifier._arrays
 

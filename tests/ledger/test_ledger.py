@@ -215,7 +215,7 @@ def test_a_later_generation_has_names_of_its_own(plan: Plan) -> None:
 
 def receipt(shard: int, **changes: Any) -> Receipt:
     values: dict[str, Any] = {
-        "shard": shard, "generation": 1, "listed": 3, "pressed": 2, "failed": 1, "failed_by_kind": {"read: x": 1},
+        "shard": shard, "generation": 1, "listed": 3, "embedded": 2, "failed": 1, "failed_by_kind": {"read: x": 1},
         "bytes_read": 10, "seconds": 1.0, "precision": "float32", "cpu": "c", "host": "h", "versions": {},
     }  # fmt: skip
     return Receipt(**{**values, **changes})
@@ -279,7 +279,7 @@ def test_a_damaged_receipt_is_none_and_is_written_anew(plan: Plan, data: bytes) 
 
 def test_what_a_lost_part_left_gives_way_to_what_the_new_part_says(plan: Plan) -> None:
     ledger.settle_shard(plan, receipt(0, host="the first"), FAILURES)
-    new = receipt(0, host="the second", pressed=3, failed=0, failed_by_kind={})
+    new = receipt(0, host="the second", embedded=3, failed=0, failed_by_kind={})
     ledger.settle_shard(plan, new, [])
     assert ledger.read_receipt(plan, 0) == new
     assert list(plan.storage.list("failures")) == []
@@ -297,7 +297,7 @@ def test_totals_add_up() -> None:
     totals = Totals()
     totals.add(receipt(0))
     totals.add(receipt(1, precision="bfloat16", failed_by_kind={"read: x": 0, "decode: z": 1}))
-    assert (totals.parts, totals.listed, totals.pressed, totals.failed, totals.bytes_read) == (2, 6, 4, 2, 20)
+    assert (totals.parts, totals.listed, totals.embedded, totals.failed, totals.bytes_read) == (2, 6, 4, 2, 20)
     assert totals.failed_by_kind == {"read: x": 1, "decode: z": 1}
     assert totals.precisions == {"float32": 2, "bfloat16": 2}
     assert totals.cpus == {"c": 4}

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from featurepress.embedding.shard import press_pictures
+from featurepress.embedding.inference import embed_images
 from featurepress.errors import ModelError
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import find_card
@@ -143,17 +143,17 @@ def identity(path: Path, side: int = 6) -> Path:
     return save(path, [node], [], ["N", side, side, 3], ("same", ["N", side, side, 3]))
 
 
-# -- pressing ------------------------------------------------------------------------------------------------
+# -- embedding ------------------------------------------------------------------------------------------------
 
 
 def ready(path: Path, **choices: Any) -> ModelCard:
     """Make a file ready with what the user says of it."""
-    return prepare(str(path), Choices(**choices), tell=lambda what, done, of: None)
+    return prepare(str(path), Choices(**choices), on_progress=lambda progress: None)
 
 
 def features(card: ModelCard, levels: Sequence[Array], pooling: str = "avg") -> Array:
-    """Press pictures as a run does."""
-    return press_pictures(card.backbone(pooling), "float32", list(levels))
+    """Embed pictures as a run does."""
+    return embed_images(card.backbone(pooling), "float32", list(levels))
 
 
 # -- being refused -------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def kept() -> list[Path]:
 
 
 def refused(path: Path) -> str:
-    """Give the one line by which a file is refused, to be pressed and to be listed."""
+    """Give the one line by which a file is refused, to be embedded and to be listed."""
     with pytest.raises(ModelError) as caught:
         find_card(str(path))
     assert "\n" not in str(caught.value)

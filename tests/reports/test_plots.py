@@ -20,13 +20,13 @@ from featurepress.reports.plots import (
     MOST_CLASSES,
     MOST_POINTS,
     components_for,
-    confusion_picture,
+    confusion_plot,
     drawn_rows,
-    learning_picture,
-    map_picture,
-    reliability_picture,
+    learning_curve_plot,
+    map_plot,
+    reliability_plot,
     shown_classes,
-    variance_picture,
+    variance_plot,
 )
 
 # What breaks a drawing: formulas, markup, hidden names, other scripts, what cannot be printed, very long texts.
@@ -77,14 +77,14 @@ def mixed(n: int, n_wrong: int, n_right: int = 20) -> npt.NDArray[np.int64]:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: variance_picture([0.5, 0.3, 0.1]),
-        lambda: variance_picture(0.9 ** np.arange(500) * 0.1),
-        lambda: map_picture(rows(300)),
-        lambda: map_picture(rows(300), np.array(["a", "b", ""] * 100)),
-        lambda: confusion_picture(mixed(3, 1), ["a", "b", "c"]),
-        lambda: confusion_picture(mixed(60, 30), [f"class {i}" for i in range(60)]),
-        lambda: reliability_picture(BINS),
-        lambda: learning_picture(POINTS),
+        lambda: variance_plot([0.5, 0.3, 0.1]),
+        lambda: variance_plot(0.9 ** np.arange(500) * 0.1),
+        lambda: map_plot(rows(300)),
+        lambda: map_plot(rows(300), np.array(["a", "b", ""] * 100)),
+        lambda: confusion_plot(mixed(3, 1), ["a", "b", "c"]),
+        lambda: confusion_plot(mixed(60, 30), [f"class {i}" for i in range(60)]),
+        lambda: reliability_plot(BINS),
+        lambda: learning_curve_plot(POINTS),
     ],
 )
 def test_a_picture_is_small_crisp_and_not_blank(draw: Callable[[], bytes]) -> None:
@@ -99,16 +99,16 @@ def test_a_picture_is_small_crisp_and_not_blank(draw: Callable[[], bytes]) -> No
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda: variance_picture([0.0]),
-        lambda: variance_picture([1.0]),
-        lambda: map_picture(rows(1)),
-        lambda: map_picture(np.zeros((5, 3), np.float32), np.array(["same"] * 5)),
-        lambda: map_picture(rows(5), np.array([""] * 5)),
-        lambda: map_picture(rows(50, 1), np.array(["a", "b"] * 25)),
-        lambda: confusion_picture([[5]], ["only"]),
-        lambda: confusion_picture(np.zeros((2, 2)), ["never", "tested"]),
-        lambda: reliability_picture([Bin(3, 1.0, 0.0)]),
-        lambda: learning_picture(POINTS[1:]),
+        lambda: variance_plot([0.0]),
+        lambda: variance_plot([1.0]),
+        lambda: map_plot(rows(1)),
+        lambda: map_plot(np.zeros((5, 3), np.float32), np.array(["same"] * 5)),
+        lambda: map_plot(rows(5), np.array([""] * 5)),
+        lambda: map_plot(rows(50, 1), np.array(["a", "b"] * 25)),
+        lambda: confusion_plot([[5]], ["only"]),
+        lambda: confusion_plot(np.zeros((2, 2)), ["never", "tested"]),
+        lambda: reliability_plot([Bin(3, 1.0, 0.0)]),
+        lambda: learning_curve_plot(POINTS[1:]),
     ],
 )
 def test_little_or_nothing_to_show_is_no_trouble(draw: Callable[[], bytes]) -> None:
@@ -117,8 +117,8 @@ def test_little_or_nothing_to_show_is_no_trouble(draw: Callable[[], bytes]) -> N
 
 def test_anyones_labels_are_drawn_without_a_warning() -> None:
     n = len(LABELS)
-    assert n_colours(map_picture(rows(10 * n), np.array(LABELS * 10, object).astype(np.str_))) >= 3
-    assert n_colours(confusion_picture(mixed(n, n - 1), LABELS)) >= 3
+    assert n_colours(map_plot(rows(10 * n), np.array(LABELS * 10, object).astype(np.str_))) >= 3
+    assert n_colours(confusion_plot(mixed(n, n - 1), LABELS)) >= 3
 
 
 def test_letters_that_no_font_has_are_escapes_and_long_names_lose_their_middle() -> None:
@@ -138,7 +138,7 @@ def test_letters_that_no_font_has_are_escapes_and_long_names_lose_their_middle()
 def test_how_many_components_reach_a_share() -> None:
     shares = [0.5, 0.3, 0.1, 0.05]
     assert [components_for(shares, share) for share in (0.5, 0.51, 0.8, 0.9, 0.95, 0.96)] == [1, 2, 2, 3, 4, None]
-    assert variance_picture(shares) != variance_picture([0.5, 0.3, 0.1, 0.04])
+    assert variance_plot(shares) != variance_plot([0.5, 0.3, 0.1, 0.04])
 
 
 def test_a_map_draws_so_many_points_and_no_more() -> None:
@@ -147,14 +147,14 @@ def test_a_map_draws_so_many_points_and_no_more() -> None:
     assert len(set(drawn.tolist())) == MOST_POINTS
     assert (np.bincount(drawn // 5_000) > 3_500).all()  # from everywhere
     Z = np.zeros((MOST_POINTS + 5_000, 2), np.float32)
-    assert map_picture(Z) != map_picture(Z[:MOST_POINTS])  # which says that they are all
+    assert map_plot(Z) != map_plot(Z[:MOST_POINTS])  # which says that they are all
 
 
 def test_a_map_names_the_most_frequent_labels() -> None:
     labels = np.array([f"label {i}" for i in range(30) for _ in range(30 - i)] + [""] * 100)
     assert plots._most_frequent(labels) == sorted(f"label {i}" for i in range(20))
-    coloured = n_colours(map_picture(rows(len(labels)), labels))
-    assert coloured > n_colours(map_picture(rows(len(labels)))) + 5
+    coloured = n_colours(map_plot(rows(len(labels)), labels))
+    assert coloured > n_colours(map_plot(rows(len(labels)))) + 5
 
 
 def test_a_confusion_matrix_shows_all_classes_while_they_can_be_read() -> None:
@@ -175,16 +175,16 @@ def test_mistakes_into_classes_that_are_not_shown_have_a_column() -> None:
     labels = [f"class {i}" for i in range(100)]
     counts = mixed(100, 90)
     counts[:40, 99] = 0
-    without = pixels(confusion_picture(counts, labels))
+    without = pixels(confusion_plot(counts, labels))
     counts[:40, 99] = 1  # too few to be among the pairs
-    assert pixels(confusion_picture(counts, labels)).shape == without.shape
-    assert (pixels(confusion_picture(counts, labels)) != without).any()
+    assert pixels(confusion_plot(counts, labels)).shape == without.shape
+    assert (pixels(confusion_plot(counts, labels)) != without).any()
 
 
 @pytest.mark.parametrize(("counts", "labels"), [([[1, 2]], ["a"]), ([[1]], ["a", "b"]), ([], [])])
 def test_a_matrix_that_does_not_fit_its_labels_is_refused(counts: list[list[int]], labels: list[str]) -> None:
     with pytest.raises(AnalysisError, match="a row and a column for each"):
-        confusion_picture(counts, labels)
+        confusion_plot(counts, labels)
 
 
 def test_nothing_of_matplotlib_is_changed_or_loaded_for_others() -> None:

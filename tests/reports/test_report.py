@@ -15,7 +15,7 @@ from PIL import Image
 
 from featurepress.analysis.evaluation import Baseline, Evaluation, LearningPoint, Measured, Mistake
 from featurepress.analysis.scores import Scores, score
-from featurepress.reports.report import MOST_TILES, evaluation_page, map_rows, reduction_page, reduction_pictures
+from featurepress.reports.report import MOST_TILES, evaluation_page, map_rows, reduction_page, reduction_plots
 from tests.browser import DESKTOP, PHONE, opened
 from tests.features.feature_sets import made as made_set
 from tests.features.feature_sets import numbers
@@ -65,8 +65,8 @@ def made(labels: Sequence[str] = ("apple", "banana", "cherry"), **changes: Any) 
         },
         features="later-features",
         split="drawn",
-        twin_rule="what 99 of 100 pictures do not reach with any picture of another label",
-        twin_threshold=0.93,
+        near_duplicate_rule="what 99 of 100 pictures do not reach with any picture of another label",
+        near_duplicate_threshold=0.93,
         naive=Measured(900, 340, scores=scored(labels, 340, 4.0)),
         leak_aware=Measured(900, 300, 40, scores=scored(labels)),
         mistakes=mistakes,
@@ -232,7 +232,7 @@ def test_the_reduction_says_how_many_components_keep_what() -> None:
 
 def test_pictures_that_are_drawn_already_are_taken() -> None:
     Z = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    pictures = reduction_pictures([0.5, 0.3, 0.1], Z, None)
+    pictures = reduction_plots([0.5, 0.3, 0.1], Z, None)
     page = Outline(reduction_page([0.5, 0.3, 0.1], Z, None, facts={}, pictures=pictures))
     found = [base64.b64decode(str(said["src"]).partition(",")[2]) for said in page.all("img")]
     assert found == [pictures["variance"], pictures["map"]]

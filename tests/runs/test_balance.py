@@ -13,8 +13,8 @@ import pytest
 
 import featurepress as fp
 from featurepress.errors import TooManyFailuresError
-from featurepress.runs.tasks import Press
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.tasks import EmbedShard
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import ABORT, InlineEngine
 from tests.running import draft, draw, embed, leftovers, read_failures, read_footers, read_json, read_rows
 
@@ -71,8 +71,8 @@ def plant_every_kind_of_bad_file(folder: Path) -> dict[str, tuple[str, str]]:
     }
 
 
-class ChangingTheFolder(Press):
-    """Presses after having changed some images that are listed already."""
+class ChangingTheFolder(EmbedShard):
+    """Embeds after having changed some images that are listed already."""
 
     def __call__(self, plan: Any, shard: int) -> Any:
         folder = Path(plan.sources[0].location)
@@ -90,16 +90,16 @@ def assert_balanced(out: Path, n_listed: int) -> None:
     footers = read_footers(out)
     rows, failures = read_rows(out), read_failures(out)
     assert manifest["listed"] == listing["images"] == n_listed
-    assert manifest["pressed"] == len(rows)
+    assert manifest["embedded"] == len(rows)
     assert manifest["failed"] == len(failures)
     assert n_listed == len(rows) + len(failures)
     assert not set(rows) & {uri for uri, _, _ in failures}
     assert receipts == [footer["receipt"] for footer in footers]
     assert [tuple(row) for footer in footers for row in footer["failures"]] == failures
-    for name in ("listed", "pressed", "failed", "bytes_read"):
+    for name in ("listed", "embedded", "failed", "bytes_read"):
         assert manifest[name] == sum(receipt[name] for receipt in receipts), name
     for receipt in receipts:
-        assert receipt["listed"] == receipt["pressed"] + receipt["failed"]
+        assert receipt["listed"] == receipt["embedded"] + receipt["failed"]
         assert receipt["failed"] == sum(receipt["failed_by_kind"].values())
     for kind, count in manifest["failed_by_kind"].items():
         assert count == sum(f"{stage}: {reason.partition(':')[0]}" == kind for _, stage, reason in failures), kind
@@ -114,7 +114,7 @@ def test_a_folder_with_every_kind_of_bad_file_balances(tmp_path: Path, images_pe
     limits: dict[str, Any] = {"max_bytes": MAX_BYTES, "max_pixels": MAX_PIXELS, "images_per_part": images_per_part}
     plan = draft(out, source, labels="parent", **limits)
     with pytest.raises(TooManyFailuresError):
-        press_plan(plan, engine=InlineEngine(), press=ChangingTheFolder())
+        run_plan(plan, engine=InlineEngine(), task=ChangingTheFolder())
     assert_balanced(out, 13 + len(bad))
     assert len(read_rows(out)) == 13
     found = {Path(uri).name: (stage, reason) for uri, stage, reason in read_failures(out)}
@@ -139,7 +139,7 @@ def test_with_all_files_the_rest_is_listed_too(tmp_path: Path) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
     plant_every_kind_of_bad_file(source)
     plan = draft(out, source, all_files=True, max_failures=1.0, max_bytes=MAX_BYTES, max_pixels=MAX_PIXELS)
-    press_plan(plan, engine=InlineEngine())
+    run_plan(plan, engine=InlineEngine())
     assert_balanced(out, 13 + 12 + 1)
     assert read_json(out / "manifest.json")["skipped"] == {"dot file": 1, "not a regular file": 1}
     assert str(source / "notes.txt") in {uri for uri, _, _ in read_failures(out)}
@@ -154,7 +154,7 @@ def test_an_unreadable_folder_and_file_are_failures(tmp_path: Path) -> None:
     locked.write_bytes(b"x")
     locked.chmod(0)
     try:
-        press_plan(draft(out, source, max_failures=1.0), engine=InlineEngine())
+        run_plan(draft(out, source, max_failures=1.0), engine=InlineEngine())
     finally:
         (source / "secret").chmod(0o700)
     assert {(stage, reason) for _, stage, reason in read_failures(out)} == {
@@ -186,7 +186,7 @@ def test_a_part_with_failures_only_is_a_part(tmp_path: Path) -> None:
     source, out = draw(tmp_path / "in", 4), tmp_path / "out"
     for i in range(4):
         (source / f"zz{i}.jpg").write_bytes(b"" if i else ABORT)
-    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
     assert_balanced(out, 8)
-    assert [footer["receipt"]["pressed"] for footer in read_footers(out)] == [4, 0]
+    assert [footer["receipt"]["embedded"] for footer in read_footers(out)] == [4, 0]
     assert fp.open_features(out).to_numpy().shape == (4, 12)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import featurepress as fp
-from featurepress.demo.orchard import draw_pictures
+from featurepress.demo.orchard import draw_images
 from tests.running import PATIENCE_SECONDS, embed, read_json, run_cli, started, wait_until
 from tests.servers.fixtures import Faulty
 from tests.servers.listing import Listing
@@ -44,7 +44,7 @@ def read_set(server: FastS3, bucket: str, prefix: str) -> dict[str, Any]:
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw many small pictures, with some among them that are none."""
     folder = tmp_path_factory.mktemp("many")
-    drawn = draw_pictures(folder, 250, image_size_px=24)
+    drawn = draw_images(folder, 250, image_size_px=24)
     contents = [path.read_bytes() for path in drawn]
     for path in drawn:
         path.unlink()
@@ -110,7 +110,7 @@ def test_a_driver_killed_ten_times_and_finished_elsewhere(fast_s3: FastS3, pictu
     assert fp.open_features(out).is_complete
 
 
-def test_a_million_keys_are_pressed_while_they_are_listed(listing: Listing, tmp_path: Path) -> None:
+def test_a_million_keys_are_embedded_while_they_are_listed(listing: Listing, tmp_path: Path) -> None:
     listing.make(1_000_000)
     out = tmp_path / "out"
     began = time.monotonic()
@@ -137,7 +137,7 @@ def test_a_million_keys_are_pressed_while_they_are_listed(listing: Listing, tmp_
 def few(fast_s3: FastS3, tmp_path: Path) -> str:
     """Give a bucket with some pictures in ``in/``."""
     bucket = fast_s3.bucket()
-    drawn = draw_pictures(tmp_path / "few", 30, image_size_px=24)
+    drawn = draw_images(tmp_path / "few", 30, image_size_px=24)
     fast_s3.put(bucket, {f"in/{path.parent.name}/{path.name}": path.read_bytes() for path in drawn})
     return bucket
 
@@ -250,7 +250,7 @@ def test_a_destination_inside_the_source_is_left_out_and_counted(fast_s3: FastS3
     assert again.summary.skipped == {"feature set": 2}
 
 
-def test_odd_keys_are_pressed_like_any_other(fast_s3: FastS3, few: str) -> None:
+def test_odd_keys_are_embedded_like_any_other(fast_s3: FastS3, few: str) -> None:
     picture = fast_s3.get(few, fast_s3.keys(few)[0])
     odd = [
         "a//b.jpg",
@@ -289,7 +289,7 @@ def test_update_and_retry_in_a_bucket(fast_s3: FastS3, few: str) -> None:
 
 def test_each_store_from_end_to_end(each_store: Any, tmp_path: Path) -> None:
     bucket = each_store.bucket()
-    drawn = draw_pictures(tmp_path / "drawn", 12, image_size_px=24)
+    drawn = draw_images(tmp_path / "drawn", 12, image_size_px=24)
     each_store.put(bucket, {f"in/kind{i % 3}/{i:02d}.jpg": path.read_bytes() for i, path in enumerate(drawn)})
     source, out = each_store.url(bucket, "in/"), each_store.url(bucket, "sets/out")
     features = embed(source, out, labels="parent")

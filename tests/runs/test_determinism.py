@@ -10,7 +10,7 @@ import pytest
 
 import featurepress as fp
 from featurepress.engines import LocalEngine
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine
 from tests.running import assert_same_result, draft, draw, embed, read_json, read_rows
 
@@ -82,7 +82,7 @@ def test_image_by_image_gives_the_same_files(tmp_path: Path, source: Path, one_w
 def test_the_engine_changes_no_file(tmp_path: Path, source: Path) -> None:
     """With the fake backbone in this process and in others: names, rows and failures are the same."""
     outs = [tmp_path / "here", tmp_path / "there"]
-    press_plan(draft(outs[0], source, images_per_part=8, labels="parent"), engine=InlineEngine())
+    run_plan(draft(outs[0], source, images_per_part=8, labels="parent"), engine=InlineEngine())
     with LocalEngine(2) as engine:
-        press_plan(draft(outs[1], source, images_per_part=8, labels="parent"), engine=engine)
+        run_plan(draft(outs[1], source, images_per_part=8, labels="parent"), engine=engine)
     assert_same_result(outs[1], outs[0])

@@ -12,7 +12,7 @@ import pytest
 
 from featurepress.engines import LocalEngine
 from featurepress.errors import DestinationError, StorageError
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import QuotaStorage
 from tests.running import (
     assert_only_whole_parts,
@@ -61,26 +61,26 @@ def test_a_full_quota_stops_the_run_and_more_space_lets_it_finish(tmp_path: Path
     limit.write_text(str(quota))
     for _ in range(2):  # and stops again while there is no space
         with pytest.raises(StorageError, match="no space left on device; make space and go on"):
-            press(plan)
+            embed(plan)
         assert_only_whole_parts(out)
         assert not (out / "manifest.json").exists()
         assert leftovers(out) == []
     limit.write_text("100000000")
-    press(plan)
-    press(draft(tmp_path / "plain", source, images_per_part=16))
+    embed(plan)
+    embed(draft(tmp_path / "plain", source, images_per_part=16))
     assert_same_result(out, tmp_path / "plain")
 
 
-def press(plan: object) -> None:
+def embed(plan: object) -> None:
     with LocalEngine(2) as engine:
-        press_plan(plan, engine=engine)  # type: ignore[arg-type]
+        run_plan(plan, engine=engine)  # type: ignore[arg-type]
 
 
 def test_no_space_for_the_plan_is_a_stop_with_nothing_written(tmp_path: Path, source: Path) -> None:
     (tmp_path / "quota").write_text("10")
     plan = draft(QuotaStorage(str(tmp_path / "out"), str(tmp_path / "quota")), source, limit=5)
     with pytest.raises((StorageError, DestinationError), match="no space left"):
-        press(plan)
+        embed(plan)
     assert list((tmp_path / "out").rglob("*")) == []
 
 

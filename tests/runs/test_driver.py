@@ -18,8 +18,8 @@ from featurepress.engines import LocalEngine, Task
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan
 from featurepress.progress import Progress
-from featurepress.runs.tasks import Press
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.tasks import EmbedShard
+from featurepress.runs.verbs import run_plan
 from featurepress.settings import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, available_cores
 from featurepress.specs import Receipt
 from featurepress.storage import FolderStorage
@@ -41,32 +41,32 @@ def test_progress_grows_to_the_whole(tmp_path: Path, source: Path) -> None:
     seen: list[Progress] = []
     plan = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0)
     with LocalEngine(2) as engine:
-        press_plan(plan, engine=engine, on_progress=lambda progress: seen.append(copy(progress)))
-    done = [progress.pressed + progress.failed for progress in seen]
+        run_plan(plan, engine=engine, on_progress=lambda progress: seen.append(copy(progress)))
+    done = [progress.embedded + progress.failed for progress in seen]
     assert done == sorted(done)
-    assert all(progress.pressed + progress.failed <= 33 for progress in seen)
+    assert all(progress.embedded + progress.failed <= 33 for progress in seen)
     last = seen[-1]
-    assert (last.stage, last.listed, last.pressed, last.failed) == ("done", 33, 30, 3)
+    assert (last.stage, last.listed, last.embedded, last.failed) == ("done", 33, 30, 3)
     assert not last.listing
     assert last.done_before == 0
     assert last.images_per_second > 0
     stages = list(dict.fromkeys(progress.stage for progress in seen))
-    assert stages in (["pressing", "done"], ["probing", "pressing", "done"])
+    assert stages in (["embedding", "done"], ["probing", "embedding", "done"])
 
 
 def test_progress_of_a_resumed_run_counts_what_was_done_before(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0, "format": "csv"}
-    press_plan(draft(out, source, **options), engine=InlineEngine())
+    run_plan(draft(out, source, **options), engine=InlineEngine())
     for name in ("manifest.json", "features/part-00000001.parquet", "csv/part-00000.csv"):
         (out / name).unlink()
     seen: list[Progress] = []
     with LocalEngine(1) as engine:
-        features = press_plan(
+        features = run_plan(
             draft(out, source, **options), engine=engine, on_progress=lambda p: seen.append(copy(p))
         )
     last = seen[-1]
-    assert (last.listed, last.pressed + last.failed, last.done_before) == (33, 33, 29)
+    assert (last.listed, last.embedded + last.failed, last.done_before) == (33, 33, 29)
     assert "exporting" in [progress.stage for progress in seen]
     assert features.summary.listed == 33
     assert features.summary.images_per_second * features.summary.seconds == pytest.approx(4)
@@ -80,21 +80,21 @@ class StutteringEngine(InlineEngine):
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
         for shard in shards:
-            if isinstance(task, Press):
-                on_beat(("images", shard, 0, 1))
-                on_beat(("images", shard, 0, 0))
-            yield from super().run(task, plan, [shard], on_beat)
+            if isinstance(task, EmbedShard):
+                on_message(("images", shard, 0, 1))
+                on_message(("images", shard, 0, 0))
+            yield from super().run(task, plan, [shard], on_message)
 
 
 def test_progress_takes_back_what_a_lost_attempt_has_told(tmp_path: Path, source: Path) -> None:
     seen: list[Progress] = []
     plan = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0)
-    press_plan(plan, engine=StutteringEngine(), on_progress=lambda progress: seen.append(copy(progress)))
-    assert (seen[-1].pressed, seen[-1].failed) == (30, 3)
-    assert max(progress.pressed + progress.failed for progress in seen) == 33
+    run_plan(plan, engine=StutteringEngine(), on_progress=lambda progress: seen.append(copy(progress)))
+    assert (seen[-1].embedded, seen[-1].failed) == (30, 3)
+    assert max(progress.embedded + progress.failed for progress in seen) == 33
 
 
 class Watched(MemoryStorage):
@@ -112,11 +112,11 @@ class Watched(MemoryStorage):
 def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: Path) -> None:
     storage = Watched()
     options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0}
-    press_plan(draft(storage, source, **options), engine=InlineEngine())
+    run_plan(draft(storage, source, **options), engine=InlineEngine())
     for name in ("manifest.json", "receipts/part-00000001.json", "features/part-00000002.parquet"):
         del storage.objects[name]
     storage.deleted.clear()
-    assert press_plan(draft(storage, source, **options), engine=InlineEngine()).summary.listed == 33
+    assert run_plan(draft(storage, source, **options), engine=InlineEngine()).summary.listed == 33
     assert {name.partition("/")[0] for name in storage.deleted} <= {"attempts", "failures"}
 
 
@@ -129,7 +129,7 @@ def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
 
 
 def asking(**options: Any) -> Plan:
-    """Plan to press nothing, with some settings."""
+    """Plan to embed nothing, with some settings."""
     return draft(MemoryStorage(), memory_source({}), **options)
 
 
@@ -171,16 +171,16 @@ class ForgetfulEngine(InlineEngine):
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
-        self.runs += isinstance(task, Press)
-        left_out = 2 if self.runs == 1 and isinstance(task, Press) else -1
-        return super().run(task, plan, (shard for shard in shards if shard != left_out), on_beat)
+        self.runs += isinstance(task, EmbedShard)
+        left_out = 2 if self.runs == 1 and isinstance(task, EmbedShard) else -1
+        return super().run(task, plan, (shard for shard in shards if shard != left_out), on_message)
 
 
-def test_a_shard_that_the_engine_forgot_is_pressed(tmp_path: Path, source: Path) -> None:
+def test_a_shard_that_the_engine_forgot_is_embedded(tmp_path: Path, source: Path) -> None:
     engine, out = ForgetfulEngine(), tmp_path / "out"
-    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=engine)
+    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=engine)
     assert engine.runs == 2
     assert len(read_rows(out)) + len(read_failures(out)) == 33
     assert read_json(out / "manifest.json")["listed"] == 33
@@ -194,13 +194,13 @@ def test_a_source_that_goes_away_under_a_plan_is_a_stop_that_can_be_resumed(tmp_
     assert ledger.create_plan(plan)
     here.rename(away)
     with pytest.raises(StoppedError, match=r"The listing stopped: .*here") as caught:
-        press_plan(plan, engine=InlineEngine())
+        run_plan(plan, engine=InlineEngine())
     assert caught.value.exit_code == 1
     away.rename(here)
-    assert press_plan(plan, engine=InlineEngine()).summary.listed == 33
+    assert run_plan(plan, engine=InlineEngine()).summary.listed == 33
 
 
-class LossyPress(Press):
+class LossyPress(EmbedShard):
     """Loses images of shard 1, the first time or always."""
 
     always = False
@@ -221,12 +221,12 @@ class AlwaysLossyPress(LossyPress):
     always = True
 
 
-def test_a_shard_that_does_not_balance_is_pressed_again(tmp_path: Path, source: Path) -> None:
+def test_a_shard_that_does_not_balance_is_embedded_again(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine(), press=LossyPress())
+    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine(), task=LossyPress())
     assert len(read_rows(out)) + len(read_failures(out)) == 33
     receipts = [read_json(path) for path in out.glob("receipts/*")]
-    assert all(one["listed"] == one["pressed"] + one["failed"] for one in receipts)
+    assert all(one["listed"] == one["embedded"] + one["failed"] for one in receipts)
     assert sum(one["listed"] for one in receipts) == 33
 
 
@@ -234,19 +234,19 @@ def test_a_run_whose_images_go_missing_is_never_called_complete(tmp_path: Path, 
     out = tmp_path / "out"
     plan = draft(out, source, images_per_part=4, max_failures=1.0)
     with pytest.raises(StoppedError, match="does not balance"):
-        press_plan(plan, engine=InlineEngine(), press=AlwaysLossyPress())
+        run_plan(plan, engine=InlineEngine(), task=AlwaysLossyPress())
     assert not (out / "manifest.json").exists()
 
 
 def test_a_receipt_of_another_run_does_not_balance(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
     (out / "manifest.json").unlink()
     path = out / "receipts" / "part-00000003.json"
     values = read_json(path)
-    path.write_text(json.dumps({**values, "listed": 3, "pressed": 3, "failed": 0, "failed_by_kind": {}}))
+    path.write_text(json.dumps({**values, "listed": 3, "embedded": 3, "failed": 0, "failed_by_kind": {}}))
     with pytest.raises(StoppedError, match=r"33 images are listed.*tell of 32.*changed by something else"):
-        press_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+        run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
     assert not (out / "manifest.json").exists()
 
 
@@ -259,15 +259,15 @@ def test_a_run_that_is_stopped_drops_its_shards_in_flight(tmp_path: Path, source
     slow = memory_source(images, delay_seconds=0.06)
 
     def stop(progress: Progress) -> None:
-        if progress.pressed:  # of the one shard, 16 images are read and 14 are not
+        if progress.embedded:  # of the one shard, 16 images are read and 14 are not
             raise KeyboardInterrupt
 
     with LocalEngine(1) as engine, pytest.raises(KeyboardInterrupt):
-        press_plan(draft(tmp_path / "out", slow), engine=engine, on_progress=stop)
+        run_plan(draft(tmp_path / "out", slow), engine=engine, on_progress=stop)
     assert list((tmp_path / "out" / "attempts").iterdir()) == []
     assert not (tmp_path / "out" / "features").exists()
     assert not (tmp_path / "out" / "manifest.json").exists()
-    assert press_plan(draft(tmp_path / "out", slow), engine=InlineEngine()).summary.pressed == 30
+    assert run_plan(draft(tmp_path / "out", slow), engine=InlineEngine()).summary.embedded == 30
 
 
 def test_the_plan_of_another_driver_that_came_first_is_taken_over(tmp_path: Path, source: Path) -> None:
@@ -277,10 +277,10 @@ def test_the_plan_of_another_driver_that_came_first_is_taken_over(tmp_path: Path
         def prepare(self) -> None:
             super().prepare()
             rival = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0, workers=3)
-            press_plan(rival, engine=InlineEngine())
+            run_plan(rival, engine=InlineEngine())
 
     plan = draft(Overtaken(str(tmp_path / "out")), source, images_per_part=4, max_failures=1.0)
-    features = press_plan(plan, engine=InlineEngine())
+    features = run_plan(plan, engine=InlineEngine())
     assert features.plan.run_id != plan.run_id
     assert features.plan.run_id == read_json(tmp_path / "out" / "plan" / "plan.json")["run_id"]
     assert features.summary.listed == 33

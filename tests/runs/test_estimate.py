@@ -10,7 +10,7 @@ import pytest
 from featurepress.engines import LocalEngine
 from featurepress.errors import DestinationError, PlanMismatchError, SettingError
 from tests.running import draw, embed, estimate, snapshot
-from tests.runs.test_verbs import press
+from tests.runs.test_verbs import embed_into
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_an_estimate_is_never_too_small(tmp_path: Path, options: dict[str, Any])
 
 
 def test_an_estimate_refuses_what_the_run_would_refuse(tmp_path: Path, pictures: Path) -> None:
-    press(tmp_path / "out", pictures)
+    embed_into(tmp_path / "out", pictures)
     with pytest.raises(PlanMismatchError):
         estimate(pictures, tmp_path / "out", pooling="max")
     with pytest.raises(DestinationError):

@@ -11,7 +11,7 @@ import pytest
 
 import featurepress as fp
 from featurepress import ledger
-from featurepress.embedding.shard import press_shard
+from featurepress.embedding.shard import embed_shard
 from featurepress.errors import StoppedError, StorageError
 from featurepress.images import decode
 from featurepress.ledger import References
@@ -151,12 +151,12 @@ def test_a_worker_that_slept_does_not_replace_a_part_of_a_later_generation(world
     assert (world.out / "plan" / "g2" / f"part-{shard:08d}.parquet").exists()
     before = snapshot(world.out)
     with pytest.raises(StoppedError, match="has gone on to generation 3 while this run was at generation 2"):
-        press_shard(plan_of(world, 2), shard)
+        embed_shard(plan_of(world, 2), shard)
     assert snapshot(world.out) == before
     world.assert_up_to_date(tmp_path)
 
 
-def test_a_worker_that_sleeps_while_it_presses_does_not_either(
+def test_a_worker_that_sleeps_while_it_embeds_does_not_either(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.change()
@@ -171,21 +171,21 @@ def test_a_worker_that_sleeps_while_it_presses_does_not_either(
             world.update()
         return decode(data, max_pixels=max_pixels)
 
-    # Of the revised parts, one in which something is pressed.
+    # Of the revised parts, one in which something is embedded.
     shard = next(
         shard
         for shard in sorted(ledger.revised_shards(plan_of(world, 2)))
         if not all(ledger.read_revision(plan_of(world, 2), shard).carried)
     )
     with contextlib.suppress(StoppedError):
-        press_shard(plan_of(world, 2), shard, sleep)
+        embed_shard(plan_of(world, 2), shard, sleep)
     assert slept == [True]
     assert generations_of_parts(world)[shard] >= 2
     world.update()
     world.assert_up_to_date(tmp_path)
 
 
-def test_a_revision_that_came_too_late_is_pressed_before_anything_else(world: World, tmp_path: Path) -> None:
+def test_a_revision_that_came_too_late_is_embedded_before_anything_else(world: World, tmp_path: Path) -> None:
     """A second driver saw one more change, committed it, and died; the first one declared the set complete."""
     world.change()
     world.update()
@@ -219,7 +219,7 @@ def test_an_update_finishes_a_revision_that_came_too_late_and_goes_on(world: Wor
 
 
 def test_rows_are_carried_over_unread_only_from_the_part_that_was_compared(world: World, tmp_path: Path) -> None:
-    """Between the comparison and the pressing, the part became another one."""
+    """Between the comparison and the embedding, the part became another one."""
     world.change()
     world.update()
     shard = next(shard for shard, generation in generations_of_parts(world).items() if generation == 2)
@@ -228,9 +228,9 @@ def test_rows_are_carried_over_unread_only_from_the_part_that_was_compared(world
     plan = ledger.next_plan(plan_of(world, 2), "update")
     ledger.create_plan(plan)
     ledger.commit_revision(plan, shard, wrong, len(refs))
-    receipt = press_shard(plan, shard)
+    receipt = embed_shard(plan, shard)
     assert receipt.bytes_read == sum(ref.size for ref in refs)
-    assert (receipt.carried, receipt.pressed, receipt.failed) == (len(refs), len(refs), 0)
+    assert (receipt.carried, receipt.embedded, receipt.failed) == (len(refs), len(refs), 0)
 
 
 # -- power cuts and losses -----------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_a_lost_part_without_images_has_lost_nothing(world: World, tmp_path: Pat
     world.assert_up_to_date(tmp_path)
 
 
-def test_a_lost_part_is_pressed_anew_though_its_rows_should_have_been_carried_over(
+def test_a_lost_part_is_embedded_anew_though_its_rows_should_have_been_carried_over(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.change()

@@ -11,13 +11,13 @@ import pytest
 
 import featurepress as fp
 from featurepress import ledger
-from featurepress.embedding.shard import press_shard
+from featurepress.embedding.shard import embed_shard
 from featurepress.errors import StorageError, TooManyFailuresError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import References
 from featurepress.ledger.layout import Layout, Tier
 from featurepress.ledger.names import part_name
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.storage import Data, FolderStorage
 from featurepress.testing import InlineEngine
 from tests.running import draft, read_failures, read_footers, read_json, read_rows
@@ -157,7 +157,7 @@ def test_what_another_driver_does_while_the_sums_are_made_is_in_them(
     assert world.update().is_complete
     monkeypatch.undo()
     assert others == [1]
-    assert read_json(world.out / "manifest.json")["pressed"] == len(read_rows(world.out))
+    assert read_json(world.out / "manifest.json")["embedded"] == len(read_rows(world.out))
     world.assert_up_to_date(tmp_path)
 
 
@@ -191,7 +191,7 @@ class Chunked(World):
 
     def embed(self, out: Path) -> FeatureSet:
         plan = replace(draft(out, self.source, **self.options), layout=Layout((Tier(4, 2),)))
-        return press_plan(plan, engine=InlineEngine())
+        return run_plan(plan, engine=InlineEngine())
 
 
 def test_a_chunk_of_another_driver_never_makes_ours_too_large(
@@ -259,4 +259,4 @@ def test_what_an_earlier_generation_has_lost_is_made_again_while_a_later_one_is_
     mend(world)
     world.assert_up_to_date(tmp_path)
     with pytest.raises(fp.FeaturepressError, match="has gone on to generation 3"):
-        press_shard(plan_of(world, 2), min(ledger.revised_shards(plan_of(world, 2))))
+        embed_shard(plan_of(world, 2), min(ledger.revised_shards(plan_of(world, 2))))

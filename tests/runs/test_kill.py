@@ -35,7 +35,7 @@ VICTIMS = ("driver", "group", "worker", "driver", "group then driver at once")
 class Undisturbed:
     source: Path
     out: Path
-    pressing_seconds: float
+    embedding_seconds: float
 
 
 def options(source: Path, out: Path) -> list[str | Path]:
@@ -89,7 +89,7 @@ def begin_and_kill(
 
 def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, undisturbed: Undisturbed) -> None:
     rng = random.Random(20260731)
-    startup_seconds = 0.6  # of a run that finds its plan, at the least: most kills shall hit the pressing
+    startup_seconds = 0.6  # of a run that finds its plan, at the least: most kills shall hit the embedding
     n_landed, n_finished, destination = 0, 0, 0
     for attempt in range(3 * N_KILLS):
         if n_landed == N_KILLS:
@@ -100,7 +100,7 @@ def test_kill_9_at_random_moments_changes_nothing(tmp_path: Path, undisturbed: U
         if attempt % 2 and not is_new:
             command = ["resume", out, "--workers", str(rng.choice((1, 2)))]
         earliest = 0.0 if is_new or attempt % 4 == 0 else startup_seconds
-        delay = earliest + rng.uniform(0.0, undisturbed.pressing_seconds / 3)
+        delay = earliest + rng.uniform(0.0, undisturbed.embedding_seconds / 3)
         n_landed += begin_and_kill(command, out, delay, VICTIMS[attempt % len(VICTIMS)], rng)
         assert_only_whole_parts(out)
         if (out / "manifest.json").exists():

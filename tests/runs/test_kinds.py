@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import featurepress as fp
-from featurepress.demo.orchard import draw_pictures
+from featurepress.demo.orchard import draw_images
 from featurepress.errors import SourceError
 from featurepress.features.feature_set import FeatureSet
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.settings import Settings
 from featurepress.sources import describe
 from featurepress.storage import FolderStorage
@@ -64,14 +64,14 @@ KINDS: dict[str, tuple[str, Callable[[Path, Labelled], None], dict[str, Any]]] =
 @pytest.fixture
 def images(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
     """Draw pictures with labels."""
-    drawn = draw_pictures(tmp_path / "drawn", 30, image_size_px=24)
+    drawn = draw_images(tmp_path / "drawn", 30, image_size_px=24)
     return {f"{i:03d}": (path.read_bytes(), path.parent.name) for i, path in enumerate(sorted(drawn))}
 
 
-def press(out: Path, *locations: Path, **options: Any) -> FeatureSet:
+def embed(out: Path, *locations: Path, **options: Any) -> FeatureSet:
     settings = Settings.from_options(**options)
     specs = describe([str(one) for one in locations], settings.listing, destination=str(out))
-    return press_plan(PlanMaker(FolderStorage(str(out)))(*specs, **options), engine=InlineEngine())
+    return run_plan(PlanMaker(FolderStorage(str(out)))(*specs, **options), engine=InlineEngine())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -81,7 +81,7 @@ def test_every_image_is_a_row_with_its_label(
     name, write, options = KINDS[kind]
     images["010"] = (b"no picture", "broken")
     write(tmp_path / name, images)
-    features = press(tmp_path / "out", tmp_path / name, **options)
+    features = embed(tmp_path / "out", tmp_path / name, **options)
     assert features.summary.listed == 30
     assert [reason for _, _, reason in read_failures(tmp_path / "out")] == ["not an image"]
     labels = [label for data, label in images.values() if data != b"no picture"]
@@ -91,14 +91,14 @@ def test_every_image_is_a_row_with_its_label(
     if kind != "list":
         assert list(rows) == [uri for uri in features.uris if uri.startswith(f"{tmp_path / name}#")]
         assert [row.label for row in rows.values()] == labels  # in the order of the members, or rows
-    assert "label" not in press(tmp_path / "none", tmp_path / name, **{**options, "labels": "none"}).schema.names
+    assert "label" not in embed(tmp_path / "none", tmp_path / name, **{**options, "labels": "none"}).schema.names
 
 
 def test_a_part_holds_members_of_one_archive(tmp_path: Path, images: dict[str, tuple[bytes, str]]) -> None:
     names = list(images)
     for i, some in enumerate((names[:11], names[11:25], names[25:])):
         write_tar(tmp_path / f"{i}.tar", {name: images[name] for name in some})
-    press(tmp_path / "out", tmp_path / "{0..2}.tar", images_per_part=5)
+    embed(tmp_path / "out", tmp_path / "{0..2}.tar", images_per_part=5)
     parts = [pq.read_table(path)["uri"].to_pylist() for path in sorted((tmp_path / "out").glob("features/*"))]
     assert [len({uri.partition("#")[0] for uri in part}) for part in parts] == [1] * len(parts)
     assert [len(part) for part in parts] == [5, 6, 7, 7, 5]
@@ -109,14 +109,14 @@ def test_an_update_of_what_is_inside(tmp_path: Path, images: dict[str, tuple[byt
     name, write, options = KINDS[kind]
     options = {**options, "images_per_part": 8}
     write(tmp_path / name, images)
-    press(tmp_path / "out", tmp_path / name, **options)
+    embed(tmp_path / "out", tmp_path / name, **options)
     images["003"] = (images["003"][0] + b" ", images["003"][1])
     images["005"] = (images["005"][0], "another label")
     images["999"] = images["004"]
     del images["029"]
     write(tmp_path / name, images)
     features = fp.update(tmp_path / "out", engine=InlineEngine())
-    press(tmp_path / "anew", tmp_path / name, **options)
+    embed(tmp_path / "anew", tmp_path / name, **options)
     assert read_rows(tmp_path / "out") == read_rows(tmp_path / "anew")
     changes = features.summary.changes
     if kind == "list":
@@ -127,11 +127,11 @@ def test_an_update_of_what_is_inside(tmp_path: Path, images: dict[str, tuple[byt
 
 
 def test_a_pattern_that_fits_nothing_is_refused(tmp_path: Path) -> None:
-    draw_pictures(tmp_path / "in", 3, image_size_px=24)
+    draw_images(tmp_path / "in", 3, image_size_px=24)
     with pytest.raises(
         SourceError, match=r"The pattern '\{label\}/\{name\}.png' \(--labels\) fits none of the first 3"
     ):
-        press(tmp_path / "out", tmp_path / "in", labels="{label}/{name}.png")
+        embed(tmp_path / "out", tmp_path / "in", labels="{label}/{name}.png")
     assert not (tmp_path / "out").exists()
 
 
@@ -141,8 +141,8 @@ def test_all_kinds_together(tmp_path: Path, images: dict[str, tuple[bytes, str]]
     for i, (name, write, _) in enumerate(KINDS.values()):
         write(tmp_path / name, {key: images[key] for key in names[i * 5 : i * 5 + 5]})
         sources.append(tmp_path / name)
-    folder = draw_pictures(tmp_path / "folder", 5, image_size_px=24)
-    features = press(tmp_path / "out", *sources, tmp_path / "folder")
+    folder = draw_images(tmp_path / "folder", 5, image_size_px=24)
+    features = embed(tmp_path / "out", *sources, tmp_path / "folder")
     assert len(features) == 20 + len(folder)
     labels = dict(
         zip(features.uris.tolist(), features.labels.tolist() if features.labels is not None else [], strict=True)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from tests.running import draw, started
 
-# Presses in its own process, so that its peak is the run's, and prints that peak in kB.
+# Embeds in its own process, so that its peak is the run's, and prints that peak in kB.
 PRESS = """
 import resource, sys
 from pathlib import Path
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import embed_plan
 from featurepress.testing import InlineEngine
 from tests.running import draft
 source, out, parts = sys.argv[1:]
-press_plan(draft(Path(out), Path(source), images_per_part=int(parts), max_failures=1.0), engine=InlineEngine())
+embed_plan(draft(Path(out), Path(source), images_per_part=int(parts), max_failures=1.0), engine=InlineEngine())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

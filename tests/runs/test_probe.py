@@ -1,4 +1,4 @@
-"""Before a plan: the precision is decided, and something must be there that can be pressed."""
+"""Before a plan: the precision is decided, and something must be there that can be embedded."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from featurepress.errors import ModelError, RequestError, SourceError
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import ABORT, InlineEngine, fake_backbone, memory_source
 from tests.running import draft, draw, read_failures, read_json, read_rows
 
@@ -23,7 +23,7 @@ def pictures(tmp_path: Path) -> Path:
 
 def with_precision(out: Path, source: Path, asked: str, **options: Any) -> dict[str, Any]:
     plan = draft(out, source, backbone=fake_backbone(**options), precision=asked, images_per_part=5)
-    press_plan(plan, engine=InlineEngine())
+    run_plan(plan, engine=InlineEngine())
     return read_json(out / "plan" / "plan.json")  # type: ignore[no-any-return]
 
 
@@ -51,7 +51,7 @@ def test_one_unfaithful_image_is_enough_to_fall_back(tmp_path: Path, pictures: P
     """The least cosine decides, not the mean: one picture whose features come out as zero or NaN."""
     black = memory_source({"a.png": black_png(), **{p.name: p.read_bytes() for p in pictures.rglob("*.jpg")}})
     backbone = fake_backbone(bfloat16=True, error=0.0, sabotage="nan")
-    press_plan(draft(tmp_path / "out", black, backbone=backbone), engine=InlineEngine())
+    run_plan(draft(tmp_path / "out", black, backbone=backbone), engine=InlineEngine())
     plan = read_json(tmp_path / "out" / "plan" / "plan.json")
     assert plan["precision"] == "float32"
     assert plan["certificate"]["min_cosine"] < 0.999
@@ -60,7 +60,7 @@ def test_one_unfaithful_image_is_enough_to_fall_back(tmp_path: Path, pictures: P
 
 def test_features_that_are_zero_in_both_precisions_agree(tmp_path: Path) -> None:
     source = memory_source({"a.png": black_png()})
-    press_plan(draft(tmp_path / "out", source, backbone=fake_backbone(bfloat16=True)), engine=InlineEngine())
+    run_plan(draft(tmp_path / "out", source, backbone=fake_backbone(bfloat16=True)), engine=InlineEngine())
     plan = read_json(tmp_path / "out" / "plan" / "plan.json")
     assert (plan["precision"], plan["certificate"]["min_cosine"]) == ("bfloat16", 1.0)
 
@@ -95,7 +95,7 @@ def test_float32_is_not_compared_with_anything(tmp_path: Path, pictures: Path) -
 def test_a_thousand_bad_images_stop_the_run_before_anything_is_written(tmp_path: Path) -> None:
     source = memory_source({f"{i:05d}.jpg": b"no image %d" % i for i in range(1_200)})
     with pytest.raises(SourceError) as caught:
-        press_plan(draft(tmp_path / "out", source), engine=InlineEngine())
+        run_plan(draft(tmp_path / "out", source), engine=InlineEngine())
     text = str(caught.value)
     assert "All of the first 1000 images failed" in text
     assert "'00000.jpg'" in text
@@ -106,7 +106,7 @@ def test_a_thousand_bad_images_stop_the_run_before_anything_is_written(tmp_path:
 
 def test_the_only_image_is_bad(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"The only image failed.*zero bytes"):
-        press_plan(draft(tmp_path / "out", memory_source({"a.jpg": b""})), engine=InlineEngine())
+        run_plan(draft(tmp_path / "out", memory_source({"a.jpg": b""})), engine=InlineEngine())
     assert not (tmp_path / "out").exists()
 
 
@@ -114,13 +114,13 @@ def test_one_good_image_behind_many_bad_ones_is_enough(tmp_path: Path, pictures:
     good = next(pictures.rglob("*.jpg")).read_bytes()
     source = memory_source({**{f"{i:05d}.jpg": b"bad" for i in range(990)}, "99999.jpg": good})
     plan = draft(tmp_path / "out", source, max_failures=1.0)
-    assert press_plan(plan, engine=InlineEngine()).summary.pressed == 1
+    assert run_plan(plan, engine=InlineEngine()).summary.embedded == 1
 
 
 def test_a_mark_of_the_testing_module_is_harmless_to_the_real_decoder(tmp_path: Path, pictures: Path) -> None:
     data = next(pictures.rglob("*.jpg")).read_bytes()
     source = memory_source({"a.jpg": data, "b.jpg": ABORT, "c.jpg": data + ABORT})
-    assert press_plan(draft(tmp_path / "out", source, max_failures=1.0), engine=InlineEngine()).summary.failed == 1
+    assert run_plan(draft(tmp_path / "out", source, max_failures=1.0), engine=InlineEngine()).summary.failed == 1
 
 
 def test_a_model_that_gives_no_numbers_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -129,6 +129,6 @@ def test_a_model_that_gives_no_numbers_is_refused_before_anything_is_written(tmp
     for precision in ("auto", "float32"):
         plan = draft(tmp_path / "out", black, backbone=fake_backbone(sabotage="nan"), precision=precision)
         with pytest.raises(ModelError, match="features that are no numbers") as caught:
-            press_plan(plan, engine=InlineEngine())
+            run_plan(plan, engine=InlineEngine())
         assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()

@@ -53,7 +53,7 @@ def test_two_runs_at_once_both_succeed_and_leave_one_result(
         for process in processes:
             _, err = process.communicate(timeout=120)
             assert process.returncode == 0, err
-            assert "253 listed, 250 pressed, 3 failed" in err
+            assert "253 listed, 250 embedded, 3 failed" in err
             wait_for_no_orphans(process.pid)
     assert_same_result(out, undisturbed)
     for path in undisturbed.glob("csv/*"):

@@ -41,8 +41,8 @@ def test_the_model_runs_on_what_is_new_or_has_other_bytes_only(world: World) -> 
     world.change()
     world.update()
     receipts = [footer["receipt"] for footer in read_footers(world.out)]
-    assert sum(r["pressed"] - r["carried"] for r in receipts if r["generation"] == 2) == 7
-    assert sum(r["pressed"] for r in receipts) == 41
+    assert sum(r["embedded"] - r["carried"] for r in receipts if r["generation"] == 2) == 7
+    assert sum(r["embedded"] for r in receipts) == 41
 
 
 def test_without_changes_nothing_is_written(world: World) -> None:
@@ -142,7 +142,7 @@ def test_failures_are_carried_over_without_a_look_at_them(tmp_path: Path) -> Non
     world.assert_up_to_date(tmp_path)
 
 
-def test_a_lost_part_is_pressed_again(world: World, tmp_path: Path) -> None:
+def test_a_lost_part_is_embedded_again(world: World, tmp_path: Path) -> None:
     world.change()
     world.update()
     untouched, *_ = [f["receipt"]["shard"] for f in read_footers(world.out) if f["receipt"]["generation"] == 1]
@@ -321,7 +321,7 @@ def test_an_interrupted_update_is_finished_by_two_at_once(
 # -- retry ---------------------------------------------------------------------------------------------------
 
 
-def test_a_retry_presses_the_failures_and_nothing_else(tmp_path: Path) -> None:
+def test_a_retry_embeds_the_failures_and_nothing_else(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 20, broken=True)
     world = World(tmp_path)
     assert {Path(uri).name for uri, _, _ in read_failures(world.out)} == {"empty.jpg", "list.jpg", "truncated.jpg"}

@@ -27,7 +27,7 @@ from featurepress.errors import (
 )
 from featurepress.ledger.layout import Layout, Tier
 from featurepress.models.catalog import find_card
-from featurepress.runs.verbs import expand_time, press_plan
+from featurepress.runs.verbs import expand_time, run_plan
 from featurepress.testing import InlineEngine
 from tests.running import (
     draft,
@@ -47,14 +47,14 @@ def pictures(tmp_path: Path) -> Path:
     return draw(tmp_path / "in", 20)
 
 
-def press(out: Path, *sources: Any, **options: Any) -> fp.FeatureSet:
-    return press_plan(draft(out, *sources, **{"images_per_part": 5, **options}), engine=InlineEngine())
+def embed_into(out: Path, *sources: Any, **options: Any) -> fp.FeatureSet:
+    return run_plan(draft(out, *sources, **{"images_per_part": 5, **options}), engine=InlineEngine())
 
 
 # -- finished runs -------------------------------------------------------------------------------------------
 
 
-def test_embed_presses_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
+def test_embed_embeds_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
     out = tmp_path / "out"
     source = draw(tmp_path / "in", 10)
     features = embed(source, out, labels="parent", precision="float32", workers=1)
@@ -62,7 +62,7 @@ def test_embed_presses_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
     assert features.to_numpy().shape == (10, 1280)
     assert set(read_rows(out)) == {str(path) for path in source.rglob("*.jpg")}
     summary = features.summary
-    assert (summary.listed, summary.pressed, summary.failed, summary.already_done) == (10, 10, 0, False)
+    assert (summary.listed, summary.embedded, summary.failed, summary.already_done) == (10, 10, 0, False)
     assert summary.seconds > 0
     assert summary.bytes_read == sum(path.stat().st_size for path in source.rglob("*.jpg"))
     assert summary.bytes_written == sum(path.stat().st_size for path in out.glob("features/*"))
@@ -76,18 +76,18 @@ def test_embed_presses_a_folder_with_the_embedded_model(tmp_path: Path) -> None:
 
 def test_the_same_call_after_the_end_does_nothing(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     before = snapshot(out)
-    again = press(out, pictures)
+    again = embed_into(out, pictures)
     assert again.summary.already_done
-    assert again.summary.pressed == 20
+    assert again.summary.embedded == 20
     assert snapshot(out) == before
 
 
 def test_what_shapes_no_feature_may_differ_in_a_later_call(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
-    again = press(out, pictures, workers=7, memory_bytes=10**9, max_failures=0.5, timeout_seconds=3.0)
+    embed_into(out, pictures)
+    again = embed_into(out, pictures, workers=7, memory_bytes=10**9, max_failures=0.5, timeout_seconds=3.0)
     assert again.summary.already_done
 
 
@@ -109,10 +109,10 @@ def test_another_plan_is_refused_with_the_difference_named(
     tmp_path: Path, pictures: Path, option: str, value: object
 ) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     before = snapshot(out)
     with pytest.raises(PlanMismatchError) as caught:
-        press(out, pictures, **{option: value})
+        embed_into(out, pictures, **{option: value})
     text = str(caught.value)
     assert f"{option}: " in text
     assert repr(value) in text
@@ -125,12 +125,12 @@ def test_another_plan_is_refused_with_the_difference_named(
 
 def test_other_sources_are_refused_by_name(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     other = draw(tmp_path / "other", 2)
     with pytest.raises(PlanMismatchError, match=re.escape(str(other))):
-        press(out, other)
+        embed_into(out, other)
     with pytest.raises(PlanMismatchError, match=re.escape(str(other))):
-        press(out, pictures, other)
+        embed_into(out, pictures, other)
 
 
 def test_another_pooling_is_refused(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ def test_another_pooling_is_refused(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     with pytest.raises(PlanMismatchError, match="weights"):
         other = find_card("embedded").backbone("avg")
-        press_plan(draft(out, pictures, backbone=other, images_per_part=5), engine=InlineEngine())
+        run_plan(draft(out, pictures, backbone=other, images_per_part=5), engine=InlineEngine())
 
 
 # -- destinations --------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_a_folder_with_something_else_in_it_is_untouched(tmp_path: Path, picture
     (out / name).write_text("mine")
     before = snapshot(tmp_path)
     with pytest.raises(DestinationError) as caught:
-        press(out, pictures)
+        embed_into(out, pictures)
     assert name.partition("/")[0] in str(caught.value)
     assert str(out) in str(caught.value)
     assert snapshot(tmp_path) == before
@@ -167,25 +167,25 @@ def test_a_folder_with_something_else_in_it_is_untouched(tmp_path: Path, picture
 def test_the_source_itself_is_no_destination(tmp_path: Path, pictures: Path) -> None:
     before = snapshot(tmp_path)
     with pytest.raises(DestinationError):
-        press(pictures, pictures)
+        embed_into(pictures, pictures)
     assert snapshot(tmp_path) == before
 
 
 def test_an_empty_folder_is_a_destination(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "out").mkdir()
-    assert press(tmp_path / "out", pictures).is_complete
+    assert embed_into(tmp_path / "out", pictures).is_complete
 
 
 def test_a_destination_below_the_source_is_not_listed(tmp_path: Path, pictures: Path) -> None:
     out = pictures / "features"
-    assert press(out, pictures).summary.listed == 20
-    assert press(pictures / "second", pictures).summary.listed == 20
+    assert embed_into(out, pictures).summary.listed == 20
+    assert embed_into(pictures / "second", pictures).summary.listed == 20
 
 
 def test_a_file_as_destination_is_refused(tmp_path: Path, pictures: Path) -> None:
     (tmp_path / "out").write_text("mine")
     with pytest.raises(DestinationError, match="is a file"):
-        press(tmp_path / "out", pictures)
+        embed_into(tmp_path / "out", pictures)
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -196,14 +196,14 @@ def test_a_destination_that_cannot_be_made_is_a_bad_request(tmp_path: Path, pict
         place = str(tmp_path / "file" / "out")
     before = snapshot(tmp_path)
     with pytest.raises(DestinationError) as caught:
-        press(Path(place), pictures)
+        embed_into(Path(place), pictures)
     assert place in str(caught.value)
     assert "--out" in str(caught.value)
     assert snapshot(tmp_path) == before
 
 
 def test_a_destination_with_parents_that_do_not_exist_is_made(tmp_path: Path, pictures: Path) -> None:
-    assert press(tmp_path / "a" / "b" / "out", pictures).is_complete
+    assert embed_into(tmp_path / "a" / "b" / "out", pictures).is_complete
 
 
 def test_the_time_expands() -> None:
@@ -258,9 +258,9 @@ def test_a_source_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_overlapping_sources_are_refused(tmp_path: Path, pictures: Path) -> None:
     inner = next(path for path in pictures.iterdir() if path.is_dir())
     with pytest.raises(SourceError, match="overlap"):
-        press(tmp_path / "out", pictures, inner)
+        embed_into(tmp_path / "out", pictures, inner)
     with pytest.raises(SourceError, match="overlap"):
-        press(tmp_path / "out", pictures, pictures)
+        embed_into(tmp_path / "out", pictures, pictures)
     assert not (tmp_path / "out").exists()
 
 
@@ -291,7 +291,7 @@ def test_resume_finishes_with_a_limit(tmp_path: Path) -> None:
 
 def test_resume_refuses_to_change_what_shapes_the_features(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     with pytest.raises(SettingError, match="pooling"):
         fp.resume(out, pooling="max")
 
@@ -312,27 +312,27 @@ def test_resume_refuses_to_change_what_shapes_the_features(tmp_path: Path, pictu
 )
 def test_what_is_lost_is_made_again(tmp_path: Path, lost: list[str]) -> None:
     source, out = draw(tmp_path / "in", 20, broken=True), tmp_path / "out"
-    press(out, source, max_failures=0.5)
+    embed_into(out, source, max_failures=0.5)
     rows, failures, names = read_rows(out), read_failures(out), names_below(out)
     manifest = read_json(out / "manifest.json")
     for name in lost:
         (out / name).unlink(missing_ok=True)
-    features = press(out, source, max_failures=0.5)
+    features = embed_into(out, source, max_failures=0.5)
     assert not features.summary.already_done
     assert (read_rows(out), read_failures(out), names_below(out)) == (rows, failures, names)
     again = read_json(out / "manifest.json")
-    for name in ("listed", "pressed", "failed", "failed_by_kind", "parts", "bytes_read"):
+    for name in ("listed", "embedded", "failed", "failed_by_kind", "parts", "bytes_read"):
         assert again[name] == manifest[name], name
 
 
 def test_a_receipt_that_a_power_cut_left_empty_is_written_again(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     receipt = out / "receipts" / "part-00000001.json"
     before = receipt.read_bytes()
     receipt.write_bytes(b"")
     (out / "manifest.json").unlink()
-    assert press(out, pictures).summary.listed == 20
+    assert embed_into(out, pictures).summary.listed == 20
     assert receipt.read_bytes() == before
 
 
@@ -340,7 +340,7 @@ def test_the_listing_goes_on_behind_its_last_chunk(tmp_path: Path, pictures: Pat
     """Images that come before the last listed one are not taken up again; those behind it are new."""
     out = tmp_path / "out"
     layout = Layout((Tier(10, 5),))
-    press_plan(replace(draft(out, pictures), layout=layout), engine=InlineEngine())
+    run_plan(replace(draft(out, pictures), layout=layout), engine=InlineEngine())
     listed = sorted(read_rows(out))
     lost = ["manifest.json", "plan/listing.json", "plan/chunk-00000001.parquet", "plan/chunk-00000002.parquet"]
     lost += [f"{kind}-0000000{i}{end}" for i in (2, 3) for kind, end in (("features/part", ".parquet"),)]
@@ -348,16 +348,16 @@ def test_the_listing_goes_on_behind_its_last_chunk(tmp_path: Path, pictures: Pat
         (out / name).unlink(missing_ok=True)
     for name in ("!before.jpg", "~behind.jpg"):
         shutil.copy(pictures / Path(listed[0]).relative_to(pictures), pictures / name)
-    press_plan(replace(draft(out, pictures), layout=layout), engine=InlineEngine())
+    run_plan(replace(draft(out, pictures), layout=layout), engine=InlineEngine())
     assert sorted(read_rows(out)) == [*listed, str(pictures / "~behind.jpg")]
 
 
 def test_a_lost_csv_file_is_made_again(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures, format="csv", parts=3)
+    embed_into(out, pictures, format="csv", parts=3)
     before = snapshot(out / "csv")
     (out / "csv" / "part-00001.csv").unlink()
-    assert not press(out, pictures, format="csv", parts=3).summary.already_done
+    assert not embed_into(out, pictures, format="csv", parts=3).summary.already_done
     assert snapshot(out / "csv").keys() == before.keys()
 
 
@@ -371,18 +371,18 @@ def test_a_lost_csv_file_is_made_again(tmp_path: Path, pictures: Path) -> None:
 )
 def test_a_damaged_file_is_named(tmp_path: Path, pictures: Path, name: str, lost: list[str]) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     (out / name).write_bytes((out / name).read_bytes()[:40])
     for other in lost:
         (out / other).unlink()
     with pytest.raises(FeatureSetError, match=f"{name}' is damaged: "):
-        press(out, pictures)
+        embed_into(out, pictures)
 
 
 @pytest.mark.parametrize("kind", ["features", "failures"])
 def test_a_damaged_part_is_named(tmp_path: Path, kind: str) -> None:
     out = tmp_path / "out"
-    features = press(out, draw(tmp_path / "in", 20, broken=True), max_failures=1.0)
+    features = embed_into(out, draw(tmp_path / "in", 20, broken=True), max_failures=1.0)
     path = next((out / kind).iterdir())
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(FeatureSetError, match=f"{kind}/{path.name}' is damaged: "):
@@ -391,20 +391,20 @@ def test_a_damaged_part_is_named(tmp_path: Path, kind: str) -> None:
 
 def test_unknown_columns_are_refused(tmp_path: Path, pictures: Path) -> None:
     with pytest.raises(SettingError, match=r"columns are uri, width.* Got 'nope'"):
-        press(tmp_path / "out", pictures).to_table(["nope"])
+        embed_into(tmp_path / "out", pictures).to_table(["nope"])
 
 
 def test_a_source_that_has_gone_before_a_resume_stops_it_until_it_is_back(tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     rows = sorted(read_rows(out))
     (out / "manifest.json").unlink()
     (out / "features" / "part-00000002.parquet").unlink()
     pictures.rename(tmp_path / "away")
     with pytest.raises(StorageError, match=f"The source '{pictures}' is gone: .* Bring it back and resume"):
-        press(out, pictures)
+        embed_into(out, pictures)
     (tmp_path / "away").rename(pictures)
-    press(out, pictures)
+    embed_into(out, pictures)
     assert sorted(read_rows(out)) == rows
     assert read_failures(out) == []
     assert leftovers(out) == []
@@ -423,14 +423,14 @@ def test_a_plan_that_cannot_be_read_is_refused(
     tmp_path: Path, pictures: Path, change: dict[str, Any], text: str
 ) -> None:
     out = tmp_path / "out"
-    press(out, pictures)
+    embed_into(out, pictures)
     plan = out / "plan" / "plan.json"
     plan.write_text(json.dumps({**read_json(plan), **change}))
     before = snapshot(out)
     calls: list[Callable[[], object]] = [
         functools.partial(fp.resume, out),
         functools.partial(fp.open_features, out),
-        functools.partial(press, out, pictures),
+        functools.partial(embed, out, pictures),
     ]
     for call in calls:
         with pytest.raises(FeatureSetError, match=text) as caught:
@@ -454,20 +454,20 @@ def test_too_many_failures_are_told_after_everything_is_written(tmp_path: Path, 
     (pictures / "empty.jpg").write_bytes(b"")
     out = tmp_path / "out"
     with pytest.raises(TooManyFailuresError, match=r"1 of 21 images failed \(4\.8%\).*4\.0%") as caught:
-        press(out, pictures, max_failures=0.04)
+        embed_into(out, pictures, max_failures=0.04)
     assert caught.value.features.is_complete
     assert len(read_rows(out)) == 20
     before = snapshot(out)
     with pytest.raises(TooManyFailuresError):
-        press(out, pictures, max_failures=0.04)
-    assert press(out, pictures, max_failures=0.05).summary.already_done
+        embed_into(out, pictures, max_failures=0.04)
+    assert embed_into(out, pictures, max_failures=0.05).summary.already_done
     assert snapshot(out) == before
 
 
 def test_as_many_failures_as_allowed_are_no_error(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 9)
     (source / "empty.jpg").write_bytes(b"")
-    assert press(tmp_path / "out", source, max_failures=0.1).summary.failed == 1
+    assert embed_into(tmp_path / "out", source, max_failures=0.1).summary.failed == 1
 
 
 def test_a_resumed_run_keeps_its_model(tmp_path: Path) -> None:

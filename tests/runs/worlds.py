@@ -18,7 +18,7 @@ from featurepress import ledger
 from featurepress.errors import StorageError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.storage import Data, FolderStorage
 from featurepress.testing import InlineEngine
 from tests.running import draft, draw, leftovers, read_failures, read_json, read_rows
@@ -34,7 +34,7 @@ class World:
         self.embed(self.out)
 
     def embed(self, out: Path) -> FeatureSet:
-        return press_plan(draft(out, self.source, **self.options), engine=InlineEngine())
+        return run_plan(draft(out, self.source, **self.options), engine=InlineEngine())
 
     def update(self, **options: Any) -> FeatureSet:
         return fp.update(self.out, engine=InlineEngine(), **options)
@@ -64,7 +64,7 @@ class World:
         assert read_rows(self.out) == read_rows(anew)
         assert sorted(read_failures(self.out)) == sorted(read_failures(anew))
         ours, theirs = (read_json(out / "manifest.json") for out in (self.out, anew))
-        for name in ("status", "listed", "pressed", "failed", "failed_by_kind", "skipped"):
+        for name in ("status", "listed", "embedded", "failed", "failed_by_kind", "skipped"):
             assert ours[name] == theirs[name], name
         assert leftovers(self.out) == []
 

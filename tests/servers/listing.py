@@ -128,10 +128,10 @@ class Listing(S3, Control):
 
 def draw_picture() -> bytes:
     """Draw a small JPEG."""
-    from featurepress.demo.orchard import draw_pictures
+    from featurepress.demo.orchard import draw_images
 
     with tempfile.TemporaryDirectory() as folder:
-        return draw_pictures(Path(folder), 1, image_size_px=100)[0].read_bytes()
+        return draw_images(Path(folder), 1, image_size_px=100)[0].read_bytes()
 
 
 @contextlib.contextmanager

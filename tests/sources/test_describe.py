@@ -259,7 +259,7 @@ def test_a_closing_slash_that_changes_nothing_is_dropped(here: Path, location: s
         ),
     ],
 )
-def test_nothing_to_press_is_an_error_that_says_why(here: Path, location: str, text: str) -> None:
+def test_nothing_to_embed_is_an_error_that_says_why(here: Path, location: str, text: str) -> None:
     (here / "empty").mkdir()
     (here / "dots").mkdir()
     (here / "dots" / ".x.jpg").touch()

@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from featurepress.embedding import shard
+from featurepress.embedding import reading
 from featurepress.engines import Task
 from featurepress.errors import EngineError, StoppedError
 from featurepress.ledger import Plan
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.settings import ImageSettings, ListingSettings
 from featurepress.sources import Listing, describe, require_visible, visible
 from featurepress.specs import Receipt
@@ -57,7 +57,7 @@ def source(tmp_path: Path) -> Path:
 def test_a_worker_without_the_mount_is_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     plan = draft(tmp_path / "out", source)
     with pytest.raises(EngineError, match=rf"^The worker {HOST} cannot see '{source}': .*the driver sees it"):
-        press_plan(plan, engine=Elsewhere(source))
+        run_plan(plan, engine=Elsewhere(source))
     assert not (tmp_path / "out").exists()
 
 
@@ -68,12 +68,12 @@ def stop(plan: Plan, shard: int) -> Receipt:
 def test_so_is_one_that_joins_a_run_later(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(StoppedError):
-        press_plan(draft(out, source, images_per_part=4), engine=Cluster(), press=stop)
-    shard._SIGHTED.clear()  # as in another process
+        run_plan(draft(out, source, images_per_part=4), engine=Cluster(), task=stop)
+    reading._CHECKED_RUNS.clear()  # as in another process
     with pytest.raises(EngineError, match=r"cannot see .*run the same command again"):
-        press_plan(draft(out, source, images_per_part=4), engine=Elsewhere(source))
+        run_plan(draft(out, source, images_per_part=4), engine=Elsewhere(source))
     assert not list(out.glob("features/*"))
-    press_plan(draft(out, source, images_per_part=4), engine=Cluster())
+    run_plan(draft(out, source, images_per_part=4), engine=Cluster())
     assert len(read_rows(out)) == 12
     assert read_failures(out) == []
 
@@ -82,10 +82,10 @@ def test_pictures_that_the_driver_does_not_see_either_are_failures(source: Path,
     out = tmp_path / "out"
     options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0}
     with pytest.raises(StoppedError):
-        press_plan(draft(out, source, **options), engine=Cluster(), press=stop)
+        run_plan(draft(out, source, **options), engine=Cluster(), task=stop)
     first, *_ = sorted(path for path in source.rglob("*.jpg"))
     first.unlink()
-    press_plan(draft(out, source, **options), engine=Cluster())
+    run_plan(draft(out, source, **options), engine=Cluster())
     assert len(read_rows(out)) == 11
     assert read_failures(out) == [(str(first), "read", "vanished since listing")]
 
@@ -94,7 +94,7 @@ def test_each_of_the_sources_is_tried(source: Path, tmp_path: Path) -> None:
     """Also those that come late in the listing."""
     last = draw(tmp_path / "z", 3)
     with pytest.raises(EngineError, match=rf"cannot see '{last}'"):
-        press_plan(draft(tmp_path / "out", source, last), engine=Elsewhere(last))
+        run_plan(draft(tmp_path / "out", source, last), engine=Elsewhere(last))
 
 
 def test_of_very_many_sources_some_are_tried(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurepress.analysis.moments import require_finite
-from featurepress.analysis.splits import places_of
+from featurepress.analysis.splits import locations_of
 from featurepress.errors import AnalysisError
 from featurepress.settings import ClassifierSettings
 
@@ -147,7 +147,7 @@ class Classifier:
 
     def _centroids(self, Z: Features, y: Labels) -> dict[str, npt.NDArray[Any]]:
         """Give the mean of each class, and the variance that rows have about it, over all features."""
-        places = places_of(np.searchsorted(self.classes_, y))
+        places = locations_of(np.searchsorted(self.classes_, y))
         counts = np.array([len(rows) for rows in places])
         means = np.stack([Z[rows].mean(axis=0, dtype=np.float64) for rows in places])
         apart = sum(float(((Z[rows] - mean) ** 2).sum()) for rows, mean in zip(places, means, strict=True))
@@ -277,7 +277,7 @@ def draw_rows(y: npt.NDArray[Any], n_rows: int, random_state: int) -> npt.NDArra
         return np.arange(len(y))
     draw = np.random.default_rng(random_state)
     chosen = []
-    for own in places_of(np.unique(y, return_inverse=True)[1]):
+    for own in locations_of(np.unique(y, return_inverse=True)[1]):
         n = min(len(own), max(_FOLDS, round(len(own) * n_rows / len(y))))
         chosen.append(draw.choice(own, n, replace=False))
     return np.sort(np.concatenate(chosen))

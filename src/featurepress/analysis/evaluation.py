@@ -28,7 +28,7 @@ class Measured:
 
     n_train: int
     n_test: int
-    n_twins: int = 0
+    n_near_duplicates: int = 0
     not_evaluable: tuple[str, ...] = ()
     reason: str = ""
     scores: Scores | None = None
@@ -96,8 +96,8 @@ class Evaluation:
     model: dict[str, Any]
     features: str
     split: str
-    twin_rule: str
-    twin_threshold: float
+    near_duplicate_rule: str
+    near_duplicate_threshold: float
     naive: Measured
     leak_aware: Measured
     mistakes: tuple[Mistake, ...] = ()

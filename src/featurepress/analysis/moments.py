@@ -121,6 +121,6 @@ def require_finite(mean: npt.NDArray[Any], X: npt.NDArray[Any]) -> None:
     if not np.isfinite(mean).all():
         bad = ~np.isfinite(X).all(axis=1)
         raise AnalysisError(
-            f"{bad.sum()} of {len(X)} rows hold features that are no numbers (NaN or infinite). Press those images "
+            f"{bad.sum()} of {len(X)} rows hold features that are no numbers (NaN or infinite). Embed those images "
             "again, or drop the rows."
         )

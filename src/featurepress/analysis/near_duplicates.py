@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurepress.analysis.splits import places_of
+from featurepress.analysis.splits import locations_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,7 +21,7 @@ _DRAWN_ROWS = 2_000  # whose nearest picture of another label is looked for: the
 _STRANGERS = 0.99  # of the pictures, that share reaches the threshold with no picture of another label
 
 
-def twin_groups(
+def near_duplicate_groups(
     X: npt.NDArray[Any], labels: npt.NDArray[np.str_], hashes: npt.NDArray[Any], *, threshold: float
 ) -> npt.NDArray[np.int64]:
     """Group pictures that are twins, and twins of twins.
@@ -50,12 +50,12 @@ def twin_groups(
     """
     unit, (_, kinds) = unit_rows(X), np.unique(labels, return_inverse=True)
     pairs = [_neighbours_of(hashes)]
-    for rows in places_of(kinds):
+    for rows in locations_of(kinds):
         pairs.append(_near(unit, rows, threshold))
     return _in_order(_joined(np.arange(len(X)), pairs))
 
 
-def twin_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_state: int = 0) -> float:
+def near_duplicate_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_state: int = 0) -> float:
     """Give the cosine from which on two pictures of a label are taken for twins.
 
     Pictures of different labels are no twins, however alike they look. So twins begin where those end: at the
@@ -73,7 +73,7 @@ def twin_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_
     Returns
     -------
     float
-        The `threshold` of `twin_groups`, a cosine of features less the mean of all.
+        The `threshold` of `near_duplicate_groups`, a cosine of features less the mean of all.
 
     Notes
     -----
@@ -98,7 +98,7 @@ def twin_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_
 
 
 def searchable_rows(counts: npt.NDArray[Any], n_features: int) -> int:
-    """Say among how many rows `twin_groups` finds twins in one to three minutes on two cores.
+    """Say among how many rows `near_duplicate_groups` finds twins in one to three minutes on two cores.
 
     Parameters
     ----------

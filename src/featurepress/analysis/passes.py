@@ -15,7 +15,7 @@ from featurepress.analysis.sketch import Sketch
 from featurepress.errors import AnalysisError, StorageError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
-from featurepress.process import beat
+from featurepress.process import send_message
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -78,7 +78,7 @@ def _matrices(features: FeatureSet, names: Iterable[str]) -> Iterator[Features]:
     for name in names:
         for X in features.matrices(name):
             yield X
-            beat(("rows", len(X)))
+            send_message(("rows", len(X)))
 
 
 def fit(pca: PCA, features: FeatureSet, run: Run) -> PCA:

@@ -184,7 +184,7 @@ def _labels_of(features: FeatureSet, settings: LabelSettings) -> list[str | None
         return _from_file(features, settings.labels_file, "label", "labels_file")
     names = features.plan.field_names
     if settings.label_column not in names:
-        has = f"Its fields are {', '.join(names)}" if names else "It was pressed without --labels"
+        has = f"Its fields are {', '.join(names)}" if names else "It was embedded without --labels"
         raise AnalysisError(
             f"The feature set '{features.location}' has no field '{settings.label_column}'. {has}; name one with "
             "--label-column, or give a CSV file of uris and labels with --labels-file."
@@ -233,7 +233,7 @@ def _split_of(features: FeatureSet, settings: SplitSettings) -> tuple[npt.NDArra
 
 def _is_asked(settings: SplitSettings) -> bool:
     """Whether somebody has said how training and test are told apart."""
-    return settings != SplitSettings(twin_threshold=settings.twin_threshold)
+    return settings != SplitSettings(near_duplicate_threshold=settings.near_duplicate_threshold)
 
 
 def _from_file(features: FeatureSet, path: str, column: str, setting: str) -> list[str | None]:

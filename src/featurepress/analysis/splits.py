@@ -35,7 +35,7 @@ class Split:
 
     train: Rows
     test: Rows
-    n_twins: int = 0
+    n_near_duplicates: int = 0
     not_evaluable: tuple[str, ...] = ()
     reason: str = ""
 
@@ -50,7 +50,7 @@ def given_split(y: Labels, is_test: npt.NDArray[np.bool_], groups: Rows | None =
     is_test : array (n_samples,) bool
         Which rows are given as test.
     groups : array (n_samples,) int64, optional
-        Of `near_duplicates.twin_groups`, over training and test together; without them it is naive.
+        Of `near_duplicates.near_duplicate_groups`, over training and test together; without them it is naive.
     """
     train, given = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     test = given if groups is None else given[~np.isin(groups[given], groups[train])]
@@ -93,7 +93,7 @@ def drawn_split(y: Labels, groups: Rows | None = None, *, random_state: int = 0)
     return Split(train, test, 0, without, _too_few(len(test), 0))
 
 
-def places_of(kinds: npt.NDArray[Any]) -> list[npt.NDArray[np.int64]]:
+def locations_of(kinds: npt.NDArray[Any]) -> list[npt.NDArray[np.int64]]:
     """Give the places of each value, in the order of the values: ascending int64 arrays."""
     order, counts = np.argsort(kinds, kind="stable"), np.unique(kinds, return_counts=True)[1]
     return np.split(order, np.cumsum(counts)[:-1]) if len(counts) else []
@@ -124,9 +124,9 @@ def _drawn_groups(kinds: Rows, own: Rows, random_state: int) -> npt.NDArray[np.b
     return found
 
 
-def _too_few(n_test: int, n_twins: int) -> str:
+def _too_few(n_test: int, n_near_duplicates: int) -> str:
     if n_test >= LEAST_TEST:
         return ""
-    dropped = f", {n_twins} with a twin in training were dropped" if n_twins else ""
+    dropped = f", {n_near_duplicates} with a twin in training were dropped" if n_near_duplicates else ""
     left = "1 test picture is" if n_test == 1 else f"{n_test} test pictures are"
     return f"{left} left{dropped}; {LEAST_TEST} are needed"

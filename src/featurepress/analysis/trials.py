@@ -11,7 +11,7 @@ import numpy as np
 from featurepress.analysis.classifier import Classifier, draw_rows
 from featurepress.analysis.evaluation import Baseline, LearningPoint, Measured, Mistake
 from featurepress.analysis.moments import require_finite
-from featurepress.analysis.near_duplicates import twin_groups, twin_threshold
+from featurepress.analysis.near_duplicates import near_duplicate_groups, near_duplicate_threshold
 from featurepress.analysis.scores import score, wilson
 from featurepress.analysis.splits import Split, drawn_split, given_split
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
     Labels = npt.NDArray[np.str_]
 
-Looks = Callable[[Sequence[str]], Mapping[str, Any]]  # uris -> a small vector of each picture that can be read
+Histograms = Callable[[Sequence[str]], Mapping[str, Any]]  # uris -> a small vector of each picture that can be read
 
 MOST_MISTAKES = 24
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training pictures, for the learning curve
@@ -53,7 +53,7 @@ class Trial:
         Whether `classifier` is taken as it is.
     twin_threshold : float, optional
         Cosine from which two pictures of a label are twins; by default found by
-        `featurepress.analysis.near_duplicates.twin_threshold`.
+        `featurepress.analysis.near_duplicates.near_duplicate_threshold`.
     """
 
     X: Features
@@ -63,7 +63,7 @@ class Trial:
     classifier: Classifier
     is_test: npt.NDArray[np.bool_] | None = None
     is_fitted: bool = False
-    twin_threshold: float | None = None
+    near_duplicate_threshold: float | None = None
 
     def named(self, rows: Rows) -> list[str]:
         """Give the names of some rows."""
@@ -100,9 +100,9 @@ class Outcome:
     leak_aware: Measured
 
     @property
-    def twin_rule(self) -> str:
+    def near_duplicate_rule(self) -> str:
         """From which cosine on pictures are twins, and why, in words."""
-        if self.trial.twin_threshold is not None:
+        if self.trial.near_duplicate_threshold is not None:
             return "the cosine that was asked for"
         return "what 99 of 100 pictures do not reach with any picture of another label, from 0.85 to 0.99"
 
@@ -123,10 +123,10 @@ def measure(trial: Trial) -> Outcome:
     the cross-validation.
     """
     require_finite(trial.X.mean(axis=0, dtype=np.float64), trial.X)  # those that only test too
-    y, threshold = trial.y, trial.twin_threshold
+    y, threshold = trial.y, trial.near_duplicate_threshold
     if threshold is None:
-        threshold = twin_threshold(trial.X, y, random_state=trial.classifier.random_state)
-    groups = twin_groups(trial.X, y, trial.hashes, threshold=threshold)
+        threshold = near_duplicate_threshold(trial.X, y, random_state=trial.classifier.random_state)
+    groups = near_duplicate_groups(trial.X, y, trial.hashes, threshold=threshold)
     seed = trial.classifier.random_state
     if trial.is_test is None:
         splits = drawn_split(y, random_state=seed), drawn_split(y, groups, random_state=seed)
@@ -162,9 +162,9 @@ def _measured(trial: Trial, split: Split, fitted: Classifier | None) -> Measured
     reason = split.reason or ("" if fitted is not None else "fewer than two labels are left to train with")
     n_train, n_test = len(split.train), len(split.test)
     if reason or fitted is None:
-        return Measured(n_train, n_test, split.n_twins, split.not_evaluable, reason)
+        return Measured(n_train, n_test, split.n_near_duplicates, split.not_evaluable, reason)
     found = score(trial.y[split.test], fitted.predict_proba(trial.X[split.test]), fitted.classes_)
-    return Measured(n_train, n_test, split.n_twins, split.not_evaluable, "", found)
+    return Measured(n_train, n_test, split.n_near_duplicates, split.not_evaluable, "", found)
 
 
 # -- what stands beside the figure ---------------------------------------------------------------------------
@@ -205,7 +205,7 @@ def learning_curve(outcome: Outcome) -> tuple[LearningPoint, ...]:
     return tuple(points.values())
 
 
-def baselines(outcome: Outcome, looks: Looks | None = None) -> tuple[Baseline, ...]:
+def baselines(outcome: Outcome, looks: Histograms | None = None) -> tuple[Baseline, ...]:
     """Say what far simpler things reach: the most frequent label, and the colours of the pictures.
 
     Parameters
@@ -227,7 +227,7 @@ def baselines(outcome: Outcome, looks: Looks | None = None) -> tuple[Baseline, .
     return most, _colours(outcome, train, test, looks)
 
 
-def _colours(outcome: Outcome, train: Rows, test: Rows, looks: Looks | None) -> Baseline:
+def _colours(outcome: Outcome, train: Rows, test: Rows, looks: Histograms | None) -> Baseline:
     trial, name = outcome.trial, "colour histogram"
     seed = trial.classifier.random_state
     if looks is None:

@@ -32,7 +32,7 @@ def embed(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Press images into a feature set.
+    """Embed images into a feature set.
 
     The same command again finishes what was interrupted, and does nothing when all is done.
     """

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_stages
-from featurepress.progress import telling
 from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
 
 
@@ -45,8 +44,7 @@ def evaluate(
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
-        tell = telling(on_progress)
-        found = evaluation.evaluate(model, destination, report, tell=tell, **options)
+        found = evaluation.evaluate(model, destination, report, on_progress=on_progress, **options)
     lines, best = output.Lines(), found.best.scores
     lines.add("measured", found.split)
     add_measured(lines, found.to_json())

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.progress import telling
-
 _SHOWN_FILES = 5
 
 
@@ -40,7 +38,7 @@ def export(
     started = time.perf_counter()
     features = open_features(destination)
     with output.live_line() as on_progress:
-        files = exports.export(features, to, parts=number(parts), tell=telling(on_progress))
+        files = exports.export(features, to, parts=number(parts), on_progress=on_progress)
     result = {
         "files": files,
         "rows": len(features),

@@ -42,7 +42,7 @@ def failures(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV on stdout: uri,stage,reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as a JSON array on stdout.")] = False,
 ) -> None:
-    """List the images that could not be pressed, and why."""
+    """List the images that could not be embedded, and why."""
     from featurepress.features.feature_set import open_features
 
     if as_csv and as_json:

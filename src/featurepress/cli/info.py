@@ -30,7 +30,7 @@ def info(
         return
     features = open_features(destination, allow_incomplete=True)
     if as_json:
-        complete = {} if features.is_complete else {"status": "incomplete", "pressed": len(features)}
+        complete = {} if features.is_complete else {"status": "incomplete", "embedded": len(features)}
         output.print_json({**features.plan.to_json(), **(features.manifest or {}), **complete})
     else:
         output.print_info(features)

@@ -37,7 +37,7 @@ from featurepress.errors import FeaturepressError, TooManyFailuresError
 
 app = typer.Typer(
     name="featurepress",
-    help="Press images into feature vectors. Start with: featurepress embed photos/ --out features/",
+    help="Embed images into feature vectors. Start with: featurepress embed photos/ --out features/",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -58,9 +58,9 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
 
 def _told(side: Mapping[str, Any]) -> str:
     scores = side["scores"]
-    twins = f", {side['n_twins']:,} left out for a twin in training" if side["n_twins"] else ""
+    twins = f", {side['n_twins']:,} left out for a twin in training" if side["n_near_duplicates"] else ""
     if scores is None:
-        way = ". A split that is drawn may be: --split-column drawn" if side["n_twins"] else ""
+        way = ". A split that is drawn may be: --split-column drawn" if side["n_near_duplicates"] else ""
         return f"not measurable: {side['reason']}{way}"
     low, high = scores["interval"]
     return (

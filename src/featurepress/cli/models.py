@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_choices
-from featurepress.progress import telling
 
 app = typer.Typer(help="List, get, add, verify and time models.", no_args_is_help=True)
 
@@ -31,8 +30,8 @@ def list_(as_json: Json = False) -> None:
     from featurepress.cli import output, tables
     from featurepress.models.catalog import list_models
 
-    with output.live_line() as tell:
-        models = list_models(tell=telling(tell))
+    with output.live_line() as on_progress:
+        models = list_models(on_progress=on_progress)
     if as_json:
         output.print_json({"models": [asdict(one) for one in models]})
     else:
@@ -75,9 +74,9 @@ def pull(
     from featurepress.cli import output, tables
     from featurepress.models.catalog import find_card
 
-    with output.live_line() as tell:
+    with output.live_line() as on_progress:
         options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights, "pooling": pooling}
-        card = find_card(model, **options, tell=telling(tell))
+        card = find_card(model, **options, on_progress=on_progress)
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -96,8 +95,8 @@ def add(
     from featurepress.models import catalog
     from featurepress.settings import Choices
 
-    with output.live_line() as tell:
-        card = catalog.add_model(file, name, Choices(**options), tell=telling(tell))
+    with output.live_line() as on_progress:
+        card = catalog.add_model(file, name, Choices(**options), on_progress=on_progress)
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -120,9 +119,11 @@ def verify(
     from featurepress.cli import output, tables
     from featurepress.embedding import parity as house
 
-    with output.live_line() as tell:
+    with output.live_line() as on_progress:
         options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights}
-        certificate = house.verify(model, pictures, pooling=pooling, limit=limit, tell=telling(tell), **options)
+        certificate = house.verify(
+            model, pictures, pooling=pooling, limit=limit, on_progress=on_progress, **options
+        )
     tables.print_certificate(asdict(certificate))
     if as_json:
         output.print_json(asdict(certificate))
@@ -134,7 +135,7 @@ def bench(
         list[str] | None, typer.Argument(help="Names or files (default: all that are ready).", metavar="[MODEL]...")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="Pictures to press (default: drawn ones of 100x100).", metavar="DIR")
+        str | None, typer.Option(help="Pictures to embed (default: drawn ones of 100x100).", metavar="DIR")
     ] = None,
     size: Size = None,
     random: Annotated[
@@ -146,8 +147,8 @@ def bench(
     from featurepress.cli import output, tables
     from featurepress.runs import benchmark as house
 
-    with output.live_line() as tell:
-        speeds = house.bench(models or [], images=images, size=size, random=random, tell=telling(tell))
+    with output.live_line() as on_progress:
+        speeds = house.bench(models or [], images=images, size=size, random=random, on_progress=on_progress)
     if as_json:
         output.print_json({"speeds": [asdict(one) for one in speeds]})
     else:

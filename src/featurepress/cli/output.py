@@ -82,22 +82,22 @@ def _shown(progress: Progress) -> RenderableType:
     """Give the live line: a bar while something is downloaded, else words."""
     if progress.stage != "preparing":
         return Text(_progress_text(progress))
-    if not progress.of_bytes:
+    if not progress.total_bytes:
         return Text(f"{progress.doing} …")
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     line = Table.grid(padding=(0, 1))
-    sizes = f"{format_bytes(progress.done_bytes)} of {format_bytes(progress.of_bytes)}"
-    bar = ProgressBar(total=progress.of_bytes, completed=progress.done_bytes, width=30)
+    sizes = f"{format_bytes(progress.done_bytes)} of {format_bytes(progress.total_bytes)}"
+    bar = ProgressBar(total=progress.total_bytes, completed=progress.done_bytes, width=30)
     line.add_row(Text(progress.doing, overflow="ellipsis", no_wrap=True), bar, Text(sizes, no_wrap=True))
     return line
 
 
 def _progress_text(progress: Progress) -> str:
-    done = progress.pressed + progress.failed
+    done = progress.embedded + progress.failed
     if progress.stage == "exporting":
-        return f"{done:,} images pressed, exporting"
+        return f"{done:,} images embedded, exporting"
     speed = progress.images_per_second
     of = f"{progress.listed:,}{'+' if progress.listing else ''}"
     line = f"{progress.stage} {done:,} of {of} images · {speed:,.0f} images/s · {progress.failed:,} failed"
@@ -160,18 +160,18 @@ def print_summary(features: FeatureSet) -> None:
     """Print what a run did, for people, on stderr."""
     summary, manifest = features.summary, features.manifest or {}
     lines = Lines()
-    lines.add("images", f"{summary.listed:,} listed, {summary.pressed:,} pressed, {summary.failed:,} failed")
+    lines.add("images", f"{summary.listed:,} listed, {summary.embedded:,} embedded, {summary.failed:,} failed")
     lines.add_counts("failed", summary.failed_by_kind)
     lines.add_counts("skipped", summary.skipped)
     if (changes := summary.changes) is not None:
         lines.add("changes", f"{changes.new:,} new, {changes.changed:,} changed, {changes.deleted:,} deleted")
-        lines.add("pressed", f"{changes.inferred:,} images went through the model, all others were carried over")
+        lines.add("embedded", f"{changes.inferred:,} images went through the model, all others were carried over")
     if changes is not None and summary.already_done:
         lines.add("time", f"{format_seconds(summary.seconds)}, nothing to do: everything is up to date")
     elif changes is not None:
         lines.add("time", format_seconds(summary.seconds))
     elif summary.already_done:
-        lines.add("time", "nothing to do: an earlier run has pressed everything")
+        lines.add("time", "nothing to do: an earlier run has embedded everything")
     else:
         lines.add("time", f"{format_seconds(summary.seconds)}, {summary.images_per_second:,.0f} images/s")
     written = format_bytes(summary.bytes_written)
@@ -210,7 +210,7 @@ def print_info(features: FeatureSet) -> None:
     lines = Lines()
     lines.add("where", features.location)
     lines.add("status", _status(features))
-    lines.add("images", f"{len(features):,} pressed, {features.failures.num_rows:,} failed")
+    lines.add("images", f"{len(features):,} embedded, {features.failures.num_rows:,} failed")
     kinds = Counter(Failure(**row).kind for row in features.failures.to_pylist())
     lines.add_counts("failed", kinds)
     lines.add_counts("skipped", manifest.get("skipped", {}))

@@ -9,7 +9,7 @@ import typer
 
 from featurepress.cli.options import with_engine, with_settings
 from featurepress.errors import TooManyFailuresError
-from featurepress.settings import PICTURE_SETTINGS, PredictionSettings
+from featurepress.settings import IMAGE_SETTINGS, PredictionSettings
 
 if TYPE_CHECKING:
     from featurepress.learning.predictions import Predictions
@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(predict)
 
 
-@with_settings(PICTURE_SETTINGS, prediction=PredictionSettings)
+@with_settings(IMAGE_SETTINGS, prediction=PredictionSettings)
 @with_engine
 def predict(
     model: Annotated[str, typer.Argument(help="What featurepress train has written.", metavar="MODEL")],
@@ -76,8 +76,8 @@ def _report(found: Predictions, *, as_json: bool) -> None:
         lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} labels more")
     if has_regions and not summary["knows_background"]:
         lines.add("note", "the model knows no label 'background': empty places, too, are taken for something")
-    has_speed = found.images_per_second and not summary["settings"]["tiles"]  # which cost far more than pressing
-    speed = f", {found.images_per_second:,.0f} images/s pressed" if has_speed else ""
+    has_speed = found.images_per_second and not summary["settings"]["tiles"]  # which cost far more than embedding
+    speed = f", {found.images_per_second:,.0f} images/s embedded" if has_speed else ""
     lines.add("time", output.format_seconds(found.seconds) + speed)
     lines.add("model", f"{summary['model']['location']}, sha256 {summary['model']['sha256'][:12]}…")
     lines.add("where", f"{found.location.rstrip('/')}/predictions")

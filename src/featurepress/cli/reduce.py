@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli.options import with_engine, with_stages
-from featurepress.progress import telling
 from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
@@ -53,8 +52,7 @@ def reduce(
     started, out = time.perf_counter(), expand_time(out)
     features = open_features(destination)
     with output.live_line() as on_progress:
-        tell = telling(on_progress)
-        pca = reduction.reduce(features, out, using=using, report=report, tell=tell, **options)
+        pca = reduction.reduce(features, out, using=using, report=report, on_progress=on_progress, **options)
     reduced, seconds = open_features(out), time.perf_counter() - started
     _print_result(pca, features, reduced, seconds=seconds, report=report)
     if as_json:

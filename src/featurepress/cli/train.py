@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_stages
-from featurepress.progress import telling
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings
 
 
@@ -34,7 +33,7 @@ def train(
 
     started = time.perf_counter()
     with output.live_line() as on_progress:
-        model = training.train(destination, out, tell=telling(on_progress), **options)
+        model = training.train(destination, out, on_progress=on_progress, **options)
     seconds, lines = time.perf_counter() - started, model_lines(model)
     lines.add("time", output.format_seconds(seconds))
     lines.print(output.console())

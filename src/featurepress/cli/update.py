@@ -28,7 +28,7 @@ def update(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Press what is new or has changed since; the rows of images that are gone leave."""
+    """Embed what is new or has changed since; the rows of images that are gone leave."""
     from featurepress.runs import verbs
 
     carry_out(verbs.update, destination, options, as_json=as_json)
@@ -41,7 +41,7 @@ def retry(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Press the images that failed once more."""
+    """Embed the images that failed once more."""
     from featurepress.runs import verbs
 
     carry_out(verbs.retry, destination, options, as_json=as_json)

@@ -23,8 +23,8 @@ __all__ = [
     "Orchard",
     "Scene",
     "draw_fruit",
+    "draw_images",
     "draw_orchard",
-    "draw_pictures",
     "draw_scene",
 ]
 
@@ -304,7 +304,7 @@ def _vary(picture: Pixels, rng: Rng) -> Pixels:
     return np.asarray(cv2.convertScaleAbs(turned, alpha=gain, beta=255 * (1 - gain)), np.uint8)
 
 
-def draw_pictures(folder: str | Path, n: int, *, image_size_px: int = 100, random_state: int = 0) -> list[Path]:
+def draw_images(folder: str | Path, n: int, *, image_size_px: int = 100, random_state: int = 0) -> list[Path]:
     """Write many fruit pictures fast, for tests and benchmarks: `<Kind>/<number>.jpg`, kinds in turn.
 
     Parameters

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from featurepress.specs import Features, Pixels
 
 
-def read_pictures(
+def decode_images(
     sources: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]
 ) -> Iterator[tuple[ImageRef, Pixels]]:
     """Yield the pictures that can be decoded, in order: arrays (H, W, 3) uint8, RGB."""
@@ -28,7 +28,7 @@ def read_pictures(
             yield ref, decode(content_of(data), max_pixels=settings.images.max_pixels)
 
 
-def press_pictures(backbone: BackboneSpec, precision: str, pictures: Sequence[Pixels]) -> Features:
+def embed_images(backbone: BackboneSpec, precision: str, pictures: Sequence[Pixels]) -> Features:
     """Give the features of decoded pictures: (n_samples, n_features) float32."""
     inputs = empty_batch(backbone, len(pictures))
     for pixels, room in zip(pictures, inputs, strict=True):
@@ -54,6 +54,7 @@ def empty_batch(spec: BackboneSpec, size: int) -> Any:
 
 
 def infer(backbone: Backbone, batch: Any) -> Any:
+    """Run a batch; a failure of the runtime stops the run."""
     try:
         return backbone(batch)
     except RuntimeError as error:

@@ -15,14 +15,14 @@ from featurepress.images import preprocess
 from featurepress.ledger import Plan
 from featurepress.ledger.parts import Row
 from featurepress.models.backbone import load_backbone
-from featurepress.process import Child, ChildDiedError, beat
+from featurepress.process import Child, ChildDiedError, send_message
 from featurepress.specs import ImageRef
 
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
 
 def embed_one_by_one(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
-    """Press a shard that killed processes before: image by image, in child processes; give the precision.
+    """Embed a shard that killed processes before: image by image, in child processes; give the precision.
 
     An image at which two children die in a row is the killer and becomes a failure. The features are the same
     bits as in batches.
@@ -44,7 +44,7 @@ def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable
     silence_seconds = plan.settings.images.silence_seconds
     how = ""
     for renewed in (False, True):
-        beat(("alive",))  # each try has its own silence
+        send_message(("alive",))  # each try has its own silence
         try:
             return child(renewed=renewed).call(embed_one, plan, ref, decoder, silence_seconds=silence_seconds)
         except ChildDiedError as death:
@@ -54,7 +54,7 @@ def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable
 
 
 def embed_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, int, str]:
-    """Press a single image; give its row, features (1, n_features), number of bytes, and precision."""
+    """Embed a single image; give its row, features (1, n_features), number of bytes, and precision."""
     ((_, data),) = read_images(plan.sources, plan.settings, [ref])
     content = content_of(data)
     backbone = load_backbone(plan.backbone, plan.precision)

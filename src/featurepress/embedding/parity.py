@@ -14,19 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from featurepress.embedding.probe import cosines, cpu_name, library_versions, press_pictures, read_pictures
+from featurepress.embedding.inference import decode_images, embed_images
+from featurepress.embedding.probe import cosines
 from featurepress.errors import ModelError, SourceError
+from featurepress.ledger.provenance import cpu_name, library_versions
 from featurepress.models import store
 from featurepress.models.backbone import supports_bfloat16
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import find_card
 from featurepress.models.origins.keras_applications import in_child
 from featurepress.models.origins.weights import keras_folder
-from featurepress.progress import Tell, say_nothing
+from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe
 
-MAX_PICTURES = 64
+MAX_IMAGES = 64
 _MAX_BYTES = 512 * 1024**2  # of decoded pictures, which are sent to the reference whole
 
 
@@ -84,8 +86,8 @@ def verify(
     sources: Locations,
     *,
     pooling: str = "avg",
-    limit: int = MAX_PICTURES,
-    tell: Tell = say_nothing,
+    limit: int = MAX_IMAGES,
+    on_progress: OnProgress = ignore_progress,
     **options: Any,
 ) -> Certificate:
     """Hold a model's features against those of the library that it comes from.
@@ -100,7 +102,7 @@ def verify(
         What is pooled, and how.
     limit : int
         Largest number of pictures. Default 64.
-    tell : callable
+    on_progress : callable
         Hears how it gets on.
     **options
         `size`, `alpha` and `weights`, as for `embed`.
@@ -123,10 +125,10 @@ def verify(
     Keras; else Keras on OpenVINO in float32. Models of other kinds are held against the model as OpenVINO reads it,
     fed by plain NumPy and Pillow, a picture at a time.
     """
-    card = find_card(model, pooling=pooling, tell=tell, **options)
+    card = find_card(model, pooling=pooling, on_progress=on_progress, **options)
     spec = card.backbone(pooling)
     pictures = _pictures(sources, limit)
-    tell(f"running the reference on {len(pictures)} pictures", 0, 0)
+    on_progress(step(f"running the reference on {len(pictures)} pictures", 0, 0))
     expected, reference = _reference(card, pooling, pictures)
     precisions = ["float32"] + (["bfloat16"] if supports_bfloat16(spec) else [])
     certificate = Certificate(
@@ -135,7 +137,7 @@ def verify(
         fingerprint=spec.fingerprint,
         reference=reference,
         n_images=len(pictures),
-        precisions={one: nearness(press_pictures(spec, one, pictures), expected) for one in precisions},
+        precisions={one: nearness(embed_images(spec, one, pictures), expected) for one in precisions},
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         cpu=cpu_name(),
         versions=library_versions(),
@@ -150,7 +152,7 @@ def _pictures(sources: Locations, limit: int) -> list[Any]:
     specs, settings = describe(sources), Settings()
     pictures: list[Any] = []
     n_bytes = 0
-    for _, pixels in read_pictures(specs, settings, Listing(specs, settings.listing)):
+    for _, pixels in decode_images(specs, settings, Listing(specs, settings.listing)):
         pictures.append(pixels)
         n_bytes += pixels.nbytes
         if len(pictures) == limit or n_bytes > _MAX_BYTES:

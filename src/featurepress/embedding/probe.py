@@ -1,4 +1,4 @@
-"""Try the first images of a run: can they be decoded, and is bfloat16 faithful on them?"""
+"""Try the first images of a run: whether they decode, and whether bfloat16 is faithful on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featurepress.embedding.reading import content_of, read_images, require_visi
 from featurepress.errors import ImageError, ModelError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan
-from featurepress.models.backbone import bring_model, supports_bfloat16
+from featurepress.models.backbone import fetch_model, supports_bfloat16
 from featurepress.specs import Failure, ImageRef
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def probe_images(
         The failures; one cosine a good image (1.0 where nothing was compared); whether bfloat16 is to be had.
     """
     require_visible_sources(plan)
-    bring_model(plan.backbone, plan.storage)
+    fetch_model(plan.backbone, plan.storage)
     can_choose = plan.settings.features.precision != "float32" and supports_bfloat16(plan.backbone)
     inputs: list[Any] = []
     failures: list[Failure] = []

@@ -39,6 +39,7 @@ def read_images(
 
 
 def content_of(data: bytes | ImageError) -> bytes:
+    """Return the bytes that were read, or raise the error."""
     if isinstance(data, ImageError):
         raise data
     return data

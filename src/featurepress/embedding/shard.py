@@ -19,7 +19,7 @@ from featurepress.errors import ImageError, ReplacedError, StoppedError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan, References
 from featurepress.ledger.parts import Account, PartFormat, PartReader, Row
-from featurepress.models.backbone import bring_model, load_backbone
+from featurepress.models.backbone import fetch_model, load_backbone
 from featurepress.specs import Receipt
 from featurepress.storage import at_once
 
@@ -29,8 +29,8 @@ DEATHS_BEFORE_CARE = 2
 _LOOKS = 5  # at a part that others replace meanwhile
 
 
-def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends: bool = False) -> Receipt:
-    """Press a shard, write its part, and give its receipt; if its part already stands, give that one's.
+def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends: bool = False) -> Receipt:
+    """Embed a shard, write its part, and give its receipt; if its part already stands, give that one's.
 
     Parameters
     ----------
@@ -53,14 +53,14 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends
         This process does not see what the driver sees.
     """
     require_visible_sources(plan)
-    bring_model(plan.backbone, plan.storage)
+    fetch_model(plan.backbone, plan.storage)
     with ledger.attempt(plan, shard) as n_deaths:
-        press = embed_one_by_one if n_deaths >= DEATHS_BEFORE_CARE else _press_in_batches
+        embed = embed_one_by_one if n_deaths >= DEATHS_BEFORE_CARE else embed_in_batches
         for n_left in reversed(range(_LOOKS)):
             try:
                 if shard < plan.first_shard and not mends:
                     ledger.require_open(plan)
-                account = _standing_or_pressed(plan, shard, lambda new: press(plan, new, decoder or decode))
+                account = _standing_or_embedded(plan, shard, lambda new: embed(plan, new, decoder or decode))
                 break
             except ReplacedError:  # another attempt was quicker: look what stands now
                 if not n_left:
@@ -69,8 +69,8 @@ def press_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends
     return account.receipt
 
 
-def _standing_or_pressed(plan: Plan, shard: int, press: Callable[[ShardRows], str]) -> Account:
-    """Give the account of the part that stands, if it is of this generation, or else of the one that is pressed.
+def _standing_or_embedded(plan: Plan, shard: int, embed: Callable[[ShardRows], str]) -> Account:
+    """Give the account of the part that stands, if it is of this generation, or else of the one that is embedded.
 
     What is told of the standing part, and what is carried over from it, is of the one version that is replaced.
     """
@@ -84,22 +84,22 @@ def _standing_or_pressed(plan: Plan, shard: int, press: Callable[[ShardRows], st
             lambda: ledger.read_references(plan, shard),
         )
         if standing is None:  # new, or lost, and with it what could be carried over
-            pressed = ShardRows(plan, shard, references.refs)
+            embedded = ShardRows(plan, shard, references.refs)
         elif (generation := standing.account.receipt.generation) < plan.generation:
-            pressed = RevisedShardRows(plan, shard, references, standing)
+            embedded = RevisedShardRows(plan, shard, references, standing)
         elif generation == plan.generation:
             return standing.account
         else:
             raise StoppedError(
-                f"Shard {shard} of '{plan.storage.location}' was pressed by generation {generation}, and this "
+                f"Shard {shard} of '{plan.storage.location}' was embedded by generation {generation}, and this "
                 f"run is at generation {plan.generation}: another has begun meanwhile. Nothing more was written."
             )
-        stack.callback(pressed.close)
-        return pressed.commit(press(pressed))
+        stack.callback(embedded.close)
+        return embedded.commit(embed(embedded))
 
 
-def _press_in_batches(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
-    """Press a shard: decode until a batch is full, run it, go on; give the precision."""
+def embed_in_batches(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
+    """Embed a shard: decode until a batch is full, run it, go on; give the precision."""
     backbone = load_backbone(plan.backbone, plan.precision)
     batch = empty_batch(plan.backbone, backbone.batch_size)
     waiting: list[Row] = []

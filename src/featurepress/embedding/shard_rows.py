@@ -15,14 +15,14 @@ from featurepress.errors import ImageError
 from featurepress.ledger import Plan, References
 from featurepress.ledger.parts import Account, PartFormat, PartReader, Row
 from featurepress.ledger.provenance import cpu_name, library_versions
-from featurepress.process import beat
+from featurepress.process import send_message
 from featurepress.specs import Failure, ImageRef, Receipt
 
 _BEAT_SECONDS = 0.2
 
 
 class ShardRows:
-    """A shard while it is pressed: its part, which is being filled, and its account."""
+    """A shard while it is embedded: its part, which is being filled, and its account."""
 
     def __init__(self, plan: Plan, number: int, refs: Sequence[ImageRef]) -> None:
         self._plan = plan
@@ -32,26 +32,26 @@ class ShardRows:
         self._beat_at = 0.0
         self.refs = refs
         self.n_listed = len(refs)
-        self.n_pressed = 0
+        self.n_embedded = 0
         self.n_carried = 0
         self.failures: list[Failure] = []
         self.bytes_read = 0
         self._replaces = ""
 
-    def add(self, pressed: Sequence[Row], features: Any) -> None:
+    def add(self, embedded: Sequence[Row], features: Any) -> None:
         """Take the features of some images; those that are no numbers are failures."""
         good = np.isfinite(features).all(axis=1)
         if not good.all():
-            for row, is_good in zip(pressed, good, strict=True):
+            for row, is_good in zip(embedded, good, strict=True):
                 if not is_good:
                     self.fail(row.ref, ImageError("infer", "features are not finite"))
-            pressed, features = list(itertools.compress(pressed, good)), features[good]
-        self._part.add(pressed, features)
-        self.n_pressed += len(pressed)
+            embedded, features = list(itertools.compress(embedded, good)), features[good]
+        self._part.add(embedded, features)
+        self.n_embedded += len(embedded)
         self._beat()
 
     def carries(self, ref: ImageRef, sha256: str) -> bool:
-        """Whether the image has a row already that was pressed from the same bytes."""
+        """Whether the image has a row already that was embedded from the same bytes."""
         return False
 
     def close(self) -> None:
@@ -59,7 +59,7 @@ class ShardRows:
         self._part.close()
 
     def fail(self, ref: ImageRef, error: ImageError) -> None:
-        """Take an image that cannot be pressed."""
+        """Take an image that cannot be embedded."""
         self.failures.append(Failure(ref.uri, error.stage, " ".join(error.reason.split())))
         self._beat()
 
@@ -70,7 +70,7 @@ class ShardRows:
             shard=self._number,
             generation=self._plan.generation,
             listed=self.n_listed,
-            pressed=self.n_pressed,
+            embedded=self.n_embedded,
             failed=len(self.failures),
             failed_by_kind=dict(collections.Counter(failure.kind for failure in self.failures)),
             bytes_read=self.bytes_read,
@@ -88,13 +88,13 @@ class ShardRows:
         clock = time.monotonic()
         if now or clock - self._beat_at > _BEAT_SECONDS:
             self._beat_at = clock
-            beat(("images", self._number, self.n_pressed, len(self.failures)))
+            send_message(("images", self._number, self.n_embedded, len(self.failures)))
 
 
 class RevisedShardRows(ShardRows):
-    """A shard of an earlier generation: what is as it was is carried over, the rest is pressed.
+    """A shard of an earlier generation: what is as it was is carried over, the rest is embedded.
 
-    The new part has the rows that were pressed first, and then those that were carried over. Where the part is not
+    The new part has the rows that were embedded first, and then those that were carried over. Where the part is not
     the one with which the images were compared, all are read, and only those with the same bytes are carried over.
     """
 

@@ -1,6 +1,6 @@
-"""Press values in memory, one by one: encoded pictures, pixels, or places to read. A bad one is no end.
+"""Embed values in memory, one by one: encoded pictures, pixels, or places to read. A bad one is no end.
 
-The values are pressed in a child process, so that one that kills its decoder costs two children and gives a reason.
+Values are embedded in a child process: one that kills its decoder costs two children and becomes a failure.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 
 import numpy as np
 
-from featurepress.embedding.shard import press_pictures
+from featurepress.embedding.inference import embed_images
 from featurepress.errors import ImageError, StoppedError
 from featurepress.images import decode
 from featurepress.process import Child, ChildDiedError
 from featurepress.settings import ImageSettings
-from featurepress.sources.lists.locations import masked, read_place
+from featurepress.sources.lists.locations import masked, read_location
 from featurepress.specs import BackboneSpec
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or
 
 
 @dataclass
-class Presser:
-    """Presses values in a child process that is started when it is needed, and kept.
+class Embedder:
+    """Embeds values in a child process that is started when it is needed, and kept.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class Presser:
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _is_abandoned: bool = False
 
-    def press(self, values: Sequence[Value]) -> list[Answer]:
+    def embed(self, values: Sequence[Value]) -> list[Answer]:
         """Give for each value its features, or the reason why there are none.
 
         Raises
@@ -99,7 +99,7 @@ class Presser:
         return answers
 
     def abandon(self) -> None:
-        """End the child at once, for good; a `press` under way in another thread fails."""
+        """End the child at once, for good; a `embed` under way in another thread fails."""
         self._is_abandoned = True
         if (child := self._child) is not None:
             child.kill()
@@ -111,7 +111,7 @@ class Presser:
             self._child = None
 
     def _carefully(self, value: Value) -> list[Answer]:
-        """Press a value alone; at which two children die, it is the killer."""
+        """Embed a value alone; at which two children die, it is the killer."""
         how = ""
         for _ in range(2):
             try:
@@ -130,11 +130,11 @@ class Presser:
             self._child = Child(("featurepress.embedding.values",))
         silence = len(values) * self.limits.timeout_seconds + self.limits.silence_seconds
         return self._child.call(
-            press_values, self.backbone, self.precision, values, self.limits, silence_seconds=silence
+            embed_values, self.backbone, self.precision, values, self.limits, silence_seconds=silence
         )
 
 
-def press_values(
+def embed_values(
     backbone: BackboneSpec, precision: str, values: Sequence[Value], limits: ImageSettings
 ) -> list[Answer]:
     """Give for each value its features, or the reason why there are none; in this process."""
@@ -147,7 +147,7 @@ def press_values(
             except (ImageError, StoppedError) as error:
                 found.append(str(error))
         pictures = [one for one in found if not isinstance(one, str)]
-        features: Iterator[Any] = iter(press_pictures(backbone, precision, pictures) if pictures else ())
+        features: Iterator[Any] = iter(embed_images(backbone, precision, pictures) if pictures else ())
         for one in found:
             if isinstance(one, str):
                 answers.append((None, " ".join(one.split())))
@@ -174,7 +174,7 @@ def _picture(value: Value, limits: ImageSettings) -> Pixels:
 
 def _read(place: str, limits: ImageSettings) -> bytes:
     try:
-        return read_place(place, limits)
+        return read_location(place, limits)
     except ImageError as error:
         raise ImageError(error.stage, _NEVER_LISTED.get(error.reason, error.reason)) from error
 

@@ -1,7 +1,7 @@
 """What an engine is: it runs a task over shard numbers, somewhere.
 
 An engine knows nothing of pixels. A task is any importable, picklable callable of a plan and a shard number;
-pressing a shard is one, and exporting a part is another. Shards are independent and a task may be run more than
+embedding a shard is one, and exporting a part is another. Shards are independent and a task may be run more than
 once for the same shard (the parts see to it that this changes nothing), so an engine is free to retry.
 """
 
@@ -37,7 +37,7 @@ class Engine(Protocol):
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
         """Run `task` for each shard; yield the results in the order in which they come.
 
@@ -52,8 +52,8 @@ class Engine(Protocol):
         shards : iterable of int
             May still be growing while the first ones run: it is taken from in another thread, as far as there
             is somebody free to work.
-        on_beat : callable
-            Called with whatever the task tells by `featurepress.process.beat`, where the engine can hear it.
+        on_message : callable
+            Called with whatever the task sends by `process.send_message`, where the engine receives it.
 
         Raises
         ------

@@ -19,7 +19,7 @@ from featurepress.process import Child, ChildDiedError
 
 Result = TypeVar("Result")
 
-MAX_DEATHS = 5  # of the processes at one shard; the third attempt already presses it image by image
+MAX_DEATHS = 5  # of the processes at one shard; the third attempt already embeds it image by image
 
 
 class LocalEngine:
@@ -72,10 +72,10 @@ class LocalEngine:
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
-        run = _Run(self, task, plan, shards, on_beat)
+        run = _Run(self, task, plan, shards, on_message)
         try:
             yield from run.results()
         finally:
@@ -141,9 +141,9 @@ class _Run:
         task: Task[Any],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None],
+        on_message: Callable[[Any], None],
     ) -> None:
-        self.engine, self.task, self.plan, self.on_beat = engine, task, plan, on_beat
+        self.engine, self.task, self.plan, self.on_message = engine, task, plan, on_message
         self.stopping = False
         self._shards = iter(shards)
         self._taking = threading.Lock()
@@ -196,7 +196,7 @@ class _Run:
                     self.plan,
                     shard,
                     silence_seconds=self.engine.silence_seconds,
-                    on_beat=self.on_beat,
+                    on_message=self.on_message,
                 )
             except ChildDiedError as death:
                 if self.stopping or n_deaths == max_deaths:

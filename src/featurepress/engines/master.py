@@ -22,7 +22,7 @@ def require_answer(address: str, *, seconds: float = ANSWER_SECONDS) -> None:
         How long each is waited for.
     """
     reasons = []
-    for host, port in places_in(address):
+    for host, port in locations_in(address):
         try:
             socket.create_connection((host, int(port)), timeout=seconds).close()
             return
@@ -35,7 +35,7 @@ def require_answer(address: str, *, seconds: float = ANSWER_SECONDS) -> None:
         )
 
 
-def places_in(address: str) -> list[tuple[str, str]]:
+def locations_in(address: str) -> list[tuple[str, str]]:
     """Give the hosts and ports that an address names; none for what is left to the library."""
     match = re.match(r"(?:(?:spark|sc|ray)://)?([^/;\[\]]+)", address)
     return re.findall(r"([\w.-]+):(\d+)", match[1]) if match and not address.startswith(("local", "k8s")) else []

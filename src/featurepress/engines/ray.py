@@ -66,10 +66,10 @@ class Ray:
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
-        run = _Run(self._connected(), packed(__version__, task, plan), shards, on_beat)
+        run = _Run(self._connected(), packed(__version__, task, plan), shards, on_message)
         try:
             yield from run.results()
         finally:
@@ -105,15 +105,15 @@ class Ray:
 class _Run:
     """One run of a task: as many shards under way as keep all cores busy."""
 
-    def __init__(self, ray: Any, work: bytes, shards: Iterable[int], on_beat: Callable[[Any], None]) -> None:
-        self._ray, self._on_beat = ray, on_beat
+    def __init__(self, ray: Any, work: bytes, shards: Iterable[int], on_message: Callable[[Any], None]) -> None:
+        self._ray, self._on_message = ray, on_message
         self._work = ray.put(work)
         self._remote = ray.remote(num_cpus=1, max_retries=MAX_DEATHS, retry_exceptions=False)(_runner())
         self._shards = iter(shards)
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._free = threading.Semaphore(0)
         self._flights: dict[Any, int] = {}
-        self._n_places = 0
+        self._n_locations = 0
         self._all_taken = self._stopping = False
         self._taker = threading.Thread(target=self._take, name="featurepress-shards", daemon=True)
 
@@ -121,19 +121,19 @@ class _Run:
         """Yield the results as they come."""
         self._taker.start()
         while not self._all_taken or self._flights:
-            self._make_places()
+            self._make_locations()
             self._launch(wait=not self._flights)
             if self._flights:
                 done, _ = self._ray.wait(list(self._flights), num_returns=1, timeout=_WAIT_SECONDS)
                 for flight in done:
                     yield self._result(flight)
 
-    def _make_places(self) -> None:
+    def _make_locations(self) -> None:
         """Let two shards a core be under way, as nodes come and go."""
         wanted = 2 * max(_FEW_CORES, int(self._ray.cluster_resources().get("CPU", 0)))
-        for _ in range(wanted - self._n_places):
+        for _ in range(wanted - self._n_locations):
             self._free.release()
-        self._n_places = max(wanted, self._n_places)
+        self._n_locations = max(wanted, self._n_locations)
 
     def _launch(self, *, wait: bool) -> None:
         """Send out the shards that have come; with `wait` for one at least."""
@@ -171,7 +171,7 @@ class _Run:
                 f"The worker {host} cannot import featurepress ({reason}; its Python is '{python}'). Install it "
                 "there, or send it along (runtime_env); docs/ray.md tells how."
             )
-        raise unmarked(value, self._on_beat) or WorkerDeathError(f"Stopped at shard {shard}: {value[:300]}")
+        raise unmarked(value, self._on_message) or WorkerDeathError(f"Stopped at shard {shard}: {value[:300]}")
 
     def stop(self) -> None:
         """Drop what is under way."""
@@ -198,7 +198,7 @@ def _runner() -> Callable[[bytes, int], tuple[str, Any]]:
     """Give the function that Ray runs; it travels by value, and can say where there is no featurepress."""
     for_memory = _FOR_MEMORY
 
-    def press_a_shard(work: bytes, shard: int) -> tuple[str, Any]:
+    def embed_a_shard(work: bytes, shard: int) -> tuple[str, Any]:
         import socket
         import sys
 
@@ -212,4 +212,4 @@ def _runner() -> Callable[[bytes, int], tuple[str, Any]]:
             return "error", str(error)
         return "result", result
 
-    return press_a_shard
+    return embed_a_shard

@@ -108,11 +108,11 @@ class Spark:
         task: Task[Result],
         plan: Plan,
         shards: Iterable[int],
-        on_beat: Callable[[Any], None] = lambda news: None,
+        on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
         work = packed(__version__, task, plan)
-        run = _Run(self.session, work, shards, _Watch(task, plan, on_beat))
+        run = _Run(self.session, work, shards, _Watch(task, plan, on_message))
         try:
             yield from run.results()
         finally:
@@ -179,7 +179,7 @@ class _Run:
         wave = self._jobs.pop(job)
         if isinstance(found, Exception):
             self._n_lost += 1
-            _require_another_try(found, self._n_lost, self._watch.on_beat)
+            _require_another_try(found, self._n_lost, self._watch.on_message)
             self._waiting = wave + self._waiting
             return
         self._n_lost = 0
@@ -225,8 +225,8 @@ class _Run:
 class _Watch:
     """Tells how the shards under way get on, from the receipts that appear at the destination."""
 
-    def __init__(self, task: Task[Any], plan: Plan, on_beat: Callable[[Any], None]) -> None:
-        self._plan, self.on_beat = plan, on_beat
+    def __init__(self, task: Task[Any], plan: Plan, on_message: Callable[[Any], None]) -> None:
+        self._plan, self.on_message = plan, on_message
         self._leaves_receipts = getattr(task, "leaves_receipts", False)
         self._told: set[int] = set()
         self._looked_at = time.monotonic()
@@ -241,7 +241,7 @@ class _Watch:
         for receipt in ledger.read_receipts(self._plan, new):
             if receipt is not None:
                 self._told.add(receipt.shard)
-                self.on_beat(("images", receipt.shard, receipt.pressed, receipt.failed))
+                self.on_message(("images", receipt.shard, receipt.embedded, receipt.failed))
         self._looked_at = time.monotonic()
         self.seconds = max(_LOOK_SECONDS, 10 * (self._looked_at - begun))
 
@@ -304,10 +304,12 @@ def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[
     return run
 
 
-def _require_another_try(error: Exception, n_lost: int, on_beat: Callable[[Any], None] = lambda news: None) -> None:
+def _require_another_try(
+    error: Exception, n_lost: int, on_message: Callable[[Any], None] = lambda message: None
+) -> None:
     """Raise what a failed job says, unless its workers were lost and may be there again."""
     text = str(error)
-    if (ours := unmarked(text, on_beat)) is not None:
+    if (ours := unmarked(text, on_message)) is not None:
         raise ours
     if lacking := _lacking(text):
         raise EngineError(lacking) from error

@@ -1,6 +1,6 @@
 """What runs in a worker process of a cluster: shards of a task, in child processes that are kept between them.
 
-A cluster's worker is no place to press in: it may have been forked, its allocator is set for other things, and a
+A cluster's worker is no place to embed in: it may have been forked, its allocator is set for other things, and a
 picture that kills it takes a stage of the job with it. Each worker therefore has a small local engine of its own,
 and a shard meets the same process on a cluster as on a laptop: that is why its bits are the same. The engine stays
 for as long as the worker does, so that a model is loaded once however many shards, jobs and runs come by; it goes
@@ -77,24 +77,24 @@ def run_shards(
     Exception
         Whatever the task raised; errors of ours say on which host.
     """
-    last_news: dict[int, Any] = {}
+    last_message: dict[int, Any] = {}
 
-    def hear(news: Any) -> None:
-        if news[0] == "at":
-            last_news[news[1]] = news
+    def on_message(message: Any) -> None:
+        if message[0] == "at":
+            last_message[message[1]] = message
 
     try:
         task, plan = _unpacked(work)
         if getattr(task, "reads_plan", True):
             _require_sight(plan)
         silence_seconds = plan.settings.images.silence_seconds + GRACE_SECONDS
-        yield from _engine(cores, silence_seconds, for_memory).run(Named(task), plan, shards, hear)
+        yield from _engine(cores, silence_seconds, for_memory).run(Named(task), plan, shards, on_message)
     except FeaturepressError as error:
         if isinstance(error, EngineError):
             raise
         told = type(error)(f"{str(error).rstrip('.')} (on the worker {socket.gethostname()}).")
         if isinstance(told, WorkerDeathError):
-            told.last_news = tuple(last_news.values())
+            told.last_message = tuple(last_message.values())
         raise told from error
 
 
@@ -166,11 +166,11 @@ def marked(error: Exception) -> str:
     return f"<featurepress {base64.b64encode(pickle.dumps(portable(error))).decode()}>"
 
 
-def unmarked(text: str, on_beat: Callable[[Any], None] = lambda news: None) -> Exception | None:
+def unmarked(text: str, on_message: Callable[[Any], None] = lambda message: None) -> Exception | None:
     """Give the exception that a text quotes, or None; tell what its worker said last."""
     match = _MARK.search(text)
     error = pickle.loads(base64.b64decode(match[1])) if match else None
     if isinstance(error, WorkerDeathError):
-        for news in error.last_news:
-            on_beat(news)
+        for message in error.last_message:
+            on_message(message)
     return error if isinstance(error, Exception) else None

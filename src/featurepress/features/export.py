@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING
 from featurepress.errors import DestinationError, SettingError, StorageError
 from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.ledger import Plan
-from featurepress.process import beat
-from featurepress.progress import Tell, say_nothing
+from featurepress.process import send_message
+from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.settings import Constraint, nearest
 from featurepress.storage import Storage, open_storage
 from featurepress.storage.connection import scheme_of
@@ -46,7 +46,7 @@ _OWN_FOLDERS = (
 
 
 def export(
-    features: FeatureSet | str | Path, to: str | Path, *, parts: int = 1, tell: Tell = say_nothing
+    features: FeatureSet | str | Path, to: str | Path, *, parts: int = 1, on_progress: OnProgress = ignore_progress
 ) -> list[str]:
     """Write a feature set as one file, or as several.
 
@@ -73,7 +73,7 @@ def export(
     parts : int
         Number of files, from 1 to 99,999: of 5, ``name.csv`` becomes ``name-00000-of-00005.csv`` and so on, file i
         with the i-th of so many equal runs of rows. More files than rows leave some without any.
-    tell : callable, optional
+    on_progress : callable, optional
         Called after each batch with what is being done, and how many bytes of features of how many are done.
 
     Returns
@@ -117,7 +117,7 @@ def export(
     def wrote(n_more: int) -> None:
         nonlocal done
         done += n_more
-        tell(f"exporting to {name}", done * row_bytes, n_rows * row_bytes)
+        on_progress(step(f"exporting to {name}", done * row_bytes, n_rows * row_bytes))
 
     for number, one in enumerate(names):
         with contextlib.ExitStack() as stack:
@@ -146,7 +146,7 @@ class ExportCsv:
         features = FeatureSet(plan, None)
         rows = _run_of_rows(len(features), shard, self.parts)
         with plan.storage.stream(csv_name(shard)) as file:
-            _write_csv(features, file, rows, lambda n_more: beat(("rows", n_more)))
+            _write_csv(features, file, rows, lambda n_more: send_message(("rows", n_more)))
             file.flush()
         return len(rows)
 

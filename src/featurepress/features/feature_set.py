@@ -35,9 +35,9 @@ class FeatureBatch:
     X : array (n_samples, n_features) float32
         The features.
     y : array (n_samples,) of str, or None
-        The labels, or None for a set that was pressed without.
+        The labels, or None for a set that was embedded without.
     uris : array (n_samples,) of str
-        What each row was pressed from.
+        What each row was embedded from.
     """
 
     X: Features
@@ -171,7 +171,7 @@ class FeatureSet:
 
     @property
     def uris(self) -> npt.NDArray[np.str_]:
-        """What each row was pressed from: array (n_samples,) of str."""
+        """What each row was embedded from: array (n_samples,) of str."""
         return self._column("uri")
 
     @property
@@ -324,7 +324,7 @@ class FeatureSet:
 
     @property
     def failures(self) -> pa.Table:
-        """The images that could not be pressed: Arrow table with uri, stage, reason."""
+        """The images that could not be embedded: Arrow table with uri, stage, reason."""
         import pyarrow as pa
 
         tables = [failure_schema().empty_table()]
@@ -370,6 +370,18 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
             "(or open it with allow_incomplete=True)."
         )
     return features
+
+
+def embedded_set(features: FeatureSet) -> FeatureSet:
+    """Return the set whose rows were embedded: itself, or the one that a reduced set was made from.
+
+    Raises
+    ------
+    FeatureSetError
+        The set that it was made from is gone.
+    """
+    origin = features.plan.certificate.get("reduced")
+    return features if origin is None else open_features(origin["features"], allow_incomplete=True)
 
 
 def _reads_s3(session: Any) -> bool:

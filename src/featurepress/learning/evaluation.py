@@ -15,10 +15,10 @@ from featurepress.analysis.samples import DRAWN, Samples, joined, numbered, read
 from featurepress.analysis.trials import Trial, baselines, find_mistakes, learning_curve, measure
 from featurepress.embedding.originals import read_originals
 from featurepress.errors import AnalysisError, FeatureSetError, SettingError, SourceError, StorageError
-from featurepress.features.feature_set import FeatureSet, open_features
+from featurepress.features.feature_set import FeatureSet, embedded_set, open_features
 from featurepress.images.thumbnail import colour_histogram, thumbnail
 from featurepress.learning.model import TrainedModel, open_model
-from featurepress.progress import Tell, say_nothing
+from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.reports.files import free_report_files
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings, sorted_options
 
@@ -35,7 +35,7 @@ def evaluate(
     features: FeatureSet | str | Path,
     report: str | Path | None = None,
     *,
-    tell: Tell = say_nothing,
+    on_progress: OnProgress = ignore_progress,
     **options: Any,
 ) -> Evaluation:
     """Measure how well a model tells pictures.
@@ -51,11 +51,11 @@ def evaluate(
         Features may be the backbone's own where the model knows reduced ones.
     report : str or path, optional
         A page, ``NAME.html`` on this machine, that is written in the end; the values beside it as ``NAME.json``.
-    tell : callable, optional
+    on_progress : callable, optional
         Called now and then with what is being done, and how much of how much.
     **options
         `label_column`, `labels_file`, `skip_unlabelled`, `split_column`, `split_file`, `test_value`,
-        `twin_threshold`, `in_memory_bytes`: as for `train`, whose own they are by default.
+        `near_duplicate_threshold`, `in_memory_bytes`: as for `train`, whose own they are by default.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def evaluate(
     model = model if isinstance(model, TrainedModel) else open_model(model)
     features = features if isinstance(features, FeatureSet) else open_features(features)
     model.preparing(features.plan.backbone, features.location)
-    bench = _Bench(model, features, _settings(model, options), tell)
+    bench = _Bench(model, features, _settings(model, options), on_progress)
     evaluation = bench.evaluate()
     if files is not None:
         from featurepress.reports.report import evaluation_page
@@ -111,26 +111,26 @@ class _Bench:
     model: TrainedModel
     features: FeatureSet
     settings: dict[str, Any]
-    tell: Tell
+    on_progress: OnProgress
 
     def evaluate(self) -> Evaluation:
         """Measure, and put together what stands beside the figure."""
         self.notes: list[str] = []
         self.training, self.why_not = self._training_set()
         trial, split = self._own_trial() if self._is_own() else self._other_trial()
-        self.tell("measuring", 0, 0)
+        self.on_progress(step("measuring", 0, 0))
         outcome = measure(trial)
         if self.why_not:
             reason = f"near-duplicates cannot be looked for: {self.why_not}"
             outcome = replace(outcome, leak_aware=Measured(0, outcome.naive.n_test, reason=reason))
         self._note_strangers(trial)
-        self.tell("comparing", 0, 0)
+        self.on_progress(step("comparing", 0, 0))
         return Evaluation(
             model=self._facts(),
             features=self.features.location,
             split=split,
-            twin_rule=outcome.twin_rule,
-            twin_threshold=outcome.threshold,
+            near_duplicate_rule=outcome.near_duplicate_rule,
+            near_duplicate_threshold=outcome.threshold,
             naive=outcome.naive,
             leak_aware=outcome.leak_aware,
             mistakes=find_mistakes(outcome),
@@ -237,7 +237,7 @@ class _Bench:
         """Read the features of some samples, in the model's space."""
         X = []
         for samples in sides:
-            self.tell(f"reading {samples.features.location}", 0, samples.n_bytes)
+            self.on_progress(step(f"reading {samples.features.location}", 0, samples.n_bytes))
             prepare = self.model.preparing(samples.features.plan.backbone, samples.features.location)
             X.append(prepare(samples.matrix()))
         return Trial(
@@ -246,7 +246,7 @@ class _Bench:
             joined([samples.column("uri") for samples in sides]),
             numbered([samples.column("sha256") for samples in sides]),
             self.model.classifier,
-            twin_threshold=self.settings["split"].twin_threshold,
+            near_duplicate_threshold=self.settings["split"].near_duplicate_threshold,
         )
 
     def _note_strangers(self, trial: Trial) -> None:
@@ -270,7 +270,8 @@ class _Bench:
         wanted = set(uris)
         for features in filter(None, {id(one): one for one in (self.features, self.training)}.values()):
             try:
-                for uri, pixels in read_originals(features, wanted):
+                embedded = embedded_set(features)
+                for uri, pixels in read_originals(embedded.plan, embedded.parts, wanted):
                     wanted.discard(uri)
                     yield uri, look(pixels)
             except (FeatureSetError, SourceError, StorageError):  # gone, or not for us: said where they would stand

@@ -37,10 +37,10 @@ from featurepress.learning.regions import BACKGROUND, RegionPart, pooling_of, re
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan
 from featurepress.ledger.names import part_name
-from featurepress.process import beat
-from featurepress.progress import OnProgress, Tell, ignore_progress, telling
-from featurepress.runs.verbs import draft, expand_time, find_backbone, press_plan, require_free
-from featurepress.settings import PICTURE_SETTINGS, PredictionSettings, Settings
+from featurepress.process import send_message
+from featurepress.progress import OnProgress, ignore_progress, step
+from featurepress.runs.verbs import draft, expand_time, find_backbone, require_free, run_plan
+from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, Settings
 from featurepress.sources import Locations, describe
 from featurepress.storage import Storage, open_storage
 
@@ -74,7 +74,7 @@ def predict(
     model : TrainedModel, str or path
         The model, or where it lies.
     sources : FeatureSet, str, path, or sequence of them
-        A complete feature set, or where one lies; or pictures, as for `featurepress.embed`: these are pressed into
+        A complete feature set, or where one lies; or pictures, as for `featurepress.embed`: these are embedded into
         `out` first, with the model's own backbone.
     out : str or path
         The destination; ``{time}`` in it becomes the date and time.
@@ -130,10 +130,10 @@ def predict(
             if asked.tiles:  # a picture of which costs so much that small collections, too, keep all cores busy
                 others = {"images_per_part": IMAGES_PER_PART_OF_TILES, **others}
             others = {**others, "pooling": pooling}
-            features, trouble = _pressed(model, sources, storage, asked, others, engine, on_progress)
+            features, trouble = _embedded(model, sources, storage, asked, others, engine, on_progress)
         else:
             _require_predictable(model, features, storage, asked, others)
-        predictions = _predict(model, features, storage, asked, engine, telling(on_progress), others.get("workers"))
+        predictions = _predict(model, features, storage, asked, engine, on_progress, others.get("workers"))
     predictions.seconds = time.perf_counter() - started
     if features.summary is not None:
         predictions.images_per_second = features.summary.images_per_second
@@ -145,7 +145,7 @@ def predict(
 def _sorted(options: Mapping[str, Any]) -> tuple[PredictionSettings, dict[str, Any]]:
     """Sort the options into those of the prediction, and those of an embed."""
     own = {item.name for item in fields(PredictionSettings)}
-    others = {name: value for name, value in options.items() if name in PICTURE_SETTINGS}
+    others = {name: value for name, value in options.items() if name in IMAGE_SETTINGS}
     asked = PredictionSettings.from_options(
         **{name: value for name, value in options.items() if name in own or name not in others}
     )
@@ -213,7 +213,7 @@ def _require_predictable(
             require_free(storage)
 
 
-def _pressed(
+def _embedded(
     model: TrainedModel,
     sources: Locations,
     storage: Storage,
@@ -222,7 +222,7 @@ def _pressed(
     engine: Engine | None,
     on_progress: OnProgress,
 ) -> tuple[FeatureSet, TooManyFailuresError | None]:
-    """Press the pictures into the destination as the model's own were; give also what is to be said in the end."""
+    """Embed the pictures into the destination as the model's own were; give also what is to be said in the end."""
     started = time.perf_counter()
     settings = Settings.from_options(**{**model.asked, **others})
     with _refusing():
@@ -232,16 +232,16 @@ def _pressed(
         else:
             require_free(storage)
             describe(sources, settings.listing, destination=storage.location)
-    backbone = find_backbone(settings, telling(on_progress))
+    backbone = find_backbone(settings, on_progress)
     known = replace(model.backbone.unprojected, pooling=others["pooling"])
     if differences := known.differences(backbone):
         raise PlanMismatchError(
-            f"The model '{model.location}' cannot tell what is pressed here with '{settings.features.model}'; it "
+            f"The model '{model.location}' cannot tell what is embedded here with '{settings.features.model}'; it "
             f"knows features with {'; '.join(differences)}. Make the same model ready, or train another."
         )
     plan = draft(sources, storage.location, settings, backbone)
     try:
-        return press_plan(plan, engine=engine, on_progress=on_progress, started=started), None
+        return run_plan(plan, engine=engine, on_progress=on_progress, started=started), None
     except TooManyFailuresError as error:
         return error.features, error
 
@@ -276,7 +276,7 @@ def _predict(
     storage: Storage,
     asked: PredictionSettings,
     engine: Engine | None,
-    tell: Tell,
+    on_progress: OnProgress,
     workers: int | None,
 ) -> Predictions:
     """Predict the parts that are left, add up, and say that all is there."""
@@ -292,7 +292,7 @@ def _predict(
         if isinstance(task, RegionPart) and asked.annotate:
             drawn = {shard for _, shard in predictions.annotated_shards(storage)}
             task = replace(task, drawn=frozenset(drawn.intersection(left)))
-        _run(task, features, left, engine, tell, workers)
+        _run(task, features, left, engine, on_progress, workers)
         summary = _sum_up(model, features, task, digests)
         predictions.write_summary(storage, summary)
     return Predictions(storage, features, summary)
@@ -303,7 +303,7 @@ def _run(
     features: FeatureSet,
     left: Sequence[int],
     engine: Engine | None,
-    tell: Tell,
+    on_progress: OnProgress,
     workers: int | None,
 ) -> None:
     """Predict some parts, in this process where that takes no longer than to start others."""
@@ -311,10 +311,10 @@ def _run(
     is_little = n_numbers <= _NUMBERS_AT_ONCE and len(left) <= _PARTS_AT_ONCE
     if engine is None and workers is None and isinstance(task, PredictPart) and is_little:
         for i, shard in enumerate(left):
-            tell("predicting", 4 * n_numbers * i // len(left), 4 * n_numbers)
+            on_progress(step("predicting", 4 * n_numbers * i // len(left), 4 * n_numbers))
             task(features.plan, shard)
         return
-    runner = Runner(features, engine, tell, preload=__name__, workers=workers)
+    runner = Runner(features, engine, on_progress, preload=__name__, workers=workers)
     try:
         for _ in runner.run(features.plan, "predicting", task, left):
             pass
@@ -398,7 +398,7 @@ class PredictPart:
                 table = self._told(model.labels, model.classifier.predict_proba(prepare(X)), batch.column("uri"))
                 write(table.cast(schema))
                 tally.add(table.column("label").to_pylist(), len(batch))
-                beat(("rows", len(batch)))
+                send_message(("rows", len(batch)))
         predictions.write_receipt(self.storage, shard, tally.to_json({"model": self.model}))
         return tally.rows
 

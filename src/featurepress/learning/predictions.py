@@ -52,7 +52,7 @@ class Predictions:
     seconds : float
         What the call that gave this took.
     images_per_second : float
-        Pictures that were pressed in that call, a second of it; 0.0 if none were.
+        Pictures that were embedded in that call, a second of it; 0.0 if none were.
     """
 
     def __init__(self, storage: Storage, features: FeatureSet, summary: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ class Predictions:
 
     @property
     def failures(self) -> pa.Table:
-        """The pictures that could not be pressed: Arrow table with uri, stage, reason."""
+        """The pictures that could not be embedded: Arrow table with uri, stage, reason."""
         return self.features.failures
 
     def to_table(self) -> pa.Table:

@@ -33,8 +33,8 @@ from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
 from featurepress.ledger.names import part_name
 from featurepress.ledger.parts import PartFormat
-from featurepress.process import beat
-from featurepress.progress import Tell, say_nothing
+from featurepress.process import send_message
+from featurepress.progress import OnProgress, ignore_progress
 from featurepress.reports.files import ReportFiles, free_report_files
 from featurepress.runs.verbs import expand_time, require_free
 from featurepress.settings import ReductionSettings
@@ -49,7 +49,7 @@ def reduce(
     using: FeatureSet | str | Path | None = None,
     report: str | Path | None = None,
     engine: Engine | None = None,
-    tell: Tell = say_nothing,
+    on_progress: OnProgress = ignore_progress,
     **options: Any,
 ) -> PCA:
     """Reduce features by principal component analysis.
@@ -69,7 +69,7 @@ def reduce(
         ``NAME-map.png``.
     engine : Engine, optional
         Where to run; by default worker processes on this machine.
-    tell : callable, optional
+    on_progress : callable, optional
         Called now and then with what is being done, and how many bytes of features of how many are done.
     **options
         `n_components` (128), `variance`, `whiten`, `solver`, `random_state`: as of `featurepress.analysis.PCA`.
@@ -108,7 +108,7 @@ def reduce(
     if storage is not None:
         features.require_outside(storage.location)
     standing = None if storage is None else _standing(storage, features, request)
-    runner = Runner(features, engine, tell, preload=__name__)
+    runner = Runner(features, engine, on_progress, preload=__name__)
     try:
         if standing is not None:
             pca = read_projection(standing)
@@ -262,7 +262,7 @@ def _write(plan: Plan, features: FeatureSet, runner: Runner) -> None:
     for receipt in ledger.read_receipts(plan, shards):
         if receipt is not None:
             totals.add(receipt)
-    if totals.pressed != len(features) or FeatureSet(features.plan, None).parts != features.parts:
+    if totals.embedded != len(features) or FeatureSet(features.plan, None).parts != features.parts:
         raise StoppedError(
             f"The feature set '{features.location}' has changed while it was reduced. Reduce it again, into "
             "another --out."
@@ -281,7 +281,7 @@ def _manifest(plan: Plan, features: FeatureSet, totals: Totals) -> dict[str, Any
         "fingerprint": plan.backbone.fingerprint,
         "n_features": plan.backbone.n_features,
         "listed": totals.listed,
-        "pressed": totals.pressed,
+        "embedded": totals.embedded,
         "failed": totals.failed,
         "failed_by_kind": totals.failed_by_kind,
         "parts": totals.parts,
@@ -297,7 +297,7 @@ def _manifest(plan: Plan, features: FeatureSet, totals: Totals) -> dict[str, Any
 
 def _report(files: ReportFiles, plan: Plan, features: FeatureSet, pca: PCA) -> None:
     """Write the report of a reduced set."""
-    from featurepress.reports.report import map_rows, reduction_page, reduction_pictures
+    from featurepress.reports.report import map_rows, reduction_page, reduction_plots
 
     reduced, using = FeatureSet(plan, None), plan.certificate["reduced"]["asked"]["using"]
     Z, y = map_rows(reduced)
@@ -312,7 +312,7 @@ def _report(files: ReportFiles, plan: Plan, features: FeatureSet, pca: PCA) -> N
         "on the map": f"{len(Z):,} pictures" + (", evenly drawn" if len(Z) < len(reduced) else ""),
     }
     ratios = pca.explained_variance_ratio_
-    pictures = reduction_pictures(ratios, Z, y)
+    pictures = reduction_plots(ratios, Z, y)
     files.write(reduction_page(ratios, Z, y, facts=facts, pictures=pictures), pictures)
 
 
@@ -340,7 +340,7 @@ class ProjectPart:
             with contextlib.closing(PartFormat(names, len(pca.components_)).begin()) as part:
                 for rows, X in standing.every_row(names):
                     part.add(rows, pca.transform(X))
-                    beat(("rows", len(rows)))
+                    send_message(("rows", len(rows)))
                 seconds, host = round(time.perf_counter() - started, 3), socket.gethostname()
                 own = replace(receipt, generation=plan.generation, carried=0, host=host, seconds=seconds)
                 account = part.commit(plan.storage, own, failures)

@@ -1,7 +1,7 @@
 """Where on a picture which label is found: the cells of the model's grid, and overlapping crops.
 
 A classifier of averaged features tells a cell of the grid as well, whose numbers are of the same kind, and a crop,
-which is a picture of its own. What is found is given as boxes in pixels of the picture. What reads and presses
+which is a picture of its own. What is found is given as boxes in pixels of the picture. What reads and embeds
 pictures is imported where it runs, so that the driver stays light.
 """
 
@@ -23,7 +23,7 @@ from featurepress.learning.model import TrainedModel
 from featurepress.learning.predictions import UNKNOWN, Tally
 from featurepress.ledger import Plan
 from featurepress.ledger.names import part_name
-from featurepress.process import beat
+from featurepress.process import send_message
 from featurepress.settings import PredictionSettings
 from featurepress.specs import BackboneSpec, PreprocessSpec
 from featurepress.storage import Storage, lies_in
@@ -87,7 +87,7 @@ def averaged(backbone: BackboneSpec) -> BackboneSpec:
 
 
 def pooling_of(asked: PredictionSettings, model: TrainedModel) -> str:
-    """Give the pooling with which pictures are pressed.
+    """Give the pooling with which pictures are embedded.
 
     Raises
     ------
@@ -134,9 +134,9 @@ def require_apart(storage: Storage, features: FeatureSet) -> None:
     DestinationError
         It lies in a source of the set.
     """
-    from featurepress.embedding.originals import pressed_set
+    from featurepress.features.feature_set import embedded_set
 
-    for source in pressed_set(features).plan.sources:
+    for source in embedded_set(features).plan.sources:
         where = source.location if "://" in source.location else str(PurePosixPath(source.base, source.location))
         if lies_in(storage.location, where.partition("**")[0]):
             raise DestinationError(
@@ -272,7 +272,7 @@ class RegionPart:
             sizes += some
             cells = self._cells(model, plan, X, some) if self.asked.regions else [Found([], 0.0) for _ in some]
             found.update(zip((uri for uri, _, _ in some), cells, strict=True))
-            beat(("rows", 0))
+            send_message(("rows", 0))
         if self.asked.tiles or self.asked.annotate:
             self._look(model, features, name, found)
             tally.unread = sum(not one.is_read for one in found.values())
@@ -295,14 +295,15 @@ class RegionPart:
     def _look(self, model: TrainedModel, features: FeatureSet, name: str, found: dict[str, Found]) -> None:
         """Read the pictures of a part again, tell their tiles, and draw what was found into copies of them."""
         from featurepress.embedding.originals import read_part_originals
+        from featurepress.features.feature_set import embedded_set
         from featurepress.images.annotate import annotate
-        from featurepress.models.backbone import bring_model
+        from featurepress.models.backbone import fetch_model
 
         plan, shard = features.plan, predictions.shard_of(name)
-        bring_model(plan.backbone, plan.storage)
+        fetch_model(plan.backbone, plan.storage)
         names = {uri: predictions.annotated_name(shard, i, _plain(uri)) for i, uri in enumerate(found)}
         unread = set(found)
-        for uri, pixels in read_part_originals(features, name):
+        for uri, pixels in read_part_originals(embedded_set(features).plan, name):
             if uri in found:
                 unread.discard(uri)
                 if self.asked.tiles:
@@ -310,7 +311,7 @@ class RegionPart:
                 if self.asked.annotate:
                     boxes = [(one[2:6], f"{one.label} {one.probability:.2f}") for one in found[uri].regions]
                     self.storage.write(names[uri], annotate(pixels, boxes))
-            beat(("rows", 1))
+            send_message(("rows", 1))
         for uri in unread:
             found[uri].is_read = False
         if shard in self.drawn:
@@ -326,7 +327,7 @@ class RegionPart:
                 label = str(model.labels[best])
                 if share >= threshold and label != BACKGROUND:
                     regions.append(Region(label, float(share), *box, "tile"))
-            beat(("rows", 0))
+            send_message(("rows", 0))
         found.regions += strongest(regions)
 
     def _write(self, shard: int, sizes: Sequence[Any], found: dict[str, Found], tally: Tally) -> None:
@@ -346,13 +347,13 @@ class RegionPart:
 
 def _tiles(model: TrainedModel, plan: Plan, pixels: Pixels) -> Iterator[tuple[list[Box], Shares]]:
     """Yield the crops of a picture, some at a time, with the probabilities in each."""
-    from featurepress.embedding.shard import press_pictures
+    from featurepress.embedding.inference import embed_images
 
     boxes = tile_boxes(pixels.shape[1], pixels.shape[0])
     for start in range(0, len(boxes), _TILES_AT_ONCE):
         some = boxes[start : start + _TILES_AT_ONCE]
         crops = [np.ascontiguousarray(pixels[top:bottom, left:right]) for left, top, right, bottom in some]
-        yield some, _told(model, press_pictures(averaged(plan.backbone), plan.precision, crops))
+        yield some, _told(model, embed_images(averaged(plan.backbone), plan.precision, crops))
 
 
 def _told(model: TrainedModel, X: Features) -> Shares:

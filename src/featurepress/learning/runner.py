@@ -8,7 +8,7 @@ from typing import Any
 from featurepress.engines import Engine, LocalEngine, Task
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
-from featurepress.progress import Tell
+from featurepress.progress import OnProgress, step
 from featurepress.settings import available_cores
 
 
@@ -21,7 +21,7 @@ class Runner:
         The set.
     engine : Engine or None
         Where to run; None for worker processes on this machine.
-    tell : callable
+    on_progress : callable
         Called with what is being done, and how many bytes of features of how many are done. Tasks beat
         ``("rows", n)``.
     preload : str
@@ -31,16 +31,22 @@ class Runner:
     """
 
     def __init__(
-        self, features: FeatureSet, engine: Engine | None, tell: Tell, *, preload: str, workers: int | None = None
+        self,
+        features: FeatureSet,
+        engine: Engine | None,
+        on_progress: OnProgress,
+        *,
+        preload: str,
+        workers: int | None = None,
     ) -> None:
         self._row_bytes, self._of = 4 * features.n_features, 4 * features.n_features * len(features)
-        self._engine, self._owned, self._tell = engine, engine is None, tell
+        self._engine, self._owned, self._on_progress = engine, engine is None, on_progress
         self._preload, self._workers = preload, workers or available_cores()
 
     def fit(self, plan: Plan, task: Task[Any], n_shards: int) -> Iterator[Any]:
         """Run a task that sums; what one task does alone is done here, by all cores at once."""
         if self._owned and n_shards == 1:
-            self._tell("fitting", 0, self._of)
+            self._on_progress(step("fitting", 0, self._of))
             return iter([task(plan, 0)])
         return self.run(plan, "fitting", task, range(n_shards))
 
@@ -51,13 +57,13 @@ class Runner:
         self._engine.connect()
         done = 0
 
-        def hear(news: Any) -> None:
+        def on_message(message: Any) -> None:
             nonlocal done
-            done += news[1] * self._row_bytes
-            self._tell(doing, min(done, self._of), self._of)
+            done += message[1] * self._row_bytes
+            self._on_progress(step(doing, min(done, self._of), self._of))
 
-        self._tell(doing, 0, self._of)
-        return self._engine.run(task, plan, shards, hear)
+        self._on_progress(step(doing, 0, self._of))
+        return self._engine.run(task, plan, shards, on_message)
 
     def close(self) -> None:
         """End the workers that were started here."""

@@ -19,7 +19,7 @@ from featurepress.errors import SettingError
 from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.learning.model import TrainedModel, require_free
 from featurepress.learning.reduction import read_projection
-from featurepress.progress import Tell, say_nothing
+from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.runs.verbs import expand_time
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings, sorted_options
 from featurepress.storage import open_storage
@@ -33,7 +33,11 @@ STAGES: dict[str, Any] = {
 
 
 def train(
-    features: FeatureSet | str | Path, out: str | Path | None = None, *, tell: Tell = say_nothing, **options: Any
+    features: FeatureSet | str | Path,
+    out: str | Path | None = None,
+    *,
+    on_progress: OnProgress = ignore_progress,
+    **options: Any,
 ) -> TrainedModel:
     """Train a classifier on a feature set.
 
@@ -44,12 +48,12 @@ def train(
     out : str or path, optional
         A new folder, or place in a bucket, for the model; ``{time}`` in it becomes the date and time. Without it
         nothing is written.
-    tell : callable, optional
+    on_progress : callable, optional
         Called now and then with what is being done, and how many bytes of features of how many are done.
     **options
         Labels: `label_column` (``label``), `labels_file`, `skip_unlabelled`. Classifier: `kind` (``logistic``,
         ``knn``, ``centroid``), `regularization`, `n_neighbors`, `balanced`, `random_state`. Measurement:
-        `split_column`, `split_file`, `test_value`, `twin_threshold`. And `in_memory_bytes`.
+        `split_column`, `split_file`, `test_value`, `near_duplicate_threshold`. And `in_memory_bytes`.
 
     Returns
     -------
@@ -90,14 +94,14 @@ def train(
     n_rows = samples.n_fitted(settings["training"].in_memory_bytes)
     if len(samples) > n_rows:
         require_streamable(Classifier(**asdict(settings["classifier"])), training)
-    tell("reading", 0, samples.n_bytes)
+    on_progress(step("reading", 0, samples.n_bytes))
     measured = samples.draw(min(n_rows, samples.n_searchable), settings["classifier"].random_state)
-    outcome = measure(trial_of(measured, settings, tell))
+    outcome = measure(trial_of(measured, settings, on_progress))
     one = _chosen(outcome, settings)
     if len(samples) > n_rows:
-        classifier = _streamed(one, training, tell)
+        classifier = _streamed(one, training, on_progress)
     else:
-        classifier = _in_memory(one, training, outcome if measured is samples else None, tell)
+        classifier = _in_memory(one, training, outcome if measured is samples else None, on_progress)
     notes = [] if measured is samples else [_drawn_note(measured, samples)]
     model = TrainedModel(
         classifier,
@@ -152,9 +156,9 @@ def _free_place(features: FeatureSet, out: str) -> str:
     return storage.location
 
 
-def _in_memory(one: Classifier, training: Samples, outcome: Outcome | None, tell: Tell) -> Classifier:
+def _in_memory(one: Classifier, training: Samples, outcome: Outcome | None, on_progress: OnProgress) -> Classifier:
     """Fit to all that may train; with the outcome of a trial of all samples, to what it has read."""
-    tell("fitting", training.n_bytes, training.n_bytes)
+    on_progress(step("fitting", training.n_bytes, training.n_bytes))
     if outcome is None:
         return one.fit(training.matrix(), training.y)
     aware, trial = outcome.fitted[1], outcome.trial
@@ -166,14 +170,14 @@ def _in_memory(one: Classifier, training: Samples, outcome: Outcome | None, tell
     return one.fit(trial.X[rows], trial.y[rows], outcome.groups[rows])
 
 
-def _streamed(one: Classifier, training: Samples, tell: Tell) -> Classifier:
+def _streamed(one: Classifier, training: Samples, on_progress: OnProgress) -> Classifier:
     """Fit to all that may train, and tell how far it is."""
     row_bytes, done = 4 * training.features.n_features, 0
 
     def heard(n_rows: int) -> None:
         nonlocal done
         done += n_rows
-        tell(f"fitting, pass {(done - 1) // len(training) + 1}", done * row_bytes, 0)
+        on_progress(step(f"fitting, pass {(done - 1) // len(training) + 1}", done * row_bytes, 0))
 
     return fit_streamed(one, training, heard)
 
@@ -183,10 +187,10 @@ def _drawn_note(drawn: Samples, samples: Samples) -> str:
     return f"measured on {counts}, by a classifier fitted in memory to them"
 
 
-def trial_of(samples: Samples, settings: dict[str, Any], tell: Tell = say_nothing) -> Trial:
+def trial_of(samples: Samples, settings: dict[str, Any], on_progress: OnProgress = ignore_progress) -> Trial:
     """Read the features of some samples, for a trial."""
     X = samples.matrix()
-    tell("measuring", samples.n_bytes, samples.n_bytes)
+    on_progress(step("measuring", samples.n_bytes, samples.n_bytes))
     return Trial(
         X,
         samples.y,
@@ -194,7 +198,7 @@ def trial_of(samples: Samples, settings: dict[str, Any], tell: Tell = say_nothin
         numbered([samples.column("sha256")]),
         Classifier(**asdict(settings["classifier"])),
         samples.is_test,
-        twin_threshold=settings["split"].twin_threshold,
+        near_duplicate_threshold=settings["split"].near_duplicate_threshold,
     )
 
 
@@ -203,8 +207,8 @@ def metrics_of(outcome: Outcome, notes: list[str]) -> dict[str, Any]:
     return {
         "naive": _brief(outcome.naive),
         "leak_aware": _brief(outcome.leak_aware),
-        "twin_threshold": outcome.threshold,
-        "twin_rule": outcome.twin_rule,
+        "near_duplicate_threshold": outcome.threshold,
+        "near_duplicate_rule": outcome.near_duplicate_rule,
         "notes": notes,
     }
 

@@ -256,7 +256,7 @@ def read_revision(plan: Plan, shard: int) -> References:
 
 
 def read_references(plan: Plan, shard: int) -> References:
-    """Give the references of a shard that this generation presses."""
+    """Give the references of a shard that this generation embeds."""
     if shard < plan.first_shard:
         return read_revision(plan, shard)
     refs = read_shard(plan, shard)
@@ -340,7 +340,7 @@ def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[st
     plan : Plan
         Of this generation.
     n_chunks, n_images : int
-        Chunks, and references in them and in revisions: all that this generation has to press.
+        Chunks, and references in them and in revisions: all that this generation has to embed.
     skipped : mapping
         What the listing has passed over.
     **more

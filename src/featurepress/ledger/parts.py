@@ -2,8 +2,8 @@
 
 The life of a part:
 
-1. A worker looks with `standing` whether the part of its shard stands already; then there is nothing to press.
-2. Else it calls `begin` and gives the new part rows with `add`, as they are pressed.
+1. A worker looks with `standing` whether the part of its shard stands already; then there is nothing to embed.
+2. Else it calls `begin` and gives the new part rows with `add`, as they are embedded.
 3. `commit` creates the part only if absent. Of several attempts at the shard, in any processes on any
    machines, one wins; the others throw their rows away.
 4. `commit` returns the account in the footer of the part that stands, whoever wrote it. From it the worker

@@ -24,7 +24,7 @@ _UNCONDITIONAL = "plan/unconditional.json"
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to press a shard: settings and descriptions, no live objects.
+    """Everything a worker needs to embed a shard: settings and descriptions, no live objects.
 
     Parameters
     ----------

@@ -146,7 +146,7 @@ def unsettled_shards(storage: Storage) -> dict[int, set[int]]:
     """Give the shards whose part, or whose receipt, is not there, by the generation that should have written both.
 
     In a complete set there are none, unless a file was lost, or a driver was killed that had come upon one more
-    revision while another one declared the set complete. Pressing them settles it. Generations whose listing is
+    revision while another one declared the set complete. Embedding them settles it. Generations whose listing is
     not complete are not looked at. Costs three listings, and a request for each chunk.
     """
     settled: dict[int, int] = {}
@@ -211,7 +211,7 @@ def newest_receipts(plan: Plan) -> Iterator[Receipt]:
 
 
 def delete_receipt(plan: Plan, shard: int) -> None:
-    """Take a receipt away, so that its shard is pressed again."""
+    """Take a receipt away, so that its shard is embedded again."""
     plan.storage.delete(_receipt_name(plan, shard))
 
 
@@ -221,7 +221,7 @@ class Totals:
 
     parts: int = 0
     listed: int = 0
-    pressed: int = 0
+    embedded: int = 0
     carried: int = 0
     failed: int = 0
     failed_by_kind: dict[str, int] = field(default_factory=dict)
@@ -233,11 +233,11 @@ class Totals:
         """Add one receipt."""
         self.parts += 1
         self.listed += receipt.listed
-        self.pressed += receipt.pressed
+        self.embedded += receipt.embedded
         self.carried += receipt.carried
         self.failed += receipt.failed
         self.bytes_read += receipt.bytes_read
         for kind, count in receipt.failed_by_kind.items():
             self.failed_by_kind[kind] = self.failed_by_kind.get(kind, 0) + count
         for tally, name in ((self.precisions, receipt.precision), (self.cpus, receipt.cpu)):
-            tally[name] = tally.get(name, 0) + receipt.pressed
+            tally[name] = tally.get(name, 0) + receipt.embedded

@@ -88,16 +88,16 @@ class _Key:
         return isinstance(other, _Key) and self.text == other.text
 
 
-def bring_model(spec: BackboneSpec, storage: Storage) -> None:
+def fetch_model(spec: BackboneSpec, storage: Storage) -> None:
     """See to it that the model of a description is on this machine, if the destination of its plan holds it."""
-    if spec.file and spec.file not in _BROUGHT:
+    if spec.file and spec.file not in _FETCHED:
         from featurepress.models.store import take_from
 
         take_from(storage, spec.file)
-        _BROUGHT.add(spec.file)
+        _FETCHED.add(spec.file)
 
 
-_BROUGHT: set[str] = set()  # in this process
+_FETCHED: set[str] = set()  # in this process
 
 
 # One at a time: a large model is not kept in the precision that was only tried.

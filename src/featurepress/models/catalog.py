@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress.errors import ModelError
 from featurepress.models import store
 from featurepress.models.card import ModelCard
-from featurepress.progress import Tell, say_nothing
+from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.settings import Choices, FeatureSettings, nearest
 from featurepress.specs import PreprocessSpec
 
@@ -56,7 +56,7 @@ def find_card(
     alpha: float | None = None,
     weights: str | None = None,
     pooling: str = "avg",
-    tell: Tell = say_nothing,
+    on_progress: OnProgress = ignore_progress,
 ) -> ModelCard:
     """Give the card of a model that is ready to run, made ready now if it never was.
 
@@ -73,7 +73,7 @@ def find_card(
         ``imagenet`` (default) or a keras weights file, for Keras Applications.
     pooling : str
         What is wanted of the model.
-    tell : callable
+    on_progress : callable
         Hears of downloads and conversions.
 
     Raises
@@ -90,7 +90,7 @@ def find_card(
         from featurepress.models.origins import hub
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return hub.prepare(name, size=size, tell=tell)
+        return hub.prepare(name, size=size, on_progress=on_progress)
     if (card_named := store.named(name)) is not None:
         _refuse_choices(name, size=size, alpha=alpha, weights=weights)
         return card_named
@@ -98,7 +98,7 @@ def find_card(
         from featurepress.models.origins import files
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return files.prepare(name, Choices(size=size), tell=tell)
+        return files.prepare(name, Choices(size=size), on_progress=on_progress)
     from featurepress.models.origins import keras_applications
 
     architecture = find_architecture(name)
@@ -107,7 +107,7 @@ def find_card(
             "Random weights are for featurepress models bench --random only; their features say nothing."
         )
     return keras_applications.prepare(
-        architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, tell=tell
+        architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
     )
 
 
@@ -172,11 +172,11 @@ class ListedModel:
     images_per_second: float | None
 
 
-def list_models(tell: Tell = say_nothing) -> list[ListedModel]:
+def list_models(on_progress: OnProgress = ignore_progress) -> list[ListedModel]:
     """List the bundled models, the user's own, those of a hub that are ready, and Keras Applications."""
     from featurepress.models.origins import keras_applications
 
-    tell("looking for models", 0, 0)
+    on_progress(step("looking for models", 0, 0))
     ready = store.prepared()
     own = [(name, card) for name in store.names() if (card := store.named(name)) is not None]
     own += [(card.name, card) for card in ready if card.name.startswith(HUB)]
@@ -280,9 +280,9 @@ def _described(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def add_model(file: str, name: str, choices: Choices, *, tell: Tell = say_nothing) -> ModelCard:
+def add_model(file: str, name: str, choices: Choices, *, on_progress: OnProgress = ignore_progress) -> ModelCard:
     """Give a model file a name of its own; see `files.add`."""
     from featurepress.models.origins import files, keras_applications
 
     taken = [*(n for card in CARDS for n in (card.name, *card.aliases)), *keras_applications.architectures()]
-    return files.add(file, name, choices, taken=taken, tell=tell)
+    return files.add(file, name, choices, taken=taken, on_progress=on_progress)

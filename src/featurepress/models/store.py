@@ -9,7 +9,7 @@ Below FEATUREPRESS_HOME, by default the platform's cache folder:
     weights/<file>, weights/<file>.sha256           what was downloaded, and the hash of what was first used
     keras/                                          keras's own settings, kept apart from the user's
 
-A destination holds a copy of the first three at plan/models/<key>/ where a cluster presses into it.
+A destination holds a copy of the first three at plan/models/<key>/ where a cluster embeds into it.
 
 Everything appears whole, by a rename; two processes that make the same model at once are welcome to it.
 """

@@ -38,7 +38,7 @@ _COLOURS = (
 _MARKERS = ("o", "^")  # the first ten colours, and their lighter sisters
 
 
-def variance_picture(ratios: npt.ArrayLike) -> bytes:
+def variance_plot(ratios: npt.ArrayLike) -> bytes:
     """Draw how much of the variance each component explains, and how much they do together.
 
     Parameters
@@ -88,7 +88,7 @@ def components_for(ratios: npt.ArrayLike, share: float) -> int | None:
     return int(enough[0]) + 1 if len(enough) else None
 
 
-def map_picture(Z: npt.NDArray[Any], labels: npt.NDArray[np.str_] | None = None) -> bytes:
+def map_plot(Z: npt.NDArray[Any], labels: npt.NDArray[np.str_] | None = None) -> bytes:
     """Draw rows at their first two components, coloured by label.
 
     Parameters
@@ -179,7 +179,7 @@ def _legend(figure: Any, keys: Sequence[tuple[str, str, str]]) -> None:
         text.set_text(said)
 
 
-def confusion_picture(confusion: npt.ArrayLike, labels: Sequence[str]) -> bytes:
+def confusion_plot(confusion: npt.ArrayLike, labels: Sequence[str]) -> bytes:
     """Draw which classes are taken for which.
 
     Parameters
@@ -268,7 +268,7 @@ def _cells(axes: Any, shares: Any, *, small: bool) -> None:
             )
 
 
-def reliability_picture(bins: Sequence[Bin]) -> bytes:
+def reliability_plot(bins: Sequence[Bin]) -> bytes:
     """Draw how often predictions are right, by how confident they are.
 
     Parameters
@@ -298,7 +298,7 @@ def reliability_picture(bins: Sequence[Bin]) -> bytes:
     return lettering.png(figure)
 
 
-def learning_picture(points: Sequence[LearningPoint]) -> bytes:
+def learning_curve_plot(points: Sequence[LearningPoint]) -> bytes:
     """Draw how the accuracy grows with the training pictures.
 
     Parameters

@@ -14,11 +14,11 @@ from featurepress.reports.page import Figure, Page, Tile
 from featurepress.reports.plots import (
     MOST_POINTS,
     components_for,
-    confusion_picture,
-    learning_picture,
-    map_picture,
-    reliability_picture,
-    variance_picture,
+    confusion_plot,
+    learning_curve_plot,
+    map_plot,
+    reliability_plot,
+    variance_plot,
 )
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def evaluation_page(evaluation: Evaluation, thumbnails: Thumbnails) -> str:
             page.section("Would more pictures help?")
             last = evaluation.learning_curve[-1]
             page.picture(
-                learning_picture(evaluation.learning_curve),
+                learning_curve_plot(evaluation.learning_curve),
                 alt=f"Learning curve up to {last.n_train:,} training pictures: {_percent(last.accuracy)}",
                 caption="The same test pictures, told by models that were fitted to more and more training "
                 "pictures. Where the curve still climbs, more pictures are likely to help.",
@@ -116,12 +116,12 @@ def _why(evaluation: Evaluation) -> str:
     words = [
         "A model that has seen a picture tells its near-duplicates, such as the next frame of the same thing, "
         "without having learned much: they flatter it. Two pictures of a label are taken for near-duplicates from "
-        f"a cosine of {evaluation.twin_threshold:.3f} on: {_sentence(evaluation.twin_rule)}"
+        f"a cosine of {evaluation.near_duplicate_threshold:.3f} on: {_sentence(evaluation.near_duplicate_rule)}"
     ]
-    if aware.n_twins:
+    if aware.n_near_duplicates:
         words.append(
-            f"{aware.n_twins:,} of {naive.n_test:,} test pictures have one in training; the leak-aware test leaves "
-            "them out."
+            f"{aware.n_near_duplicates:,} of {naive.n_test:,} test images have one in training; the leak-aware "
+            "test leaves them out."
         )
     elif aware.n_test == naive.n_test and aware.n_train == naive.n_train:
         words.append("No test picture has one in training.")
@@ -155,7 +155,7 @@ def _measures(page: Page, evaluation: Evaluation) -> None:
         [
             ("training pictures", *(f"{one.n_train:,}" for one in both)),
             ("test pictures", *(f"{one.n_test:,}" for one in both)),
-            ("left out as near-duplicates", *(f"{one.n_twins:,}" for one in both)),
+            ("left out as near-duplicates", *(f"{one.n_near_duplicates:,}" for one in both)),
             ("classes without a test picture", *(f"{len(one.not_evaluable):,}" for one in both)),
             *((name, *("—" if one.scores is None else say(one.scores) for one in both)) for name, say in rows),
         ],
@@ -195,7 +195,7 @@ def _classes(page: Page, scores: Scores) -> None:
     n_wrong = int(counts.sum() - np.trace(counts))
     said = "no mistakes" if not pairs else f"most often '{pairs[0][0]}' is told as '{pairs[0][1]}'"
     page.picture(
-        confusion_picture(counts, scores.labels),
+        confusion_plot(counts, scores.labels),
         alt=f"Confusion matrix of {len(scores.labels):,} classes: {said}",
         caption="Row: the class that is right, with its test pictures; column: the class that is told. Right ones "
         "are blue, mistakes orange; grey rows have no test picture.",
@@ -257,7 +257,7 @@ def _mistakes(page: Page, mistakes: Sequence[Mistake], scores: Scores, thumbnail
 def _calibration(page: Page, scores: Scores) -> None:
     page.section("Can its confidence be believed?")
     page.picture(
-        reliability_picture(scores.reliability),
+        reliability_plot(scores.reliability),
         alt=f"Reliability diagram: expected calibration error {scores.calibration_error:.3f}",
         caption="Of the predictions that are about so confident, so many are right. The expected calibration "
         f"error is {scores.calibration_error:.3f}: the mean distance from the dashed line, by pictures.",
@@ -267,9 +267,9 @@ def _calibration(page: Page, scores: Scores) -> None:
 # -- what a reduction keeps ------------------------------------------------------------------------------------
 
 
-def reduction_pictures(ratios: npt.ArrayLike, Z: Features, labels: npt.NDArray[np.str_] | None) -> dict[str, bytes]:
+def reduction_plots(ratios: npt.ArrayLike, Z: Features, labels: npt.NDArray[np.str_] | None) -> dict[str, bytes]:
     """Draw the pictures of a reduction: ``variance`` and ``map``, as PNG; arguments as of `reduction_page`."""
-    return {"variance": variance_picture(ratios), "map": map_picture(Z, labels)}
+    return {"variance": variance_plot(ratios), "map": map_plot(Z, labels)}
 
 
 def reduction_page(
@@ -293,7 +293,7 @@ def reduction_page(
     facts : mapping of str to str
         What a reader must know: where the set lies, how many rows it has, and so on.
     pictures : mapping of str to bytes, optional
-        What `reduction_pictures` gave of the same, if it is drawn already.
+        What `reduction_plots` gave of the same, if it is drawn already.
 
     Returns
     -------
@@ -301,7 +301,7 @@ def reduction_page(
         A page of HTML in one file.
     """
     shares = np.asarray(ratios, np.float64)
-    drawn = reduction_pictures(shares, Z, labels) if pictures is None else pictures
+    drawn = reduction_plots(shares, Z, labels) if pictures is None else pictures
     kept = float(shares.sum())
     page = Page(
         "What the reduction keeps", lead=f"{len(shares):,} components keep {_percent(kept)} of the variance."

@@ -1,4 +1,4 @@
-"""How many images a second each model presses here: whole runs of embed, so that models are chosen on numbers."""
+"""How many images a second each model embeds here: whole runs of embed, so that models are chosen on numbers."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featurepress.demo.orchard import draw_pictures
-from featurepress.embedding.shard import cpu_name
+from featurepress.demo.orchard import draw_images
+from featurepress.ledger.provenance import cpu_name
 from featurepress.models import store
 from featurepress.models.backbone import load_backbone, supports_bfloat16
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import CARDS, find_architecture, find_card, looks_like_a_path
 from featurepress.models.origins import keras_applications
-from featurepress.progress import Progress, Tell, say_nothing
+from featurepress.progress import OnProgress, Progress, ignore_progress, step
 from featurepress.runs import verbs
 from featurepress.settings import Settings, available_cores
 
-_SECONDS = 4.0  # that a run should press for
+_SECONDS = 4.0  # that a run should embed for
 _DRAWN, _DRAWN_TIMES = 2_000, 10
 _LEAST = 32
 
@@ -65,7 +65,7 @@ def bench(
     images: str | Path | None = None,
     size: int | None = None,
     random: bool = False,
-    tell: Tell = say_nothing,
+    on_progress: OnProgress = ignore_progress,
 ) -> list[Speed]:
     """Measure models, one after the other.
 
@@ -74,13 +74,13 @@ def bench(
     models : sequence of str
         As for `embed`; by default those that are ready here.
     images : str or path, optional
-        Pictures to press; by default 2,000 drawn ones of 100x100.
+        Pictures to embed; by default 2,000 drawn ones of 100x100.
     size : int, optional
         Side of the input, for models that leave a choice.
     random : bool
         Take random weights for models of Keras Applications that are not ready: nothing is downloaded, and the
         speed is the same.
-    tell : callable
+    on_progress : callable
         Hears how it gets on.
 
     Returns
@@ -88,18 +88,18 @@ def bench(
     list of Speed
         Kept beside the models as well, for ``models list``.
     """
-    cards = [_card(name, size, random, tell) for name in models] or [*CARDS, *store.prepared()]
+    cards = [_card(name, size, random, on_progress) for name in models] or [*CARDS, *store.prepared()]
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
         source = str(images) if images is not None else str(Path(scratch) / "pictures")
         if images is None:
             _draw(Path(source))
         told = source if images is not None else f"{_DRAWN:,} drawn pictures of 100x100, again and again"
-        return [_measure(card, source, told, Path(scratch), tell) for card in cards]
+        return [_measure(card, source, told, Path(scratch), on_progress) for card in cards]
 
 
 def _draw(folder: Path) -> None:
     """Draw pictures, and give them further names, until there are enough for the fastest model."""
-    drawn = draw_pictures(folder / "0", _DRAWN)
+    drawn = draw_images(folder / "0", _DRAWN)
     for again in range(1, _DRAWN_TIMES):
         for path in drawn:
             link = folder / str(again) / path.relative_to(folder / "0")
@@ -107,7 +107,7 @@ def _draw(folder: Path) -> None:
             link.hardlink_to(path)
 
 
-def _card(name: str, size: int | None, random: bool, tell: Tell) -> ModelCard:
+def _card(name: str, size: int | None, random: bool, on_progress: OnProgress) -> ModelCard:
     if random and not name.startswith("embedded") and store.named(name) is None and not looks_like_a_path(name):
         return keras_applications.prepare(
             find_architecture(name),
@@ -115,22 +115,22 @@ def _card(name: str, size: int | None, random: bool, tell: Tell) -> ModelCard:
             alpha=None,
             weights=keras_applications.RANDOM,
             pooling="avg",
-            tell=tell,
+            on_progress=on_progress,
         )
-    return find_card(name, size=size, tell=tell)
+    return find_card(name, size=size, on_progress=on_progress)
 
 
-def _measure(card: ModelCard, source: str, told: str, scratch: Path, tell: Tell) -> Speed:
+def _measure(card: ModelCard, source: str, told: str, scratch: Path, on_progress: OnProgress) -> Speed:
     pooling = card.pooled if card.pooled in ("avg", "max") else "avg"
     spec = card.backbone(pooling)
     workers = available_cores()
     speeds, counts = {}, []
     for precision in ["float32"] + (["bfloat16"] if supports_bfloat16(spec) else []):
-        tell(f"timing {card.name} at {card.preprocess.height} in {precision}", 0, 0)
+        on_progress(step(f"timing {card.name} at {card.preprocess.height} in {precision}", 0, 0))
         n_images = _enough(spec, precision, workers)
-        speed, n_pressed = _press(spec, precision, source, scratch / f"{card.file}-{precision}", n_images, workers)
+        speed, n_embedded = _embed(spec, precision, source, scratch / f"{card.file}-{precision}", n_images, workers)
         speeds[precision] = speed
-        counts.append(n_pressed)
+        counts.append(n_embedded)
     is_random = card.weights_sha256 == "random"
     measured = Speed(
         model=card.name,
@@ -162,14 +162,14 @@ def _enough(spec: Any, precision: str, workers: int) -> int:
     return max(_LEAST * workers, int(speed * _SECONDS))
 
 
-def _press(spec: Any, precision: str, source: str, out: Path, n_images: int, workers: int) -> tuple[float, int]:
-    """Press pictures, and give images a second between the first news of progress and the last."""
-    news: list[tuple[float, int]] = []
+def _embed(spec: Any, precision: str, source: str, out: Path, n_images: int, workers: int) -> tuple[float, int]:
+    """Embed pictures, and give images a second between the first news of progress and the last."""
+    message: list[tuple[float, int]] = []
 
-    def hear(progress: Progress) -> None:
-        done = progress.pressed + progress.failed
-        if done and (not news or done != news[-1][1]):
-            news.append((time.perf_counter(), done))
+    def on_message(progress: Progress) -> None:
+        done = progress.embedded + progress.failed
+        if done and (not message or done != message[-1][1]):
+            message.append((time.perf_counter(), done))
 
     settings = Settings.from_options(
         pooling=spec.pooling,
@@ -179,9 +179,9 @@ def _press(spec: Any, precision: str, source: str, out: Path, n_images: int, wor
         max_failures=1.0,
         images_per_part=max(8, n_images // (8 * workers) // 8 * 8),
     )
-    features = verbs.press_plan(verbs.draft(source, out, settings, spec), on_progress=hear)
+    features = verbs.run_plan(verbs.draft(source, out, settings, spec), on_progress=on_message)
     assert features.summary is not None
-    (began, first), (ended, last) = news[0], news[-1]
+    (began, first), (ended, last) = message[0], message[-1]
     if last == first:  # too few pictures: the whole run must do
         return features.summary.images_per_second, last
     return (last - first) / (ended - began), last

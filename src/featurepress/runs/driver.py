@@ -2,9 +2,9 @@
 
 Only the driver, the process that runs this, starts a run and declares it complete:
 
-1. list the first images and try them (`Probe`): nothing is written before one of them can be pressed;
+1. list the first images and try them (`Probe`): nothing is written before one of them can be embedded;
 2. create plan.json; from here on everything can be resumed;
-3. list on in a thread, committing chunks; the engine presses their shards at the same time;
+3. list on in a thread, committing chunks; the engine embeds their shards at the same time;
 4. check that every listed image is a row or a failure;
 5. export, if asked, and write the manifest.
 """
@@ -43,7 +43,7 @@ from featurepress.ledger.names import part_name
 from featurepress.models import store
 from featurepress.progress import SHARED, Changes, OnProgress, Progress, Summary, summary_again
 from featurepress.runs.lister import Lister, NewListing, Work
-from featurepress.runs.tasks import Decoder, Press, Probe, ProbeResult
+from featurepress.runs.tasks import Decoder, EmbedShard, Probe, ProbeResult
 from featurepress.sources import Listing, visible
 from featurepress.specs import ImageRef, Receipt
 
@@ -60,19 +60,19 @@ class Driver:
         engine: Engine | None,
         on_progress: OnProgress,
         started: float,
-        press: Task[Receipt] | None = None,
+        task: Task[Receipt] | None = None,
         work: Iterable[Work] | None = None,
     ) -> None:
         self.plan = plan
         self._work = work
-        self._press = press
+        self._embed = task
         self.started = started
         self.progress = Progress()
         self._on_progress = on_progress
         self._engine = engine
         self._totals = Totals()
         self._counting = threading.Lock()  # shards are taken, and beats heard, in the engine's threads
-        self._noted: dict[int, tuple[int, int]] = {}  # images pressed and failed, by shard
+        self._noted: dict[int, tuple[int, int]] = {}  # images embedded and failed, by shard
         self._repaired: set[int] = set()
         self._lister: Lister | None = None
         self._shards: set[int] = set()
@@ -100,7 +100,7 @@ class Driver:
                     self._look_again()
                 self._settle_earlier(engine, is_new=is_new)
                 work: Iterable[Work] = self._begin(engine) if is_new else self._work or NewListing(self.plan)
-            manifest = self._finish(engine, Lister(work), self._press or Press())
+            manifest = self._finish(engine, Lister(work), self._embed or EmbedShard())
         finally:
             if owned is not None:
                 owned.close()
@@ -156,12 +156,14 @@ class Driver:
         for generation, shards in sorted(unsettled.items()):
             earlier = ledger.read_generation(self.plan.storage, generation)
             if generation < self.plan.generation and earlier is not None:
-                for _ in engine.run(Press(self._decoder, mends=True), earlier, sorted(shards), self._hear):
+                for _ in engine.run(
+                    EmbedShard(self._decoder, mends=True), earlier, sorted(shards), self._on_message
+                ):
                     pass
 
     @property
     def _decoder(self) -> Decoder | None:
-        return self._press.decode if isinstance(self._press, Press) else None
+        return self._embed.decode if isinstance(self._embed, EmbedShard) else None
 
     def _begin(self, engine: Engine) -> NewListing:
         """List the first images, try them, and create the plan."""
@@ -208,7 +210,7 @@ class Driver:
             is_ours = ledger.create_plan(self.plan)
             if is_ours and not ledger.probe_conditions(self.plan):
                 self.progress.warning = _UNSAFE.format(self.plan.storage.location)
-                self._tell()
+                self._report()
             return is_ours
         except StorageError as error:
             if getattr(error.__cause__, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
@@ -217,41 +219,44 @@ class Driver:
 
     # -- the middle ------------------------------------------------------------------------------------------
 
-    def _finish(self, engine: Engine, lister: Lister, press: Task[Receipt]) -> dict[str, Any] | None:
-        """Press what is left, balance, export, and write the manifest; None if a new generation has no work."""
+    def _finish(self, engine: Engine, lister: Lister, task: Task[Receipt]) -> dict[str, Any] | None:
+        """Embed what is left, balance, export, and write the manifest; None if a new generation has no work."""
         done = ledger.finished_shards(self.plan)
-        self.progress.stage = "pressing"
+        self.progress.stage = "embedding"
         self.progress.started = time.perf_counter()
         self._lister = lister
         try:
             # Left in this order when something stops the run: first the listing, on which workers may be waiting.
-            with closing(engine.run(press, self.plan, self._left(lister, done), self._hear)) as receipts, lister:
+            with (
+                closing(engine.run(task, self.plan, self._left(lister, done), self._on_message)) as receipts,
+                lister,
+            ):
                 for receipt in receipts:
                     self._count(receipt)
         except SourceError as error:  # the plan stands, so this is no bad request but a stop
             raise StoppedError(f"The listing stopped: {error}") from error
         if self.plan.generation > 1 and not self._shards and ledger.read_listing(self.plan) is None:
             return None
-        self._press_late(engine, press)
-        self._balance(engine, press)
+        self._embed_late(engine, task)
+        self._balance(engine, task)
         ledger.require_open(self.plan)
         self._export(engine)
         ledger.clear_attempts(self.plan)
         self.plan.storage.settle("receipts")  # they were written in haste, and the manifest answers for them
-        return ledger.complete_manifest(self.plan, lambda: self._sum_up(engine, press))
+        return ledger.complete_manifest(self.plan, lambda: self._sum_up(engine, task))
 
-    def _press_late(self, engine: Engine, press: Task[Receipt]) -> None:
-        """Press what another driver has committed since the listing was complete."""
+    def _embed_late(self, engine: Engine, task: Task[Receipt]) -> None:
+        """Embed what another driver has committed since the listing was complete."""
         while late := ledger.revised_shards(self.plan) - self._shards:
             found = ledger.count_revisions(self.plan, late)
             done = ledger.finished_shards(self.plan)
-            for receipt in engine.run(press, self.plan, self._left(found, done), self._hear):
+            for receipt in engine.run(task, self.plan, self._left(found, done), self._on_message):
                 self._count(receipt)
 
-    def _sum_up(self, engine: Engine, press: Task[Receipt]) -> dict[str, Any]:
+    def _sum_up(self, engine: Engine, task: Task[Receipt]) -> dict[str, Any]:
         """Give the manifest, with what another driver has done up to now."""
         if self.plan.generation > 1:
-            self._press_late(engine, press)
+            self._embed_late(engine, task)
         return self._manifest()
 
     def _left(self, committed: Iterable[Work], done: set[int]) -> Iterator[int]:
@@ -268,43 +273,43 @@ class Driver:
                     continue
                 with self._counting:
                     self._totals.add(receipt)
-                    self.progress.pressed += receipt.pressed
+                    self.progress.embedded += receipt.embedded
                     self.progress.failed += receipt.failed
                     self.progress.done_before += receipt.listed
-            self._tell()
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Pass on how the run gets on."""
         if self._lister is not None:
             self.progress.listed = self._lister.n_images
             self.progress.listing = not self._lister.is_complete
         self._on_progress(self.progress)
 
-    def _hear(self, news: Any) -> None:
+    def _on_message(self, message: Any) -> None:
         """Take a beat of a worker."""
-        if news[0] == "images":
-            self._note(*news[1:])
-            self._tell()
+        if message[0] == "images":
+            self._note(*message[1:])
+            self._report()
 
-    def _note(self, shard: int, pressed: int, failed: int) -> None:
+    def _note(self, shard: int, embedded: int, failed: int) -> None:
         """Take how far a shard is; a second attempt begins at nothing again."""
         with self._counting:
             before = self._noted.get(shard, (0, 0))
-            self._noted[shard] = (pressed, failed)
-            self.progress.pressed += pressed - before[0]
+            self._noted[shard] = (embedded, failed)
+            self.progress.embedded += embedded - before[0]
             self.progress.failed += failed - before[1]
 
     def _count(self, receipt: Receipt) -> None:
-        self._note(receipt.shard, receipt.pressed, receipt.failed)
+        self._note(receipt.shard, receipt.embedded, receipt.failed)
         if receipt.balances:
             with self._counting:
                 self._totals.add(receipt)
         else:
             self._repaired.add(receipt.shard)
-        self._tell()
+        self._report()
 
-    def _balance(self, engine: Engine, press: Task[Receipt]) -> None:
-        """Make sure that every listed image is a row or a failure; press again what is not."""
+    def _balance(self, engine: Engine, task: Task[Receipt]) -> None:
+        """Make sure that every listed image is a row or a failure; embed again what is not."""
         if ledger.read_listing(self.plan) is None:
             raise StoppedError("The listing did not come to its end.")
         expected = self._shards
@@ -313,7 +318,7 @@ class Driver:
             for shard in self._repaired:
                 ledger.delete_receipt(self.plan, shard)
                 self.plan.storage.delete(part_name(shard))
-            for receipt in engine.run(press, self.plan, sorted(missing), self._hear):
+            for receipt in engine.run(task, self.plan, sorted(missing), self._on_message):
                 if not receipt.balances:
                     raise StoppedError(f"Shard {receipt.shard} does not balance: {receipt.to_json()}.")
         if missing or self._totals.listed != self._n_listed:
@@ -341,7 +346,7 @@ class Driver:
         if output.format != "csv":
             return
         self.progress.stage = "exporting"
-        self._tell()
+        self._report()
         # Files of an earlier generation are made again, each in place of the old one.
         is_first = self.plan.generation == 1
         there = {entry.name for entry in self.plan.storage.list("csv")} if is_first else set()
@@ -365,7 +370,7 @@ class Driver:
             "pooling": self.plan.backbone.pooling,
             "n_features": self.plan.backbone.n_features,
             "listed": totals.listed,
-            "pressed": totals.pressed,
+            "embedded": totals.embedded,
             "failed": totals.failed,
             "failed_by_kind": totals.failed_by_kind,
             "skipped": listing.get("skipped", {}),
@@ -387,7 +392,7 @@ class Driver:
                 totals.add(receipt)
             elif receipt.listed:  # a part without images that is lost has lost nothing
                 raise StoppedError(
-                    f"'{where}/{part_name(receipt.shard)}' is gone. To press its images again, run: "
+                    f"'{where}/{part_name(receipt.shard)}' is gone. To embed its images again, run: "
                     f"featurepress update {shlex.quote(where)}"
                 )
         self._require_balance(totals, n_before + self._n_more)
@@ -399,12 +404,12 @@ class Driver:
             return None
         listing = ledger.read_listing(self.plan) or {}
         new, changed, deleted = (int(listing.get(name, 0)) for name in ("new", "changed", "deleted"))
-        return Changes(new, changed, deleted, self._totals.pressed - self._totals.carried)
+        return Changes(new, changed, deleted, self._totals.embedded - self._totals.carried)
 
     def _result(self, manifest: dict[str, Any]) -> FeatureSet:
         """Say what this run did."""
         self.progress.stage = "done"
-        self._tell()
+        self._report()
         seconds = time.perf_counter() - self.started
         here = max(0, self._totals.listed - self._totals.carried - self.progress.done_before)
         summary = Summary(
@@ -448,21 +453,21 @@ def same_plan(standing: Plan, draft: Plan) -> Plan:
 
 
 def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...], decoder: Decoder | None) -> ProbeResult:
-    """Try the first images; one that kills its process is left to the pressing, which knows what to do."""
+    """Try the first images; one that kills its process is left to the embedding, which knows what to do."""
     n_shards = 1
     if isinstance(engine, LocalEngine):
-        # Every worker takes a share, and so has loaded the model when the pressing begins.
+        # Every worker takes a share, and so has loaded the model when the embedding begins.
         n_shards = min(engine.workers, plan.layout.n_shards(len(refs)))
     n_deaths = 0
     while True:
         being_tried: dict[int, str] = {}
 
-        def hear(news: Any, being_tried: dict[int, str] = being_tried) -> None:
-            if news[0] == "at":
-                being_tried[news[1]] = news[2]
+        def on_message(message: Any, being_tried: dict[int, str] = being_tried) -> None:
+            if message[0] == "at":
+                being_tried[message[1]] = message[2]
 
         try:
-            results = engine.run(Probe(refs, n_shards, decoder), plan, range(n_shards), hear)
+            results = engine.run(Probe(refs, n_shards, decoder), plan, range(n_shards), on_message)
             return functools.reduce(ProbeResult.merge, results)
         except WorkerDeathError:
             n_deaths += 1

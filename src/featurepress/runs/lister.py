@@ -1,4 +1,4 @@
-"""Commit the listing to the destination, chunk by chunk, while its shards are already being pressed."""
+"""Commit the listing to the destination, chunk by chunk, while its shards are already being embedded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featurepress.specs import ImageRef
 
 
 class Work(Protocol):
-    """Some shards that can be pressed: a chunk of the listing, or a revision of a shard."""
+    """Some shards that can be embedded: a chunk of the listing, or a revision of a shard."""
 
     @property
     def n_images(self) -> int:

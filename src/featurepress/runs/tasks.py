@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurepress.ledger import Plan
-from featurepress.process import beat
+from featurepress.process import send_message
 from featurepress.specs import Failure, ImageRef, Receipt
 
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
@@ -17,8 +17,8 @@ MIN_COSINE = 0.999
 
 
 @dataclass(frozen=True)
-class Press:
-    """The task that presses a shard, writes its part, and gives its receipt.
+class EmbedShard:
+    """The task that embeds a shard, writes its part, and gives its receipt.
 
     Parameters
     ----------
@@ -34,10 +34,10 @@ class Press:
     leaves_receipts = True  # from which an engine can tell how the shards under way get on
 
     def __call__(self, plan: Plan, shard: int) -> Receipt:
-        """Press shard number `shard` of `plan`; see `featurepress.embedding.shard.press_shard`."""
-        from featurepress.embedding.shard import press_shard
+        """Embed shard number `shard` of `plan`; see `featurepress.embedding.shard.embed_shard`."""
+        from featurepress.embedding.shard import embed_shard
 
-        return press_shard(plan, shard, self.decode, mends=self.mends)
+        return embed_shard(plan, shard, self.decode, mends=self.mends)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ProbeResult:
     cosines : tuple of float
         Of each good image, the cosine between its float32 and bfloat16 features.
     can_choose : bool
-        Whether the images were pressed in both precisions.
+        Whether the images were embedded in both precisions.
     """
 
     n_tried: int
@@ -108,7 +108,7 @@ class Probe:
 
     def __call__(self, plan: Plan, shard: int) -> ProbeResult:
         """Try a share; `plan` is a draft."""
-        from featurepress.embedding.shard import probe_images
+        from featurepress.embedding.probe import probe_images
 
         own = self.refs[shard :: self.n_shards]
         failures, cosines, can_choose = probe_images(
@@ -116,6 +116,6 @@ class Probe:
             own,
             -(-PROBE_SAMPLE // self.n_shards),
             decoder=self.decode,
-            on_image=lambda ref: beat(("at", shard, ref.uri)),
+            on_image=lambda ref: send_message(("at", shard, ref.uri)),
         )
         return ProbeResult(len(failures) + len(cosines), tuple(failures), tuple(cosines), can_choose)

@@ -27,7 +27,7 @@ from featurepress.ledger import Plan
 from featurepress.ledger.layout import Layout
 from featurepress.models import store
 from featurepress.models.catalog import find_card
-from featurepress.progress import OnProgress, Tell, ignore_progress, say_nothing, telling
+from featurepress.progress import OnProgress, Progress, ignore_progress
 from featurepress.runs.driver import Driver, same_plan
 from featurepress.runs.lister import Work
 from featurepress.runs.updates import Comparison, Failed
@@ -61,7 +61,7 @@ def embed(
     on_progress: OnProgress = ignore_progress,
     **options: Any,
 ) -> FeatureSet:
-    """Press images into a feature set.
+    """Embed images into a feature set.
 
     The same call again finishes a run that was interrupted, and does nothing after one that has finished.
 
@@ -102,12 +102,14 @@ def embed(
     """
     started = time.perf_counter()
     settings = Settings.from_options(**options)
-    out, tell = expand_time(str(out)), telling(on_progress)
-    plan = draft(sources, out, settings, find_backbone(settings, _look_first(sources, out, settings, tell)))
-    return press_plan(plan, engine=engine, on_progress=on_progress, started=started)
+    out = expand_time(str(out))
+    plan = draft(sources, out, settings, find_backbone(settings, _look_first(sources, out, settings, on_progress)))
+    return run_plan(plan, engine=engine, on_progress=on_progress, started=started)
 
 
-def _look_first(sources: Locations, out: str, settings: Settings, tell: Tell = say_nothing) -> Tell:
+def _look_first(
+    sources: Locations, out: str, settings: Settings, on_progress: OnProgress = ignore_progress
+) -> OnProgress:
     """Give a `tell` that begins with a look at the sources: to make a model ready for nothing takes minutes."""
 
     @functools.cache
@@ -117,11 +119,11 @@ def _look_first(sources: Locations, out: str, settings: Settings, tell: Tell = s
             specs = describe(sources, settings.listing, destination=storage.location)
             next(iter(Listing(specs, settings.listing, limits=settings.images)), None)
 
-    def tell_after_a_look(what: str, done: int, of: int) -> None:
+    def after_a_look(progress: Progress) -> None:
         look()
-        tell(what, done, of)
+        on_progress(progress)
 
-    return tell_after_a_look
+    return after_a_look
 
 
 def draft(sources: Locations, out: str | Path, settings: Settings, backbone: BackboneSpec) -> Plan:
@@ -141,11 +143,16 @@ def draft(sources: Locations, out: str | Path, settings: Settings, backbone: Bac
     )
 
 
-def find_backbone(settings: Settings, tell: Tell = say_nothing) -> BackboneSpec:
+def find_backbone(settings: Settings, on_progress: OnProgress = ignore_progress) -> BackboneSpec:
     """Give the backbone that the settings ask for; its model is made ready if it never was."""
     asked = settings.features
     card = find_card(
-        asked.model, size=asked.size, alpha=asked.alpha, weights=asked.weights, pooling=asked.pooling, tell=tell
+        asked.model,
+        size=asked.size,
+        alpha=asked.alpha,
+        weights=asked.weights,
+        pooling=asked.pooling,
+        on_progress=on_progress,
     )
     return card.backbone(asked.pooling)
 
@@ -193,7 +200,7 @@ def update(
 ) -> FeatureSet:
     """Bring a complete feature set up to date with its sources, for the price of what has changed.
 
-    Images that are new or have other bytes are pressed; the rows of those that are gone leave; all other rows stay
+    Images that are new or have other bytes are embedded; the rows of those that are gone leave; all other rows stay
     as they are. An update that was interrupted is finished first, and is the only thing that the call does then.
 
     Parameters
@@ -225,7 +232,7 @@ def retry(
     on_progress: OnProgress = ignore_progress,
     **options: Any,
 ) -> FeatureSet:
-    """Press the images that failed once more, and nothing else.
+    """Embed the images that failed once more, and nothing else.
 
     Parameters
     ----------
@@ -318,7 +325,7 @@ def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> 
 
 
 def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) -> Estimate:
-    """List only: count what `embed` would press, and say how large the features can get.
+    """List only: count what `embed` would embed, and say how large the features can get.
 
     Parameters
     ----------
@@ -344,12 +351,12 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
     return Estimate(images, n_bytes, listing.skipped, parts, backbone.n_features, expected)
 
 
-def press_plan(
+def run_plan(
     plan: Plan,
     *,
     engine: Engine | None = None,
     on_progress: OnProgress = ignore_progress,
-    press: Task[Receipt] | None = None,
+    task: Task[Receipt] | None = None,
     started: float | None = None,
 ) -> FeatureSet:
     """Carry out a plan, or finish the same plan at its destination.
@@ -360,15 +367,15 @@ def press_plan(
         Its precision is still to be decided.
     engine, on_progress
         As for `embed`.
-    press : Task, optional
-        What presses a shard; `featurepress.runs.tasks.Press` by default.
+    task : Task, optional
+        What embeds a shard; `featurepress.runs.tasks.EmbedShard` by default.
     started : float, optional
         `time.perf_counter` when the request came.
     """
     started = time.perf_counter() if started is None else started
     standing = _standing(plan)
     driver = Driver(
-        standing or plan, engine, on_progress, started, press, None if standing is None else _work_of(standing)
+        standing or plan, engine, on_progress, started, task, None if standing is None else _work_of(standing)
     )
     return driver.run(is_new=standing is None)
 

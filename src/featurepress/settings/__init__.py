@@ -16,8 +16,8 @@ from featurepress.settings.model_files import Choices
 from featurepress.settings.run import (
     DEFAULT_MODEL,
     DRIVER_BYTES,
+    IMAGE_SETTINGS,
     MODEL_COPIES,
-    PICTURE_SETTINGS,
     WORKER_BYTES,
     FeatureSettings,
     ImageSettings,
@@ -30,8 +30,8 @@ from featurepress.settings.run import (
 __all__ = [
     "DEFAULT_MODEL",
     "DRIVER_BYTES",
+    "IMAGE_SETTINGS",
     "MODEL_COPIES",
-    "PICTURE_SETTINGS",
     "WORKER_BYTES",
     "Choices",
     "ClassifierSettings",

@@ -95,7 +95,7 @@ class SplitSettings(Stage):
         None, str, "Instead: a CSV file with the columns uri and split.", optional=True
     )
     test_value: str = setting("test", str, "The word there for test pictures, case ignored; all others train.")
-    twin_threshold: float | None = setting(
+    near_duplicate_threshold: float | None = setting(
         None,
         float,
         "Cosine from which two pictures of a label are near-duplicates (default: what 99 of 100 pictures do not "

@@ -45,7 +45,7 @@ class ListingSettings(Stage):
         False, bool, "List every regular file, not only names with an image suffix (dot files never)."
     )
     limit: int | None = setting(
-        None, int, "Press only the first N images of the listing.", minimum=1, optional=True
+        None, int, "Embed only the first N images of the listing.", minimum=1, optional=True
     )
     image_column: str | None = setting(
         None, str, "Column of a table that holds the images (default: the only one that can).", optional=True
@@ -260,7 +260,7 @@ def declared() -> Iterator[tuple[str, Field[Any], Constraint]]:
 
 
 # What may be asked of the pictures where it is decided already what is computed from them.
-PICTURE_SETTINGS = frozenset(
+IMAGE_SETTINGS = frozenset(
     item.name
     for stage, item, _ in declared()
     if stage in ("listing", "images", "resources") or item.name in ("images_per_part", "max_failures")

@@ -102,7 +102,7 @@ class Reading(NamedTuple):
     group : int
         Images that one thread takes at once: many where a read takes microseconds, one where it is a request.
     ahead_bytes : int
-        Bytes that may wait to be pressed.
+        Bytes that may wait to be embedded.
     """
 
     in_flight: int = 8

@@ -214,7 +214,7 @@ def resolved(*parts: str | Path) -> Path:
 
 def _overlap(one: SourceSpec, other: SourceSpec) -> str:
     return (
-        f"The sources '{one.location}' and '{other.location}' overlap: images below both would be pressed twice. "
+        f"The sources '{one.location}' and '{other.location}' overlap: images below both would be embedded twice. "
         "Name each folder once."
     )
 

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def started(kind: str, source: Path, out: Path, *settings: str, part: int = 100) -> Iterator[subprocess.Popen[str]]:
-    """Start `tests.engines.clusters.press`; whatever it has started is gone at the end of the block."""
+    """Start `tests.engines.clusters.embed`; whatever it has started is gone at the end of the block."""
     scratch = out.with_name(out.name + "-scratch")
     scratch.mkdir(exist_ok=True)
     words = [f"spark.local.dir={scratch}", f"spark.sql.warehouse.dir={scratch}", *settings]
@@ -40,7 +40,7 @@ def started(kind: str, source: Path, out: Path, *settings: str, part: int = 100)
     }
     with (scratch / "stdout").open("w") as stdout, (scratch / "stderr").open("w") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tests.engines.clusters.press", kind, str(source), str(out), *words],
+            [sys.executable, "-m", "tests.engines.clusters.embed", kind, str(source), str(out), *words],
             stdout=stdout,
             stderr=stderr,
             text=True,
@@ -83,8 +83,8 @@ def end_all(family: list[psutil.Process]) -> None:
     psutil.wait_procs(family, 20)
 
 
-def press(kind: str, source: Path, out: Path, *settings: str, part: int = 100) -> None:
-    """Press in a process of its own, to the end."""
+def embed(kind: str, source: Path, out: Path, *settings: str, part: int = 100) -> None:
+    """Embed in a process of its own, to the end."""
     with started(kind, source, out, *settings, part=part) as process:
         finish(process, out)
 

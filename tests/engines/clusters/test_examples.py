@@ -27,7 +27,7 @@ def test_fruits_on_spark(
             exec("".join(cell["source"]), names)
     assert "accuracy: " in capfd.readouterr().out
     assert names["features"].n_features == 11_520
-    assert names["features"].summary.pressed > 100
+    assert names["features"].summary.embedded > 100
     assert len(list((tmp_path / "fruits" / "csv").glob("*.csv"))) == 5
     assert names["accuracy"] > 0.5
 

@@ -19,7 +19,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pressed(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def embedded(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Give the features of the pictures as a run has them, by path."""
     out = tmp_path_factory.mktemp("features") / "out"
     embed(str(pictures), out, precision="float32", max_failures=1.0)
@@ -36,7 +36,7 @@ def by_path(df: Any, column: str = "path") -> dict[str, Any]:
     return {row[column].removeprefix("file:"): row for row in df.collect()}
 
 
-def test_bytes_give_the_features_of_a_run_and_bad_rows_a_reason(frame: Any, pressed: dict[str, Any]) -> None:
+def test_bytes_give_the_features_of_a_run_and_bad_rows_a_reason(frame: Any, embedded: dict[str, Any]) -> None:
     before = frame.columns
     df = featurize(frame, input_column="content", model="embedded")
     assert frame.columns == before
@@ -45,9 +45,9 @@ def test_bytes_give_the_features_of_a_run_and_bad_rows_a_reason(frame: Any, pres
     rows = by_path(df)
     assert len(rows) == 62  # Spark leaves out the empty file
     good = {path: row for path, row in rows.items() if row["features_error"] is None}
-    assert good.keys() == pressed.keys()
+    assert good.keys() == embedded.keys()
     for path, row in good.items():
-        assert np.float32(row["features"]).tobytes() == pressed[path].features
+        assert np.float32(row["features"]).tobytes() == embedded[path].features
         assert row["length"] == Path(path).stat().st_size
     bad = {Path(path).name: row for path, row in rows.items() if row["features_error"] is not None}
     assert {name: row["features_error"] for name, row in bad.items()} == {
@@ -57,13 +57,13 @@ def test_bytes_give_the_features_of_a_run_and_bad_rows_a_reason(frame: Any, pres
     assert all(row["features"] is None for row in bad.values())
 
 
-def test_paths_are_read(frame: Any, pressed: dict[str, Any]) -> None:
+def test_paths_are_read(frame: Any, embedded: dict[str, Any]) -> None:
     df = featurize(frame.select("path"), input_column="path", output_column="v", model="embedded")
     rows = by_path(df)
-    assert {path for path, row in rows.items() if row["v"] is not None} == pressed.keys()
+    assert {path for path, row in rows.items() if row["v"] is not None} == embedded.keys()
     for path, row in rows.items():
         if row["v"] is not None:
-            assert np.float32(row["v"]).tobytes() == pressed[path].features
+            assert np.float32(row["v"]).tobytes() == embedded[path].features
 
 
 def test_images_of_spark_are_taken_as_blue_green_red(spark: Any, pictures: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from featurepress import engines
 from featurepress.errors import WorkerDeathError
-from featurepress.runs.tasks import Press
-from featurepress.runs.verbs import press_plan
-from featurepress.testing import ABORT, memory_source, treacherous_decode
+from featurepress.runs.tasks import EmbedShard
+from featurepress.runs.verbs import run_plan
+from featurepress.testing import ABORT, crashing_decode, memory_source
 from tests.running import draft, draw
 from tests.runs.test_crash import assert_only_these_fail
 
@@ -25,7 +25,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def test_killers_are_found_in_the_probe_and_after(engine: Any, tmp_path: Path, images: dict[str, bytes]) -> None:
     deadly = {**images, "00.jpg": ABORT, "01.jpg": ABORT, "09.jpg": ABORT}
     plan = draft(tmp_path / "out", memory_source(deadly), images_per_part=4, max_failures=1.0)
-    press_plan(plan, engine=engine, press=Press(decode=treacherous_decode))
+    run_plan(plan, engine=engine, task=EmbedShard(decode=crashing_decode))
     assert_only_these_fail(tmp_path / "out", tmp_path, deadly, {"00.jpg", "01.jpg", "09.jpg"})
 
 
@@ -33,5 +33,5 @@ def test_workers_that_die_say_which_setting_of_the_cluster_gives_memory(engine: 
     plan = draft(tmp_path / "out", memory_source({"0.jpg": ABORT}))
     setting = "spark.executor.memoryOverhead" if isinstance(engine, engines.Spark) else "ray start --num-cpus"
     with pytest.raises(WorkerDeathError, match=rf"SIGABRT.*If memory is short, .*{setting}"):
-        press_plan(plan, engine=engine, press=Press(decode=treacherous_decode))
+        run_plan(plan, engine=engine, task=EmbedShard(decode=crashing_decode))
     assert not (tmp_path / "out").exists()

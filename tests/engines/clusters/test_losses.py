@@ -11,12 +11,12 @@ import pytest
 
 from tests.engines.clusters.conftest import require_spark
 from tests.engines.clusters.runs import (
+    embed,
     end_all,
     finish,
     is_executor,
     is_python_worker,
     kill_one,
-    press,
     standalone,
     started,
     stop_one,
@@ -99,7 +99,7 @@ def test_a_killed_driver_is_resumed_by_the_same_command(pictures: Path, tmp_path
     assert not (out / "manifest.json").exists()
     before = {path.name: path.read_bytes() for path in out.glob("features/*.parquet")}
     assert len(before) >= 8
-    press("local[2]", pictures, out, part=PART)
+    embed("local[2]", pictures, out, part=PART)
     assert_whole(out)
     assert all((out / "features" / name).read_bytes() == data for name, data in before.items())
 
@@ -110,7 +110,7 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 import featurepress as fp
-from tests.engines.clusters.press import OPTIONS
+from tests.engines.clusters.embed import OPTIONS
 source, out = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 node = cluster.add_node(num_cpus=1)

@@ -64,13 +64,13 @@ def test_workers_with_an_empty_home_take_the_model_from_the_destination(
 
 def test_a_model_is_loaded_once_a_worker(spark: Any, tmp_path: Path) -> None:
     """Over two runs and many jobs: the fake backbone counts the loads in its process."""
-    from featurepress.runs.verbs import press_plan
+    from featurepress.runs.verbs import run_plan
     from tests.running import draft
 
     engine = engines.Spark(spark)
     pictures = draw(tmp_path / "in", 60)
     for number in range(2):
-        press_plan(draft(tmp_path / f"out{number}", pictures, images_per_part=2), engine=engine)
+        run_plan(draft(tmp_path / f"out{number}", pictures, images_per_part=2), engine=engine)
     plan = draft(tmp_path / "out1", pictures)
     counted = list(engine.run(tasks.Unplanned(tasks.loads), plan, range(8)))
     assert len(counted) == 8

@@ -12,7 +12,7 @@ import pytest
 
 from featurepress import engines, ledger
 from featurepress.engines import java, worker
-from featurepress.engines.master import places_in, require_answer
+from featurepress.engines.master import locations_in, require_answer
 from featurepress.errors import EngineError, SettingError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
@@ -80,7 +80,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address: str) -> None:
     "address", ["", "local", "local[2]", "local-cluster[2,1,1024]", "yarn", "auto", "k8s://https://h:443"]
 )
 def test_addresses_without_a_host_are_left_to_the_library(address: str) -> None:
-    assert places_in(address) == []
+    assert locations_in(address) == []
     require_answer(address)
 
 

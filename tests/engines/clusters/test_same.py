@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.engines.clusters.conftest import require_spark
-from tests.engines.clusters.runs import press
+from tests.engines.clusters.runs import embed
 from tests.running import draw, read_failures
 
 KINDS: dict[str, tuple[str, ...]] = {
@@ -29,7 +29,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def locally(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("local") / "out"
-    press("local", pictures, out)
+    embed("local", pictures, out)
     return out
 
 
@@ -50,7 +50,7 @@ def test_every_engine_gives_the_same(kind: str, pictures: Path, locally: Path, t
     if kind == "connect":
         pytest.importorskip("grpc", reason="grpcio is not installed: make test-engines")
     out = tmp_path / "out"
-    press(kind, pictures, out, *KINDS[kind])
+    embed(kind, pictures, out, *KINDS[kind])
     assert names(out) == names(locally)
     ours, theirs = tables(out), tables(locally)
     assert sum(len(table) for table in ours.values()) == 3_000

@@ -307,7 +307,7 @@ def test_the_same_content_is_converted_once(tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "net.onnx"
     copy.parent.mkdir()
     copy.write_bytes(path.read_bytes())
-    again = files.prepare(str(copy), Choices(), tell=lambda what, done, of: told.append(what))
+    again = files.prepare(str(copy), Choices(), on_progress=lambda progress: told.append(progress.doing))
     assert again == first
     assert told == []
     assert models() == before

@@ -1,4 +1,4 @@
-"""Files that are no models, or none that can be pressed: one line, and nothing is kept."""
+"""Files that are no models, or none that can be embedded: one line, and nothing is kept."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ SIDES = (HEIGHT // 2, WIDTH // 2)
 
 def refusal(path: Path, **choices: Any) -> str:
     """Give the one line by which a file is refused, in every way that takes one."""
-    good = files.prepare(str(made.identity(path.parent / "good.onnx")), Choices(), tell=lambda *news: None)
+    good = files.prepare(
+        str(made.identity(path.parent / "good.onnx")), Choices(), on_progress=lambda progress: None
+    )
     before = kept()
     assert before
     with pytest.raises(ModelError) as caught:
-        files.add(str(path), "mine", Choices(**choices), taken=[], tell=lambda *news: None)
+        files.add(str(path), "mine", Choices(**choices), taken=[], on_progress=lambda progress: None)
     assert kept() == before
     assert names() == []
     assert "\n" not in str(caught.value)
-    assert files.prepare(good.origin["file"], Choices(), tell=lambda *news: None) == good
+    assert files.prepare(good.origin["file"], Choices(), on_progress=lambda progress: None) == good
     return str(caught.value)
 
 
@@ -95,7 +97,7 @@ def test_a_keras_archive_of_nonsense_is_refused(tmp_path: Path, config: bytes) -
     assert str(path) in refusal(path)
 
 
-# -- models that cannot be pressed ---------------------------------------------------------------------------
+# -- models that cannot be embedded ---------------------------------------------------------------------------
 
 
 def two_inputs(path: Path) -> Path:
@@ -146,7 +148,7 @@ UNPRESSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("case", UNPRESSABLE)
-def test_a_model_that_cannot_be_pressed_is_refused(tmp_path: Path, case: str) -> None:
+def test_a_model_that_cannot_be_embedded_is_refused(tmp_path: Path, case: str) -> None:
     write, part = UNPRESSABLE[case]
     assert part in refusal(write(tmp_path / "net.onnx"))
 

@@ -121,7 +121,7 @@ def test_a_fixed_keras_model_is_resized_or_says_that_it_cannot(keras_files: Path
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_in_a_model_is_pressed_even_if_both_were_compiled(keras_files: Path) -> None:
+def test_a_model_in_a_model_is_embedded_even_if_both_were_compiled(keras_files: Path) -> None:
     path = keras_files / "nested.keras"
     levels = made.pictures()
     assert_near(features(find_card(str(path)), levels), grid_of(levels).mean((1, 2)) @ HEAD)
@@ -149,7 +149,7 @@ def intermediate(path: Path) -> Path:
     return path
 
 
-def test_an_openvino_model_is_pressed(tmp_path: Path) -> None:
+def test_an_openvino_model_is_embedded(tmp_path: Path) -> None:
     path = intermediate(tmp_path / "net.xml")
     levels = made.pictures()
     card = add_model(str(path), "mine", Choices(mode="tf"))
@@ -194,7 +194,7 @@ def saved_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("inner", ["", "saved_model.pb"])
-def test_a_saved_model_is_pressed(saved_model: Path, inner: str) -> None:
+def test_a_saved_model_is_embedded(saved_model: Path, inner: str) -> None:
     card = find_card(str(saved_model / inner))
     levels = made.pictures()
     assert (card.name, card.grid, card.batch) == ("net", (*SIDES, CHANNELS), None)

@@ -107,7 +107,7 @@ def refusal(hub: Hub, tmp_path: Path, name: str) -> str:
     return line
 
 
-def assert_presses(card: ModelCard, kernel: Any = KERNEL) -> None:
+def assert_embeds(card: ModelCard, kernel: Any = KERNEL) -> None:
     levels = made.pictures(3, SIDE, SIDE)
     grid = grid_of([(one / 255 - MEAN) / STD for one in levels], kernel)
     np.testing.assert_allclose(features(card, levels), grid.mean((1, 2)), rtol=1e-4, atol=1e-5)
@@ -116,14 +116,14 @@ def assert_presses(card: ModelCard, kernel: Any = KERNEL) -> None:
 # -- what is to be had ---------------------------------------------------------------------------------------
 
 
-def test_a_hub_s_model_is_pressed_as_its_config_says(hub: Hub, tmp_path: Path) -> None:
+def test_a_hub_s_model_is_embedded_as_its_config_says(hub: Hub, tmp_path: Path) -> None:
     card = get(hub, tmp_path, "hf:org/net")
     assert (card.name, card.grid) == ("hf:org/net", (SIDE // 2, SIDE // 2, CHANNELS))
     steps = card.preprocess
     assert (steps.height, steps.width, steps.resize, steps.interpolation) == (SIDE, SIDE, "stretch", "bicubic")
     assert steps.dtype == "uint8"
     assert card.notes == ()
-    assert_presses(card)
+    assert_embeds(card)
 
 
 def test_only_the_model_and_its_config_are_downloaded(hub: Hub, tmp_path: Path) -> None:
@@ -139,23 +139,23 @@ def test_a_second_use_needs_no_network(tmp_path: Path) -> None:
     second = get(hub, tmp_path, "hf:org/net")
     assert second == first
     assert len(hub.asked) == n_asked
-    assert_presses(second)
+    assert_embeds(second)
 
 
 def test_a_revision_is_another_model(hub: Hub, tmp_path: Path) -> None:
     hub.repos["org/net"]["v2.0"] = repo(tmp_path, kernel=2 * KERNEL)
     cards = [get(hub, tmp_path, name) for name in ("hf:org/net", "hf:org/net@v2.0")]
     assert cards[0].backbone("avg").fingerprint != cards[1].backbone("avg").fingerprint
-    assert_presses(cards[0])
-    assert_presses(cards[1], 2 * KERNEL)
+    assert_embeds(cards[0])
+    assert_embeds(cards[1], 2 * KERNEL)
 
 
 def test_a_file_is_chosen_by_its_name(hub: Hub, tmp_path: Path) -> None:
     quantised = repo(tmp_path, kernel=3 * KERNEL, name="onnx/model quantized.onnx")
     hub.repos["org/net"]["main"] |= quantised
-    assert_presses(get(hub, tmp_path, "hf:org/net"))
-    assert_presses(get(hub, tmp_path, "hf:org/net:onnx/model quantized.onnx"), 3 * KERNEL)
-    assert_presses(get(hub, tmp_path, "hf:org/net@main:model.onnx"))
+    assert_embeds(get(hub, tmp_path, "hf:org/net"))
+    assert_embeds(get(hub, tmp_path, "hf:org/net:onnx/model quantized.onnx"), 3 * KERNEL)
+    assert_embeds(get(hub, tmp_path, "hf:org/net@main:model.onnx"))
 
 
 def test_the_usual_file_is_taken_among_several(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_usual_file_is_taken_among_several(tmp_path: Path) -> None:
         **repo(tmp_path, kernel=2 * KERNEL, name="onnx/model_fp16.onnx"),
     }
     with serving(Hub({"org/net": {"main": files}})) as hub:
-        assert_presses(get(hub, tmp_path, "hf:org/net"))
+        assert_embeds(get(hub, tmp_path, "hf:org/net"))
     assert hub.downloads() == {"onnx/model.onnx", "preprocessor_config.json"}
 
 
@@ -185,7 +185,7 @@ def test_weights_in_another_file_come_with_it(tmp_path: Path, data: str) -> None
     files["onnx/model.onnx"] = model.SerializeToString()
     del files["model.onnx"]
     with serving(Hub({"org/net": {"main": files}})) as hub:
-        assert_presses(get(hub, tmp_path, "hf:org/net"))
+        assert_embeds(get(hub, tmp_path, "hf:org/net"))
     assert hub.downloads() == {"onnx/model.onnx", f"onnx/{data}", "preprocessor_config.json"}
 
 
@@ -279,5 +279,5 @@ def test_a_download_that_broke_off_is_done_again(hub: Hub, tmp_path: Path) -> No
     with contextlib.suppress(AssertionError):
         refusal(hub, tmp_path, "hf:org/net")
     hub.repos["org/net"]["main"]["model.onnx"] = whole
-    assert_presses(get(hub, tmp_path, "hf:org/net"))
+    assert_embeds(get(hub, tmp_path, "hf:org/net"))
     assert os.environ["FEATUREPRESS_HOME"] == str(tmp_path / "home")

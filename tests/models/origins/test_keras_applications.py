@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from featurepress.embedding.shard import press_pictures
+from featurepress.embedding.inference import embed_images
 from featurepress.errors import ModelError
 from featurepress.models import store
 from featurepress.models.catalog import EMBEDDED_V1, describe_model, find_architecture, find_card, list_models
@@ -134,7 +134,7 @@ def test_keras_weights_and_the_onnx_file_give_the_same_features(
     assert card.n_parameters == EMBEDDED_V1.n_parameters
     # Pictures of the input's own size: the two models resize differently.
     exact = [pixels[:96, :96] for pixels in pictures]
-    ours, theirs = (press_pictures(one.backbone("flatten"), "float32", exact) for one in (card, EMBEDDED_V1))
+    ours, theirs = (embed_images(one.backbone("flatten"), "float32", exact) for one in (card, EMBEDDED_V1))
     assert theirs.max() > 1
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
@@ -154,19 +154,22 @@ def test_a_converted_model_is_as_quick_as_the_onnx_file(embedded_weights: Path) 
     assert turns <= 2  # in and out
 
 
-def test_a_model_is_made_once_and_pressing_imports_no_keras(
+def test_a_model_is_made_once_and_embedding_imports_no_keras(
     embedded_weights: Path, tmp_path: Path, pictures: list[Any]
 ) -> None:
-    from featurepress.demo.orchard import draw_pictures
+    from featurepress.demo.orchard import draw_images
 
     card = find_card("mobilenet_v2", alpha=0.5, weights=str(embedded_weights))
-    news: list[str] = []
+    message: list[str] = []
     again = find_card(
-        "MobileNetV2", alpha=0.5, weights=str(embedded_weights), tell=lambda what, done, of: news.append(what)
+        "MobileNetV2",
+        alpha=0.5,
+        weights=str(embedded_weights),
+        on_progress=lambda progress: message.append(progress.doing),
     )
     assert again == card
-    assert not news
-    draw_pictures(tmp_path / "in", 3)
+    assert not message
+    draw_images(tmp_path / "in", 3)
     program = (
         "import sys; import featurepress as fp\n"
         f"fp.embed({str(tmp_path / 'in')!r}, {str(tmp_path / 'out')!r}, model='mobilenet_v2', alpha=0.5, "

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from featurepress.errors import ImageError, SourceError
-from featurepress.runs.verbs import press_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.sources import open_source
 from featurepress.sources.archives.archive import ArchiveSource, _Names
 from featurepress.sources.base import IN_SEQUENCE, ON_DISK
@@ -335,7 +335,7 @@ def test_ways_of_reading(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_a_run_presses_the_members_with_their_labels(tmp_path: Path, suffix: str) -> None:
+def test_a_run_embeds_the_members_with_their_labels(tmp_path: Path, suffix: str) -> None:
     pictures = [path.read_bytes() for path in sorted(draw(tmp_path / "in", 12).rglob("*.jpg"))]
     contents: list[Contents] = []
     for i, data in enumerate(pictures):
@@ -346,7 +346,7 @@ def test_a_run_presses_the_members_with_their_labels(tmp_path: Path, suffix: str
         file.write(gzip.compress(b"x" * 512) if suffix.endswith("gz") else b"x" * 512)
     spec = SourceSpec("archive", "*" + suffix, str(tmp_path), {"brings_label": True})
     out = tmp_path / "out"
-    features = press_plan(draft(out, spec, images_per_part=4, max_failures=1.0), engine=InlineEngine())
+    features = run_plan(draft(out, spec, images_per_part=4, max_failures=1.0), engine=InlineEngine())
     rows = read_rows(out)
     assert {uri: row.label for uri, row in rows.items()} == {
         f"{'a' if i < 6 else 'b'}{suffix}#{i:02d}.jpg": str(i % 3) for i in range(12)

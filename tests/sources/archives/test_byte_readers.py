@@ -22,10 +22,10 @@ from featurepress.errors import StorageError
 from featurepress.sources.archives.byte_readers import (
     WINDOW_BYTES,
     BrokenArchiveError,
-    FileTape,
-    GzipTape,
-    OpenTapes,
-    WindowTape,
+    FileReader,
+    GzipReader,
+    OpenReaders,
+    WindowReader,
 )
 
 DATA = random.Random(7).randbytes(1_500_000) + bytes(500_000) + random.Random(8).randbytes(700_000)
@@ -81,8 +81,8 @@ class _Object(io.RawIOBase):
         super().close()
 
 
-def windows(requests: Requests) -> WindowTape:
-    return WindowTape(requests.open(), requests.open, len(requests.data))
+def windows(requests: Requests) -> WindowReader:
+    return WindowReader(requests.open(), requests.open, len(requests.data))
 
 
 # -- windows -------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ ranges = st.lists(st.tuples(st.integers(0, len(DATA) + 10), st.integers(0, 400_0
 @settings(max_examples=30, deadline=None)
 @given(ranges=ranges, keep_bytes=st.sampled_from([1, 300_000, 16 * 1024**2]))
 def test_compressed_bytes_are_found_in_any_order(ranges: list[tuple[int, int]], keep_bytes: int) -> None:
-    tape = GzipTape(io.BytesIO(PRESSED), keep_bytes)
+    tape = GzipReader(io.BytesIO(PRESSED), keep_bytes)
     for start, size in ranges:
         assert tape.at(start, size) == DATA[start : start + size]
         assert tape.held_bytes <= keep_bytes + 256 * 1024
@@ -171,7 +171,7 @@ class Watched(io.BytesIO):
 
 def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
     file = Watched(PRESSED)
-    tape = GzipTape(file, keep_bytes=1024**2)
+    tape = GzipReader(file, keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 10_000)]
     for i in range(0, len(starts), 50):
         for start in reversed(starts[i : i + 50]):
@@ -182,7 +182,7 @@ def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
 
 
 def test_threads_share_a_compressed_tape() -> None:
-    tape = GzipTape(io.BytesIO(PRESSED), keep_bytes=1024**2)
+    tape = GzipReader(io.BytesIO(PRESSED), keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 7000)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda start: tape.at(start, 7000), starts))
@@ -196,15 +196,15 @@ WORDS = random.Random(5).choices([b"apple ", b"banana ", b"cherry\n", *(bytes([i
 @pytest.mark.parametrize("damage", ["break", "flip", "checksum"])
 def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, steps: int) -> None:
     expected = b"".join(WORDS)
-    pressed = bytearray(gzip.compress(expected, 1))
-    assert len(pressed) > 300_000
+    embedded = bytearray(gzip.compress(expected, 1))
+    assert len(embedded) > 300_000
     if damage == "break":
-        del pressed[len(pressed) // 2 :]
+        del embedded[len(embedded) // 2 :]
     elif damage == "flip":
-        pressed[len(pressed) // 2 :] = b"\xff" * 9000
+        embedded[len(embedded) // 2 :] = b"\xff" * 9000
     else:
-        pressed[-6] ^= 0x55
-    tapes = [GzipTape(io.BytesIO(pressed)) for _ in range(2)]
+        embedded[-6] ^= 0x55
+    tapes = [GzipReader(io.BytesIO(embedded)) for _ in range(2)]
     n_good = [bytes_before_damage(tapes[0], steps), bytes_before_damage(tapes[1], 777)]
     assert n_good[0] == n_good[1]
     assert (n_good[0] == len(expected)) == (damage == "checksum")
@@ -215,16 +215,16 @@ def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, st
 
 
 def test_whatever_comes_out_of_data_that_break_off_is_had() -> None:
-    pressed = gzip.compress(bytes(600_000))
-    for end in range(10, len(pressed)):
-        n_bytes = len(zlib.decompressobj(wbits=31).decompress(pressed[:end]))
-        tape = GzipTape(io.BytesIO(pressed[:end]))
+    embedded = gzip.compress(bytes(600_000))
+    for end in range(10, len(embedded)):
+        n_bytes = len(zlib.decompressobj(wbits=31).decompress(embedded[:end]))
+        tape = GzipReader(io.BytesIO(embedded[:end]))
         assert len(tape.at(0, n_bytes)) == n_bytes
         with pytest.raises(BrokenArchiveError, match="break off"):
             tape.at(n_bytes, 1)
 
 
-def bytes_before_damage(tape: GzipTape, steps: int) -> int:
+def bytes_before_damage(tape: GzipReader, steps: int) -> int:
     """Go forward in steps until there is damage, then find its place byte by byte."""
     low, high = 0, 10_000_000
     at = 0
@@ -270,16 +270,16 @@ class FakeTape:
 
 
 def opener(tapes: list[FakeTape], held_bytes: int = 0) -> Callable[[], FakeTape]:
-    def open_tape() -> FakeTape:
+    def open_reader() -> FakeTape:
         tapes.append(FakeTape(held_bytes))
         return tapes[-1]
 
-    return open_tape
+    return open_reader
 
 
 def test_tapes_stay_open_until_others_were_used_since() -> None:
     tapes: list[FakeTape] = []
-    kept = OpenTapes(most=3, most_bytes=100)
+    kept = OpenReaders(most=3, most_bytes=100)
     for name in "abcabcaad":
         with kept.using(name, opener(tapes)) as tape:
             assert not tape.is_closed  # type: ignore[attr-defined]
@@ -290,7 +290,7 @@ def test_tapes_stay_open_until_others_were_used_since() -> None:
 
 def test_two_tapes_may_hold_much() -> None:
     tapes: list[FakeTape] = []
-    kept = OpenTapes(most=9, most_bytes=100)
+    kept = OpenReaders(most=9, most_bytes=100)
     for name in "abcd":
         with kept.using(name, opener(tapes, held_bytes=60)):
             pass
@@ -299,7 +299,7 @@ def test_two_tapes_may_hold_much() -> None:
 
 def test_a_tape_that_is_used_is_not_closed() -> None:
     tapes: list[FakeTape] = []
-    kept = OpenTapes(most=2, most_bytes=0)
+    kept = OpenReaders(most=2, most_bytes=0)
     with kept.using("a", opener(tapes)) as first:
         for name in "bcde":
             with kept.using(name, opener(tapes)):
@@ -313,7 +313,7 @@ def test_a_tape_that_is_used_is_not_closed() -> None:
 
 def test_a_tape_that_cannot_be_opened_is_tried_again() -> None:
     tapes: list[FakeTape] = []
-    kept = OpenTapes(most=2, most_bytes=0)
+    kept = OpenReaders(most=2, most_bytes=0)
 
     def fail() -> FakeTape:
         raise OSError("away")
@@ -331,7 +331,7 @@ def test_a_tape_that_cannot_be_opened_is_tried_again() -> None:
 
 def test_threads_open_a_tape_once() -> None:
     tapes: list[FakeTape] = []
-    kept = OpenTapes(most=2, most_bytes=0)
+    kept = OpenReaders(most=2, most_bytes=0)
     together = threading.Barrier(8)
 
     def use(_: int) -> None:
@@ -348,7 +348,7 @@ def test_a_file_is_read_at_any_position(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(DATA)
     with path.open("rb") as file:
-        tape = FileTape(file)
+        tape = FileReader(file)
         assert tape.at(5, 1_000_000) == DATA[5:1_000_005]
         assert tape.at(len(DATA) - 3, 10) == DATA[-3:]
         assert tape.at(len(DATA) + 3, 10) == b""

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurepress.sources.archives.byte_readers import FileTape, GzipTape, Tape
+from featurepress.sources.archives.byte_readers import ByteReader, FileReader, GzipReader
 from featurepress.sources.archives.tar import BLOCK_BYTES, FILE, OTHER, REST, SPARSE, Member, members
 
 FORMATS: dict[str, Any] = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -164,7 +164,7 @@ def test_members_of_more_than_8_gib(tmp_path: Path, form: str) -> None:
         file.seek(len(header) + 9 * GIB + 512)  # a hole: nothing is written
         file.write(packed(("b.jpg", b"behind")))
     with path.open("rb") as file:
-        found = list(members(FileTape(file), lambda name, size: size < 100))
+        found = list(members(FileReader(file), lambda name, size: size < 100))
     assert [(one.name, one.start, one.size, one.data) for one in found] == [
         (b"huge.jpg", len(header), 9 * GIB + 1, None),
         (b"b.jpg", len(header) + 9 * GIB + 1024, 6, b"behind"),
@@ -307,7 +307,7 @@ def test_a_changed_byte_is_no_crash(position: int, byte: int) -> None:
 
 
 def gz_members(data: bytes) -> list[Member]:
-    return list(members(GzipTape(io.BytesIO(data)), lambda name, size: True))
+    return list(members(GzipReader(io.BytesIO(data)), lambda name, size: True))
 
 
 NOISY = packed(*((f"{i}.jpg", bytes((i * j * j) % 251 for j in range(700))) for i in range(6)))
@@ -385,7 +385,7 @@ def test_a_disk_that_fails_is_damage() -> None:
                 raise OSError(5, "Input/output error")
             return super().at(start, size)
 
-    tape: Tape = Failing(NOISY)
+    tape: ByteReader = Failing(NOISY)
     *before, last = members(tape, lambda name, size: False)
     assert [one.name for one in before] == [b"0.jpg", b"1.jpg"]
     assert last.problem == "input/output error"

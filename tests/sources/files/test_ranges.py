@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from featurepress.sources.files import ranges
-from featurepress.sources.files.awkward_keys import Object, is_unspeakable
+from featurepress.sources.files.awkward_keys import Object, is_awkward
 from featurepress.sources.files.ranges import cuts, list_in_ranges
 
 PAGE = 20
@@ -86,7 +86,7 @@ def odd(n: int) -> list[str]:
     draw = random.Random(7)
     characters = " !+-.0159AZ_az~é\u4e2d\ue000\U0001f34e"
     found = (f"in/{''.join(draw.choices(characters, k=draw.randint(1, 6)))}" for _ in itertools.count())
-    return list(itertools.islice((key for key in found if not is_unspeakable(key)), n))
+    return list(itertools.islice((key for key in found if not is_awkward(key)), n))
 
 
 LAYOUTS = [numbers, folders, hashes, odd]
@@ -185,7 +185,7 @@ def test_cuts_lie_between(low: str, high: str | None) -> None:
         assert low < key
         assert high is None or key < high
         key.encode()
-        assert not is_unspeakable(key)
+        assert not is_awkward(key)
 
 
 def test_ends_of_folders_are_tried_first() -> None:

@@ -23,7 +23,8 @@ from featurepress.models.card import KERAS_MODES
 from featurepress.models.conversion import guard
 from featurepress.models.origins import weights
 from featurepress.models.store import content_hash
-from featurepress.process import beat
+from featurepress.process import send_message
+from featurepress.progress import Progress, step
 
 # What keras's libraries raise when a model does not fit: nothing that stops the process is among them.
 _FAILURES = (
@@ -32,9 +33,9 @@ _FAILURES = (
 )
 
 
-def tell(what: str, done: int, of: int) -> None:
-    """Tell the parent how it gets on."""
-    beat((what, done, of))
+def on_progress(progress: Progress) -> None:
+    """Send progress to the parent process."""
+    send_message(progress)
 
 
 # -- what keras has ------------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ def list_architectures() -> list[dict[str, Any]]:
     Sizes come from the call by which every architecture checks its input shape; the preprocessing from what
     `preprocess_input` does to black, white and coloured pixels.
     """
-    tell("asking keras for its architectures", 0, 0)
+    on_progress(step("asking keras for its architectures", 0, 0))
     keras = quiet_keras()
     found = []
     for keras_name, build in sorted(vars(keras.applications).items()):
@@ -173,7 +174,7 @@ def convert(told: Mapping[str, Any], keras_models: str, place: str) -> dict[str,
     dict
         What the model's card needs.
     """
-    tell(f"building {told['name']}", 0, 0)
+    on_progress(step(f"building {told['name']}", 0, 0))
     keras = quiet_keras()
     build = getattr(keras.applications, told["keras_name"])
     options = {"include_top": False, "input_shape": (told["size"], told["size"], 3)}
@@ -189,7 +190,7 @@ def convert(told: Mapping[str, Any], keras_models: str, place: str) -> dict[str,
         model = keras.Model(model.inputs, model.layers[-1].input)
     elif pooling != "avg":
         model = _built(lambda: chosen.build(pooling=pooling), told)
-    tell(f"converting {told['name']} to OpenVINO", 0, 0)
+    on_progress(step(f"converting {told['name']} to OpenVINO", 0, 0))
     output = model.layers[-1].name
     facts = write_ready(keras, model, Path(place))
     return {
@@ -276,7 +277,7 @@ class Weights:
         if self._file is not None:
             self._used = self._file
         else:
-            self._used = weights.fetch(fname, origin, file_hash, self._keras_models, tell)
+            self._used = weights.fetch(fname, origin, file_hash, self._keras_models, on_progress)
         return str(self._used)
 
     def _is_imagenet(self, path: Path) -> bool:
@@ -323,7 +324,7 @@ def convert_file(kind: str, given: str, choices: Mapping[str, Any], place: str) 
     """
     from featurepress.models.conversion import graph
 
-    tell(f"converting {Path(given).name} to OpenVINO", 0, 0)
+    on_progress(step(f"converting {Path(given).name} to OpenVINO", 0, 0))
     how = {name: choices[name] for name in ("size", "layout", "output")}
     versions = {"openvino": version("openvino")}
     if kind != "keras":

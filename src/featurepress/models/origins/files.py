@@ -14,7 +14,7 @@ from featurepress.models import store
 from featurepress.models.card import KERAS_MODES, ModelCard
 from featurepress.models.conversion import guard
 from featurepress.models.origins.keras_applications import in_child
-from featurepress.progress import Tell
+from featurepress.progress import OnProgress
 from featurepress.settings import Choices
 from featurepress.specs import PreprocessSpec
 
@@ -29,7 +29,7 @@ LIKE = {
 }
 
 
-def prepare(given: str, choices: Choices, *, tell: Tell, name: str | None = None) -> ModelCard:
+def prepare(given: str, choices: Choices, *, on_progress: OnProgress, name: str | None = None) -> ModelCard:
     """Give a model of a file or folder, ready to run.
 
     Parameters
@@ -38,7 +38,7 @@ def prepare(given: str, choices: Choices, *, tell: Tell, name: str | None = None
         Path of a ``.keras``, ``.onnx``, ``.tflite`` or OpenVINO ``.xml`` file, or of a SavedModel folder.
     choices : Choices
         What the user says of it.
-    tell : callable
+    on_progress : callable
         Hears how it gets on.
     name : str, optional
         What to call it; by default as its file.
@@ -46,14 +46,14 @@ def prepare(given: str, choices: Choices, *, tell: Tell, name: str | None = None
     Raises
     ------
     ModelError
-        It is no model, or none that can be pressed; nothing is kept.
+        It is no model, or none that can be embedded; nothing is kept.
     """
     path, kind = find(given)
     content = content_hash(path, kind)
     request = {"kind": kind, "content": content, "choices": asdict(choices), "name": name or path.stem}
     card = store.remembered(request)
     if card is None:
-        card = _make(path, request, choices, tell)
+        card = _make(path, request, choices, on_progress)
         store.remember(request, card.file)
     return card
 
@@ -108,7 +108,7 @@ def outputs(given: str) -> list[dict[str, Any]]:
     return found
 
 
-def add(given: str, name: str, choices: Choices, *, taken: list[str], tell: Tell) -> ModelCard:
+def add(given: str, name: str, choices: Choices, *, taken: list[str], on_progress: OnProgress) -> ModelCard:
     """Give a model file a name of its own, by which `embed` finds it.
 
     Raises
@@ -120,18 +120,20 @@ def add(given: str, name: str, choices: Choices, *, taken: list[str], tell: Tell
         raise ModelError(f"A model's name is made of letters, digits, '.', '_' and '-'. Got '{name}'.")
     if name in taken:
         raise ModelError(f"The name '{name}' is taken by a model of the list. Choose another --name.")
-    card = prepare(given, choices, tell=tell, name=name)
+    card = prepare(given, choices, on_progress=on_progress, name=name)
     store.give_name(name, card.file)
     return card
 
 
-def _make(path: Path, request: Mapping[str, Any], choices: Choices, tell: Tell) -> ModelCard:
+def _make(path: Path, request: Mapping[str, Any], choices: Choices, on_progress: OnProgress) -> ModelCard:
     from featurepress.models.conversion import keras_models
 
     kind, content = request["kind"], request["content"]
     _check_choices(choices)
     with store.workplace() as place:
-        facts = in_child(keras_models.convert_file, kind, str(path), asdict(choices), str(place), tell=tell)
+        facts = in_child(
+            keras_models.convert_file, kind, str(path), asdict(choices), str(place), on_progress=on_progress
+        )
         preprocess, notes = preprocessing(kind, choices, facts)
         made_from = {
             "kind": kind,

@@ -18,7 +18,7 @@ from featurepress.models.card import ModelCard
 from featurepress.models.conversion import guard
 from featurepress.models.origins import files
 from featurepress.models.origins.weights import TIMEOUT_SECONDS
-from featurepress.progress import Tell
+from featurepress.progress import OnProgress, step
 from featurepress.settings import Choices
 
 CONFIG = "preprocessor_config.json"
@@ -60,30 +60,30 @@ def parse(name: str) -> HubName:
     return HubName(match[1], match[2], match[3])
 
 
-def prepare(name: str, *, size: int | None, tell: Tell) -> ModelCard:
+def prepare(name: str, *, size: int | None, on_progress: OnProgress) -> ModelCard:
     """Give a hub's model, downloaded and made ready once.
 
     Raises
     ------
     ModelError
-        It is not to be had, or cannot be pressed.
+        It is not to be had, or cannot be embedded.
     """
     asked = parse(name)
     request = {"kind": "hub", "name": name, "size": size}
     card = store.remembered(request)
     if card is None:
-        tell(f"downloading {name}", 0, 0)
-        path, config = _download(asked, name, tell)
+        on_progress(step(f"downloading {name}", 0, 0))
+        path, config = _download(asked, name, on_progress)
         choices = replace(read_config(config, name), size=size) if size else read_config(config, name)
-        card = files.prepare(str(path), choices, tell=tell, name=name)
+        card = files.prepare(str(path), choices, on_progress=on_progress, name=name)
         store.remember(request, card.file)
     return card
 
 
-def _download(asked: HubName, name: str, tell: Tell) -> tuple[Path, dict[str, Any]]:
+def _download(asked: HubName, name: str, on_progress: OnProgress) -> tuple[Path, dict[str, Any]]:
     """Give the path of the ONNX file in the hub's cache, and the preprocessing's config."""
     hub = _hub()
-    bar = _bar(f"downloading {name}", tell)
+    bar = _bar(f"downloading {name}", on_progress)
     try:
         # This asks once, where listing would ask for half a minute; and all files are then of one commit.
         commit = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT_SECONDS).sha
@@ -122,13 +122,13 @@ def _failures(hub: Any) -> tuple[type[Exception], ...]:
     return (OSError, ValueError, hub.errors.EntryNotFoundError, transport)
 
 
-def _bar(what: str, tell: Tell) -> type:
+def _bar(what: str, on_progress: OnProgress) -> type:
     """Give the hub's progress bar, which tells instead of drawing itself."""
     from huggingface_hub.utils.tqdm import tqdm
 
     class Telling(tqdm):
         def display(self, *args: Any, **kwargs: Any) -> bool:
-            tell(what, int(self.n), int(self.total or 0))
+            on_progress(step(what, int(self.n), int(self.total or 0)))
             return True
 
     return Telling

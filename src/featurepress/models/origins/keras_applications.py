@@ -20,7 +20,7 @@ from featurepress.models import store
 from featurepress.models.card import ModelCard
 from featurepress.models.origins.weights import keras_folder
 from featurepress.process import Child, ChildDiedError
-from featurepress.progress import Tell
+from featurepress.progress import OnProgress, ignore_progress
 from featurepress.specs import PreprocessSpec
 
 # Sizes of ours where they differ from keras's: the notebook's, which is also the cheapest that has its own weights.
@@ -136,7 +136,7 @@ def architectures() -> dict[str, Architecture]:
 def in_child(
     function: Callable[..., Any],
     *args: Any,
-    tell: Tell = lambda what, done, of: None,
+    on_progress: OnProgress = ignore_progress,
     backend: str = "openvino",
 ) -> Any:
     """Run a function in a child whose keras runs on OpenVINO; the user's own keras is left alone.
@@ -156,7 +156,7 @@ def in_child(
         }
     )
     try:
-        return child.call(function, *args, silence_seconds=SILENCE_SECONDS, on_beat=lambda news: tell(*news))
+        return child.call(function, *args, silence_seconds=SILENCE_SECONDS, on_message=on_progress)
     except OSError as error:  # the model itself is read by libraries, whose errors are ours by now
         raise store.not_kept(store.home(), error) from error
     except ChildDiedError as death:
@@ -172,7 +172,7 @@ def prepare(
     alpha: float | None,
     weights: str | None,
     pooling: str,
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> ModelCard:
     """Give an architecture ready to run, made now if it never was.
 
@@ -186,7 +186,7 @@ def prepare(
         ``imagenet`` (also None), the path of a keras weights file, or `RANDOM`.
     pooling : str
         What is wanted; most architectures pool last, and one file serves every pooling.
-    tell : callable
+    on_progress : callable
         Hears of downloads and conversions.
 
     Raises
@@ -197,7 +197,7 @@ def prepare(
     request, path = _request(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling)
     card = store.remembered(request)
     if card is None:
-        card = _convert(architecture, request, path, tell)
+        card = _convert(architecture, request, path, on_progress)
         store.remember(request, card.file)
     return card
 
@@ -253,12 +253,14 @@ def _weights_path(given: str) -> Path:
     return path.absolute()
 
 
-def _convert(architecture: Architecture, request: dict[str, Any], path: Path | None, tell: Tell) -> ModelCard:
+def _convert(
+    architecture: Architecture, request: dict[str, Any], path: Path | None, on_progress: OnProgress
+) -> ModelCard:
     from featurepress.models.conversion import keras_models
 
     with store.workplace() as place:
         told = {**asdict(architecture), **request, "file": None if path is None else str(path)}
-        facts = in_child(keras_models.convert, told, str(keras_folder()), str(place), tell=tell)
+        facts = in_child(keras_models.convert, told, str(keras_folder()), str(place), on_progress=on_progress)
         made_from = {
             "kind": "keras",
             "name": architecture.name,

@@ -16,7 +16,7 @@ from typing import Any
 from featurepress.errors import ModelError
 from featurepress.models.store import content_hash, home
 from featurepress.process import when_abandoned
-from featurepress.progress import Tell
+from featurepress.progress import OnProgress, step
 
 TIMEOUT_SECONDS = 30
 RETRIES = 2
@@ -27,7 +27,7 @@ def keras_folder() -> Path:
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
 
 
-def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, tell: Tell) -> Path:
+def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, on_progress: OnProgress) -> Path:
     """Give the path of a weights file.
 
     Parameters
@@ -40,7 +40,7 @@ def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, tell:
         MD5 or SHA-256 as keras knows it.
     keras_models : Path
         The user's keras's folder of weights.
-    tell : callable
+    on_progress : callable
         Hears how the download gets on.
 
     Raises
@@ -55,7 +55,7 @@ def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, tell:
     if mirror := os.environ.get("FEATUREPRESS_MIRROR"):
         url = f"{mirror.rstrip('/')}/{name}"
     own.parent.mkdir(parents=True, exist_ok=True)
-    _download(url, own, known_hash, tell)
+    _download(url, own, known_hash, on_progress)
     return _checked(own, known_hash)
 
 
@@ -103,15 +103,15 @@ def _checked(path: Path, known_hash: str | None) -> Path:
 class _Progress:
     """What pooch calls while it downloads."""
 
-    def __init__(self, name: str, tell: Tell) -> None:
+    def __init__(self, name: str, on_progress: OnProgress) -> None:
         self.total = 0
         self._name = name
         self._done = 0
-        self._tell = tell
+        self._on_progress = on_progress
 
     def update(self, n_bytes: int) -> None:
         self._done += n_bytes
-        self._tell(f"downloading {self._name}", self._done, self.total)
+        self._on_progress(step(f"downloading {self._name}", self._done, self.total))
 
     def reset(self) -> None:
         """Pooch goes back to nothing and then jumps to the end."""
@@ -121,12 +121,12 @@ class _Progress:
         pass
 
 
-def _download(url: str, path: Path, known_hash: str | None, tell: Tell) -> None:
+def _download(url: str, path: Path, known_hash: str | None, on_progress: OnProgress) -> None:
     import pooch
 
     pooch.get_logger().setLevel(logging.CRITICAL)
     get: Any = pooch.HTTPDownloader(
-        progressbar=_Progress(path.name, tell), chunk_size=2**16, timeout=TIMEOUT_SECONDS
+        progressbar=_Progress(path.name, on_progress), chunk_size=2**16, timeout=TIMEOUT_SECONDS
     )
     # Elsewhere, then renamed: a half-finished download never counts, and nothing is left of it.
     with tempfile.TemporaryDirectory(prefix=".downloading-", dir=path.parent) as place:

@@ -17,11 +17,11 @@ from featurepress.settings import ImageSettings
 from featurepress.sources.archives.byte_readers import (
     WINDOW_BYTES,
     BrokenArchiveError,
-    FileTape,
-    GzipTape,
-    OpenTapes,
-    Tape,
-    WindowTape,
+    ByteReader,
+    FileReader,
+    GzipReader,
+    OpenReaders,
+    WindowReader,
 )
 from featurepress.sources.archives.tar import BLOCK_BYTES, OTHER, REST, SPARSE, Member, members
 from featurepress.sources.base import ARCHIVE_SUFFIXES, IN_SEQUENCE, ON_DISK, KeyFilter, Reading
@@ -42,7 +42,7 @@ _NOT_AN_IMAGE = "not an image's name"
 # What images of other sources, read at the same time, may be ahead: threads come that much out of order.
 _KEEP_INFLATED_BYTES = 16 * 1024**2
 # Shared by all sources of the process: shards follow one another, and so do the members that they read.
-_OPEN = OpenTapes(most=16, most_bytes=32 * 1024**2)
+_OPEN = OpenReaders(most=16, most_bytes=32 * 1024**2)
 atexit.register(_OPEN.close)
 
 
@@ -250,7 +250,7 @@ class ArchiveSource:
                 break
         return ref._replace(size=0, version="", problem="changed since listing")
 
-    def _opened(self, archive: ImageRef) -> Tape:
+    def _opened(self, archive: ImageRef) -> ByteReader:
         """Open an archive, if it still is the one that was listed."""
         if archive.problem is not None:
             raise ImageError("list", archive.problem)
@@ -263,10 +263,10 @@ class ArchiveSource:
         if archive.uri.lower().endswith(_COMPRESSED_SUFFIXES):
             if isinstance(file, io.BufferedReader) and not has_descriptor:
                 file = io.BufferedReader(file.detach(), WINDOW_BYTES)  # else there is a request a megabyte
-            return GzipTape(file, _KEEP_INFLATED_BYTES)
+            return GzipReader(file, _KEEP_INFLATED_BYTES)
         if has_descriptor:
-            return FileTape(file)
-        return WindowTape(file, lambda: self._files.open(now), now.size)
+            return FileReader(file)
+        return WindowReader(file, lambda: self._files.open(now), now.size)
 
     def _refuse_another(self, archive: ImageRef) -> ImageRef:
         """Give an archive's reference as it is now; raise if that is another one's."""

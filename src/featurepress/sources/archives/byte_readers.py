@@ -20,7 +20,7 @@ class BrokenArchiveError(Exception):
     """An archive cannot be read beyond some point; its text is the reason."""
 
 
-class Tape(Protocol):
+class ByteReader(Protocol):
     """The bytes of an archive, uncompressed. Safe from several threads."""
 
     @property
@@ -40,7 +40,7 @@ class Tape(Protocol):
         """Close the files behind it."""
 
 
-class FileTape:
+class FileReader:
     """An archive on disk: each read is a system call, without a position that threads would share."""
 
     held_bytes = 0
@@ -76,7 +76,7 @@ class _Window:
         self.data: bytes | None = None
 
 
-class WindowTape:
+class WindowReader:
     """An archive in a bucket: small reads are served from windows of 4 MiB, so that a run of them is one request.
 
     Parameters
@@ -161,7 +161,7 @@ class WindowTape:
         return data
 
 
-class GzipTape:
+class GzipReader:
     """An archive that is compressed by gzip: it is inflated forwards, and once more from its beginning to go back.
 
     All that can be had before damage is had, to the byte, and the same however it is read: else a member that was
@@ -307,11 +307,11 @@ class _Open:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.tape: Tape | None = None
+        self.tape: ByteReader | None = None
         self.users = 0
 
 
-class OpenTapes:
+class OpenReaders:
     """Tapes that stay open for whoever reads on: those that were used last.
 
     Parameters
@@ -325,36 +325,36 @@ class OpenTapes:
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most, self._most_bytes = most, most_bytes
         self._lock = threading.Lock()
-        self._tapes: collections.OrderedDict[Hashable, _Open] = collections.OrderedDict()
+        self._readers: collections.OrderedDict[Hashable, _Open] = collections.OrderedDict()
 
     @contextlib.contextmanager
-    def using(self, name: Hashable, open_tape: Callable[[], Tape]) -> Iterator[Tape]:
+    def using(self, name: Hashable, open_reader: Callable[[], ByteReader]) -> Iterator[ByteReader]:
         """Give the tape of this name; it is opened unless it still is, and not closed meanwhile."""
         with self._lock:
-            is_new = name not in self._tapes
-            one = self._tapes.setdefault(name, _Open())
-            self._tapes.move_to_end(name)
+            is_new = name not in self._readers
+            one = self._readers.setdefault(name, _Open())
+            self._readers.move_to_end(name)
             one.users += 1
             for old in self._too_many() if is_new else ():
                 old.close()
         try:
             with one.lock:
-                tape = one.tape = one.tape or open_tape()
+                tape = one.tape = one.tape or open_reader()
             yield tape
         finally:
             with self._lock:
                 one.users -= 1
                 if one.users == 0 and one.tape is None:
-                    del self._tapes[name]
+                    del self._readers[name]
 
-    def _too_many(self) -> Iterator[Tape]:
+    def _too_many(self) -> Iterator[ByteReader]:
         """Take away the tapes that have to go, those first that nobody has used for longest."""
-        held = sum(one.tape.held_bytes for one in self._tapes.values() if one.tape)
-        for name, one in [*self._tapes.items()]:
-            if len(self._tapes) <= 2 or (len(self._tapes) <= self._most and held <= self._most_bytes):
+        held = sum(one.tape.held_bytes for one in self._readers.values() if one.tape)
+        for name, one in [*self._readers.items()]:
+            if len(self._readers) <= 2 or (len(self._readers) <= self._most and held <= self._most_bytes):
                 return
             if one.users == 0:
-                del self._tapes[name]
+                del self._readers[name]
                 if one.tape:
                     held -= one.tape.held_bytes
                     yield one.tape
@@ -362,8 +362,8 @@ class OpenTapes:
     def close(self) -> None:
         """Close all that nobody uses."""
         with self._lock:
-            for name, one in [*self._tapes.items()]:
+            for name, one in [*self._readers.items()]:
                 if one.users == 0:
-                    del self._tapes[name]
+                    del self._readers[name]
                     if one.tape:
                         one.tape.close()

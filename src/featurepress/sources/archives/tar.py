@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
-from featurepress.sources.archives.byte_readers import BrokenArchiveError, Tape
+from featurepress.sources.archives.byte_readers import BrokenArchiveError, ByteReader
 
 BLOCK_BYTES = 512
 _EXTENSION_BYTES = 8 * 1024**2  # of a header that only extends another; names and attributes take a few thousand
@@ -55,7 +55,7 @@ class Member(NamedTuple):
     problem: str = ""
 
 
-def members(tape: Tape, is_wanted: Callable[[bytes, int], bool]) -> Iterator[Member]:
+def members(tape: ByteReader, is_wanted: Callable[[bytes, int], bool]) -> Iterator[Member]:
     """Yield the members of an archive in their order, going forward only; after damage a last one of kind `REST`.
 
     Read are ustar, GNU and pax archives, and what came before them. A member is yielded once its last byte is
@@ -91,7 +91,7 @@ def members(tape: Tape, is_wanted: Callable[[bytes, int], bool]) -> Iterator[Mem
         yield Member(b"", at, 0, REST, problem=(error.strerror or str(error)).lower())
 
 
-def _next_member(tape: Tape, at: int, shared: dict[bytes, bytes]) -> Member | None:
+def _next_member(tape: ByteReader, at: int, shared: dict[bytes, bytes]) -> Member | None:
     """Read the header at a position, with those before it that extend it; None at the end of the archive.
 
     `shared` are the records of pax headers that hold for all members from there on.
@@ -122,7 +122,7 @@ def _next_member(tape: Tape, at: int, shared: dict[bytes, bytes]) -> Member | No
         at += BLOCK_BYTES + size + -size % BLOCK_BYTES
 
 
-def _is_end(tape: Tape, at: int, block: bytes) -> bool:
+def _is_end(tape: ByteReader, at: int, block: bytes) -> bool:
     """Whether an archive ends with a block that is short, or all zeros."""
     if len(block) == BLOCK_BYTES:
         return not any(tape.at(at + BLOCK_BYTES, BLOCK_BYTES))
@@ -170,7 +170,7 @@ def _number(field: bytes) -> int:
     return number
 
 
-def _member(tape: Tape, block: bytes, at: int, extended: Mapping[bytes, bytes]) -> Member:
+def _member(tape: ByteReader, block: bytes, at: int, extended: Mapping[bytes, bytes]) -> Member:
     """Take a header apart; `extended` is what those before it said."""
     start, kind = at + BLOCK_BYTES, block[156:157]
     name = block[:100].partition(b"\0")[0]

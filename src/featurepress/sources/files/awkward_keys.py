@@ -27,7 +27,7 @@ from featurepress.storage.connection import (
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-_UNSPEAKABLE = re.compile(r"(?:^|/)(?:\.{0,2})(?:/|$)|[\x00-\x1f\x7f]")
+_AWKWARD = re.compile(r"(?:^|/)(?:\.{0,2})(?:/|$)|[\x00-\x1f\x7f]")
 _REASON = "it holds a key that this store's library cannot spell"
 
 
@@ -44,9 +44,9 @@ class OutOfOrderError(ValueError):
     """The fast library has shortened a key: what it lists is not what there is."""
 
 
-def is_unspeakable(key: str) -> bool:
+def is_awkward(key: str) -> bool:
     """Whether a key has a part that is empty, ``.`` or ``..``, or holds a control character."""
-    return bool(key) and _UNSPEAKABLE.search(key) is not None
+    return bool(key) and _AWKWARD.search(key) is not None
 
 
 def must_be_listed_otherwise(error: BaseException) -> bool:

@@ -16,7 +16,7 @@ from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.settings import ImageSettings
 from featurepress.sources.base import BY_REQUEST, KeyFilter, glob_regex
 from featurepress.sources.files import awkward_keys
-from featurepress.sources.files.awkward_keys import Object, is_unspeakable
+from featurepress.sources.files.awkward_keys import Object, is_awkward
 from featurepress.sources.files.folder import glob_root, has_magic
 from featurepress.sources.files.ranges import list_in_ranges
 from featurepress.specs import ImageRef, SourceSpec
@@ -172,7 +172,7 @@ class ObjectSource:
             bucket = self._address.bucket
             if self._address.scheme == "s3":
                 yield from awkward_keys.list_all(bucket, self._below, last, anonymous=self._anonymous)
-            elif is_unspeakable(self._below.removesuffix("/")) or self._below == "/":
+            elif is_awkward(self._below.removesuffix("/")) or self._below == "/":
                 raise SourceError(
                     f"Cannot list '{self.location}': it has an empty part, '.', '..' or a control character, which "
                     "cannot be asked for on this store. Name a folder above it."
@@ -199,7 +199,7 @@ class ObjectSource:
     def _must_be_listed_slowly(self, start: str) -> bool:
         """Whether the fast library would list wrong names: those that begin with a slash, without it."""
         if self._below:
-            return is_unspeakable(self._below.removesuffix("/")) or self._below == "/"
+            return is_awkward(self._below.removesuffix("/")) or self._below == "/"
         if self._address.scheme == "s3":
             return awkward_keys.has_leading_slash(self._address.bucket, anonymous=self._anonymous)
         if start >= "0" and self._address.scheme != "az":  # behind the slash; but Azure begins at the beginning
@@ -311,7 +311,7 @@ class ObjectSource:
         if now.version != ref.version:
             raise ImageError("read", "changed since listing")
         key = self._key(ref)
-        if is_unspeakable(key):
+        if is_awkward(key):
             return io.BytesIO(self.read(ref))
         options = {"if_match": ref.version} if ref.version else {}
         return io.BufferedReader(Ranges(self._store(), key, self._url + key, ref.size, options), 1024**2)
@@ -320,7 +320,7 @@ class ObjectSource:
         """Ask for size and etag of an object."""
         import obstore
 
-        if self._address.scheme == "s3" and is_unspeakable(key):
+        if self._address.scheme == "s3" and is_awkward(key):
             return retrying(lambda: awkward_keys.head(self._address.bucket, key, anonymous=self._anonymous))
         found = retrying(lambda: obstore.head(self._store(), key))
         return Object(key, found["size"], etag_of(found))
@@ -381,7 +381,7 @@ def _get(address: Address, *, anonymous: bool, seconds: float, etag: str, max_by
     """Make the request; give the object's size, and its bytes unless they are too many."""
     import obstore
 
-    if address.scheme == "s3" and is_unspeakable(address.key):
+    if address.scheme == "s3" and is_awkward(address.key):
         options = {"IfMatch": etag} if etag else {}
         return awkward_keys.get(address.bucket, address.key, anonymous=anonymous, max_bytes=max_bytes, **options)
     condition: Any = {"if_match": etag} if etag else {}
@@ -441,7 +441,7 @@ def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Ref
     folder = address.key.rpartition("/")[0]
     store = connect(address.scheme, address.bucket, anonymous=anonymous, timeout_seconds=seconds, tries=1)
     try:
-        for _ in obstore.list(store, None if is_unspeakable(folder) else folder, chunk_size=1):
+        for _ in obstore.list(store, None if is_awkward(folder) else folder, chunk_size=1):
             break
     except store_errors() as error:
         refusal = Refusal.of(error)

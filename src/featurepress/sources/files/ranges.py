@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from featurepress.sources.files.awkward_keys import Object, is_unspeakable
+from featurepress.sources.files.awkward_keys import Object, is_awkward
 
 PAGE = 1_000  # keys of a request
 STREAMS = 32
@@ -260,4 +260,4 @@ def _between(below: str, above: str | None) -> list[str]:
 
 def _spoken(head: str, chars: Iterable[str]) -> Iterator[str]:
     """Yield keys of a head and a character that can be asked for."""
-    return (head + char for char in chars if not is_unspeakable(head + char))
+    return (head + char for char in chars if not is_awkward(head + char))

@@ -48,7 +48,7 @@ def is_text(name: str) -> bool:
     return not name.lower().endswith((*_DELIMITERS, *TABLE_SUFFIXES))
 
 
-def place_in(name: str, row: int) -> str:
+def location_in(name: str, row: int) -> str:
     """Name a place in a list."""
     return f"line {row}" if is_text(name) else f"row {row} (counted from 0)"
 
@@ -85,7 +85,7 @@ def read_entries(file: BinaryIO, name: str, columns: Columns, where: str, *, is_
         found = _records(file, _DELIMITERS[name.lower()[-4:]], columns, where)
     for entry in found:
         if b"\0" in entry.uri:
-            raise SourceError(f"The {where} is no list: a zero byte stands in {place_in(name, entry.row)}.")
+            raise SourceError(f"The {where} is no list: a zero byte stands in {location_in(name, entry.row)}.")
         yield entry
 
 

@@ -51,7 +51,7 @@ def _masked_value(pair: str) -> str:
     return f"{name}=***" if equals and _SECRET.search(unquote(name)) else pair
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where one image lies.
 
     Attributes
@@ -75,7 +75,7 @@ def scheme_in(entry: bytes) -> str:
     return match[1].lower().decode() if match else ""
 
 
-def place_of(entry: bytes, folder: bytes) -> Place:
+def location_of(entry: bytes, folder: bytes) -> Location:
     """Tell where an entry of a list leads.
 
     Parameters
@@ -91,23 +91,23 @@ def place_of(entry: bytes, folder: bytes) -> Place:
     if scheme == "file":
         host, slash, path = entry[len("file://") :].partition(b"/")
         if host.lower() not in (b"", b"localhost") or not slash:
-            return Place("", path, "a file:// url needs an absolute path")
+            return Location("", path, "a file:// url needs an absolute path")
         return _on_disk(unquote_to_bytes(slash + path))
     if scheme in SCHEMES:
-        return Place(scheme, entry, _bucket_problem(entry))
+        return Location(scheme, entry, _bucket_problem(entry))
     if scheme in WEB:
-        return Place(scheme, entry, _text_problem(entry))
-    return Place(scheme, entry, f"the scheme '{scheme}' cannot be read: known are paths and {_KNOWN}")
+        return Location(scheme, entry, _text_problem(entry))
+    return Location(scheme, entry, f"the scheme '{scheme}' cannot be read: known are paths and {_KNOWN}")
 
 
-def _beside(entry: bytes, folder: bytes) -> Place:
+def _beside(entry: bytes, folder: bytes) -> Location:
     scheme = scheme_in(folder)
     if entry.startswith(b"/") and scheme not in WEB:
         return _on_disk(entry)
     if not scheme:
         return _on_disk(os.path.join(folder, entry))
     if scheme in WEB:
-        return Place(
+        return Location(
             scheme, urljoin(folder.decode(), entry.decode(errors="replace")).encode(), _text_problem(entry)
         )
     address, problem = Address.parse(folder.decode()), _text_problem(entry)
@@ -115,11 +115,11 @@ def _beside(entry: bytes, folder: bytes) -> Place:
     if {".", ".."} & set(key.split("/")):
         key = posixpath.normpath(key)
         problem = problem or ("the path leads out of the bucket" if key.startswith("../") else None)
-    return Place(scheme, str(replace(address, key=key)).encode(), problem)
+    return Location(scheme, str(replace(address, key=key)).encode(), problem)
 
 
-def _on_disk(path: bytes) -> Place:
-    return Place("", path, "a zero byte stands in the path" if b"\0" in path else None)
+def _on_disk(path: bytes) -> Location:
+    return Location("", path, "a zero byte stands in the path" if b"\0" in path else None)
 
 
 def _text_problem(entry: bytes) -> str | None:
@@ -140,7 +140,7 @@ def _bucket_problem(entry: bytes) -> str | None:
     return problem
 
 
-class PlaceReader:
+class LocationReader:
     """Reads images wherever they lie; safe from several threads.
 
     Parameters
@@ -167,14 +167,14 @@ class PlaceReader:
             **dict.fromkeys(SCHEMES, self._get),
         }
 
-    def look(self, place: Place) -> tuple[int, str, str | None]:
+    def look(self, place: Location) -> tuple[int, str, str | None]:
         """Give size, version and problem of what lies at a place: of a file as they are, of all else 0 and ""."""
         if place.scheme or place.problem is not None:
             return 0, "", place.problem
         found = self._files.look(_file(place))
         return found.size, found.version, found.problem
 
-    def read(self, place: Place, size: int = 0, version: str = "") -> bytes:
+    def read(self, place: Location, size: int = 0, version: str = "") -> bytes:
         """Read what lies at a place.
 
         Raises ImageError with stage ``read`` if there is nothing, too much or, of a file with `version`, something
@@ -211,16 +211,16 @@ class PlaceReader:
         return read_object(Address.parse(url, SourceError), anonymous=anonymous, limits=self._limits)
 
 
-def _file(place: Place) -> ImageRef:
+def _file(place: Location) -> ImageRef:
     return ImageRef(path_text(place.where), 0, 0, "", key=place.where)
 
 
-def read_place(uri: str, limits: ImageSettings) -> bytes:
+def read_location(uri: str, limits: ImageSettings) -> bytes:
     """Read the image at a path or url, as Spark and Hadoop spell them too; raise ImageError where that fails."""
     spelled = re.sub(r"^s3[an]://", "s3://", re.sub(r"^file:/(?!/)", "file:///", uri))
-    return _reader(limits).read(place_of(spelled.encode(), os.fsencode(Path.cwd()) + b"/"))
+    return _reader(limits).read(location_of(spelled.encode(), os.fsencode(Path.cwd()) + b"/"))
 
 
 @functools.lru_cache(maxsize=4)
-def _reader(limits: ImageSettings) -> PlaceReader:
-    return PlaceReader({}, limits)
+def _reader(limits: ImageSettings) -> LocationReader:
+    return LocationReader({}, limits)

@@ -19,8 +19,8 @@ from featurepress.settings import ImageSettings
 from featurepress.sources.base import BY_REQUEST, LIST_SUFFIXES, TABLE_SUFFIXES, KeyFilter
 from featurepress.sources.containers import files_behind, in_order
 from featurepress.sources.files.folder import path_text
-from featurepress.sources.lists.entries import Columns, Entry, place_in, read_entries
-from featurepress.sources.lists.locations import WEB, Place, PlaceReader, masked, place_of, scheme_in
+from featurepress.sources.lists.entries import Columns, Entry, location_in, read_entries
+from featurepress.sources.lists.locations import WEB, Location, LocationReader, location_of, masked, scheme_in
 from featurepress.sources.lists.sorting import RUN_ROWS, Sorted
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.storage.connection import scheme_of
@@ -95,7 +95,7 @@ class UriSource:
         self._filter = KeyFilter(all_files=True, **said) if any(said.values()) else None
         location = os.fsencode(spec.location)
         self._home = self._folder_of(location)
-        self.places = PlaceReader(spec.options, self._limits, b"/" if self._scheme else self._home)
+        self.places = LocationReader(spec.options, self._limits, b"/" if self._scheme else self._home)
         self._names: list[str] = []  # of the lists
         self._skipped: collections.Counter[str] = collections.Counter()
 
@@ -206,7 +206,7 @@ class UriSource:
 
     def _repeated(self, uri: bytes, n_rows: int, one: _Row, other: _Row) -> SourceError:
         names = [self._names[row.list_number] for row in (one, other)]
-        places = [place_in(name, row.row) for name, row in zip(names, (one, other), strict=True)]
+        places = [location_in(name, row.row) for name, row in zip(names, (one, other), strict=True)]
         if names[0] == names[1]:
             who, where = f"The list '{names[0]}' names", f"in {places[0]} and {places[1]}"
         else:
@@ -264,14 +264,14 @@ class UriSource:
         size, version, problem = self.places.look(self._place(ref.order))
         return ref._replace(size=size, version=version, problem=problem)
 
-    def _place(self, key: bytes, *, for_reading: bool = False) -> Place:
+    def _place(self, key: bytes, *, for_reading: bool = False) -> Location:
         """Tell where an image lies, from its key; a secret url is looked up in its list `for_reading`."""
         uri, has_more, more = key.partition(b"\0")
         if has_more and (self._scheme in WEB or scheme_in(uri)):
             if for_reading:
                 uri = self._secret(uri, more)
-            return place_of(uri, self._home)
-        return place_of(uri, more if has_more else self._home)
+            return location_of(uri, self._home)
+        return location_of(uri, more if has_more else self._home)
 
     def _secret(self, uri: bytes, place: bytes) -> bytes:
         """Give the whole url that a list holds at a place, where `uri` is shown."""

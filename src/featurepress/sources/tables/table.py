@@ -16,7 +16,7 @@ from featurepress.settings import ImageSettings
 from featurepress.sources.base import IN_SEQUENCE, TABLE_SUFFIXES
 from featurepress.sources.containers import files_behind, in_order
 from featurepress.sources.files.folder import path_text
-from featurepress.sources.lists.locations import PlaceReader, place_of
+from featurepress.sources.lists.locations import LocationReader, location_of
 from featurepress.sources.tables.columns import ImageColumn, Picture, Row, TableError, image_column, label_column
 from featurepress.sources.tables.rows import Table, open_table
 from featurepress.specs import ImageRef, SourceSpec
@@ -63,7 +63,7 @@ class TableSource:
         self._brings_label = bool(spec.options.get("brings_label", False))
         self._base = os.fsencode(spec.base or os.getcwd())  # noqa: PTH109 - bytes
         root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
-        self._places = PlaceReader(spec.options, self._limits, root)
+        self._places = LocationReader(spec.options, self._limits, root)
         self._skipped: collections.Counter[str] = collections.Counter()
 
     @property
@@ -153,7 +153,7 @@ class TableSource:
             return picture.data
         if not picture.path:
             raise ImageError("read", "no image in this row")
-        return self._places.read(place_of(os.fsencode(picture.path), self._folder_of(table.order)))
+        return self._places.read(location_of(os.fsencode(picture.path), self._folder_of(table.order)))
 
     def _picture(self, table: ImageRef, number: int) -> Picture:
         key = (self._spec.base, table.order, table.version, self._column)

@@ -1,4 +1,4 @@
-"""Press a folder in a process of its own: press.py KIND SOURCE OUT [SETTING=VALUE of Spark ...].
+"""Embed a folder in a process of its own: embed.py KIND SOURCE OUT [SETTING=VALUE of Spark ...].
 
 KIND is ``local``, ``ray``, ``connect``, or a master of Spark. Embedded model, float32, labels, small parts.
 """
