@@ -413,7 +413,7 @@ def test_a_pipeline_with_a_memory_embeds_what_it_is_fitted_to_once(pictures: lis
 
 def children_of(featurizer: ImageFeaturizer) -> list[psutil.Process]:
     """Give the processes that an estimator has started."""
-    embedders = getattr(featurizer, "_pressers", None)
+    embedders = getattr(featurizer, "_embedders", None)
     found = [embedder._child for embedder in embedders._embedders] if embedders else []
     return [psutil.Process(child.pid) for child in found if child is not None]
 
@@ -524,13 +524,13 @@ kept = ImageFeaturizer('embedded', workers=2)
 kept.backbone_ = fake_backbone()
 X = np.zeros((200, 8, 8, 3), np.uint8)
 kept.transform(X)
-for presser in kept._pressers._pressers:
+for presser in kept._embedders._embedders:
     os.kill(presser._child.pid, signal.SIGSTOP)
 threading.Timer(0.5, lambda: print('busy', flush=True)).start()
 try:
     kept.transform(X)
 except KeyboardInterrupt:
-    print('interrupted', hasattr(kept, '_pressers'), flush=True)
+    print('interrupted', hasattr(kept, '_embedders'), flush=True)
 print(np.isfinite(kept.transform(X)).all())
 """
     with started(command=[sys.executable, "-c", PROGRAM.format(body=body)]) as process:
@@ -558,7 +558,7 @@ def test_the_examples_of_the_docs_run(tmp_path: Path) -> None:
     lines = out.splitlines()
     assert float(lines[0]) > 0.8
     assert len(lines) == 4
-    assert lines[2].startswith("(4, 1280) [FailedPicture(row=3, picture=\"'orchard/nothing.jpg'\"")
+    assert lines[2].startswith("(4, 1280) [FailedImage(row=3, picture=\"'orchard/nothing.jpg'\"")
 
 
 def test_every_parameter_of_the_docs_is_there() -> None:

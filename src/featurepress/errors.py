@@ -101,7 +101,7 @@ class WorkerDeathError(StoppedError):
 
     Attributes
     ----------
-    last_news : tuple
+    last_message : tuple
         What was heard last of a worker of a cluster, whose beats do not reach the driver otherwise.
     """
 

@@ -121,7 +121,7 @@ class Child:
             Pickled by reference, so it must be importable; its arguments and result are pickled too.
         silence_seconds : float, optional
             Kill the child when neither a beat nor the result came for so long. Default: wait for ever.
-        on_beat : callable
+        on_message : callable
             Called in this thread with whatever the function passes to `send_message`.
 
         Raises

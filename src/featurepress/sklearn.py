@@ -96,7 +96,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Names the space of the features: equal ones can be compared, with feature sets on disk too.
     n_features_out_ : int
         Number of features of a picture.
-    failures_ : list of FailedPicture
+    failures_ : list of FailedImage
         The pictures without features in the last call of `transform`.
 
     Notes
@@ -223,13 +223,13 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def close(self) -> None:
         """End the child processes now; the next `transform` starts new ones."""
-        embedders = self.__dict__.pop("_pressers", None)
+        embedders = self.__dict__.pop("_embedders", None)
         if embedders is not None:
             embedders.end()
 
     def __getstate__(self) -> dict[str, Any]:
         """Give what a pickle and a copy hold: no processes."""
-        return {name: value for name, value in self.__dict__.items() if name != "_pressers"}
+        return {name: value for name, value in self.__dict__.items() if name != "_embedders"}
 
     def __sklearn_tags__(self) -> Any:
         """Say that it takes pictures, learns nothing, and works without `fit`."""
@@ -271,7 +271,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     def _started(self, backbone: BackboneSpec, settings: Settings) -> _Embedders:
         """Give the pressers for a backbone; those of the last call if they are for the same one."""
         key = repr((os.getpid(), backbone, self.precision, settings.images, settings.resources))
-        embedders: _Embedders | None = getattr(self, "_pressers", None)
+        embedders: _Embedders | None = getattr(self, "_embedders", None)
         if embedders is None or embedders.key != key:
             self.close()
             n = settings.resources.workers or available_cores()
@@ -296,7 +296,7 @@ class _Embedders:
     ----------
     key : str
         What they are for.
-    pressers : sequence of Presser
+    embedders : sequence of Embedder
         All for the same backbone.
 
     Attributes

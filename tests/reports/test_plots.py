@@ -190,14 +190,14 @@ def test_a_matrix_that_does_not_fit_its_labels_is_refused(counts: list[list[int]
 def test_nothing_of_matplotlib_is_changed_or_loaded_for_others() -> None:
     program = """
 import sys
-import featurepress.reports.plots as pictures
+import featurepress.reports.plots as plots
 assert "matplotlib" not in sys.modules
-plots.variance_picture([0.5, 0.4])
+plots.variance_plot([0.5, 0.4])
 assert "matplotlib.pyplot" not in sys.modules
 import matplotlib
 before = dict(matplotlib.rcParams)
 before["text.usetex"] = matplotlib.rcParams["text.usetex"] = True  # as somebody's file says; there is no TeX here
-plots.confusion_picture([[1, 0], [1, 2]], ["$a", "b"])
+plots.confusion_plot([[1, 0], [1, 2]], ["$a", "b"])
 assert dict(matplotlib.rcParams) == before
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, timeout=120)

@@ -93,7 +93,7 @@ def test_both_accuracies_stand_side_by_side_with_their_intervals() -> None:
         assert f"{100 * measured.scores.accuracy:.1f} %between {low} and {high} with 95 % confidence" in text
         assert f"{measured.scores.macro_f1:.3f}" in text
         assert f"{measured.scores.calibration_error:.3f}" in text
-    assert "40 of 340 test pictures have one in training; the leak-aware test leaves them out." in text
+    assert "40 of 340 test images have one in training; the leak-aware test leaves them out." in text
     assert "from a cosine of 0.930 on: what 99 of 100 pictures do not reach" in text
     naive, aware = evaluation.naive.scores, evaluation.leak_aware.scores
     assert naive is not None

@@ -11,11 +11,11 @@ from tests.running import draw, started
 PRESS = """
 import resource, sys
 from pathlib import Path
-from featurepress.runs.verbs import embed_plan
+from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine
 from tests.running import draft
 source, out, parts = sys.argv[1:]
-embed_plan(draft(Path(out), Path(source), images_per_part=int(parts), max_failures=1.0), engine=InlineEngine())
+run_plan(draft(Path(out), Path(source), images_per_part=int(parts), max_failures=1.0), engine=InlineEngine())
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -430,7 +430,7 @@ def test_a_plan_that_cannot_be_read_is_refused(
     calls: list[Callable[[], object]] = [
         functools.partial(fp.resume, out),
         functools.partial(fp.open_features, out),
-        functools.partial(embed, out, pictures),
+        functools.partial(embed_into, out, pictures),
     ]
     for call in calls:
         with pytest.raises(FeatureSetError, match=text) as caught:

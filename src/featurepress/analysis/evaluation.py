@@ -16,7 +16,7 @@ class Measured:
     ----------
     n_train, n_test : int
         Pictures on either side.
-    n_twins : int
+    n_near_duplicates : int
         Test pictures that were dropped, because a near-duplicate of theirs trains.
     not_evaluable : tuple of str
         Classes without a picture to test.
@@ -75,9 +75,9 @@ class Evaluation:
         Where the test pictures' features lie.
     split : str
         How training and test were told apart, in words.
-    twin_rule : str
+    near_duplicate_rule : str
         From which cosine on pictures of a label are near-duplicates, and why, in words.
-    twin_threshold : float
+    near_duplicate_threshold : float
         That cosine.
     naive : Measured
         With every test picture; near-duplicates may stand on both sides.

@@ -25,7 +25,7 @@ class Split:
     ----------
     train, test : array of int64
         Numbers of rows, in order.
-    n_twins : int
+    n_near_duplicates : int
         Test pictures that were dropped, because a twin of theirs trains.
     not_evaluable : tuple of str
         Classes without a picture to test.

@@ -51,7 +51,7 @@ class Trial:
         Which rows test; drawn if nobody says it.
     is_fitted : bool
         Whether `classifier` is taken as it is.
-    twin_threshold : float, optional
+    near_duplicate_threshold : float, optional
         Cosine from which two pictures of a label are twins; by default found by
         `featurepress.analysis.near_duplicates.near_duplicate_threshold`.
     """

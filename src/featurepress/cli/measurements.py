@@ -49,7 +49,10 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
     """Add the naive and the leak-aware figure, from the values of metrics or of an evaluation."""
     lines.add("leak-aware", _told(measured["leak_aware"]))
     lines.add("naive", _told(measured["naive"]))
-    lines.add("twins", f"near-duplicates, from cosine {measured['twin_threshold']:.3f} on: {measured['twin_rule']}")
+    lines.add(
+        "twins",
+        f"near-duplicates, from cosine {measured['near_duplicate_threshold']:.3f} on: {measured['near_duplicate_rule']}",
+    )
     if untested := measured["leak_aware"]["not_evaluable"]:
         lines.add("not tested", shortened(list(untested)))
     for note in measured["notes"]:
@@ -58,7 +61,7 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
 
 def _told(side: Mapping[str, Any]) -> str:
     scores = side["scores"]
-    twins = f", {side['n_twins']:,} left out for a twin in training" if side["n_near_duplicates"] else ""
+    twins = f", {side['n_near_duplicates']:,} left out for a twin in training" if side["n_near_duplicates"] else ""
     if scores is None:
         way = ". A split that is drawn may be: --split-column drawn" if side["n_near_duplicates"] else ""
         return f"not measurable: {side['reason']}{way}"

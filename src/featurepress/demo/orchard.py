@@ -33,7 +33,7 @@ BACKGROUND = "background"  # the label that predict never tells
 
 # Lists what was drawn, so that a new drawing replaces only that; sources skip dot files.
 _MARKER = ".featurepress-orchard"
-_DISTINCT = 24 * len(KINDS)  # pictures that draw_pictures really draws; the others are variations of these
+_DISTINCT = 24 * len(KINDS)  # pictures that draw_images really draws; the others are variations of these
 
 
 def _check(name: str, value: int, least: int) -> None:

@@ -1,11 +1,15 @@
-"""Models, from a name to a file that a backbone runs.
+"""Models, from a name to a file that runs.
 
 catalog      from what people ask for to a card
 card         what is known of a model that is ready
-zoo, files, hub    where models come from: Keras Applications, the user's own files, a hub
-weights      downloads, checked and pinned
-guard        looks at a file before any library reads it
-conversion, graph, transpositions    make a model ready; they run in a child process
-reference    the features as the library computes them that a model comes from; in a child process, for verify
-store        where everything lies
+backbone     load a model once a process and run it; openvino is its implementation
+store        where the files of models lie
+origins/     where models come from: Keras Applications, files, a hub; and their weights
+conversion/  make a model file ready for OpenVINO, in a child process
 """
+
+import sys
+
+# Each `import openvino` would fork a process that reports the import to a web service. Without this module OpenVINO
+# uses its own stub: nothing is sent, and no fork can hang a worker.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

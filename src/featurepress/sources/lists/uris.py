@@ -71,7 +71,7 @@ class UriSource:
 
     Attributes
     ----------
-    places : PlaceReader
+    places : LocationReader
         Reads what the list names.
     run_rows : int
         Most rows that are sorted in memory; the others wait in a temporary file.
