@@ -49,10 +49,8 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
     """Add the naive and the leak-aware figure, from the values of metrics or of an evaluation."""
     lines.add("leak-aware", _told(measured["leak_aware"]))
     lines.add("naive", _told(measured["naive"]))
-    lines.add(
-        "twins",
-        f"near-duplicates, from cosine {measured['near_duplicate_threshold']:.3f} on: {measured['near_duplicate_rule']}",
-    )
+    threshold, rule = measured["near_duplicate_threshold"], measured["near_duplicate_rule"]
+    lines.add("near-dupl.", f"from cosine {threshold:.3f} on: {rule}")
     if untested := measured["leak_aware"]["not_evaluable"]:
         lines.add("not tested", shortened(list(untested)))
     for note in measured["notes"]:
