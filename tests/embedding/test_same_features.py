@@ -1,4 +1,4 @@
-"""The features of a fixed set of images are those of version 0.1, bit for bit, from a folder, an archive and a table."""
+"""The features of a fixed set of images are those of version 0.1, bit for bit, whatever holds the images."""
 
 from __future__ import annotations
 
