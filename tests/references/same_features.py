@@ -66,7 +66,7 @@ def features(kind: str, pooling: str, place: Path) -> Any:
     source = write(kind, place / f"{kind}-{pooling}")
     options: dict[str, Any] = {"model": "embedded", "pooling": pooling, "precision": "float32", "workers": 1}
     found = fp.embed(source, place / f"out-{kind}-{pooling}", **options)
-    order = sorted(range(len(found)), key=lambda row: found.uris[row].rpartition("row=")[2].zfill(200))
+    order = sorted(range(len(found)), key=lambda row: str(found.uris[row]).rpartition("row=")[2].zfill(200))
     return found.to_numpy()[order]
 
 
