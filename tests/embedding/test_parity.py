@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,19 @@ from featurepress.settings import Choices
 from tests.models import made
 from tests.running import draw, embed
 
-# Keras's name, side of the input, width (0: has none), our name.
+LONG = pytest.mark.long
+# Keras's name, side of the input, width (0: has none), our name. One of each kind of preprocessing runs always.
 CASES = [
     ("MobileNetV2", 96, 1.0, "mobilenet_v2"),
-    ("MobileNetV2", 96, 0.5, "mobilenet_v2"),
-    ("MobileNetV2", 224, 1.0, "mobilenet_v2"),
-    ("MobileNetV2", 224, 0.5, "mobilenet_v2"),
-    ("InceptionResNetV2", 139, 0.0, "inception_resnet_v2"),
     ("EfficientNetB0", 224, 0.0, "efficientnet_b0"),
-    ("ResNet50", 224, 0.0, "resnet50"),
-    ("ConvNeXtTiny", 224, 0.0, "convnext_tiny"),
+    pytest.param("MobileNetV2", 96, 0.5, "mobilenet_v2", marks=LONG),
+    pytest.param("MobileNetV2", 224, 1.0, "mobilenet_v2", marks=LONG),
+    pytest.param("MobileNetV2", 224, 0.5, "mobilenet_v2", marks=LONG),
+    pytest.param("InceptionResNetV2", 139, 0.0, "inception_resnet_v2", marks=LONG),
+    pytest.param("ResNet50", 224, 0.0, "resnet50", marks=LONG),
+    pytest.param("ConvNeXtTiny", 224, 0.0, "convnext_tiny", marks=LONG),
 ]
+Draw = Callable[[str, int, float], Path]
 
 
 @pytest.fixture(scope="module")
@@ -42,31 +45,35 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(model_home: Path) -> Path:
-    """Draw weights for all cases with TensorFlow, once for all workers of pytest-xdist."""
+def drawn(model_home: Path) -> Draw:
+    """Return what draws the weights of a case with TensorFlow, once for all workers of pytest-xdist."""
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("TensorFlow is not installed")
     folder = model_home.parent / "drawn"
-    with FileLock(f"{folder}.lock"):
-        if not folder.exists():
-            folder.mkdir()
-            _draw_weights(folder)
-    return folder
+
+    def draw_weights(name: str, size: int, alpha: float) -> Path:
+        with FileLock(f"{folder}.lock"):
+            folder.mkdir(exist_ok=True)
+            path = folder / f"{name}-{size}-{alpha:g}.weights.h5"
+            if not path.exists():
+                _draw_weights(folder, name, size, alpha)
+        return path
+
+    return draw_weights
 
 
-def _draw_weights(folder: Path) -> None:
+def _draw_weights(folder: Path, name: str, size: int, alpha: float) -> None:
     script = Path(__file__).parents[1] / "references" / "draw_weights.py"
-    words = [str(word) for name, size, alpha, _ in CASES for word in (name, size, alpha)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, str(script), str(folder), *words]
+    command = [sys.executable, str(script), str(folder), name, str(size), str(alpha)]
     subprocess.run(command, check=True, capture_output=True, timeout=600, env=environment)
 
 
 @pytest.mark.parametrize(("keras_name", "size", "alpha", "name"), CASES)
 def test_keras_applications_equal_tensorflow(
-    drawn: Path, pictures: Path, keras_name: str, size: int, alpha: float, name: str
+    drawn: Draw, pictures: Path, keras_name: str, size: int, alpha: float, name: str
 ) -> None:
-    weights = drawn / f"{keras_name}-{size}-{alpha:g}.weights.h5"
+    weights = drawn(keras_name, size, alpha)
     options: dict[str, Any] = {"size": size, "alpha": alpha or None, "weights": str(weights)}
     certificate = verify(name, pictures, **options)
     assert "TensorFlow" in certificate.reference
@@ -78,18 +85,19 @@ def test_keras_applications_equal_tensorflow(
         assert found.max_difference <= 1e-3 * found.largest_feature
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "pooling"), [("convnext_tiny", "flatten"), ("convnext_tiny", "max")])
-def test_a_layer_behind_the_pooling_is_kept(drawn: Path, pictures: Path, name: str, pooling: str) -> None:
+def test_a_layer_behind_the_pooling_is_kept(drawn: Draw, pictures: Path, name: str, pooling: str) -> None:
     """ConvNeXt normalises what it has pooled: its pooled features are not its pooled grid."""
-    weights = str(drawn / "ConvNeXtTiny-224-0.weights.h5")
+    weights = str(drawn("ConvNeXtTiny", 224, 0.0))
     assert verify(name, pictures, pooling=pooling, weights=weights).precisions["float32"].min_cosine >= 0.99999
     files = {find_card(name, weights=weights, pooling=one).file for one in ("avg", "max", "flatten")}
     assert len(files) == 3
 
 
-@pytest.mark.parametrize("pooling", ["flatten", "max"])
-def test_every_pooling_of_one_file(drawn: Path, pictures: Path, pooling: str) -> None:
-    weights = str(drawn / "MobileNetV2-96-1.weights.h5")
+@pytest.mark.parametrize("pooling", [pytest.param("flatten", marks=LONG), "max"])
+def test_every_pooling_of_one_file(drawn: Draw, pictures: Path, pooling: str) -> None:
+    weights = str(drawn("MobileNetV2", 96, 1.0))
     certificate = verify("mobilenet_v2", pictures, pooling=pooling, weights=weights)
     assert certificate.precisions["float32"].min_cosine >= 0.99999
     assert len({find_card("mobilenet_v2", weights=weights, pooling=one).file for one in ("avg", "flatten")}) == 1

@@ -182,7 +182,7 @@ def list_models(on_progress: OnProgress = ignore_progress) -> list[ListedModel]:
     own += [(card.name, card) for card in ready if card.name.startswith(HUB)]
     found = [_listed(card.aliases[0], card, f"{card.preprocess.height}") for card in CARDS]
     found += [_listed(name, card, f"{card.preprocess.height}") for name, card in own]
-    sizes = json.loads((Path(__file__).parent / "keras_sizes.json").read_text("utf-8"))
+    sizes = json.loads((Path(__file__).parent / "origins" / "keras_sizes.json").read_text("utf-8"))
     for name, one in keras_applications.architectures().items():
         n_parameters, n_features = sizes.get(name, (0, 0))
         here = [card for card in ready if card.name == name and card.origin.get("variant") == "imagenet"]

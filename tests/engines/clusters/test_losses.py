@@ -40,6 +40,7 @@ def assert_whole(out: Path) -> None:
     assert list(out.glob("attempts/*")) == []
 
 
+@pytest.mark.long
 def test_lost_workers_and_executors_of_spark_lose_nothing(pictures: Path, tmp_path: Path) -> None:
     require_spark()
     out = tmp_path / "out"
@@ -63,6 +64,7 @@ def test_a_lost_worker_of_a_single_machine_is_no_end(pictures: Path, tmp_path: P
     assert_whole(out)
 
 
+@pytest.mark.long
 def test_a_worker_that_stands_still_is_overtaken(pictures: Path, tmp_path: Path) -> None:
     """Speculation runs its shards on another host; without it the run would wait for ever."""
     require_spark()
@@ -89,6 +91,7 @@ def is_still(process: psutil.Process) -> bool:
         return True
 
 
+@pytest.mark.long
 def test_a_killed_driver_is_resumed_by_the_same_command(pictures: Path, tmp_path: Path) -> None:
     require_spark()
     out = tmp_path / "out"

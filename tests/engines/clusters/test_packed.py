@@ -63,6 +63,7 @@ def packed(tmp_path: Path) -> Path:
     return archive
 
 
+@pytest.mark.long
 def test_a_packed_environment_serves_workers_that_have_nothing(
     packed: Path, tmp_path: Path, loopback: None
 ) -> None:

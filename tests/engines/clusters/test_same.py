@@ -41,7 +41,10 @@ def tables(out: Path) -> dict[str, Any]:
     return {path.name: pq.read_table(path).replace_schema_metadata() for path in out.glob("features/*.parquet")}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+LONG = {"local[2]", "local-cluster[2,2,1024]"}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.long) if k in LONG else k for k in KINDS])
 def test_every_engine_gives_the_same(kind: str, pictures: Path, locally: Path, tmp_path: Path) -> None:
     if kind == "ray":
         pytest.importorskip("ray", reason="ray is not installed: make test-engines")
