@@ -15,6 +15,15 @@ from featurepress.errors import EngineError
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as long what a faster test of the same cluster checks: one way of dying is enough for each."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if "clusters" in item.nodeid and params.get("how") in ("abort", "exit"):
+            item.add_marker(pytest.mark.long)
+
+
 def require_spark() -> None:
     """Skip, with the reason, where Spark cannot run."""
     pytest.importorskip("pyspark", reason="pyspark is not installed: make test-engines")
