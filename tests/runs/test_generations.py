@@ -82,7 +82,7 @@ def test_what_changes_again_between_the_kill_of_an_update_and_its_end_is_for_the
 # -- two drivers ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("images_per_part", [8, 1])
+@pytest.mark.parametrize("images_per_part", [8, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("meanwhile", [World.resume, World.update])
 def test_another_driver_with_another_view_of_the_sources_at_any_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[World], object], images_per_part: int
