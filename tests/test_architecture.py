@@ -25,7 +25,7 @@ ARROWS = """
     testing     -> everything
     cli         -> learning embedding runs features analysis engines models demo ledger storage progress \
                    specs settings errors _version
-    spark       -> runs embedding models storage specs settings errors
+    spark       -> runs embedding models ledger storage specs settings errors
     sklearn     -> runs embedding models specs settings errors
     learning    -> runs reports embedding analysis features engines images sources ledger models storage progress \
                    process specs settings errors _version
@@ -36,9 +36,9 @@ ARROWS = """
     embedding   -> sources images models ledger storage progress process specs settings errors
     features    -> ledger storage progress process specs settings errors
     engines     -> ledger process errors _version
-    sources     -> storage specs settings errors
+    sources     -> ledger storage specs settings errors
     images      -> specs errors
-    models      -> storage progress process specs settings errors
+    models      -> ledger storage progress process specs settings errors
     ledger      -> storage process specs settings errors
     storage     -> errors
     settings    -> errors

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress.errors import RequestError, SettingError
+from featurepress.ledger.names import PLAN_MODELS
 from featurepress.models import store
 from featurepress.runs.verbs import find_backbone
 from featurepress.settings import DEFAULT_MODEL, Settings, nearest
@@ -145,7 +146,7 @@ def _archive(key: str) -> Path:
     storage, archive = FolderStorage(str(folder / "model")), folder / f"featurepress-{key}.zip"
     store.put_into(storage, key)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for entry in storage.list(store.MODELS):
+        for entry in storage.list(PLAN_MODELS):
             file.write(Path(storage.root, entry.name), entry.name)
     return archive
 

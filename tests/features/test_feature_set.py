@@ -19,9 +19,10 @@ import pytest
 
 import featurepress as fp
 from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, SettingError
-from featurepress.features.export import ExportCsv, csv_name
+from featurepress.features.export import ExportCsv
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
+from featurepress.ledger.names import csv_name
 from featurepress.process import Child
 from featurepress.runs.verbs import run_plan
 from featurepress.specs import BackboneSpec, PreprocessSpec

@@ -31,6 +31,7 @@ from featurepress.features.feature_set import FeatureSet
 from featurepress.learning import predictions
 from featurepress.learning.model import TrainedModel, open_model
 from featurepress.ledger import Plan
+from featurepress.ledger.names import PREDICTIONS_SUMMARY
 from featurepress.storage import FolderStorage
 from tests.features.feature_sets import made, numbers
 from tests.running import Watched, draw, embed, interrupt, read_json, snapshot, started, wait_until
@@ -188,7 +189,7 @@ def test_an_interrupted_prediction_is_finished_by_the_same_call(work: Path, tmp_
     fp.predict(work / "model", work / "features", tmp_path / "undisturbed", engine=Watched())
     with pytest.raises(StoppedError):
         fp.predict(work / "model", work / "features", tmp_path / "out", engine=Watched(stop_after=2))
-    assert not (tmp_path / "out" / predictions.SUMMARY).exists()
+    assert not (tmp_path / "out" / PREDICTIONS_SUMMARY).exists()
     engine = Watched()
     fp.predict(work / "model", work / "features", tmp_path / "out", engine=engine)
     assert engine.shards == [2, 3, 4, 5]
@@ -205,14 +206,14 @@ def test_a_killed_command_goes_on_where_it_was(work: Path, tmp_path: Path) -> No
     with started(*words, tmp_path / "out") as process:
         wait_until(lambda: list((tmp_path / "out").glob("predictions/part-*.json")), "the first predicted part")
         interrupt(process, signal.SIGKILL)
-    assert not (tmp_path / "out" / predictions.SUMMARY).exists()
+    assert not (tmp_path / "out" / PREDICTIONS_SUMMARY).exists()
     with started(*words, tmp_path / "out") as process:
         assert process.wait(120) == 0, process.communicate()
     one, other = contents(tmp_path / "out"), contents(tmp_path / "undisturbed")
     assert one.keys() == other.keys()
     different = {Path(name).suffix for name in one if one[name] != other[name]}
     assert different <= {".json"}  # which name the features, and those were embedded twice
-    assert read_json(tmp_path / "out" / predictions.SUMMARY)["rows"] == 91
+    assert read_json(tmp_path / "out" / PREDICTIONS_SUMMARY)["rows"] == 91
 
 
 def test_after_an_update_only_changed_parts_are_predicted(work: Path, tmp_path: Path) -> None:
@@ -263,7 +264,7 @@ def test_a_set_that_changes_meanwhile_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(StoppedError, match="has changed while it was predicted"):
         fp.predict(model, set_, tmp_path / "out", engine=Changing())
-    assert not (tmp_path / "out" / predictions.SUMMARY).exists()
+    assert not (tmp_path / "out" / PREDICTIONS_SUMMARY).exists()
 
 
 def test_a_small_set_is_told_without_other_processes(work: Path, tmp_path: Path) -> None:
@@ -351,7 +352,7 @@ def test_an_empty_set_and_one_of_no_numbers_are_refused(tmp_path: Path) -> None:
     X = numbers(8)
     X[5, 2] = np.nan
     refused(AnalysisError, r"'000005.jpg'.*are no numbers", model, made(tmp_path / "nan", X), tmp_path / "nans")
-    assert not (tmp_path / "nans" / predictions.SUMMARY).exists()
+    assert not (tmp_path / "nans" / PREDICTIONS_SUMMARY).exists()
 
 
 def test_a_destination_with_other_predictions_is_left_alone(work: Path, tmp_path: Path) -> None:

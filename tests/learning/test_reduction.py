@@ -14,7 +14,7 @@ import sklearn.decomposition
 import featurepress as fp
 from featurepress import ledger
 from featurepress.analysis import passes
-from featurepress.analysis.passes import KEPT, SumMoments, SumSketches
+from featurepress.analysis.passes import SumMoments, SumSketches
 from featurepress.engines import LocalEngine
 from featurepress.errors import (
     AnalysisError,
@@ -27,6 +27,7 @@ from featurepress.errors import (
 from featurepress.features.feature_set import FeatureSet
 from featurepress.learning import reduction
 from featurepress.ledger import Plan
+from featurepress.ledger.names import MOMENTS
 from featurepress.storage import FolderStorage
 from tests.running import Watched, draw, embed, read_failures, read_json, run_cli
 
@@ -80,7 +81,7 @@ def test_without_a_destination_nothing_is_written_but_what_is_kept(features: Fea
     pca = fp.reduce(features, variance=0.5)
     assert pca.explained_variance_ratio_.sum() >= 0.5
     assert sorted(path.name for path in tmp_path.iterdir()) == ["features"]
-    assert (tmp_path / "features" / KEPT).is_file()
+    assert (tmp_path / "features" / MOMENTS).is_file()
 
 
 def test_a_reduced_set_does_not_lie_in_the_one_it_came_from(features: FeatureSet, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ def test_what_was_summed_once_is_kept_and_extended(drawn: Path, tmp_path: Path) 
 
 def test_damaged_sums_are_made_again(features: FeatureSet, tmp_path: Path) -> None:
     first = fp.reduce(features, n_components=5)
-    path = tmp_path / "features" / KEPT
+    path = tmp_path / "features" / MOMENTS
     for damage in (b"", b"nothing", path.read_bytes()[:-100]):
         path.write_bytes(damage)
         assert np.array_equal(fp.reduce(features, n_components=5).components_, first.components_)
@@ -164,7 +165,7 @@ def test_groups_of_parts_in_processes_give_the_same(
     features: FeatureSet, monkeypatch: pytest.MonkeyPatch, solver: str
 ) -> None:
     alone = fp.reduce(features, n_components=6, solver=solver)
-    (Path(features.location) / KEPT).unlink(missing_ok=True)
+    (Path(features.location) / MOMENTS).unlink(missing_ok=True)
     monkeypatch.setattr(passes, "PARTS_A_TASK", 4)
     heard: list[tuple[str, int, int]] = []
     with LocalEngine(2) as engine:

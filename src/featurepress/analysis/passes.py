@@ -15,6 +15,7 @@ from featurepress.analysis.sketch import Sketch
 from featurepress.errors import AnalysisError, StorageError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
+from featurepress.ledger.names import MOMENTS
 from featurepress.process import send_message
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 # So many parts at least are merged where they are read: what comes back is as large as a matrix of all features.
 PARTS_A_TASK = 64
-KEPT = "analysis/moments.npz"
 
 Groups = tuple[tuple[str, ...], ...]
 Run = Callable[[Callable[[Plan, int], Any], int], Iterable[Any]]  # a task, and for how many shards
@@ -142,7 +142,7 @@ def _grouped(names: list[str]) -> Groups:
 
 def _kept(features: FeatureSet) -> tuple[Moments, dict[str, str]]:
     """Read what was kept of a set, with the names and hashes of the parts in it."""
-    data = features.plan.storage.read(KEPT)
+    data = features.plan.storage.read(MOMENTS)
     nothing: tuple[Moments, dict[str, str]] = (Moments.empty(features.n_features), {})
     if not data:
         return nothing
@@ -164,6 +164,6 @@ def _keep(features: FeatureSet, moments: Moments) -> None:
         moments=np.frombuffer(moments.to_bytes(), np.uint8),
     )
     try:
-        features.plan.storage.write(KEPT, buffer.getvalue())
+        features.plan.storage.write(MOMENTS, buffer.getvalue())
     except StorageError:  # somebody else's set: it is read again the next time
         return

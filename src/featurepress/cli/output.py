@@ -14,6 +14,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
+from featurepress.ledger.names import PLAN
 
 if TYPE_CHECKING:
     from featurepress.features.feature_set import FeatureSet
@@ -108,9 +109,7 @@ def _progress_text(progress: Progress) -> str:
 
 
 @contextlib.contextmanager
-def resumable(
-    destination: str, *, go_on: str = "", begun_by: Sequence[str] = ("plan/plan.json",)
-) -> Iterator[None]:
+def resumable(destination: str, *, go_on: str = "", begun_by: Sequence[str] = (PLAN,)) -> Iterator[None]:
     """Say how a run goes on, whatever stops it inside the block, once one of the files `begun_by` is there."""
     try:
         yield

@@ -45,13 +45,12 @@ def predict(
     """
     from featurepress.cli import output
     from featurepress.learning import prediction
-    from featurepress.learning.predictions import REQUEST
-    from featurepress.ledger import PLAN
+    from featurepress.ledger.names import PLAN, PREDICTIONS_REQUEST
     from featurepress.runs.verbs import expand_time
 
     out = expand_time(out)
     go_on = f"the same command and --out {shlex.quote(out)}"
-    with output.resumable(out, go_on=go_on, begun_by=(PLAN, REQUEST)):
+    with output.resumable(out, go_on=go_on, begun_by=(PLAN, PREDICTIONS_REQUEST)):
         try:
             with output.live_line() as on_progress:
                 found = prediction.predict(model, sources, out, on_progress=on_progress, **options)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from featurepress import ledger
 from featurepress.embedding.inference import decode_images
 from featurepress.ledger import Plan
+from featurepress.ledger.names import shard_of
 from featurepress.ledger.parts import PartFormat
 from featurepress.specs import ImageRef
 
@@ -57,7 +58,7 @@ def _read(plan: Plan, refs: list[ImageRef]) -> Iterator[tuple[str, Pixels]]:
 
 def _references(plan: Plan, name: str) -> list[ImageRef]:
     """Return what a part was embedded from, as its own generation listed it."""
-    shard = int(name.removesuffix(".parquet").rpartition("-")[2])
+    shard = shard_of(name)
     part_format = PartFormat(plan.field_names, plan.backbone.n_features)
     with part_format.standing(plan.storage, shard) as standing:
         generation = plan.generation if standing is None else standing.account.receipt.generation

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING
 from featurepress.errors import DestinationError, SettingError, StorageError
 from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.ledger import Plan
+from featurepress.ledger.names import FOLDERS, csv_name
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.settings import Constraint, nearest
@@ -31,18 +32,6 @@ _ROW_GROUP_BYTES = 16 * 1024**2  # of an exported Parquet file, as numbers: enou
 _MAX_BATCH_ROWS = 8192
 _CSV_BYTES = 16  # of a number as text, with what separates it from the next: at most
 _PARTS = Constraint(int, "Number of files.", minimum=1, maximum=99_999)
-_OWN_FOLDERS = (
-    "plan",
-    "features",
-    "failures",
-    "receipts",
-    "attempts",
-    "csv",
-    "analysis",
-    "projection",
-    "predictions",
-    "annotated",
-)
 
 
 def export(
@@ -151,11 +140,6 @@ class ExportCsv:
         return len(rows)
 
 
-def csv_name(number: int) -> str:
-    """Give the name of a CSV file that a run writes, below the destination."""
-    return f"csv/part-{number:05d}.csv"
-
-
 # -- where to ------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +185,7 @@ def _refuse_own_folders(features: FeatureSet, storage: Storage) -> None:
         where if scheme_of(where) else str(Path(where).resolve()) for where in (features.location, storage.location)
     )
     folder = target.removeprefix(f"{own}/").partition("/")[0] if target.startswith(f"{own}/") else ""
-    if folder in _OWN_FOLDERS:
+    if folder in FOLDERS:
         raise DestinationError(
             f"'{own}/{folder}' is a folder of the feature set itself, and nothing else may lie in it. "
             "Choose another --to."

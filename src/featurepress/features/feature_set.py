@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress import ledger
 from featurepress.errors import DestinationError, FeatureSetError, IncompleteError, PlanMismatchError, SettingError
 from featurepress.ledger import Plan
+from featurepress.ledger.names import FAILURES_FOLDER, FEATURES_FOLDER
 from featurepress.ledger.schemas import failure_schema, part_schema
 from featurepress.storage import Storage, lies_in, open_storage, undamaged
 
@@ -140,7 +141,7 @@ class FeatureSet:
     @functools.cached_property
     def _footers(self) -> dict[str, tuple[int, str]]:
         """Name of each part -> its rows and the hash of what its footer says, in order."""
-        return {entry.name: self._footer(entry.name) for entry in self._storage.list("features")}
+        return {entry.name: self._footer(entry.name) for entry in self._storage.list(FEATURES_FOLDER)}
 
     def _footer(self, name: str) -> tuple[int, str]:
         import pyarrow.parquet as pq
@@ -162,7 +163,7 @@ class FeatureSet:
     @property
     def bytes(self) -> int:
         """Bytes of all parts."""
-        return sum(entry.size for entry in self._storage.list("features"))
+        return sum(entry.size for entry in self._storage.list(FEATURES_FOLDER))
 
     @property
     def schema(self) -> pa.Schema:
@@ -307,7 +308,7 @@ class FeatureSet:
             location = "/".join([f"abfss://{container}@{account}.dfs.core.windows.net", *rest])
         elif "://" not in location:
             location = Path(location).as_uri()
-        return session.read.schema(self._spark_schema()).parquet(f"{location}/features")
+        return session.read.schema(self._spark_schema()).parquet(f"{location}/{FEATURES_FOLDER}")
 
     def _spark_schema(self) -> str:
         """Give the columns in Spark's words, so that it need not open a part to know them."""
@@ -320,7 +321,7 @@ class FeatureSet:
         import ray.data
 
         location = self.location.replace("gs://", "gcs://", 1)
-        return ray.data.read_parquet(f"{location}/features", file_extensions=["parquet"])
+        return ray.data.read_parquet(f"{location}/{FEATURES_FOLDER}", file_extensions=["parquet"])
 
     @property
     def failures(self) -> pa.Table:
@@ -328,7 +329,7 @@ class FeatureSet:
         import pyarrow as pa
 
         tables = [failure_schema().empty_table()]
-        for entry in self._storage.list("failures"):
+        for entry in self._storage.list(FAILURES_FOLDER):
             with self._parquet(entry.name) as parquet:
                 tables.append(parquet.read(use_threads=False))
         return pa.concat_tables(tables)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurepress.analysis import PCA, Classifier
 from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError, StorageError
+from featurepress.ledger.names import TRAINED_CLASSIFIER, TRAINED_MODEL, TRAINED_PROJECTION
 from featurepress.specs import BackboneSpec
 from featurepress.storage import Storage, open_storage
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from featurepress.specs import Features
 
 FORMAT = 1
-MODEL, _CLASSIFIER, _PROJECTION = "model.json", "classifier.npz", "projection.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,15 +148,15 @@ class TrainedModel:
         """
         storage = open_storage(str(out))
         require_free(storage)
-        files = {_CLASSIFIER: self.classifier.to_bytes()}
+        files = {TRAINED_CLASSIFIER: self.classifier.to_bytes()}
         if self.projection is not None:
-            files[_PROJECTION] = self.projection.to_bytes()
+            files[TRAINED_PROJECTION] = self.projection.to_bytes()
         text = self._text({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
         try:
             storage.prepare()
             for name, data in files.items():
                 storage.write(name, data)
-            is_ours = storage.create(MODEL, text)
+            is_ours = storage.create(TRAINED_MODEL, text)
         except StorageError as error:
             raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
         if not is_ours:
@@ -194,21 +194,21 @@ def open_model(location: str | Path) -> TrainedModel:
         There is no model, it is of a newer format, or a file of it was changed since it was trained.
     """
     storage = open_storage(str(location))
-    text = storage.read(MODEL)
+    text = storage.read(TRAINED_MODEL)
     if text is None:
         raise AnalysisError(
-            f"'{location}' is not a trained model: there is no {MODEL} in it. Give --out of a train."
+            f"'{location}' is not a trained model: there is no {TRAINED_MODEL} in it. Give --out of a train."
         )
     values = _checked(storage, text)
     files = {name: _file(storage, name, sha256) for name, sha256 in values["files"].items()}
     backbone = BackboneSpec.from_json(values["backbone"])
     if backbone.fingerprint != values["fingerprint"]:
-        raise _changed(storage, MODEL)
+        raise _changed(storage, TRAINED_MODEL)
     try:
-        classifier = Classifier.from_bytes(files[_CLASSIFIER])
-        projection = PCA.from_bytes(files[_PROJECTION]) if _PROJECTION in files else None
+        classifier = Classifier.from_bytes(files[TRAINED_CLASSIFIER])
+        projection = PCA.from_bytes(files[TRAINED_PROJECTION]) if TRAINED_PROJECTION in files else None
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise _changed(storage, _CLASSIFIER) from error
+        raise _changed(storage, TRAINED_CLASSIFIER) from error
     return TrainedModel(
         classifier,
         backbone,
@@ -221,7 +221,7 @@ def open_model(location: str | Path) -> TrainedModel:
 
 def is_model(location: str | Path) -> bool:
     """Whether a trained model lies there, whole or not."""
-    return open_storage(str(location)).look(MODEL) is not None
+    return open_storage(str(location)).look(TRAINED_MODEL) is not None
 
 
 def require_free(storage: Storage) -> None:
@@ -240,7 +240,7 @@ def require_free(storage: Storage) -> None:
     if path.exists() and not path.is_dir():
         raise DestinationError(f"The destination '{storage.location}' is a file. Give a folder with --out.")
     if there is not None:
-        what = "a trained model" if storage.look(MODEL) is not None else f"something else ('{there.name}')"
+        what = "a trained model" if storage.look(TRAINED_MODEL) is not None else f"something else ('{there.name}')"
         raise DestinationError(
             f"The destination '{storage.location}' holds {what} already. Nothing was touched. Choose another --out."
         )
@@ -252,14 +252,14 @@ def _checked(storage: Storage, text: bytes) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(text)
         version, said = values["format"], values["sha256"]
     except (ValueError, TypeError, KeyError) as error:
-        raise _changed(storage, MODEL) from error
+        raise _changed(storage, TRAINED_MODEL) from error
     if isinstance(version, int) and version > FORMAT:
         raise AnalysisError(
             f"The model '{storage.location}' is of format {version}, and this featurepress reads up to {FORMAT}. "
             "Upgrade featurepress."
         )
     if said != _own_hash(values):
-        raise _changed(storage, MODEL)
+        raise _changed(storage, TRAINED_MODEL)
     return values
 
 

@@ -36,7 +36,7 @@ from featurepress.learning.predictions import UNKNOWN, Predictions, Tally
 from featurepress.learning.regions import BACKGROUND, RegionPart, pooling_of, require_apart, require_regions
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan
-from featurepress.ledger.names import part_name
+from featurepress.ledger.names import PREDICTIONS_SUMMARY, part_name, shard_of
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, ignore_progress, step
 from featurepress.runs.verbs import draft, expand_time, find_backbone, require_free, run_plan
@@ -283,11 +283,11 @@ def _predict(
     _begin(model, features, storage, asked)
     kind = RegionPart if asked.regions or asked.tiles else PredictPart
     task: RegionPart | PredictPart = kind(storage, model.sha256, asked)
-    digests = {predictions.shard_of(name): digest for name, digest in features.parts.items()}
+    digests = {shard_of(name): digest for name, digest in features.parts.items()}
     left = predictions.left(storage, digests)
     summary = predictions.read_summary(storage)
     if left or summary is None or summary["parts"] != len(digests):
-        storage.delete(predictions.SUMMARY)
+        storage.delete(PREDICTIONS_SUMMARY)
         predictions.forget(storage, set(digests))
         if isinstance(task, RegionPart) and asked.annotate:
             drawn = {shard for _, shard in predictions.annotated_shards(storage)}
@@ -342,7 +342,7 @@ def _sum_up(
     """Give the summary, once every part of the features has its predictions."""
     labels: Counter[str] = Counter()
     totals: Counter[str] = Counter()
-    now = {predictions.shard_of(name): digest for name, digest in FeatureSet(features.plan, None).parts.items()}
+    now = {shard_of(name): digest for name, digest in FeatureSet(features.plan, None).parts.items()}
     for shard, receipt in predictions.read_receipts(task.storage, list(digests)):
         if receipt is None or receipt["part"] != digests[shard] or now != digests:
             raise StoppedError(

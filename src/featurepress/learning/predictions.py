@@ -24,16 +24,24 @@ from typing import TYPE_CHECKING, Any
 
 from featurepress.errors import PlanMismatchError, StoppedError
 from featurepress.features.feature_set import FeatureSet
-from featurepress.learning.model import MODEL, TrainedModel, open_model
+from featurepress.learning.model import TrainedModel, open_model
+from featurepress.ledger.names import (
+    ANNOTATED_FOLDER,
+    PREDICTIONS_FOLDER,
+    PREDICTIONS_MODEL,
+    PREDICTIONS_REQUEST,
+    PREDICTIONS_SUMMARY,
+    TRAINED_MODEL,
+    is_prediction,
+    prediction_name,
+    shard_of,
+)
 from featurepress.storage import Storage, each_at_once, open_storage, undamaged
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 UNKNOWN = "unknown"
-FOLDER = "predictions"
-REQUEST, SUMMARY = f"{FOLDER}/request.json", f"{FOLDER}/summary.json"
-_MODEL_FOLDER = f"{FOLDER}/model"
 
 
 class Predictions:
@@ -87,7 +95,9 @@ class Predictions:
         import pyarrow as pa
 
         tables = [
-            read_part(self._storage, entry.name) for entry in self._storage.list(FOLDER) if is_part(entry.name)
+            read_part(self._storage, entry.name)
+            for entry in self._storage.list(PREDICTIONS_FOLDER)
+            if is_prediction(entry.name)
         ]
         return pa.concat_tables(tables)
 
@@ -97,7 +107,7 @@ class Predictions:
 
 def read_request(storage: Storage) -> dict[str, Any] | None:
     """Read which request a destination holds, or give None if it holds none."""
-    return _read_json(storage, REQUEST)
+    return _read_json(storage, PREDICTIONS_REQUEST)
 
 
 def require_same(storage: Storage, request: Mapping[str, Any]) -> bool:
@@ -124,7 +134,7 @@ def require_same(storage: Storage, request: Mapping[str, Any]) -> bool:
 
 def create_request(storage: Storage, request: Mapping[str, Any]) -> None:
     """Write the request only if there is none, and make sure that the one that stands is the same."""
-    if not storage.create(REQUEST, _dump(request)):
+    if not storage.create(PREDICTIONS_REQUEST, _dump(request)):
         require_same(storage, request)
 
 
@@ -144,15 +154,15 @@ def bring(storage: Storage, model: TrainedModel) -> None:
     AnalysisError, StoppedError
         It was changed since it was opened.
     """
-    if storage.look(f"{_MODEL_FOLDER}/{MODEL}") is not None:
+    if storage.look(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}") is not None:
         return
     source = open_storage(model.location)
-    text = source.read(MODEL) or b"{}"
+    text = source.read(TRAINED_MODEL) or b"{}"
     if hashlib.sha256(text).hexdigest() != model.sha256:
         raise StoppedError(f"The model '{model.location}' was changed while it was read. Run the same again.")
     for name in json.loads(text)["files"]:
-        storage.write(f"{_MODEL_FOLDER}/{name}", source.read(name) or b"")
-    storage.write(f"{_MODEL_FOLDER}/{MODEL}", text)  # last, since it stands for all
+        storage.write(f"{PREDICTIONS_MODEL}/{name}", source.read(name) or b"")
+    storage.write(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}", text)  # last, since it stands for all
     _brought(storage, model.sha256)
 
 
@@ -165,7 +175,7 @@ def brought(storage: Storage, sha256: str) -> TrainedModel:
 
 
 def _brought(storage: Storage, sha256: str) -> TrainedModel:
-    model = open_model(f"{storage.location.rstrip('/')}/{_MODEL_FOLDER}")
+    model = open_model(f"{storage.location.rstrip('/')}/{PREDICTIONS_MODEL}")
     if model.sha256 != sha256:
         raise StoppedError(
             f"The model in '{model.location}' is not the one of these predictions. Predict into another --out."
@@ -225,7 +235,7 @@ class Tally:
 @contextlib.contextmanager
 def writing(storage: Storage, shard: int, schema: pa.Schema, suffix: str) -> Iterator[Callable[[pa.Table], None]]:
     """Give what writes rows into a part, ``parquet`` or ``csv``; it appears when the block ends well."""
-    with storage.stream(f"{FOLDER}/part-{shard:08d}.{suffix}") as file:
+    with storage.stream(prediction_name(shard, suffix)) as file:
         if suffix == "csv":
             import pyarrow.csv
 
@@ -273,24 +283,14 @@ def schema_of(columns: list[str]) -> pa.Schema:
     return pa.schema([pa.field(name, _kind(name), nullable=False) for name in columns])
 
 
-def is_part(name: str) -> bool:
-    """Whether an object is a part."""
-    return name.startswith(f"{FOLDER}/part-") and not name.endswith(".json")
-
-
-def shard_of(name: str) -> int:
-    """Give the number of a part, or of its receipt, or of the features that it is of."""
-    return int(Path(name).stem.removeprefix("part-"))
-
-
 def write_receipt(storage: Storage, shard: int, receipt: Mapping[str, Any]) -> None:
     """Say that a part is written, and of what."""
-    storage.write(_receipt_name(shard), _dump(receipt))
+    storage.write(prediction_name(shard, "json"), _dump(receipt))
 
 
 def read_receipts(storage: Storage, shards: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield parts with their receipts, None where there is none."""
-    found = each_at_once(storage, lambda shard: _read_json(storage, _receipt_name(shard)), shards)
+    found = each_at_once(storage, lambda shard: _read_json(storage, prediction_name(shard, "json")), shards)
     return zip(shards, found, strict=True)
 
 
@@ -299,7 +299,7 @@ def left(storage: Storage, digests: Mapping[int, str]) -> list[int]:
 
     Parts with pictures that could not be read are among them: those may be back.
     """
-    there = {shard_of(entry.name) for entry in storage.list(FOLDER) if is_part(entry.name)}
+    there = {shard_of(entry.name) for entry in storage.list(PREDICTIONS_FOLDER) if is_prediction(entry.name)}
     done = {  # by number alone: receipts of many labels would fill the memory
         shard
         for shard, receipt in read_receipts(storage, sorted(there & set(digests)))
@@ -310,7 +310,11 @@ def left(storage: Storage, digests: Mapping[int, str]) -> list[int]:
 
 def forget(storage: Storage, shards: set[int]) -> None:
     """Delete all parts but these, with their receipts and annotated copies."""
-    gone = [entry.name for entry in storage.list(FOLDER) if entry.name.startswith(f"{FOLDER}/part-")]
+    gone = [
+        entry.name
+        for entry in storage.list(PREDICTIONS_FOLDER)
+        if entry.name.startswith(f"{PREDICTIONS_FOLDER}/part-")
+    ]
     gone = [name for name in gone if shard_of(name) not in shards]
     if gone:
         forget_annotated(storage, {shard_of(name) for name in gone})  # first: their parts tell of them
@@ -318,14 +322,9 @@ def forget(storage: Storage, shards: set[int]) -> None:
         storage.delete(name)
 
 
-def annotated_name(shard: int, number: int, stem: str) -> str:
-    """Give the name of the copy of a picture in which its regions are drawn."""
-    return f"annotated/{shard:08d}-{number:05d}-{stem}.jpg"
-
-
 def annotated_shards(storage: Storage) -> Iterator[tuple[str, int]]:
     """Yield the annotated copies that are there, each with the number of its part."""
-    for entry in storage.list("annotated"):
+    for entry in storage.list(ANNOTATED_FOLDER):
         number = Path(entry.name).name.partition("-")[0]
         if number.isdigit():
             yield entry.name, int(number)
@@ -338,21 +337,17 @@ def forget_annotated(storage: Storage, shards: set[int], kept: Collection[str] =
             storage.delete(name)
 
 
-def _receipt_name(shard: int) -> str:
-    return f"{FOLDER}/part-{shard:08d}.json"
-
-
 # -- JSON ----------------------------------------------------------------------------------------------------
 
 
 def read_summary(storage: Storage) -> dict[str, Any] | None:
     """Read the summary of complete predictions, or give None if there is none."""
-    return _read_json(storage, SUMMARY)
+    return _read_json(storage, PREDICTIONS_SUMMARY)
 
 
 def write_summary(storage: Storage, summary: Mapping[str, Any]) -> None:
     """Say that the predictions are complete."""
-    storage.write(SUMMARY, _dump(summary))
+    storage.write(PREDICTIONS_SUMMARY, _dump(summary))
 
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ from featurepress.errors import (
 from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
-from featurepress.ledger.names import part_name
+from featurepress.ledger.names import FEATURES_FOLDER, part_name, projection_name, shard_of
 from featurepress.ledger.parts import PartFormat
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, ignore_progress
@@ -177,7 +177,7 @@ def read_projection(plan: Plan) -> PCA:
         It is gone, or not the one that the set was made with.
     """
     storage, sha256 = plan.storage, plan.backbone.projection["sha256"]
-    name = _projection_name(sha256)
+    name = projection_name(sha256)
     data = storage.read(name)
     if data is None or hashlib.sha256(data).hexdigest() != sha256:
         what = "gone" if data is None else "not what it was when the set was made (its hash is another)"
@@ -185,10 +185,6 @@ def read_projection(plan: Plan) -> PCA:
             f"'{storage.location}/{name}', the projection of the reduced set, is {what}. Reduce into another --out."
         )
     return PCA.from_bytes(data)
-
-
-def _projection_name(sha256: str) -> str:
-    return f"projection/pca-{sha256[:16]}.npz"
 
 
 # -- the reduced set -----------------------------------------------------------------------------------------
@@ -240,7 +236,7 @@ def _begin(storage: Storage, features: FeatureSet, pca: PCA, request: dict[str, 
     )
     try:
         storage.prepare()
-        storage.write(_projection_name(sha256), data)
+        storage.write(projection_name(sha256), data)
         if ledger.create_plan(plan):
             return plan
     except StorageError as error:
@@ -253,7 +249,7 @@ def _begin(storage: Storage, features: FeatureSet, pca: PCA, request: dict[str, 
 
 def _write(plan: Plan, features: FeatureSet, runner: Runner) -> None:
     """Project what is left, check that all is there, and write the manifest."""
-    shards = sorted(int(Path(name).stem.removeprefix("part-")) for name in features.parts)
+    shards = sorted(shard_of(name) for name in features.parts)
     done = ledger.finished_shards(plan)
     left = [shard for shard in shards if shard not in done]
     for _ in runner.run(plan, "projecting", ProjectPart(features.plan), left):
@@ -285,7 +281,7 @@ def _manifest(plan: Plan, features: FeatureSet, totals: Totals) -> dict[str, Any
         "failed": totals.failed,
         "failed_by_kind": totals.failed_by_kind,
         "parts": totals.parts,
-        "bytes_written": sum(entry.size for entry in plan.storage.list("features")),
+        "bytes_written": sum(entry.size for entry in plan.storage.list(FEATURES_FOLDER)),
         "reduced": {
             **plan.certificate["reduced"],
             "solver": pca.solver_,

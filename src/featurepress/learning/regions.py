@@ -22,7 +22,7 @@ from featurepress.learning import predictions
 from featurepress.learning.model import TrainedModel
 from featurepress.learning.predictions import UNKNOWN, Tally
 from featurepress.ledger import Plan
-from featurepress.ledger.names import part_name
+from featurepress.ledger.names import annotated_name, part_name, shard_of
 from featurepress.process import send_message
 from featurepress.settings import PredictionSettings
 from featurepress.specs import BackboneSpec, PreprocessSpec
@@ -299,9 +299,9 @@ class RegionPart:
         from featurepress.images.annotate import annotate
         from featurepress.models.backbone import fetch_model
 
-        plan, shard = features.plan, predictions.shard_of(name)
+        plan, shard = features.plan, shard_of(name)
         fetch_model(plan.backbone, plan.storage)
-        names = {uri: predictions.annotated_name(shard, i, _plain(uri)) for i, uri in enumerate(found)}
+        names = {uri: annotated_name(shard, i, _plain(uri)) for i, uri in enumerate(found)}
         unread = set(found)
         for uri, pixels in read_part_originals(embedded_set(features).plan, name):
             if uri in found:

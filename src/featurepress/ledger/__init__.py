@@ -42,9 +42,8 @@ from featurepress.ledger.listing import (
     require_open,
     revised_shards,
 )
+from featurepress.ledger.names import MANIFEST, PLAN
 from featurepress.ledger.plan import (
-    MANIFEST,
-    PLAN,
     Plan,
     announce_generation,
     complete_manifest,

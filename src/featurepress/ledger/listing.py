@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from featurepress.errors import StoppedError, StorageError
+from featurepress.ledger.names import (
+    chunk_name,
+    listing_name,
+    parse_revision_name,
+    plan_folder,
+    previous_revisions_name,
+    revision_name,
+)
 from featurepress.ledger.plan import Plan, dump_json, read_json
 from featurepress.ledger.schemas import chunk_schema, number_array, text_array
 from featurepress.specs import ImageRef
@@ -124,7 +131,7 @@ def commit_chunk(
     about = {"last_key": last_key.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
     runs = [sum(1 for _ in run) for _, run in itertools.groupby(refs, key=lambda ref: ref.container)]
     sizes = plan.layout.cut(number, runs)
-    name = _chunk_name(plan, number)
+    name = chunk_name(plan.generation, number)
     plan.storage.create(name, _encoded(plan, refs, sizes, about))
     chunk = read_chunk(plan, number)
     if chunk is None:
@@ -165,10 +172,10 @@ def _encoded(
 
 def read_chunk(plan: Plan, number: int) -> Chunk | None:
     """Read the footer of a chunk, or give None if it is not there yet."""
-    footer = _read_footer(plan, _chunk_name(plan, number))
+    footer = _read_footer(plan, chunk_name(plan.generation, number))
     if footer is None:
         return None
-    with undamaged(plan.storage, _chunk_name(plan, number)):
+    with undamaged(plan.storage, chunk_name(plan.generation, number)):
         about = json.loads(footer.metadata[b"featurepress"])
         last_key, *positions = map(bytes.fromhex, (about["last_key"], *about["positions"]))
     first = plan.first_shard + plan.layout.first_shard(number)
@@ -193,7 +200,7 @@ def read_shard(plan: Plan, shard: int) -> list[ImageRef]:
     import pyarrow.parquet as pq
 
     chunk, row_group = plan.layout.locate(shard - plan.first_shard)
-    name = _chunk_name(plan, chunk)
+    name = chunk_name(plan.generation, chunk)
     with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         columns = parquet.read_row_group(row_group).to_pydict()
     return _references(plan, columns)
@@ -203,7 +210,7 @@ def read_chunk_shards(plan: Plan, number: int) -> Iterator[tuple[int, list[Image
     """Yield the shards of a chunk with their references, as they were when it was committed."""
     import pyarrow.parquet as pq
 
-    name = _chunk_name(plan, number)
+    name = chunk_name(plan.generation, number)
     first = plan.first_shard + plan.layout.first_shard(number)
     with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         for row_group in range(parquet.num_row_groups):
@@ -241,7 +248,7 @@ def commit_revision(plan: Plan, shard: int, references: References, n_before: in
     refs, carried, base = references
     about, flags = {"base": base, "before": n_before}, pa.array(np.array(carried, bool))
     sizes = [len(refs)] if refs else []
-    plan.storage.create(_revision_name(plan, shard), _encoded(plan, refs, sizes, about, carried=flags))
+    plan.storage.create(revision_name(plan.generation, shard), _encoded(plan, refs, sizes, about, carried=flags))
     return count_revision(plan, shard)
 
 
@@ -249,7 +256,7 @@ def read_revision(plan: Plan, shard: int) -> References:
     """Give the references of a revised shard."""
     import pyarrow.parquet as pq
 
-    name = _revision_name(plan, shard)
+    name = revision_name(plan.generation, shard)
     with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         columns, about = parquet.read().to_pydict(), json.loads(parquet.metadata.metadata[b"featurepress"])
         return References(_references(plan, columns), columns["carried"], about["base"])
@@ -270,8 +277,8 @@ def revised_shards(plan: Plan) -> set[int]:
     frozen = read_revised(plan.storage, plan.generation)
     if frozen is not None:
         return frozen
-    found = (revision_of(entry.name) for entry in plan.storage.list(plan.folder))
-    return {shard for generation, shard in found if generation == plan.generation}
+    names = (parse_revision_name(entry.name) for entry in plan.storage.list(plan_folder(plan.generation)))
+    return {name[1] for name in names if name is not None and name[0] == plan.generation}
 
 
 def freeze_revised(plan: Plan, revised: set[int]) -> bool:
@@ -279,24 +286,20 @@ def freeze_revised(plan: Plan, revised: set[int]) -> bool:
 
     A revision that a driver of that generation commits later, because it slept, is none: nobody takes it up.
     """
-    name = _frozen_name(plan.generation - 1)
+    name = previous_revisions_name(plan.generation)
     plan.storage.create(name, dump_json({"revised": sorted(revised)}))
     return read_revised(plan.storage, plan.generation - 1) == revised
 
 
 def read_revised(storage: Storage, generation: int) -> set[int] | None:
     """Give the shards that a generation has revised, once the next one has begun; else None."""
-    values = read_json(storage, _frozen_name(generation))
+    values = read_json(storage, previous_revisions_name(generation + 1))
     return None if values is None else set(values["revised"])
-
-
-def _frozen_name(generation: int) -> str:
-    return f"plan/g{generation + 1}/before.json"
 
 
 def require_open(plan: Plan) -> None:
     """Raise StoppedError where the next generation has begun, so that this one is over."""
-    if plan.storage.look(_frozen_name(plan.generation)) is not None:
+    if plan.storage.look(previous_revisions_name(plan.generation + 1)) is not None:
         raise StoppedError(
             f"The feature set '{plan.storage.location}' has gone on to generation {plan.generation + 1} while this "
             f"run was at generation {plan.generation}. Nothing more was written; look at it with: "
@@ -304,15 +307,9 @@ def require_open(plan: Plan) -> None:
         )
 
 
-def revision_of(name: str) -> tuple[int, int]:
-    """Give generation and shard of the revision that has this name; (0, 0) if it names something else."""
-    match = re.fullmatch(r"plan/g(\d+)/part-(\d+)\.parquet", name)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
 def count_revision(plan: Plan, shard: int) -> Revision:
     """Give a revision that stands."""
-    name = _revision_name(plan, shard)
+    name = revision_name(plan.generation, shard)
     footer = _read_footer(plan, name)
     if footer is None:
         raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
@@ -323,10 +320,6 @@ def count_revision(plan: Plan, shard: int) -> Revision:
 def count_revisions(plan: Plan, shards: Collection[int]) -> Iterator[Revision]:
     """Yield the revisions of some shards."""
     return each_at_once(plan.storage, lambda shard: count_revision(plan, shard), sorted(shards))
-
-
-def _revision_name(plan: Plan, shard: int) -> str:
-    return f"{plan.folder}/part-{shard:08d}.parquet"
 
 
 # -- its end -------------------------------------------------------------------------------------------------
@@ -348,13 +341,9 @@ def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[st
         ``changed`` and ``deleted``.
     """
     values = {"chunks": n_chunks, "images": n_images, "skipped": dict(skipped), **more}
-    plan.storage.create(f"{plan.folder}/listing.json", dump_json(values))
+    plan.storage.create(listing_name(plan.generation), dump_json(values))
 
 
 def read_listing(plan: Plan) -> dict[str, Any] | None:
     """Read what `finish_listing` wrote, or give None while the listing is not complete."""
-    return read_json(plan.storage, f"{plan.folder}/listing.json")
-
-
-def _chunk_name(plan: Plan, number: int) -> str:
-    return f"{plan.folder}/chunk-{number:08d}.parquet"
+    return read_json(plan.storage, listing_name(plan.generation))

@@ -12,14 +12,10 @@ from typing import Any
 
 from featurepress.errors import FeatureSetError, StoppedError, StorageError
 from featurepress.ledger.layout import Layout, Tier
-from featurepress.ledger.names import FORMAT_VERSION
+from featurepress.ledger.names import FORMAT_VERSION, MANIFEST, UNCONDITIONAL, listing_name, plan_name
 from featurepress.settings import Settings
 from featurepress.specs import BackboneSpec, ImageRef, SourceSpec
 from featurepress.storage import Storage, undamaged
-
-PLAN = "plan/plan.json"
-MANIFEST = "manifest.json"
-_UNCONDITIONAL = "plan/unconditional.json"
 
 
 @dataclass(frozen=True)
@@ -83,14 +79,9 @@ class Plan:
         return self.settings.resources.workers_for(backbone.model, int(backbone.options.get("model_bytes", 0)))
 
     @property
-    def folder(self) -> str:
-        """The folder of this generation's plan and listing."""
-        return "plan" if self.generation == 1 else f"plan/g{self.generation}"
-
-    @property
     def name(self) -> str:
         """The object that holds this plan."""
-        return f"{self.folder}/plan.json"
+        return plan_name(self.generation)
 
     def to_json(self) -> dict[str, Any]:
         """Give the plan as JSON values, `format` first."""
@@ -132,7 +123,7 @@ def new_plan(storage: Storage, **parts: Any) -> Plan:
 
 def next_plan(plan: Plan, purpose: str) -> Plan:
     """Give the plan of the generation after `plan`, whose listing is complete."""
-    listing = read_json(plan.storage, f"{plan.folder}/listing.json") or {"chunks": 0}
+    listing = read_json(plan.storage, listing_name(plan.generation)) or {"chunks": 0}
     first_shard = plan.first_shard + plan.layout.first_shard(listing["chunks"])
     parts = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in _OF_ONE_GENERATION}
     return new_plan(generation=plan.generation + 1, purpose=purpose, first_shard=first_shard, **parts)
@@ -157,14 +148,14 @@ def probe_conditions(plan: Plan) -> bool:
     storage = plan.storage
     created_again = storage.create(plan.name, dump_json(plan.to_json()))
     if created_again or not storage.is_conditional:
-        storage.write(_UNCONDITIONAL, dump_json({"conditional_writes": False}))
+        storage.write(UNCONDITIONAL, dump_json({"conditional_writes": False}))
         return False
     return True
 
 
 def is_unconditional(storage: Storage) -> bool:
     """Whether the storage was found not to honour conditional writes when the run began."""
-    return storage.look(_UNCONDITIONAL) is not None
+    return storage.look(UNCONDITIONAL) is not None
 
 
 def read_plan(storage: Storage) -> Plan | None:
@@ -194,7 +185,7 @@ def read_plan(storage: Storage) -> Plan | None:
 
 def read_generation(storage: Storage, generation: int) -> Plan | None:
     """Read the plan of one generation, or give None if there is none."""
-    name = PLAN if generation == 1 else f"plan/g{generation}/plan.json"
+    name = plan_name(generation)
     data = storage.read(name)
     return None if data is None else _parsed(storage, name, data)
 

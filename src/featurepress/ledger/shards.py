@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import secrets
 import socket
 import time
@@ -14,17 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featurepress.ledger.listing import read_chunk, read_listing, read_revised, require_open, revision_of
-from featurepress.ledger.names import part_name
+from featurepress.ledger.listing import read_chunk, read_listing, read_revised, require_open
+from featurepress.ledger.names import (
+    ATTEMPTS_FOLDER,
+    FEATURES_FOLDER,
+    PLAN_FOLDER,
+    RECEIPTS_FOLDER,
+    attempt_name,
+    failures_name,
+    parse_receipt_name,
+    parse_revision_name,
+    part_name,
+    receipt_name,
+)
 from featurepress.ledger.plan import Plan, dump_json, read_generation
 from featurepress.ledger.schemas import failure_schema, text_array
 from featurepress.process import when_abandoned
 from featurepress.specs import Failure, Receipt
 from featurepress.storage import Storage, at_once, each_at_once, undamaged
-
-
-def _receipt_name(plan: Plan, shard: int) -> str:
-    return f"receipts/part-{shard:08d}{'' if plan.generation == 1 else f'.g{plan.generation}'}.json"
 
 
 @contextmanager
@@ -35,8 +41,8 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
     parent. It stays when the process is killed. A mark whose process is still at work, for another driver, is
     no death; on other machines that cannot be told.
     """
-    prefix = f"attempts/part-{shard:08d}-"
-    mark = f"{prefix}{secrets.token_hex(4)}"
+    prefix = attempt_name(shard, "")
+    mark = attempt_name(shard, secrets.token_hex(4))
     about = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": time.time()}
     with when_abandoned(lambda: plan.storage.delete(mark)):
         try:
@@ -51,7 +57,7 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
 
 
 def _n_deaths(plan: Plan, prefix: str, own: str) -> int:
-    marks = [entry.name for entry in plan.storage.list("attempts") if entry.name.startswith(prefix)]
+    marks = [entry.name for entry in plan.storage.list(ATTEMPTS_FOLDER) if entry.name.startswith(prefix)]
     return sum(not _is_at_work(plan.storage.read(mark)) for mark in marks if mark != own)
 
 
@@ -84,30 +90,29 @@ def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure], *, m
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    name = f"part-{receipt.shard:08d}"
     if not mends and (failures or plan.generation > 1):  # a later generation's file stays
         require_open(plan)
     if not failures and plan.generation > 1:
-        plan.storage.delete(f"failures/{name}.parquet")
+        plan.storage.delete(failures_name(receipt.shard))
     if failures:
         columns = list(zip(*failures, strict=True))
         table = pa.table([text_array(column) for column in columns], schema=failure_schema())
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
-        plan.storage.write(f"failures/{name}.parquet", memoryview(sink.getvalue()))
-    receipt_name, values = _receipt_name(plan, receipt.shard), dump_json(receipt.to_json())
-    is_first = plan.storage.create(receipt_name, values, durable=False)
+        plan.storage.write(failures_name(receipt.shard), memoryview(sink.getvalue()))
+    name, values = receipt_name(receipt.shard, plan.generation), dump_json(receipt.to_json())
+    is_first = plan.storage.create(name, values, durable=False)
     if not is_first and read_receipt(plan, receipt.shard) != receipt:
         if not failures:
-            plan.storage.delete(f"failures/{name}.parquet")
-        plan.storage.write(receipt_name, values)
+            plan.storage.delete(failures_name(receipt.shard))
+        plan.storage.write(name, values)
 
 
 def read_failures(plan: Plan, shard: int) -> list[Failure]:
     """Read the failures of a shard."""
     import pyarrow.parquet as pq
 
-    name = f"failures/part-{shard:08d}.parquet"
+    name = failures_name(shard)
     if plan.storage.look(name) is None:
         return []
     with undamaged(plan.storage, name), plan.storage.open(name) as file:
@@ -120,13 +125,13 @@ def read_failures(plan: Plan, shard: int) -> list[Failure]:
 
 def clear_attempts(plan: Plan) -> None:
     """Take away the marks of deaths, once everything is done."""
-    for entry in plan.storage.list("attempts"):
+    for entry in plan.storage.list(ATTEMPTS_FOLDER):
         plan.storage.delete(entry.name)
 
 
 def finished_shards(plan: Plan) -> set[int]:
     """Give the shards that have both a receipt of this generation and a part."""
-    parts = {entry.name for entry in plan.storage.list("features")}
+    parts = {entry.name for entry in plan.storage.list(FEATURES_FOLDER)}
     return {
         shard
         for shard, generation in _receipts(plan.storage)
@@ -136,10 +141,9 @@ def finished_shards(plan: Plan) -> set[int]:
 
 def _receipts(storage: Storage) -> Iterator[tuple[int, int]]:
     """Yield shard and generation of the receipts; one that a power cut left empty is none."""
-    for entry in storage.list("receipts"):
-        match = re.fullmatch(r"receipts/part-(\d+)(?:\.g(\d+))?\.json", entry.name)
-        if match and entry.size:
-            yield int(match[1]), int(match[2] or 1)
+    for entry in storage.list(RECEIPTS_FOLDER):
+        if entry.size and (parsed := parse_receipt_name(entry.name)) is not None:
+            yield parsed
 
 
 def unsettled_shards(storage: Storage) -> dict[int, set[int]]:
@@ -152,7 +156,7 @@ def unsettled_shards(storage: Storage) -> dict[int, set[int]]:
     settled: dict[int, int] = {}
     for shard, generation in _receipts(storage):
         settled[shard] = max(generation, settled.get(shard, 0))
-    parts = {entry.name for entry in storage.list("features")}
+    parts = {entry.name for entry in storage.list(FEATURES_FOLDER)}
     revised = _newest_revisions(storage)
     left: dict[int, set[int]] = {}
     for shard, origin in _known_shards(storage):
@@ -175,19 +179,20 @@ def _known_shards(storage: Storage) -> Iterator[tuple[int, int]]:
 
 def _newest_revisions(storage: Storage) -> dict[int, int]:
     """Give the generation that has revised each shard last."""
-    found = [revision_of(entry.name) for entry in storage.list("plan")]
-    frozen = {generation: read_revised(storage, generation) for generation in {one for one, _ in found} - {0}}
+    names = [parse_revision_name(entry.name) for entry in storage.list(PLAN_FOLDER)]
+    revisions = [name for name in names if name is not None]
+    frozen = {generation: read_revised(storage, generation) for generation in {g for g, _ in revisions}}
     newest: dict[int, int] = {}
-    for generation, shard in found:
+    for generation, shard in revisions:
         counted = frozen.get(generation)
-        if generation and (counted is None or shard in counted):
+        if counted is None or shard in counted:
             newest[shard] = max(generation, newest.get(shard, 0))
     return newest
 
 
 def read_receipt(plan: Plan, shard: int) -> Receipt | None:
     """Read a receipt; None if there is none, or if a power cut left it empty."""
-    data = plan.storage.read(_receipt_name(plan, shard))
+    data = plan.storage.read(receipt_name(shard, plan.generation))
     try:
         return None if not data else Receipt(**json.loads(data))
     except (ValueError, TypeError):
@@ -212,7 +217,7 @@ def newest_receipts(plan: Plan) -> Iterator[Receipt]:
 
 def delete_receipt(plan: Plan, shard: int) -> None:
     """Take a receipt away, so that its shard is embedded again."""
-    plan.storage.delete(_receipt_name(plan, shard))
+    plan.storage.delete(receipt_name(shard, plan.generation))
 
 
 @dataclass

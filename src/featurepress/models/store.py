@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 from featurepress.errors import ModelError
+from featurepress.ledger.names import PLAN_MODELS
 from featurepress.models.card import ModelCard
 from featurepress.storage import Storage
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("model.xml", "model.bin")
 CARD = "card.json"
-MODELS = "plan/models"  # where a destination holds the model of its plan for the workers of a cluster
 _COPY_BYTES = 1024**2
 CERTIFICATE = "certificate.json"
 _STALE_SECONDS = 24 * 3600
@@ -200,7 +200,7 @@ def take_from(storage: Storage, key: str) -> None:
 
 
 def _place(key: str, name: str) -> str:
-    return f"{MODELS}/{key}/{name}"
+    return f"{PLAN_MODELS}/{key}/{name}"
 
 
 def _is_here(key: str) -> bool:

@@ -36,10 +36,10 @@ from featurepress.errors import (
     TooManyFailuresError,
     WorkerDeathError,
 )
-from featurepress.features.export import ExportCsv, csv_name
+from featurepress.features.export import ExportCsv
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan, Totals
-from featurepress.ledger.names import part_name
+from featurepress.ledger.names import CSV_FOLDER, FEATURES_FOLDER, RECEIPTS_FOLDER, csv_name, part_name
 from featurepress.models import store
 from featurepress.progress import SHARED, Changes, OnProgress, Progress, Summary, summary_again
 from featurepress.runs.lister import Lister, NewListing, Work
@@ -121,7 +121,7 @@ class Driver:
             return False
         output, storage = self.plan.settings.output, self.plan.storage
         n_files = output.parts if output.format == "csv" else 0
-        return sum(1 for _ in storage.list("csv")) >= n_files and not ledger.unsettled_shards(storage)
+        return sum(1 for _ in storage.list(CSV_FOLDER)) >= n_files and not ledger.unsettled_shards(storage)
 
     # -- the beginning ---------------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class Driver:
         ledger.require_open(self.plan)
         self._export(engine)
         ledger.clear_attempts(self.plan)
-        self.plan.storage.settle("receipts")  # they were written in haste, and the manifest answers for them
+        self.plan.storage.settle(RECEIPTS_FOLDER)  # they were written in haste, and the manifest answers for them
         return ledger.complete_manifest(self.plan, lambda: self._sum_up(engine, task))
 
     def _embed_late(self, engine: Engine, task: Task[Receipt]) -> None:
@@ -349,7 +349,7 @@ class Driver:
         self._report()
         # Files of an earlier generation are made again, each in place of the old one.
         is_first = self.plan.generation == 1
-        there = {entry.name for entry in self.plan.storage.list("csv")} if is_first else set()
+        there = {entry.name for entry in self.plan.storage.list(CSV_FOLDER)} if is_first else set()
         left = [i for i in range(output.parts) if csv_name(i) not in there]
         for _ in engine.run(ExportCsv(output.parts), self.plan, left):
             pass
@@ -376,7 +376,7 @@ class Driver:
             "skipped": listing.get("skipped", {}),
             "parts": totals.parts,
             "bytes_read": totals.bytes_read,
-            "bytes_written": sum(entry.size for entry in self.plan.storage.list("features")),
+            "bytes_written": sum(entry.size for entry in self.plan.storage.list(FEATURES_FOLDER)),
             "precision": {"images": totals.precisions, "certificate": chosen},
             "parity": parity,
             "cpus": totals.cpus,
@@ -386,7 +386,7 @@ class Driver:
     def _totals_of_all(self, n_before: int) -> Totals:
         """Sum the newest receipts of all parts, of whatever generation, and make sure that none is lost."""
         totals, where = Totals(), self.plan.storage.location
-        parts = {entry.name for entry in self.plan.storage.list("features")}
+        parts = {entry.name for entry in self.plan.storage.list(FEATURES_FOLDER)}
         for receipt in ledger.newest_receipts(self.plan):
             if part_name(receipt.shard) in parts:
                 totals.add(receipt)

@@ -25,6 +25,7 @@ from featurepress.errors import (
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.ledger.layout import Layout
+from featurepress.ledger.names import PLAN_FOLDER, PLAN_MODELS, PROJECTION_FOLDER
 from featurepress.models import store
 from featurepress.models.catalog import find_card
 from featurepress.progress import OnProgress, Progress, ignore_progress
@@ -402,9 +403,11 @@ def require_free(storage: Storage) -> None:
     if path.exists() and not path.is_dir():
         raise DestinationError(f"The destination '{destination}' is a file. Give a folder with --out.")
     names = (entry.name for entry in storage.list(""))
-    foreign = next((name for name in names if not name.startswith((f"{store.MODELS}/", "projection/"))), None)
+    foreign = next(
+        (name for name in names if not name.startswith((f"{PLAN_MODELS}/", f"{PROJECTION_FOLDER}/"))), None
+    )
     if foreign is None and path.is_dir():
-        foreign = next((p.name for p in path.iterdir() if p.name not in ("plan", "projection")), None)
+        foreign = next((p.name for p in path.iterdir() if p.name not in (PLAN_FOLDER, PROJECTION_FOLDER)), None)
     if foreign is not None:
         raise DestinationError(
             f"The destination '{destination}' holds something else ('{foreign}') and no featurepress plan. "

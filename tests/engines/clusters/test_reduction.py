@@ -10,6 +10,7 @@ import pytest
 
 import featurepress as fp
 from featurepress.analysis import passes
+from featurepress.ledger.names import MOMENTS
 from tests.running import draw, embed
 
 
@@ -26,7 +27,7 @@ def test_a_cluster_reduces_as_one_machine_does(
 ) -> None:
     options: dict[str, Any] = {"n_components": 6, "solver": solver}
     here = fp.reduce(features, tmp_path / "here", **options)
-    (Path(features.location) / passes.KEPT).unlink(missing_ok=True)
+    (Path(features.location) / MOMENTS).unlink(missing_ok=True)
     monkeypatch.setattr(passes, "PARTS_A_TASK", 4)  # so that there is something to merge
     there = fp.reduce(features, tmp_path / "there", engine=engine, **options)
     np.testing.assert_allclose(there.explained_variance_, here.explained_variance_, rtol=1e-5)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from featurepress.errors import ImageError, SourceError, StorageError
+from featurepress.ledger.names import PLAN
 from featurepress.settings import ImageSettings
 from featurepress.sources.base import ON_DISK, KeyFilter
 from featurepress.specs import ImageRef, SourceSpec
@@ -287,7 +288,7 @@ def is_feature_set(folder: bytes) -> bool:
     """Whether a folder holds a featurepress plan."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # it may be a pipe
     try:
-        descriptor = os.open(os.path.join(folder, b"plan", b"plan.json"), flags)
+        descriptor = os.open(os.path.join(folder, os.fsencode(PLAN)), flags)
     except OSError:
         return False
     try:

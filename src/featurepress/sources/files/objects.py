@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from featurepress.errors import ImageError, SourceError, StorageError
+from featurepress.ledger.names import KEY_IN_FEATURE_SET, PLAN
 from featurepress.settings import ImageSettings
 from featurepress.sources.base import BY_REQUEST, KeyFilter, glob_regex
 from featurepress.sources.files import awkward_keys
@@ -31,13 +32,6 @@ if TYPE_CHECKING:
 _REQUESTS_A_READ = 4
 _SLOW_BYTES = 8 * 1024**2  # objects above that get all the time there is
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# The keys of what lies in a feature set, whatever it is called.
-_OF_A_FEATURE_SET = re.compile(
-    r"(?:(.*?)/)?(?:manifest\.json|plan/(?:g\d+/)?(?:plan|listing)\.json|plan/(?:g\d+/)?chunk-\d{8}\.parquet|"
-    r"(?:features|failures)/part-\d{8}\.parquet|receipts/part-\d{8}(?:\.g\d+)?\.json|"
-    r"attempts/part-\d{8}-[0-9a-f]+|csv/part-\d{5}\.csv|analysis/moments\.npz|projection/pca-[0-9a-f]{16}\.npz)",
-    re.DOTALL,
-)
 
 
 class ObjectSource:
@@ -253,7 +247,7 @@ class ObjectSource:
 
     def _set_of(self, key: str) -> str | None:
         """Give the prefix of the feature set of which a key is a part; "" in the bucket's root, None for none."""
-        match = _OF_A_FEATURE_SET.fullmatch(key)
+        match = KEY_IN_FEATURE_SET.fullmatch(key)
         if match is None:
             return None
         root = f"{match[1]}/" if match[1] is not None else ""
@@ -267,7 +261,7 @@ class ObjectSource:
 
         try:
             options: Any = {"range": (0, 256)}
-            plan = retrying(lambda: obstore.get(self._store(), f"{root}plan/plan.json", options=options).bytes())
+            plan = retrying(lambda: obstore.get(self._store(), f"{root}{PLAN}", options=options).bytes())
         except store_errors() as error:
             if Refusal.of(error).kind == "transient":
                 raise
