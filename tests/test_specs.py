@@ -69,6 +69,18 @@ def test_descriptions_survive_json_and_pickle() -> None:
     assert pickle.loads(pickle.dumps((source, SPEC))) == (source, SPEC)
 
 
+def test_descriptions_are_hashable_and_compare_by_value() -> None:
+    options = {"include": ["*.jpg"], "nested": {"depth": [1, 2]}}
+    source = SourceSpec("folder", "a", "/", options)
+    options["include"] = []
+    assert source.options["include"] == ("*.jpg",)
+    again = SourceSpec(**json.loads(json.dumps(source.to_json())))
+    assert {source, again} == {source}
+    assert hash(replace(SPEC, projection={"sha256": "0", "n_components": 2})) != hash(SPEC)
+    assert source.options == {"nested": {"depth": [1, 2]}, "include": ["*.jpg"]}
+    assert source.options != {"include": ["*.png"]}
+
+
 def test_a_receipt_survives_json_and_knows_whether_it_balances() -> None:
     receipt = Receipt(
         shard=1, generation=1, listed=5, embedded=3, failed=2, failed_by_kind={"read: x": 2}, bytes_read=9,
@@ -76,6 +88,7 @@ def test_a_receipt_survives_json_and_knows_whether_it_balances() -> None:
     )  # fmt: skip
     assert Receipt(**json.loads(json.dumps(receipt.to_json()))) == receipt
     assert receipt.balances
+    assert hash(receipt) == hash(replace(receipt))
     assert not replace(receipt, embedded=2).balances
     assert not replace(receipt, listed=4).balances
 

@@ -196,7 +196,7 @@ def featurize_batch(
     import pyarrow as pa
 
     values = _values(batch.column(batch.schema.get_field_index(columns[0])))
-    answers = _embedder(*_hashable(embedder)).embed(values)
+    answers = _embedder(*embedder).embed(values)
     features = pa.array([_numbers(answer) for answer in answers], pa.list_(pa.float32()))
     reasons = pa.array([reason for _, reason in answers], pa.string())
     return pa.RecordBatch.from_arrays([*batch.columns, features, reasons], [*batch.schema.names, *columns[1:]])
@@ -220,32 +220,14 @@ def _numbers(answer: Answer) -> Any:
     return None if answer[0] is None else np.frombuffer(answer[0], np.float32)
 
 
-class _Hashed:
-    """A description as a key: backbones hold mappings, which cannot be hashed."""
-
-    def __init__(self, value: Any) -> None:
-        self.value, self.text = value, repr(value)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Hashed) and self.text == other.text
-
-
-def _hashable(embedder: tuple[Any, ...]) -> tuple[Any, ...]:
-    backbone, *rest = embedder
-    return (_Hashed(backbone), *rest)
-
-
 @functools.lru_cache(maxsize=1)
-def _embedder(backbone: _Hashed, precision: str, limits: Any, archive: str) -> Embedder:
+def _embedder(backbone: BackboneSpec, precision: str, limits: Any, archive: str) -> Embedder:
     """Give this worker's presser: one model, kept for as long as the worker lives."""
     from featurepress.embedding.values import Embedder
 
     if archive:
-        _fetched(archive, backbone.value.file)
-    return Embedder(backbone.value, precision, limits)
+        _fetched(archive, backbone.file)
+    return Embedder(backbone, precision, limits)
 
 
 # -- vectors -------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featurepress.errors import SettingError
@@ -17,6 +17,64 @@ if TYPE_CHECKING:
 
     Pixels = npt.NDArray[np.uint8]  # (H, W, 3) RGB, 0..255
     Features = npt.NDArray[np.float32]  # (n_samples, n_features)
+
+
+class FrozenMapping(Mapping[str, Any]):
+    """A mapping of JSON values that cannot change and has a hash. Lists in it are tuples.
+
+    Parameters
+    ----------
+    values : mapping
+        JSON values; copied. Its order is kept, and does not count in comparisons.
+    """
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any] | None = None) -> None:
+        self._values = {name: _frozen(value) for name, value in (values or {}).items()}
+
+    def __getitem__(self, name: str) -> Any:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Mapping) and self._values == FrozenMapping(other)._values
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the values as plain dictionaries and lists."""
+        return {name: thawed(value) for name, value in self._values.items()}
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return value if isinstance(value, FrozenMapping) else FrozenMapping(value)
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def thawed(value: Any) -> Any:
+    """Return a frozen value as plain dictionaries and lists."""
+    if isinstance(value, FrozenMapping):
+        return value.to_json()
+    return [thawed(item) for item in value] if isinstance(value, tuple) else value
+
+
+def freeze_mappings(spec: Any) -> None:
+    """Freeze the mappings of a new frozen dataclass, so that it has a hash; for its `__post_init__`."""
+    for item in fields(spec):
+        value = getattr(spec, item.name)
+        if isinstance(value, Mapping):
+            object.__setattr__(spec, item.name, _frozen(value))
 
 
 class ImageRef(NamedTuple):
@@ -93,15 +151,18 @@ class SourceSpec:
     kind: str
     location: str
     base: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=FrozenMapping)
+
+    def __post_init__(self) -> None:
+        freeze_mappings(self)
 
     def __str__(self) -> str:
         """Give what people are told: what the user wrote, and where from if that matters."""
         return self.location if self.base in ("", "/") else f"{self.location} (from {self.base})"
 
     def to_json(self) -> dict[str, Any]:
-        """Give the description as JSON values."""
-        return asdict(self)
+        """Return the description as JSON values."""
+        return {**asdict(self), "options": thawed(self.options)}
 
 
 # dtype of the model's input -> how the picture may be resized on the way there.
@@ -269,8 +330,11 @@ class BackboneSpec:
     pooling: str
     preprocess: PreprocessSpec
     file: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    projection: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=FrozenMapping)
+    projection: Mapping[str, Any] = field(default_factory=FrozenMapping)
+
+    def __post_init__(self) -> None:
+        freeze_mappings(self)
 
     @property
     def n_features(self) -> int:
@@ -315,7 +379,7 @@ class BackboneSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Give the description as JSON values."""
-        values = asdict(self)
+        values = {**asdict(self), "options": thawed(self.options), "projection": thawed(self.projection)}
         return values if self.projection else {name: values[name] for name in values if name != "projection"}
 
     @classmethod
@@ -346,11 +410,14 @@ class Receipt:
     versions: Mapping[str, str]
     carried: int = 0
 
+    def __post_init__(self) -> None:
+        freeze_mappings(self)
+
     @property
     def balances(self) -> bool:
         """Whether every listed image is either a row or a failure."""
         return self.listed == self.embedded + self.failed
 
     def to_json(self) -> dict[str, Any]:
-        """Give the receipt as JSON values."""
-        return asdict(self)
+        """Return the receipt as JSON values."""
+        return {name: thawed(value) for name, value in asdict(self).items()}

@@ -71,6 +71,7 @@ def test_new_plans_have_names_of_their_own() -> None:
 
 def test_plan_json_is_for_people_too(plan: Plan) -> None:
     ledger.create_plan(plan)
+    assert hash(ledger.read_plan(plan.storage)) == hash(plan)
     values = json.loads(plan.storage.read(ledger.PLAN) or b"")
     assert next(iter(values)) == "format"
     assert values["format"] == "featurepress"

@@ -120,31 +120,17 @@ def _unpacked(work: bytes) -> tuple[Task[Any], Plan]:
 
 def _require_sight(plan: Plan) -> None:
     """Raise EngineError unless this worker finds the plan where the driver has put it."""
-    _look(plan.storage.location, plan.run_id, _Unhashed(plan))
-
-
-class _Unhashed:
-    """Something that a cache passes on without looking at it."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return 0
-
-    def __eq__(self, other: object) -> bool:
-        return True
+    _find_plan(plan)
 
 
 @functools.lru_cache(maxsize=8)
-def _look(location: str, run_id: str, hidden: _Unhashed) -> None:
-    plan: Plan = hidden.value
-    host = socket.gethostname()
+def _find_plan(plan: Plan) -> None:
+    host, location = socket.gethostname(), plan.storage.location
     try:
         found = ledger.read_generation(plan.storage, plan.generation)
     except FeaturepressError as error:
         raise EngineError(f"The worker {host} cannot see '{location}': {error}") from error
-    if found is None or found.run_id != run_id:
+    if found is None or found.run_id != plan.run_id:
         what = "nothing" if found is None else "another plan"
         raise EngineError(
             f"The worker {host} cannot see '{location}': there is {what} where the driver has put the plan. Give a "

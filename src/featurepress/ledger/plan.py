@@ -14,7 +14,7 @@ from featurepress.errors import FeatureSetError, StoppedError, StorageError
 from featurepress.ledger.layout import Layout, Tier
 from featurepress.ledger.names import FORMAT_VERSION, MANIFEST, UNCONDITIONAL, listing_name, plan_name
 from featurepress.settings import Settings
-from featurepress.specs import BackboneSpec, ImageRef, SourceSpec
+from featurepress.specs import BackboneSpec, ImageRef, SourceSpec, freeze_mappings, thawed
 from featurepress.storage import Storage, undamaged
 
 
@@ -72,6 +72,9 @@ class Plan:
     first_shard: int = 0
     seen: tuple[ImageRef, ...] = ()
 
+    def __post_init__(self) -> None:
+        freeze_mappings(self)
+
     @property
     def n_workers(self) -> int:
         """Workers on this machine; SettingError if the user allows too little memory for one."""
@@ -96,7 +99,7 @@ class Plan:
             "fingerprint": self.backbone.fingerprint,
             "library_version": self.library_version,
             "precision": self.precision,
-            "certificate": dict(self.certificate),
+            "certificate": thawed(self.certificate),
             "sources": [spec.to_json() for spec in self.sources],
             "backbone": self.backbone.to_json(),
             "settings": self.settings.to_json(),
@@ -305,5 +308,5 @@ def read_json(storage: Storage, name: str) -> dict[str, Any] | None:
 
 
 def dump_json(values: Mapping[str, Any]) -> bytes:
-    """Give values as JSON for people and machines."""
-    return json.dumps(values, indent=1).encode() + b"\n"
+    """Return values as indented JSON."""
+    return json.dumps(values, indent=1, default=thawed).encode() + b"\n"

@@ -72,20 +72,7 @@ def load_backbone(spec: BackboneSpec, precision: str) -> Backbone:
     """
     if precision == "bfloat16" and not supports_bfloat16(spec):
         precision = "float32"
-    # A description holds mappings, which cannot be hashed; the loader's key is what it is made from.
-    return _loaded(_Key(spec), precision)
-
-
-class _Key:
-    def __init__(self, spec: BackboneSpec) -> None:
-        self.spec = spec
-        self.text = repr(spec)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
+    return _loaded(spec, precision)
 
 
 def fetch_model(spec: BackboneSpec, storage: Storage) -> None:
@@ -102,5 +89,5 @@ _FETCHED: set[str] = set()  # in this process
 
 # One at a time: a large model is not kept in the precision that was only tried.
 @functools.lru_cache(maxsize=1)
-def _loaded(key: _Key, precision: str) -> Backbone:
-    return cast(Backbone, _implementation(key.spec.runtime)(key.spec, precision))
+def _loaded(spec: BackboneSpec, precision: str) -> Backbone:
+    return cast(Backbone, _implementation(spec.runtime)(spec, precision))

@@ -8,7 +8,6 @@ import functools
 import hashlib
 import io
 import itertools
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -276,11 +275,10 @@ class UriSource:
     def _secret(self, uri: bytes, place: bytes) -> bytes:
         """Give the whole url that a list holds at a place, where `uri` is shown."""
         with _secrets_lock:
-            known = json.dumps(self._spec.to_json(), sort_keys=True)
-            if known not in _secrets:
+            if self._spec not in _secrets:
                 _secrets.clear()
-                _secrets[known] = dict(self._secret_urls())
-            found = _secrets[known].get(place)
+                _secrets[self._spec] = dict(self._secret_urls())
+            found = _secrets[self._spec].get(place)
         if found is None or _shown(found, has_scheme=bool(scheme_in(found))) != uri:
             raise ImageError("read", "changed since listing: another url stands in its place of the list")
         return found
@@ -294,7 +292,7 @@ class UriSource:
                     yield key.partition(b"\0")[2], entry.uri
 
 
-_secrets: dict[str, dict[bytes, bytes]] = {}
+_secrets: dict[SourceSpec, dict[bytes, bytes]] = {}
 _secrets_lock = threading.Lock()
 
 
