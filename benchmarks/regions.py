@@ -49,7 +49,7 @@ def trained(folder: Path, work: Path) -> TrainedModel:
     assert features.labels is not None
     classifier = Classifier().fit(features.to_numpy(), features.labels)
     print(f"{len(features):,} pictures of {len(classifier.classes_)} kinds, C = {classifier.regularization_:g}")
-    return TrainedModel(classifier, features.plan.backbone, asked=ASKED).save(work / "model")
+    return TrainedModel(classifier, features.plan.backbone, embed_settings=ASKED).save(work / "model")
 
 
 def print_scores(what: str, found: Predictions, truth: dict[str, set[str]]) -> None:

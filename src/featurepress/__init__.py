@@ -11,15 +11,17 @@ from featurepress._version import __version__
 
 if TYPE_CHECKING:
     from featurepress import engines
+    from featurepress.analysis import PCA
     from featurepress.analysis.evaluation import Evaluation
     from featurepress.engines import LocalEngine
     from featurepress.errors import FeaturepressError
     from featurepress.features.export import export
-    from featurepress.features.feature_set import FeatureBatch, FeatureSet, open_features
+    from featurepress.features.feature_set import FeatureBatch, FeatureSet
     from featurepress.learning.evaluation import evaluate
     from featurepress.learning.model import TrainedModel, open_model
     from featurepress.learning.prediction import predict
     from featurepress.learning.predictions import Predictions
+    from featurepress.learning.reduced import ReducedFeatureSet, open_features
     from featurepress.learning.reduction import reduce
     from featurepress.learning.training import train
     from featurepress.progress import Changes, Progress, Summary
@@ -34,7 +36,9 @@ _HOMES = {
     "export": "features.export",
     "FeatureBatch": "features.feature_set",
     "FeatureSet": "features.feature_set",
-    "open_features": "features.feature_set",
+    "open_features": "learning.reduced",
+    "ReducedFeatureSet": "learning.reduced",
+    "PCA": "analysis",
     "Estimate": "runs.verbs",
     "Changes": "progress",
     "Progress": "progress",
@@ -66,6 +70,8 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "predict",
     "FeatureSet",
     "FeatureBatch",
+    "ReducedFeatureSet",
+    "PCA",
     "TrainedModel",
     "Evaluation",
     "Predictions",

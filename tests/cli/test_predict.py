@@ -30,7 +30,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert features.labels is not None
     classifier = Classifier(regularization=1e-3).fit(features.to_numpy(), features.labels)
     asked = {"model": "embedded", "precision": "float32", "pooling": "avg"}
-    TrainedModel(classifier, features.plan.backbone, asked=asked).save(folder / "fruit-model")
+    TrainedModel(classifier, features.plan.backbone, embed_settings=asked).save(folder / "fruit-model")
     shutil.copytree(folder / "fruit-model", folder / "edited")
     with (folder / "edited" / "classifier.npz").open("ab") as file:
         file.write(b" ")

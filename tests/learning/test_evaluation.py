@@ -64,7 +64,7 @@ def test_other_pictures_all_test(tmp_path: Path) -> None:
 
 def test_a_twin_in_training_is_dropped(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=2.0)
-    model = fp.train(features, **EASY)
+    model = fp.train(features, None, **EASY)
     X, y = cloud(90, random_state=5, spread=2.0)
     known, labels = features.to_numpy(), features.labels
     assert labels is not None
@@ -98,7 +98,7 @@ def test_without_the_training_set_only_the_naive_figure_is_told(tmp_path: Path) 
 
 
 def test_labels_that_the_model_does_not_know_are_told(tmp_path: Path) -> None:
-    model = fp.train(cloud_set(tmp_path / "features"), **EASY)
+    model = fp.train(cloud_set(tmp_path / "features"), None, **EASY)
     test = cloud_set(tmp_path / "test", 40, label=["durian", *(["apple"] * 12), *(["fig"] * 27)])
     found = fp.evaluate(model, test)
     assert found.notes == ("the model knows nothing of 'durian', 'fig': each such picture counts as a mistake",)
@@ -107,7 +107,7 @@ def test_labels_that_the_model_does_not_know_are_told(tmp_path: Path) -> None:
 
 
 def test_more_than_memory_is_drawn(tmp_path: Path) -> None:
-    model = fp.train(cloud_set(tmp_path / "features"), **EASY)
+    model = fp.train(cloud_set(tmp_path / "features"), None, **EASY)
     found = fp.evaluate(model, strangers(tmp_path / "test", 300), in_memory_bytes=4 * 15 * 200)
     assert (found.naive.n_train, found.naive.n_test) == (99, 99)  # of three labels, a third each
     assert [note.partition(" pictures")[0] for note in found.notes] == ["99 of the 300", "99 of the 240"]
@@ -115,7 +115,7 @@ def test_more_than_memory_is_drawn(tmp_path: Path) -> None:
 
 def test_a_drawn_split_is_made_again(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=2.0)
-    model = fp.train(features, **EASY)
+    model = fp.train(features, None, **EASY)
     found = fp.evaluate(model, features)
     for side in ("naive", "leak_aware"):
         scores, known = getattr(found, side).scores, model.metrics[side]["scores"]
@@ -136,7 +136,7 @@ def test_what_was_trained_on_does_not_test_under_another_word(tmp_path: Path) ->
     column = (["train", "train", "val", "test"] * 60)[:240]
     features = cloud_set(tmp_path / "features", spread=3.0, split=column)
     options: dict[str, Any] = {"kind": "knn", "n_neighbors": 1, "near_duplicate_threshold": 1.0}
-    model = fp.train(features, **options)
+    model = fp.train(features, None, **options)
     assert fp.evaluate(model, features).split == "by the column 'split'"
     found = fp.evaluate(model, features, test_value="val")
     assert found.split == "by the column 'split'; a like classifier, fitted to one side"
@@ -154,7 +154,7 @@ def test_the_set_that_a_training_set_was_reduced_from_is_its_own(orchard: Path) 
 
 def test_files_that_were_trained_on_are_told(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features")
-    model = fp.train(features, **EASY)
+    model = fp.train(features, None, **EASY)
     X, y = cloud(240)
     again = made(tmp_path / "again", X[:90], list(features.uris[:90]), label=y[:90].tolist(), distinct=True)
     found = fp.evaluate(model, again, near_duplicate_threshold=1.0)
@@ -163,7 +163,7 @@ def test_files_that_were_trained_on_are_told(tmp_path: Path) -> None:
 
 
 def test_a_drawn_part_of_the_training_set_is_no_place_to_look_for_twins(tmp_path: Path) -> None:
-    model = fp.train(cloud_set(tmp_path / "features", 600), **EASY)
+    model = fp.train(cloud_set(tmp_path / "features", 600), None, **EASY)
     found = fp.evaluate(
         model, strangers(tmp_path / "test"), in_memory_bytes=4 * 15 * 400, near_duplicate_threshold=1.0
     )

@@ -33,19 +33,19 @@ def reduced() -> TrainedModel:
 
 
 @pytest.mark.parametrize("make", [trained, reduced])
-def test_what_is_written_is_read(make: Any, tmp_path: Path) -> None:
+def test_a_saved_model_is_read_back(make: Any, tmp_path: Path) -> None:
     written = make().save(tmp_path / "model")
-    found = open_model(tmp_path / "model")
+    opened = open_model(tmp_path / "model")
     X = cloud(30, random_state=4)[0]
-    assert found.predict_proba(X).tobytes() == written.predict_proba(X).tobytes()
-    assert found.labels.tolist() == ["apple", "banana", "cherry"]
-    assert (found.predict(X) == cloud(30)[1]).mean() > 0.9
-    assert (found.fingerprint, found.sha256) == (written.fingerprint, written.sha256)
-    assert found.location == str(tmp_path / "model")
+    assert opened.predict_proba(X).tobytes() == written.predict_proba(X).tobytes()
+    assert opened.labels.tolist() == ["apple", "banana", "cherry"]
+    assert (opened.predict(X) == cloud(30)[1]).mean() > 0.9
+    assert (opened.fingerprint, opened.sha256) == (written.fingerprint, written.sha256)
+    assert opened.location == str(tmp_path / "model")
     assert fp.open_model(tmp_path / "model").metrics == written.metrics
 
 
-def test_nothing_in_it_is_pickled(tmp_path: Path) -> None:
+def test_files_hold_no_pickled_objects(tmp_path: Path) -> None:
     reduced().save(tmp_path / "model")
     for path in (tmp_path / "model").glob("*.npz"):
         with np.load(path, allow_pickle=False) as arrays:
@@ -58,20 +58,18 @@ def test_features_of_the_backbone_are_projected(tmp_path: Path) -> None:
     assert model.projection is not None
     small = model.projection.transform(X)
     assert model.predict_proba(X).tobytes() == model.predict_proba(small).tobytes()
-    assert model.preparing(SPEC, "set")(X).tobytes() == small.tobytes()
-    assert model.preparing(model.backbone, "set")(small) is small
+    assert model.transform_of(SPEC, "set")(X).tobytes() == small.tobytes()
+    assert model.transform_of(model.backbone, "set")(small) is small
 
 
 def test_another_feature_space_names_both(tmp_path: Path) -> None:
     model = trained().save(tmp_path / "model")
     with pytest.raises(PlanMismatchError) as error:
-        model.preparing(replace(SPEC, pooling="max"), "other/")
-    assert str(error.value).startswith(
-        f"The model '{tmp_path}/model' cannot tell the features of 'other/'; it knows features with "
-        "pooling: 'avg', not 'max'."
-    )
+        model.transform_of(replace(SPEC, pooling="max"), "other/")
+    for fact in (f"'{tmp_path}/model'", "'other/'", "pooling: 'avg', not 'max'"):
+        assert fact in str(error.value)
     with pytest.raises(PlanMismatchError, match="projection: None, not"):
-        model.preparing(reduced().backbone, "other/")
+        model.transform_of(reduced().backbone, "other/")
 
 
 @pytest.mark.parametrize("name", ["classifier.npz", "projection.npz"])
@@ -81,10 +79,10 @@ def test_an_edited_file_is_refused(name: str, tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    with pytest.raises(AnalysisError, match=rf"{name}' is not what it was .* \(its hash is another\)"):
+    with pytest.raises(AnalysisError, match=rf"{name}'.*hash"):
         open_model(tmp_path / "model")
     path.unlink()
-    with pytest.raises(AnalysisError, match=f"lacks its file '{name}'. Copy it whole"):
+    with pytest.raises(AnalysisError, match=f"no file '{name}'"):
         open_model(tmp_path / "model")
 
 
@@ -103,32 +101,32 @@ def test_an_edited_description_is_refused(edit: Any, tmp_path: Path) -> None:
     values = json.loads(path.read_text())
     edit(values)
     path.write_text(json.dumps(values))
-    with pytest.raises(AnalysisError, match=r"model.json' is not what it was"):
+    with pytest.raises(AnalysisError, match=r"model.json'.*hash"):
         open_model(tmp_path / "model")
 
 
-def test_a_newer_format_and_none_at_all(tmp_path: Path) -> None:
+def test_a_newer_format_and_a_missing_model_are_refused(tmp_path: Path) -> None:
     trained().save(tmp_path / "model")
     path = tmp_path / "model" / "model.json"
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(AnalysisError, match=r"is of format 2, and this featurepress reads up to 1"):
+    with pytest.raises(AnalysisError, match=r"format 2.*up to 1"):
         open_model(tmp_path / "model")
     path.write_text("{")
-    with pytest.raises(AnalysisError, match="is not what it was"):
+    with pytest.raises(AnalysisError, match="hash"):
         open_model(tmp_path / "model")
-    with pytest.raises(AnalysisError, match=r"is not a trained model: there is no model.json in it"):
+    with pytest.raises(AnalysisError, match=r"not a trained model.*model.json"):
         open_model(tmp_path / "nothing")
 
 
-def test_only_a_free_folder_is_written(tmp_path: Path) -> None:
+def test_only_an_empty_folder_is_written(tmp_path: Path) -> None:
     trained().save(tmp_path / "model")
     before = (tmp_path / "model" / "model.json").read_bytes()
-    with pytest.raises(DestinationError, match="holds a trained model already"):
+    with pytest.raises(DestinationError, match="a trained model"):
         reduced().save(tmp_path / "model")
     assert (tmp_path / "model" / "model.json").read_bytes() == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(DestinationError, match=r"holds something else \('notes.txt'\) already"):
+    with pytest.raises(DestinationError, match=r"'notes.txt'"):
         trained().save(tmp_path / "other")
     with pytest.raises(DestinationError, match="is a file"):
         trained().save(tmp_path / "other" / "notes.txt")

@@ -48,11 +48,11 @@ def train(features: FeatureSet, out: Path, **asked: Any) -> TrainedModel:
     y = np.array([f"kind {i % 3}" for i in range(len(features))]) if labels is None else labels
     projection = None
     if features.plan.backbone.projection:
-        from featurepress.learning.reduction import read_projection
+        from featurepress.learning.reduced import read_projection
 
         projection = read_projection(features.plan)
     classifier = Classifier(regularization=1e-3).fit(features.to_numpy(), y)
-    return TrainedModel(classifier, features.plan.backbone, projection, asked={**ASKED, **asked}).save(out)
+    return TrainedModel(classifier, features.plan.backbone, projection, embed_settings={**ASKED, **asked}).save(out)
 
 
 @pytest.fixture(scope="module")

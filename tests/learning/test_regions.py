@@ -54,7 +54,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     features = embed(str(folder / "single"), folder / "features", labels="parent", precision="float32")
     assert features.labels is not None
     classifier = Classifier(regularization=0.01).fit(features.to_numpy(), features.labels)
-    TrainedModel(classifier, features.plan.backbone, asked=ASKED).save(folder / "model")
+    TrainedModel(classifier, features.plan.backbone, embed_settings=ASKED).save(folder / "model")
     for i in range(8):
         rng = np.random.default_rng(i)
         kinds = rng.choice(KINDS, 2 + i % 2, replace=False).tolist()

@@ -12,8 +12,8 @@ from featurepress.cli.options import with_engine, with_stages
 from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
-    from featurepress.analysis import PCA
     from featurepress.features.feature_set import FeatureSet
+    from featurepress.learning.reduced import ReducedFeatureSet
 
 
 def register(app: typer.Typer) -> None:
@@ -52,19 +52,18 @@ def reduce(
     started, out = time.perf_counter(), expand_time(out)
     features = open_features(destination)
     with output.live_line() as on_progress:
-        pca = reduction.reduce(features, out, using=using, report=report, on_progress=on_progress, **options)
-    reduced, seconds = open_features(out), time.perf_counter() - started
-    _print_result(pca, features, reduced, seconds=seconds, report=report)
+        reduced = reduction.reduce(features, out, using=using, report=report, on_progress=on_progress, **options)
+    seconds = time.perf_counter() - started
+    _print_result(features, reduced, seconds=seconds, report=report)
     if as_json:
-        told = {"where": reduced.location, "report": report, "seconds": seconds}
-        output.print_json({**(reduced.manifest or {}), **told})
+        result = {"where": reduced.location, "report": report, "seconds": seconds}
+        output.print_json({**(reduced.manifest or {}), **result})
 
 
-def _print_result(
-    pca: PCA, features: FeatureSet, reduced: FeatureSet, *, seconds: float, report: str | None
-) -> None:
+def _print_result(features: FeatureSet, reduced: ReducedFeatureSet, *, seconds: float, report: str | None) -> None:
     from featurepress.cli import output
 
+    pca = reduced.pca
     ratios = pca.explained_variance_ratio_
     lines = output.Lines()
     lines.add(
@@ -72,7 +71,11 @@ def _print_result(
     )
     first = ", ".join(f"{share:.1%}" for share in ratios[:5])
     lines.add("variance", f"{ratios.sum():.2%} of it is kept; the first components have {first}")
-    fitted = f"to {pca.n_samples_:,} pictures" if _asked(reduced)["using"] is None else "to those of the other set"
+    fitted = (
+        f"to {pca.n_samples_:,} pictures"
+        if reduced.reduction["settings"]["using"] is None
+        else "to those of the other set"
+    )
     lines.add("fitted", f"{fitted}, solver {pca.solver_}")
     lines.add(
         "bytes", f"{output.format_bytes(reduced.bytes)}, where there were {output.format_bytes(features.bytes)}"
@@ -83,8 +86,3 @@ def _print_result(
         lines.add("report", report)
     lines.print(output.console())
     typer.echo(f"next: featurepress info {shlex.quote(reduced.location)}", err=True)
-
-
-def _asked(reduced: FeatureSet) -> dict[str, Any]:
-    asked: dict[str, Any] = reduced.plan.certificate["reduced"]["asked"]
-    return asked

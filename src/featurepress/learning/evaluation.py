@@ -82,7 +82,7 @@ def evaluate(
     files = None if report is None else free_report_files(report, values=True)
     model = model if isinstance(model, TrainedModel) else open_model(model)
     features = features if isinstance(features, FeatureSet) else open_features(features)
-    model.preparing(features.plan.backbone, features.location)
+    model.transform_of(features.plan.backbone, features.location)
     bench = _Bench(model, features, _settings(model, options), on_progress)
     evaluation = bench.evaluate()
     if files is not None:
@@ -238,7 +238,7 @@ class _Bench:
         X = []
         for samples in sides:
             self.on_progress(step(f"reading {samples.features.location}", 0, samples.n_bytes))
-            prepare = self.model.preparing(samples.features.plan.backbone, samples.features.location)
+            prepare = self.model.transform_of(samples.features.plan.backbone, samples.features.location)
             X.append(prepare(samples.matrix()))
         return Trial(
             np.concatenate(X) if len(X) > 1 else X[0],

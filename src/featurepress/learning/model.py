@@ -1,11 +1,11 @@
-"""A trained model: a classifier, and all that a picture goes through before it; a folder of hashed files.
+"""A trained model: a classifier, its feature space, and how it was trained; on disk a folder of hashed files.
 
 MODEL/
-  model.json       format, feature space, labels, what it was trained on, what was measured, versions, hashes
-  classifier.npz   the classifier's arrays
-  projection.npz   the projection of the reduced set that it was trained on, if it was one
+  model.json       format, feature space, labels, training data, metrics, library versions, hashes
+  classifier.npz   the arrays of the classifier
+  projection.npz   the projection, if the model was trained on a reduced set
 
-No pickle anywhere: what is read is JSON and plain arrays, and only after their hashes agree.
+No pickle: the files are JSON and plain arrays, and are read only if their hashes agree.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress.analysis import PCA, Classifier
-from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError, StorageError
+from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError
+from featurepress.features.notebook import to_html
+from featurepress.learning.arguments import naming_out
 from featurepress.ledger.names import TRAINED_CLASSIFIER, TRAINED_MODEL, TRAINED_PROJECTION
 from featurepress.specs import BackboneSpec
 from featurepress.storage import Storage, open_storage
@@ -33,38 +35,38 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TrainedModel:
-    """A classifier of pictures, with the feature space that it knows.
+    """A classifier of images, with its feature space.
 
     Use `featurepress.train` to make one, `featurepress.open_model` to read one.
 
     Attributes
     ----------
     classifier : Classifier
-        Of features in the model's space.
+        Fitted to features of the model's feature space.
     backbone : BackboneSpec
-        That space: the backbone, and the projection if the features were reduced.
+        The feature space: the backbone, and the projection if the features were reduced.
     projection : PCA or None
-        What the backbone's features go through first, if they were reduced.
-    asked : mapping
-        The settings by which `embed` finds the backbone: model, size, alpha, weights, pooling, precision.
+        What reduces the features of the backbone; None if the model was trained on features as embedded.
+    embed_settings : mapping
+        The settings with which `embed` finds the backbone: model, size, alpha, weights, pooling, precision.
     trained_on : mapping
-        Which feature set, which labels, how split; the settings of the classifier.
+        The feature set, its labels and its split; the settings of the classifier.
     metrics : mapping
-        What was measured when it was trained.
+        The scores measured in training: ``naive`` and ``leak_aware``.
     versions : mapping
-        Of the libraries that trained it.
+        Versions of the libraries that trained it.
     location : str
-        Where it lies; "" if it was not written.
+        Where it is stored; "" if it is in memory only.
     sha256 : str
-        Content hash of model.json, and so of all; "" if it was not written.
+        Hash of model.json, which holds the hashes of the other files; "" if it is in memory only.
     """
 
     classifier: Classifier
     backbone: BackboneSpec
     projection: PCA | None = None
-    asked: Mapping[str, Any] = field(default_factory=dict)
+    embed_settings: Mapping[str, Any] = field(default_factory=dict)
     trained_on: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -72,28 +74,45 @@ class TrainedModel:
     sha256: str = ""
 
     def __repr__(self) -> str:
-        return (
-            f"<TrainedModel '{self.location}': {self.classifier.kind}, {len(self.labels)} labels, "
-            f"{self.backbone.model}>"
-        )
+        name = f"'{self.location}'" if self.location else "in memory"
+        return f"<TrainedModel {name}: {self.classifier.kind}, {len(self.labels)} labels, {self.backbone.model}>"
+
+    def _repr_html_(self) -> str:
+        """Return the model as HTML for notebooks: facts, and its scores."""
+        facts = {
+            "location": self.location or "in memory",
+            "kind": self.classifier.kind,
+            "labels": f"{len(self.labels):,}: {', '.join(self.labels[:10].tolist())}",
+            "backbone": f"{self.backbone.model}, {self.backbone.n_features:,} features",
+            "fitted to": f"{self.classifier.n_samples_:,} images",
+            "fingerprint": self.fingerprint,
+        }
+        rows = []
+        for name in ("leak_aware", "naive"):
+            scores = (self.metrics.get(name) or {}).get("scores")
+            if scores is not None:
+                low, high = scores["interval"]
+                accuracy = {"accuracy": f"{scores['accuracy']:.1%}", "95 % interval": f"{low:.1%} to {high:.1%}"}
+                rows.append({"measured": name, **accuracy, "test images": scores["n_samples"]})
+        return to_html("Trained model", facts, rows)
 
     @property
     def labels(self) -> npt.NDArray[np.str_]:
-        """What it tells apart: array (n_classes,) of str, sorted."""
+        """The labels it can predict: array (n_classes,) of str, sorted."""
         return self.classifier.classes_
 
     @property
     def fingerprint(self) -> str:
-        """Name of the feature space that it knows."""
+        """Name of its feature space."""
         return self.backbone.fingerprint
 
     def predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Give the probability of each label.
+        """Return the probability of each label.
 
         Parameters
         ----------
         X : array (n_samples, n_features)
-            Features in the model's own space; of a model of reduced features, those of the backbone as well.
+            Features of the model's feature space. A model of reduced features also takes those of its backbone.
 
         Returns
         -------
@@ -106,19 +125,19 @@ class TrainedModel:
         return self.classifier.predict_proba(X)
 
     def predict(self, X: npt.NDArray[Any]) -> npt.NDArray[np.str_]:
-        """Give the most probable label of each row: array (n_samples,) of str; `X` as for `predict_proba`."""
-        found: npt.NDArray[np.str_] = self.labels[self.predict_proba(X).argmax(axis=1)]
-        return found
+        """Return the most probable label of each row: array (n_samples,) of str; `X` as for `predict_proba`."""
+        labels: npt.NDArray[np.str_] = self.labels[self.predict_proba(X).argmax(axis=1)]
+        return labels
 
-    def preparing(self, backbone: BackboneSpec, location: str) -> Callable[[Features], Features]:
-        """Give what turns features of a set into those that the classifier knows.
+    def transform_of(self, backbone: BackboneSpec, location: str) -> Callable[[Features], Features]:
+        """Return the function that turns features of a set into features for the classifier.
 
         Parameters
         ----------
         backbone : BackboneSpec
             Of the set.
         location : str
-            Where the set lies, for the error.
+            Of the set, for the error.
 
         Raises
         ------
@@ -131,20 +150,20 @@ class TrainedModel:
             return self.projection.transform
         differences = self.backbone.differences(backbone)
         raise PlanMismatchError(
-            f"The model '{self.location}' cannot tell the features of '{location}'; it knows features with "
-            f"{'; '.join(differences)}. Embed the pictures with the model's own backbone, and reduce with its "
-            "projection, or predict from the pictures."
+            f"The model '{self.location}' does not fit the features of '{location}'. It needs features with "
+            f"{'; '.join(differences)}. Embed the images with the model's own backbone, and reduce with its "
+            "projection, or predict from the images."
         )
 
     # -- storage ---------------------------------------------------------------------------------------------
 
     def save(self, out: str | Path) -> TrainedModel:
-        """Write the model into a free folder; give the same model with its `location` and `sha256`.
+        """Write the model into an empty folder; return it with its `location` and `sha256`.
 
         Raises
         ------
         DestinationError
-            The folder holds something, or cannot be written.
+            The folder is not empty, or cannot be written.
         """
         storage = open_storage(str(out))
         require_free(storage)
@@ -152,15 +171,12 @@ class TrainedModel:
         if self.projection is not None:
             files[TRAINED_PROJECTION] = self.projection.to_bytes()
         text = self._text({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-        try:
+        with naming_out():
             storage.prepare()
             for name, data in files.items():
                 storage.write(name, data)
-            is_ours = storage.create(TRAINED_MODEL, text)
-        except StorageError as error:
-            raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-        if not is_ours:
-            require_free(storage)
+            if not storage.create(TRAINED_MODEL, text):  # another process was quicker
+                require_free(storage)
         return replace(self, location=storage.location, sha256=hashlib.sha256(text).hexdigest())
 
     def _text(self, hashes: Mapping[str, str]) -> bytes:
@@ -169,8 +185,8 @@ class TrainedModel:
             "kind": self.classifier.kind,
             "labels": self.labels.tolist(),
             "fingerprint": self.fingerprint,
-            "backbone": {**self.backbone.to_json(), "file": ""},  # found by its name, wherever it lies
-            "asked": dict(self.asked),
+            "backbone": {**self.backbone.to_json(), "file": ""},  # found by its name on every machine
+            "embed_settings": dict(self.embed_settings),
             "trained_on": dict(self.trained_on),
             "metrics": dict(self.metrics),
             "versions": dict(self.versions),
@@ -181,23 +197,23 @@ class TrainedModel:
 
 
 def open_model(location: str | Path) -> TrainedModel:
-    """Read a model that `featurepress.train` has written.
+    """Open a model that `featurepress.train` has written.
 
     Parameters
     ----------
     location : str or path
-        The ``--out`` of train; a folder or a bucket.
+        The ``--out`` of train: a folder, or one in a bucket.
 
     Raises
     ------
     AnalysisError
-        There is no model, it is of a newer format, or a file of it was changed since it was trained.
+        There is no model, its format is newer than this version reads, or a file has changed since training.
     """
     storage = open_storage(str(location))
     text = storage.read(TRAINED_MODEL)
     if text is None:
         raise AnalysisError(
-            f"'{location}' is not a trained model: there is no {TRAINED_MODEL} in it. Give --out of a train."
+            f"'{location}' is not a trained model: it has no {TRAINED_MODEL}. Name the --out of featurepress train."
         )
     values = _checked(storage, text)
     files = {name: _file(storage, name, sha256) for name, sha256 in values["files"].items()}
@@ -213,52 +229,56 @@ def open_model(location: str | Path) -> TrainedModel:
         classifier,
         backbone,
         projection,
-        **{name: values[name] for name in ("asked", "trained_on", "metrics", "versions")},
+        **{name: values[name] for name in ("embed_settings", "trained_on", "metrics", "versions")},
         location=storage.location,
         sha256=hashlib.sha256(text).hexdigest(),
     )
 
 
 def is_model(location: str | Path) -> bool:
-    """Whether a trained model lies there, whole or not."""
+    """Whether a location holds a trained model, complete or not."""
     return open_storage(str(location)).look(TRAINED_MODEL) is not None
 
 
+def as_model(model: TrainedModel | str | Path) -> TrainedModel:
+    """Return a model; open it if its location is passed."""
+    return model if isinstance(model, TrainedModel) else open_model(model)
+
+
 def require_free(storage: Storage) -> None:
-    """Refuse a destination that holds anything.
+    """Refuse a destination that is not empty.
 
     Raises
     ------
     DestinationError
-        It does, or it cannot be read.
+        It holds something, or cannot be read.
     """
-    try:
-        there = next(iter(storage.list("")), None)
-    except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
+    with naming_out():
+        existing = next(iter(storage.list("")), None)
     path = Path(storage.location)
     if path.exists() and not path.is_dir():
-        raise DestinationError(f"The destination '{storage.location}' is a file. Give a folder with --out.")
-    if there is not None:
-        what = "a trained model" if storage.look(TRAINED_MODEL) is not None else f"something else ('{there.name}')"
+        raise DestinationError(f"The destination '{storage.location}' is a file. Name a folder with --out.")
+    if existing is not None:
+        content = "a trained model" if storage.look(TRAINED_MODEL) is not None else f"something else ('{existing.name}')"
         raise DestinationError(
-            f"The destination '{storage.location}' holds {what} already. Nothing was touched. Choose another --out."
+            f"The destination '{storage.location}' already holds {content}. Nothing was changed. Choose another "
+            "--out."
         )
 
 
 def _checked(storage: Storage, text: bytes) -> dict[str, Any]:
-    """Parse model.json, and make sure that it is what was written."""
+    """Parse model.json, and check that it has not changed."""
     try:
         values: dict[str, Any] = json.loads(text)
-        version, said = values["format"], values["sha256"]
+        version, sha256 = values["format"], values["sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise _changed(storage, TRAINED_MODEL) from error
     if isinstance(version, int) and version > FORMAT:
         raise AnalysisError(
-            f"The model '{storage.location}' is of format {version}, and this featurepress reads up to {FORMAT}. "
+            f"The model '{storage.location}' has format {version}; this version reads up to {FORMAT}. "
             "Upgrade featurepress."
         )
-    if said != _own_hash(values):
+    if sha256 != _own_hash(values):
         raise _changed(storage, TRAINED_MODEL)
     return values
 
@@ -267,7 +287,7 @@ def _file(storage: Storage, name: str, sha256: str) -> bytes:
     data = storage.read(name)
     if data is None:
         raise AnalysisError(
-            f"The model '{storage.location}' lacks its file '{name}'. Copy it whole, or train it again."
+            f"The model '{storage.location}' has no file '{name}'. Copy the whole folder, or train it again."
         )
     if hashlib.sha256(data).hexdigest() != sha256:
         raise _changed(storage, name)
@@ -276,12 +296,12 @@ def _file(storage: Storage, name: str, sha256: str) -> bytes:
 
 def _changed(storage: Storage, name: str) -> AnalysisError:
     return AnalysisError(
-        f"'{storage.location}/{name}' is not what it was when the model was trained (its hash is another). "
-        "Restore it, or train again."
+        f"'{storage.location}/{name}' has changed since the model was trained (its hash differs). Restore it, or "
+        "train again."
     )
 
 
 def _own_hash(values: Mapping[str, Any]) -> str:
-    """Hash what model.json says, but for this hash itself."""
+    """Return the hash of the values of model.json, without this hash itself."""
     rest = {name: value for name, value in values.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -198,7 +198,7 @@ def _require_predictable(
     if asked.regions or asked.tiles:
         require_regions(asked, model, features)
     else:
-        model.preparing(features.plan.backbone, features.location)
+        model.transform_of(features.plan.backbone, features.location)
     features.require_outside(storage.location)
     if asked.annotate:
         require_apart(storage, features)
@@ -224,7 +224,7 @@ def _embedded(
 ) -> tuple[FeatureSet, TooManyFailuresError | None]:
     """Embed the pictures into the destination as the model's own were; give also what is to be said in the end."""
     started = time.perf_counter()
-    settings = Settings.from_options(**{**model.asked, **others})
+    settings = Settings.from_options(**{**model.embed_settings, **others})
     with _refusing():
         standing = ledger.read_generation(storage, 1)
         if standing is not None:  # its request, too, if there is one already
@@ -388,7 +388,7 @@ class PredictPart:
         """Predict part number `shard` of the feature set of `plan`; give its number of rows."""
         features, name = FeatureSet(plan, None), part_name(shard)
         model = predictions.brought(self.storage, self.model)
-        prepare = model.preparing(plan.backbone, features.location)
+        prepare = model.transform_of(plan.backbone, features.location)
         # Of features that are replaced after this, the rows may be newer than the receipt says: never older.
         tally = Tally(features.part_digest(name))
         schema = predictions.schema_of(self._columns)

@@ -1,7 +1,7 @@
-"""Reduce a feature set to fewer numbers a picture: fit a projection, or take one, and write the projected set.
+"""Reduce a feature set to fewer features: fit a projection, or reuse one, and write the projected set.
 
-The set that is written is a feature set like any other. Its plan is the one of the set that it came from, with the
-projection in its fingerprint; part for part it has the same rows, and the same failures.
+The result is a feature set like any other, with the rows and the failures of its source, part by part. Its plan
+is that of the source, with the projection in the fingerprint.
 """
 
 from __future__ import annotations
@@ -20,15 +20,10 @@ from featurepress import ledger
 from featurepress._version import __version__
 from featurepress.analysis import PCA, fit
 from featurepress.engines import Engine
-from featurepress.errors import (
-    DestinationError,
-    FeatureSetError,
-    PlanMismatchError,
-    SettingError,
-    StoppedError,
-    StorageError,
-)
-from featurepress.features.feature_set import FeatureSet, open_features
+from featurepress.errors import FeatureSetError, PlanMismatchError, SettingError, StoppedError
+from featurepress.features.feature_set import FeatureSet
+from featurepress.learning.arguments import as_feature_set, naming_out, open_destination
+from featurepress.learning.reduced import ReducedFeatureSet, read_projection
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
 from featurepress.ledger.names import FEATURES_FOLDER, part_name, projection_name, shard_of
@@ -36,223 +31,193 @@ from featurepress.ledger.parts import PartFormat
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, ignore_progress
 from featurepress.reports.files import ReportFiles, free_report_files
-from featurepress.runs.verbs import expand_time, require_free
+from featurepress.runs.verbs import require_free
 from featurepress.settings import ReductionSettings
 from featurepress.specs import Receipt
 from featurepress.storage import Storage, open_storage
 
+DEFAULT_OUT = "reduced{time}"
+
 
 def reduce(
     features: FeatureSet | str | Path,
-    out: str | Path | None = None,
+    out: str | Path = DEFAULT_OUT,
     *,
     using: FeatureSet | str | Path | None = None,
     report: str | Path | None = None,
     engine: Engine | None = None,
     on_progress: OnProgress = ignore_progress,
     **options: Any,
-) -> PCA:
+) -> ReducedFeatureSet:
     """Reduce features by principal component analysis.
+
+    The same call again finishes a set that was interrupted.
 
     Parameters
     ----------
     features : FeatureSet, str or path
-        A complete set, or where one lies.
-    out : str or path, optional
-        Where the reduced set is written; ``{time}`` in it becomes the date and time. Without it the PCA is fitted
-        only. The same call again finishes a set that was interrupted.
+        A complete set, or its location.
+    out : str or path, default='reduced{time}'
+        Where the reduced set is written; ``{time}`` becomes the date and time.
     using : FeatureSet, str or path, optional
-        A reduced set whose projection is taken as it is, for later pictures; nothing is fitted then.
+        A reduced set whose projection is reused, for later images; then nothing is fitted.
     report : str or path, optional
-        A page, ``NAME.html`` on this machine, that is written in the end: what the components keep, and a map of
-        the reduced rows, which needs `out`. Its pictures are written beside it, as ``NAME-variance.png`` and
-        ``NAME-map.png``.
+        An HTML page, ``NAME.html`` on this machine: the variance of the components, and a map of the reduced rows.
+        Its plots are written beside it, as ``NAME-variance.png`` and ``NAME-map.png``.
     engine : Engine, optional
-        Where to run; by default worker processes on this machine.
+        Where to run; by default in worker processes on this machine.
     on_progress : callable, optional
-        Called now and then with what is being done, and how many bytes of features of how many are done.
+        Called with a `Progress` several times a second; its bytes are those of the features.
     **options
-        `n_components` (128), `variance`, `whiten`, `solver`, `random_state`: as of `featurepress.analysis.PCA`.
+        `n_components` (128), `variance`, `whiten`, `solver`, `random_state`: see `featurepress.PCA`.
 
     Returns
     -------
-    PCA
-        Fitted: `explained_variance_ratio_`, `transform` and the rest.
+    ReducedFeatureSet
+        The reduced set; its `pca` is the projection.
 
     Raises
     ------
     AnalysisError
-        There are too few pictures, or features that are no numbers.
+        The set has too few rows, or features that are NaN or infinite.
     FeatureSetError
         There is no complete feature set, or `using` is not a reduced one.
     PlanMismatchError
         `using` is of another feature space, or `out` holds another set.
     DestinationError
-        `out` or `report` cannot be written, or a file of the report is there already.
+        `out` or `report` cannot be written, or a file of the report exists.
+
+    See Also
+    --------
+    featurepress.analysis.fit : Fit a PCA to a feature set and write nothing.
 
     Examples
     --------
     >>> import featurepress as fp
-    >>> pca = fp.reduce("features/", "reduced/", n_components=128)  # doctest: +SKIP
-    >>> pca.explained_variance_ratio_.sum()  # doctest: +SKIP
+    >>> reduced = fp.reduce("features/", "reduced/", n_components=128)  # doctest: +SKIP
+    >>> reduced.pca.explained_variance_ratio_.sum()  # doctest: +SKIP
     """
-    asked, report_files = _asked(options, using), _report_files(report, out)
-    features = features if isinstance(features, FeatureSet) else open_features(features)
-    if features.plan.backbone.projection:
-        origin = features.plan.certificate["reduced"]["features"]
-        raise FeatureSetError(
-            f"'{features.location}' is a reduced set already. Reduce '{origin}', which it came from."
-        )
-    request = {**asdict(asked), "using": None if using is None else _location(using)}
-    storage = None if out is None else open_storage(expand_time(str(out)))
-    if storage is not None:
-        features.require_outside(storage.location)
-    standing = None if storage is None else _standing(storage, features, request)
+    settings = _settings(options, using)
+    files = None if report is None else free_report_files(report, pictures=("variance", "map"))
+    features = as_feature_set(features)
+    _require_unreduced(features)
+    storage = open_destination(out)
+    features.require_outside(storage.location)
+    origin = _origin(features, {**asdict(settings), "using": None if using is None else _location(using)})
+    plan = _existing_plan(storage, origin)
     runner = Runner(features, engine, on_progress, preload=__name__)
     try:
-        if standing is not None:
-            pca = read_projection(standing)
-        elif using is not None:
-            pca = _taken(using, features)
-        else:
-            pca = fit(PCA(**asdict(asked)), features, functools.partial(runner.fit, features.plan))
-        if storage is not None:
-            plan = standing or _begin(storage, features, pca, request)
-            _write(plan, features, runner)
-            if report_files is not None:
-                _report(report_files, plan, features, pca)
+        if plan is None:
+            if using is None:
+                pca = fit(PCA(**asdict(settings)), features, functools.partial(runner.fit, features.plan))
+            else:
+                pca = _projection_for(features, as_feature_set(using))
+            plan = _create_plan(storage, features, pca, origin)
+        _write(plan, features, runner)
     finally:
         runner.close()
-    return pca
+    reduced = ReducedFeatureSet(plan, ledger.read_manifest(plan.storage))
+    if files is not None:
+        _report(files, reduced, features)
+    return reduced
 
 
-def _asked(options: Mapping[str, Any], using: object) -> ReductionSettings:
-    """Give the settings that are asked for."""
+def _settings(options: Mapping[str, Any], using: object) -> ReductionSettings:
+    """Return the settings; with the projection of another set there are none to choose."""
     settings = ReductionSettings.from_options(**options)
     if using is not None and options:
         raise SettingError(
-            "With the projection of another set (using, --with) there is nothing else to choose. "
-            f"Got {', '.join(options)}."
+            "The projection of another set (using, --with) fixes all settings. Leave out "
+            f"{', '.join(options)}, or leave out using."
         )
     return settings
 
 
-def _report_files(report: str | Path | None, out: str | Path | None) -> ReportFiles | None:
-    """Give where the report goes, if one is asked for."""
-    if report is None:
-        return None
-    if out is None:
-        raise SettingError(
-            "A report (--report) maps the reduced rows. Say where they are written, with out (--out)."
-        )
-    return free_report_files(report, pictures=("variance", "map"))
+def _require_unreduced(features: FeatureSet) -> None:
+    if features.plan.backbone.projection:
+        origin = features.plan.certificate["reduced"]["features"]
+        raise FeatureSetError(f"'{features.location}' is reduced already. Reduce its source, '{origin}'.")
 
 
 def _location(features: FeatureSet | str | Path) -> str:
     return features.location if isinstance(features, FeatureSet) else open_storage(str(features)).location
 
 
-def _taken(using: FeatureSet | str | Path, features: FeatureSet) -> PCA:
-    """Give the projection of a reduced set, which must be of the features' space."""
-    reduced = using if isinstance(using, FeatureSet) else open_features(using)
-    if not reduced.plan.backbone.projection:
+def _projection_for(features: FeatureSet, using: FeatureSet) -> PCA:
+    """Return the projection of a reduced set, which must be of the feature space of `features`."""
+    if not using.plan.backbone.projection:
         raise FeatureSetError(
-            f"'{reduced.location}' is not a reduced set: give one that featurepress reduce has made."
+            f"'{using.location}' is not a reduced set. Name one that featurepress reduce has written."
         )
-    base = reduced.plan.backbone.unprojected
-    if differences := base.differences(features.plan.backbone):
+    if differences := using.plan.backbone.unprojected.differences(features.plan.backbone):
         raise PlanMismatchError(
-            f"The projection of '{reduced.location}' cannot be used for '{features.location}'; it is of features "
-            f"with {'; '.join(differences)}. Embed both with the same model."
+            f"The projection of '{using.location}' does not fit '{features.location}'. It needs features with "
+            f"{'; '.join(differences)}. Embed both with the same model."
         )
-    return read_projection(reduced.plan)
-
-
-def read_projection(plan: Plan) -> PCA:
-    """Read the projection of a reduced set.
-
-    Raises
-    ------
-    FeatureSetError
-        It is gone, or not the one that the set was made with.
-    """
-    storage, sha256 = plan.storage, plan.backbone.projection["sha256"]
-    name = projection_name(sha256)
-    data = storage.read(name)
-    if data is None or hashlib.sha256(data).hexdigest() != sha256:
-        what = "gone" if data is None else "not what it was when the set was made (its hash is another)"
-        raise FeatureSetError(
-            f"'{storage.location}/{name}', the projection of the reduced set, is {what}. Reduce into another --out."
-        )
-    return PCA.from_bytes(data)
+    return read_projection(using.plan)
 
 
 # -- the reduced set -----------------------------------------------------------------------------------------
 
 
-def _standing(storage: Storage, features: FeatureSet, request: dict[str, Any]) -> Plan | None:
-    """Give the plan at the destination, which must be of the same request, or None if the place is free."""
-    try:
-        plan = ledger.read_plan(storage)
-        if plan is None:
-            require_free(storage)
-            return None
-    except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-    origin = plan.certificate.get("reduced")
-    if origin != _origin(features, request):
-        made = "another reduction" if origin else "a set that was not made by reduce"
-        raise PlanMismatchError(f"'{storage.location}' holds {made}. Choose another --out.")
-    return plan
-
-
-def _origin(features: FeatureSet, request: dict[str, Any]) -> dict[str, Any]:
-    """Say where a reduced set comes from: enough to tell whether it would be the same one again."""
+def _origin(features: FeatureSet, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what identifies a reduction: its source and its settings."""
     return {
         "features": features.location,
         "run_id": features.plan.run_id,
         "parts": features.parts_hash,
-        "asked": request,
+        "settings": settings,
     }
 
 
-def _begin(storage: Storage, features: FeatureSet, pca: PCA, request: dict[str, Any]) -> Plan:
-    """Write the projection and the plan of a reduced set."""
+def _existing_plan(storage: Storage, origin: Mapping[str, Any]) -> Plan | None:
+    """Return the plan at the destination, which must be of the same reduction, or None if the place is free."""
+    with naming_out():
+        plan = ledger.read_plan(storage)
+        if plan is None:
+            require_free(storage)
+            return None
+    existing = plan.certificate.get("reduced")
+    if existing != origin:
+        content = "another reduction" if existing else "a set that reduce has not written"
+        raise PlanMismatchError(f"'{storage.location}' holds {content}. Choose another --out.")
+    return plan
+
+
+def _create_plan(storage: Storage, features: FeatureSet, pca: PCA, origin: dict[str, Any]) -> Plan:
+    """Write the projection and the plan of a reduced set; another process may write the same."""
     data = pca.to_bytes()
     sha256 = hashlib.sha256(data).hexdigest()
-    projection = {"sha256": sha256, "n_components": len(pca.components_)}
     source = features.plan
     plan = ledger.new_plan(
         storage,
         sources=source.sources,
-        backbone=replace(source.backbone, projection=projection),
+        backbone=replace(source.backbone, projection={"sha256": sha256, "n_components": len(pca.components_)}),
         precision=source.precision,
-        certificate={**source.certificate, "reduced": _origin(features, request)},
+        certificate={**source.certificate, "reduced": origin},
         settings=source.settings,
         layout=source.layout,
         field_names=source.field_names,
         library_version=__version__,
         purpose="reduce",
     )
-    try:
+    with naming_out():
         storage.prepare()
         storage.write(projection_name(sha256), data)
         if ledger.create_plan(plan):
             return plan
-    except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-    standing = _standing(storage, features, request)
-    if standing is None:
-        raise StoppedError(f"The plan at '{storage.location}' vanished while it was read. Run the same again.")
-    return standing
+    existing = _existing_plan(storage, origin)
+    if existing is None:
+        raise StoppedError(f"The plan at '{storage.location}' was deleted meanwhile. Run the same command again.")
+    return existing
 
 
 def _write(plan: Plan, features: FeatureSet, runner: Runner) -> None:
-    """Project what is left, check that all is there, and write the manifest."""
+    """Project the parts that are missing, check that all are there, and write the manifest."""
     shards = sorted(shard_of(name) for name in features.parts)
-    done = ledger.finished_shards(plan)
-    left = [shard for shard in shards if shard not in done]
-    for _ in runner.run(plan, "projecting", ProjectPart(features.plan), left):
+    finished = ledger.finished_shards(plan)
+    missing = [shard for shard in shards if shard not in finished]
+    for _ in runner.run(plan, "projecting", ProjectPart(features.plan), missing):
         pass
     totals = Totals()
     for receipt in ledger.read_receipts(plan, shards):
@@ -260,8 +225,8 @@ def _write(plan: Plan, features: FeatureSet, runner: Runner) -> None:
             totals.add(receipt)
     if totals.embedded != len(features) or FeatureSet(features.plan, None).parts != features.parts:
         raise StoppedError(
-            f"The feature set '{features.location}' has changed while it was reduced. Reduce it again, into "
-            "another --out."
+            f"The feature set '{features.location}' changed while it was reduced. Reduce it again, into another "
+            "--out."
         )
     ledger.complete_manifest(plan, lambda: _manifest(plan, features, totals))
 
@@ -291,21 +256,21 @@ def _manifest(plan: Plan, features: FeatureSet, totals: Totals) -> dict[str, Any
     }
 
 
-def _report(files: ReportFiles, plan: Plan, features: FeatureSet, pca: PCA) -> None:
+def _report(files: ReportFiles, reduced: ReducedFeatureSet, features: FeatureSet) -> None:
     """Write the report of a reduced set."""
     from featurepress.reports.report import map_rows, reduction_page, reduction_plots
 
-    reduced, using = FeatureSet(plan, None), plan.certificate["reduced"]["asked"]["using"]
+    pca, using = reduced.pca, reduced.reduction["settings"]["using"]
     Z, y = map_rows(reduced)
-    fitted = f"{pca.n_samples_:,} pictures" + (f", those of '{using}'" if using else "")
+    fitted = f"{pca.n_samples_:,} images" + (f", those of '{using}'" if using else "")
     facts = {
         "where": reduced.location,
         "reduced from": features.location,
-        "model": plan.backbone.model,
-        "pictures": f"{len(reduced):,}",
-        "numbers a picture": f"{reduced.n_features:,} instead of {features.n_features:,}",
+        "model": reduced.plan.backbone.model,
+        "images": f"{len(reduced):,}",
+        "features": f"{reduced.n_features:,} instead of {features.n_features:,}",
         "fitted to": f"{fitted}, solver {pca.solver_}" + (", whitened" if pca.whiten else ""),
-        "on the map": f"{len(Z):,} pictures" + (", evenly drawn" if len(Z) < len(reduced) else ""),
+        "on the map": f"{len(Z):,} images" + (", a random sample" if len(Z) < len(reduced) else ""),
     }
     ratios = pca.explained_variance_ratio_
     pictures = reduction_plots(ratios, Z, y)
@@ -325,16 +290,16 @@ class ProjectPart:
     source: Plan
 
     def __call__(self, plan: Plan, shard: int) -> Receipt:
-        """Project part number `shard`; `plan` is that of the reduced set."""
+        """Project part number `shard` into the reduced set of `plan`."""
         started = time.perf_counter()
-        pca, names = _projection_of(plan), plan.field_names
-        with PartFormat(names, self.source.backbone.n_features).standing(self.source.storage, shard) as standing:
-            if standing is None:
-                gone = f"{self.source.storage.location}/{part_name(shard)}"
-                raise StoppedError(f"'{gone}' is gone. Update the set, and reduce it again.")
-            receipt, failures = standing.account
+        pca, names = _cached_projection(plan), plan.field_names
+        with PartFormat(names, self.source.backbone.n_features).standing(self.source.storage, shard) as existing:
+            if existing is None:
+                missing = f"{self.source.storage.location}/{part_name(shard)}"
+                raise StoppedError(f"'{missing}' is missing. Update the set, and reduce it again.")
+            receipt, failures = existing.account
             with contextlib.closing(PartFormat(names, len(pca.components_)).begin()) as part:
-                for rows, X in standing.every_row(names):
+                for rows, X in existing.every_row(names):
                     part.add(rows, pca.transform(X))
                     send_message(("rows", len(rows)))
                 seconds, host = round(time.perf_counter() - started, 3), socket.gethostname()
@@ -344,8 +309,8 @@ class ProjectPart:
         return account.receipt
 
 
-def _projection_of(plan: Plan) -> PCA:
-    """Give the projection of a reduced set; kept, since a worker projects many parts."""
+def _cached_projection(plan: Plan) -> PCA:
+    """Return the projection of a reduced set; a worker reads it once for many parts."""
     sha256 = plan.backbone.projection["sha256"]
     if sha256 not in _PROJECTIONS:
         _PROJECTIONS.clear()
@@ -353,4 +318,4 @@ def _projection_of(plan: Plan) -> PCA:
     return _PROJECTIONS[sha256]
 
 
-_PROJECTIONS: dict[str, PCA] = {}  # by their hash; one at a time
+_PROJECTIONS: dict[str, PCA] = {}  # by hash; one at a time

@@ -1,4 +1,4 @@
-"""Runs tasks over the parts of a feature set for the verbs that work on features, and tells how far they are."""
+"""Runs tasks over the parts of a feature set, with progress."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featurepress.settings import available_cores
 
 
 class Runner:
-    """Runs tasks over a feature set; what it started is ended by `close`.
+    """Runs tasks over a feature set; `close` stops the workers that it started.
 
     Parameters
     ----------
@@ -22,12 +22,11 @@ class Runner:
     engine : Engine or None
         Where to run; None for worker processes on this machine.
     on_progress : callable
-        Called with what is being done, and how many bytes of features of how many are done. Tasks beat
-        ``("rows", n)``.
+        Called with the step and its bytes of features. Tasks report rows with ``send_message(("rows", n))``.
     preload : str
-        Module that new workers on this machine import at once.
+        Module that new workers on this machine import first.
     workers : int, optional
-        Of them, at most; by default one a core.
+        Number of workers on this machine; by default one per core.
     """
 
     def __init__(
@@ -39,19 +38,23 @@ class Runner:
         preload: str,
         workers: int | None = None,
     ) -> None:
-        self._row_bytes, self._of = 4 * features.n_features, 4 * features.n_features * len(features)
-        self._engine, self._owned, self._on_progress = engine, engine is None, on_progress
-        self._preload, self._workers = preload, workers or available_cores()
+        self._row_bytes = 4 * features.n_features
+        self._total_bytes = self._row_bytes * len(features)
+        self._engine = engine
+        self._is_owned = engine is None
+        self._on_progress = on_progress
+        self._preload = preload
+        self._workers = workers or available_cores()
 
     def fit(self, plan: Plan, task: Task[Any], n_shards: int) -> Iterator[Any]:
-        """Run a task that sums; what one task does alone is done here, by all cores at once."""
-        if self._owned and n_shards == 1:
-            self._on_progress(step("fitting", 0, self._of))
+        """Run a task that sums; a single task runs in this process, where it may use all cores."""
+        if self._is_owned and n_shards == 1:
+            self._on_progress(step("fitting", 0, self._total_bytes))
             return iter([task(plan, 0)])
         return self.run(plan, "fitting", task, range(n_shards))
 
     def run(self, plan: Plan, doing: str, task: Task[Any], shards: Sequence[int]) -> Iterator[Any]:
-        """Run a task over some shards; yield the results as they come."""
+        """Run a task over shards; yield the results in the order in which they finish."""
         if self._engine is None:
             self._engine = LocalEngine(min(self._workers, max(1, len(shards))), preload=(self._preload,))
         self._engine.connect()
@@ -60,12 +63,12 @@ class Runner:
         def on_message(message: Any) -> None:
             nonlocal done
             done += message[1] * self._row_bytes
-            self._on_progress(step(doing, min(done, self._of), self._of))
+            self._on_progress(step(doing, min(done, self._total_bytes), self._total_bytes))
 
-        self._on_progress(step(doing, 0, self._of))
+        self._on_progress(step(doing, 0, self._total_bytes))
         return self._engine.run(task, plan, shards, on_message)
 
     def close(self) -> None:
-        """End the workers that were started here."""
-        if self._owned and self._engine is not None:
+        """Stop the workers that this runner started."""
+        if self._is_owned and self._engine is not None:
             self._engine.close()

@@ -24,7 +24,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert features.labels is not None
     classifier = Classifier(regularization=1e-3).fit(features.to_numpy(), features.labels)
     TrainedModel(
-        classifier, features.plan.backbone, asked={"model": "embedded", "precision": "float32", "pooling": "avg"}
+        classifier,
+        features.plan.backbone,
+        embed_settings={"model": "embedded", "precision": "float32", "pooling": "avg"},
     ).save(folder / "model")
     return folder
 

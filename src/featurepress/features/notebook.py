@@ -1,0 +1,38 @@
+"""How results show themselves in a notebook: a title, facts, and a few rows, as HTML."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+
+N_ROWS = 5
+_MAX_CHARACTERS = 80
+
+
+def to_html(title: str, facts: Mapping[str, object], rows: Iterable[Mapping[str, object]] = ()) -> str:
+    """Return a title, a table of facts, and a table of rows as HTML; all text is escaped.
+
+    Parameters
+    ----------
+    title : str
+        What is shown.
+    facts : mapping
+        Name of each fact and its value.
+    rows : iterable of mapping, optional
+        Rows, all with the same columns; the first decides their order.
+    """
+    lines = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in facts.items())
+    html = f"<p><b>{_text(title)}</b></p><table>{lines}</table>"
+    table = list(rows)
+    if not table:
+        return html
+    head = "".join(f"<th>{_text(name)}</th>" for name in table[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{_text(value)}</td>" for value in row.values()) + "</tr>" for row in table
+    )
+    return f"{html}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _text(value: object) -> str:
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return escape(text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…")
