@@ -259,7 +259,9 @@ def require_free(storage: Storage) -> None:
     if path.exists() and not path.is_dir():
         raise DestinationError(f"The destination '{storage.location}' is a file. Name a folder with --out.")
     if existing is not None:
-        content = "a trained model" if storage.look(TRAINED_MODEL) is not None else f"something else ('{existing.name}')"
+        content = (
+            "a trained model" if storage.look(TRAINED_MODEL) is not None else f"something else ('{existing.name}')"
+        )
         raise DestinationError(
             f"The destination '{storage.location}' already holds {content}. Nothing was changed. Choose another "
             "--out."
