@@ -115,15 +115,15 @@ class TooManyFailuresError(FeaturepressError):
     ----------
     message : str
         One line for people.
-    features : FeatureSet
-        What was written.
+    result : FeatureSet or Predictions
+        The complete result.
     """
 
     exit_code = 3
 
-    def __init__(self, message: str, features: Any = None) -> None:
+    def __init__(self, message: str, result: Any = None) -> None:
         super().__init__(message)
-        self.features = features
+        self.result = result
 
 
 class ImageError(Exception):

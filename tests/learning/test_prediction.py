@@ -158,7 +158,7 @@ def test_broken_pictures_are_in_the_ledger_and_too_many_are_told(work: Path, tmp
     draw(tmp_path / "in", 20, broken=True)
     with pytest.raises(TooManyFailuresError, match="3 of 23 images failed") as caught:
         fp.predict(work / "model", str(tmp_path / "in"), tmp_path / "out")
-    found = caught.value.features
+    found = caught.value.result
     assert (len(found), found.summary["failed"], found.failures.num_rows) == (20, 3, 3)
     assert read_json(tmp_path / "out" / "predictions" / "summary.json")["status"] == "complete"
     calm = fp.predict(work / "model", str(tmp_path / "in"), tmp_path / "out", max_failures=1.0)

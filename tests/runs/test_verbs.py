@@ -455,7 +455,7 @@ def test_too_many_failures_are_told_after_everything_is_written(tmp_path: Path, 
     out = tmp_path / "out"
     with pytest.raises(TooManyFailuresError, match=r"1 of 21 images failed \(4\.8%\).*4\.0%") as caught:
         embed_into(out, pictures, max_failures=0.04)
-    assert caught.value.features.is_complete
+    assert caught.value.result.is_complete
     assert len(read_rows(out)) == 20
     before = snapshot(out)
     with pytest.raises(TooManyFailuresError):

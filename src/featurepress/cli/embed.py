@@ -49,7 +49,7 @@ def embed(
             with output.live_line() as on_progress:
                 features = verbs.embed(sources, destination, on_progress=on_progress, **options)
         except TooManyFailuresError as error:
-            report(error.features, as_json=as_json)
+            report(error.result, as_json=as_json)
             raise
     report(features, as_json=as_json)
 

@@ -55,7 +55,7 @@ def predict(
             with output.live_line() as on_progress:
                 found = prediction.predict(model, sources, out, on_progress=on_progress, **options)
         except TooManyFailuresError as error:
-            _report(error.features, as_json=as_json)
+            _report(error.result, as_json=as_json)
             raise
     _report(found, as_json=as_json)
 

@@ -56,6 +56,6 @@ def carry_out(verb: Callable[..., Any], destination: str, options: dict[str, Any
             with output.live_line() as on_progress:
                 features = verb(destination, on_progress=on_progress, **options)
         except TooManyFailuresError as error:
-            report(error.features, as_json=as_json)
+            report(error.result, as_json=as_json)
             raise
     report(features, as_json=as_json)

@@ -36,12 +36,13 @@ from featurepress.learning.predictions import UNKNOWN, Predictions, Tally
 from featurepress.learning.regions import BACKGROUND, RegionPart, pooling_of, require_apart, require_regions
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan
+from featurepress.ledger.destination import require_free_destination
 from featurepress.ledger.names import PREDICTIONS_SUMMARY, part_name, shard_of
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, ignore_progress, step
-from featurepress.runs.verbs import draft, expand_time, find_backbone, require_free, run_plan
+from featurepress.runs.verbs import Request, expand_time, prepare, run_plan
 from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, Settings
-from featurepress.sources import Locations, describe
+from featurepress.sources import Locations
 from featurepress.storage import Storage, open_storage
 
 if TYPE_CHECKING:
@@ -210,7 +211,7 @@ def _require_predictable(
                 raise DestinationError(
                     f"'{storage.location}' is a feature set. Choose another --out, for the predictions alone."
                 )
-            require_free(storage)
+            require_free_destination(storage)
 
 
 def _embedded(
@@ -229,21 +230,17 @@ def _embedded(
         standing = ledger.read_generation(storage, 1)
         if standing is not None:  # its request, too, if there is one already
             predictions.require_same(storage, _request(model, FeatureSet(standing, None), asked))
-        else:
-            require_free(storage)
-            describe(sources, settings.listing, destination=storage.location)
-    backbone = find_backbone(settings, on_progress)
+    plan = prepare(Request(sources, storage.location, settings), on_progress)
     known = replace(model.backbone.unprojected, pooling=others["pooling"])
-    if differences := known.differences(backbone):
+    if differences := known.differences(plan.backbone):
         raise PlanMismatchError(
             f"The model '{model.location}' cannot tell what is embedded here with '{settings.features.model}'; it "
             f"knows features with {'; '.join(differences)}. Make the same model ready, or train another."
         )
-    plan = draft(sources, storage.location, settings, backbone)
     try:
         return run_plan(plan, engine=engine, on_progress=on_progress, started=started), None
     except TooManyFailuresError as error:
-        return error.features, error
+        return error.result, error
 
 
 @contextlib.contextmanager

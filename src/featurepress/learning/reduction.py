@@ -26,12 +26,12 @@ from featurepress.learning.arguments import as_feature_set, naming_out, open_des
 from featurepress.learning.reduced import ReducedFeatureSet, read_projection
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
+from featurepress.ledger.destination import require_free_destination
 from featurepress.ledger.names import FEATURES_FOLDER, part_name, projection_name, shard_of
 from featurepress.ledger.parts import PartFormat
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, ignore_progress
 from featurepress.reports.files import ReportFiles, free_report_files
-from featurepress.runs.verbs import require_free
 from featurepress.settings import ReductionSettings
 from featurepress.specs import Receipt
 from featurepress.storage import Storage, open_storage
@@ -175,7 +175,7 @@ def _existing_plan(storage: Storage, origin: Mapping[str, Any]) -> Plan | None:
     with naming_out():
         plan = ledger.read_plan(storage)
         if plan is None:
-            require_free(storage)
+            require_free_destination(storage)
             return None
     existing = plan.certificate.get("reduced")
     if existing != origin:

@@ -179,7 +179,8 @@ def _embed(spec: Any, precision: str, source: str, out: Path, n_images: int, wor
         max_failures=1.0,
         images_per_part=max(8, n_images // (8 * workers) // 8 * 8),
     )
-    features = verbs.run_plan(verbs.draft(source, out, settings, spec), on_progress=on_message)
+    plan = verbs.draft_plan(verbs.Request(source, str(out), settings), spec)
+    features = verbs.run_plan(plan, on_progress=on_message)
     assert features.summary is not None
     (began, first), (ended, last) = message[0], message[-1]
     if last == first:  # too few pictures: the whole run must do

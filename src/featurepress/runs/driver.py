@@ -28,7 +28,6 @@ from featurepress import ledger
 from featurepress.engines import Engine, LocalEngine, Task
 from featurepress.errors import (
     DestinationError,
-    PlanMismatchError,
     RequestError,
     SourceError,
     StoppedError,
@@ -39,6 +38,7 @@ from featurepress.errors import (
 from featurepress.features.export import ExportCsv
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan, Totals
+from featurepress.ledger.destination import require_same_plan
 from featurepress.ledger.names import CSV_FOLDER, FEATURES_FOLDER, RECEIPTS_FOLDER, csv_name, part_name
 from featurepress.models import store
 from featurepress.progress import SHARED, Changes, OnProgress, Progress, Summary, summary_again
@@ -199,7 +199,7 @@ class Driver:
             standing = ledger.read_plan(self.plan.storage)
             if standing is None:
                 raise StoppedError(f"The plan at '{self.plan.storage.location}' vanished while it was read.")
-            self.plan = replace(same_plan(standing, self.plan), seen=self.plan.seen)
+            self.plan = replace(require_same_plan(standing, self.plan), seen=self.plan.seen)
             return NewListing(self.plan)
         return NewListing(self.plan, listing, itertools.chain(head, stream))
 
@@ -439,17 +439,6 @@ _UNSAFE = (
     "The store of '{}' does not honour conditional writes (If-None-Match): let only one driver at a time "
     "write there, and no speculative tasks."
 )
-
-
-def same_plan(standing: Plan, draft: Plan) -> Plan:
-    """Give the standing plan with the new request's resources, or refuse a request for another one."""
-    differences = standing.differences(draft)
-    if differences:
-        raise PlanMismatchError(
-            f"'{standing.storage.location}' holds another plan; it has {'; '.join(differences)}. "
-            "Choose another --out, or give the settings it was made with."
-        )
-    return replace(standing, settings=draft.settings)
 
 
 def _probe(engine: Engine, plan: Plan, refs: tuple[ImageRef, ...], decoder: Decoder | None) -> ProbeResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import shlex
 import time
 from collections.abc import Iterable, Mapping
@@ -18,28 +17,48 @@ from featurepress.errors import (
     DestinationError,
     FeatureSetError,
     SettingError,
+    SourceError,
     StoppedError,
     StorageError,
     TooManyFailuresError,
 )
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
+from featurepress.ledger.destination import existing_plan, require_same_plan
 from featurepress.ledger.layout import Layout
-from featurepress.ledger.names import PLAN_FOLDER, PLAN_MODELS, PROJECTION_FOLDER
 from featurepress.models import store
 from featurepress.models.catalog import find_card
-from featurepress.progress import OnProgress, Progress, ignore_progress
-from featurepress.runs.driver import Driver, same_plan
+from featurepress.progress import OnProgress, ignore_progress
+from featurepress.runs.driver import Driver
 from featurepress.runs.lister import Work
 from featurepress.runs.updates import Comparison, Failed
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.specs import BackboneSpec, Receipt
-from featurepress.storage import Storage, open_storage
+from featurepress.storage import open_storage
 
 DEFAULT_OUT = "results{time}"
 # Of a row beside its features and its uri, of a part beside its rows, of a number as text: at most.
 _ROW_BYTES, _PART_BYTES, _CSV_BYTES = 80, 4_000, 16
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request to embed images.
+
+    Parameters
+    ----------
+    sources : str, path, or sequence of them
+        Where the images are.
+    out : str
+        The destination.
+    settings : Settings
+        Of the run.
+    """
+
+    sources: Locations
+    out: str
+    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -102,35 +121,32 @@ def embed(
     >>> X, y = features.to_numpy(), features.labels  # doctest: +SKIP
     """
     started = time.perf_counter()
-    settings = Settings.from_options(**options)
-    out = expand_time(str(out))
-    plan = draft(sources, out, settings, find_backbone(settings, _look_first(sources, out, settings, on_progress)))
-    return run_plan(plan, engine=engine, on_progress=on_progress, started=started)
+    request = Request(sources, expand_time(str(out)), Settings.from_options(**options))
+    return run_plan(prepare(request, on_progress), engine=engine, on_progress=on_progress, started=started)
 
 
-def _look_first(
-    sources: Locations, out: str, settings: Settings, on_progress: OnProgress = ignore_progress
-) -> OnProgress:
-    """Give a `tell` that begins with a look at the sources: to make a model ready for nothing takes minutes."""
+def prepare(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
+    """Check a request, prepare its model, and return its plan, whose precision is decided by the run.
 
-    @functools.cache
-    def look() -> None:
-        storage = open_storage(out)
-        if ledger.read_plan(storage) is None:  # else they were listed once, and may be gone
-            specs = describe(sources, settings.listing, destination=storage.location)
-            next(iter(Listing(specs, settings.listing, limits=settings.images)), None)
+    To prepare a model can take minutes. Therefore the destination and the first image are checked before.
 
-    def after_a_look(progress: Progress) -> None:
-        look()
-        on_progress(progress)
+    Raises
+    ------
+    RequestError
+        The destination holds something else, the sources hold no image, or there is no such model.
+    """
+    storage, settings = open_storage(request.out), request.settings
+    if existing_plan(storage) is None:  # otherwise the sources were listed before, and may be gone
+        specs = describe(request.sources, settings.listing, destination=storage.location)
+        if next(iter(Listing(specs, settings.listing, limits=settings.images)), None) is None:
+            raise SourceError("The sources hold no image.")
+    return draft_plan(request, find_backbone(settings, on_progress))
 
-    return after_a_look
 
-
-def draft(sources: Locations, out: str | Path, settings: Settings, backbone: BackboneSpec) -> Plan:
-    """Turn a request into a plan whose precision is still to be decided."""
-    storage = open_storage(expand_time(str(out)))
-    specs = describe(sources, settings.listing, destination=storage.location)
+def draft_plan(request: Request, backbone: BackboneSpec) -> Plan:
+    """Return the plan of a request for a backbone; its precision is decided by the run."""
+    storage, settings = open_storage(request.out), request.settings
+    specs = describe(request.sources, settings.listing, destination=storage.location)
     return ledger.new_plan(
         storage,
         sources=specs,
@@ -333,10 +349,8 @@ def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) 
     sources, out, **options
         As for `embed`, and refused like there; nothing is written to `out`, but it is left out of the listing.
     """
-    asked = Settings.from_options(**options)
-    out = expand_time(str(out))
-    plan = draft(sources, out, asked, find_backbone(asked, _look_first(sources, out, asked)))
-    _standing(plan)
+    plan = prepare(Request(sources, expand_time(str(out)), Settings.from_options(**options)))
+    _find_existing(plan)
     _ = plan.n_workers  # refuses too little memory
     settings, backbone = plan.settings, plan.backbone
     listing = Listing(plan.sources, settings.listing, limits=settings.images)
@@ -374,42 +388,19 @@ def run_plan(
         `time.perf_counter` when the request came.
     """
     started = time.perf_counter() if started is None else started
-    standing = _standing(plan)
+    existing = _find_existing(plan)
     driver = Driver(
-        standing or plan, engine, on_progress, started, task, None if standing is None else _work_of(standing)
+        existing or plan, engine, on_progress, started, task, None if existing is None else _work_of(existing)
     )
-    return driver.run(is_new=standing is None)
+    return driver.run(is_new=existing is None)
 
 
-def _standing(plan: Plan) -> Plan | None:
-    """Give the plan at a draft's destination, which must be the same one, or None if the place is free."""
-    try:
-        standing = ledger.read_plan(plan.storage)
-        if standing is None:
-            require_free(plan.storage)
-    except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-    return None if standing is None else same_plan(standing, plan)
+def _find_existing(draft: Plan) -> Plan | None:
+    """Return the plan at the destination of a draft, which must be the same plan; None if there is none."""
+    existing = existing_plan(draft.storage)
+    return None if existing is None else require_same_plan(existing, draft)
 
 
 def expand_time(out: str) -> str:
     """Replace ``{time}`` by the local date and time."""
     return out.replace("{time}", time.strftime("%Y_%m_%d_%H_%M_%S"))
-
-
-def require_free(storage: Storage) -> None:
-    """Refuse a destination that holds anything but our own beginnings."""
-    destination, path = storage.location, Path(storage.location)
-    if path.exists() and not path.is_dir():
-        raise DestinationError(f"The destination '{destination}' is a file. Give a folder with --out.")
-    names = (entry.name for entry in storage.list(""))
-    foreign = next(
-        (name for name in names if not name.startswith((f"{PLAN_MODELS}/", f"{PROJECTION_FOLDER}/"))), None
-    )
-    if foreign is None and path.is_dir():
-        foreign = next((p.name for p in path.iterdir() if p.name not in (PLAN_FOLDER, PROJECTION_FOLDER)), None)
-    if foreign is not None:
-        raise DestinationError(
-            f"The destination '{destination}' holds something else ('{foreign}') and no featurepress plan. "
-            "Nothing was touched. Choose another --out."
-        )
