@@ -80,7 +80,7 @@ def measure(paths: Sequence[str], pooling: str, precision: str) -> list[float]:
             preprocess(pixels, spec.preprocess, batch[0])
 
     def encode() -> None:
-        with contextlib.closing(PartFormat((), spec.n_features).begin()) as part:
+        with contextlib.closing(PartFormat((), spec.n_features).create()) as part:
             for start in starts:
                 part.add(rows[start : start + len(batch)], features[: len(paths) - start])
             part.commit(MemoryStorage(), receipt, ())

@@ -211,7 +211,7 @@ class MemoryStorage:
             if data is not None and (not prefix or name.startswith(prefix + "/")):
                 yield Entry(name, len(data), _version(data))
 
-    def look(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         """Give size and version."""
         data = self.objects.get(name)
         return None if data is None else Entry(name, len(data), _version(data))
@@ -262,7 +262,7 @@ class MemoryStorage:
         yield buffer
         self.write(name, buffer.getvalue())
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Do nothing."""
 
     def delete(self, name: str) -> None:
@@ -354,10 +354,10 @@ class DelayedStorage(FolderStorage):
                 time.sleep(self.delay_seconds)
             yield entry
 
-    def look(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         """Sleep, then look."""
         time.sleep(self.delay_seconds)
-        return super().look(name)
+        return super().stat(name)
 
     def read(self, name: str) -> bytes | None:
         """Sleep, then read."""

@@ -87,14 +87,14 @@ def draft(
 
 
 def account_of(part_format: PartFormat, storage: Storage, shard: int) -> Account | None:
-    with part_format.standing(storage, shard) as standing:
+    with part_format.open(storage, shard) as standing:
         return None if standing is None else standing.account
 
 
 def write(part_format: PartFormat, storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
     """Write a part as a worker does: a batch at a time, from one room that is used again."""
     room = np.zeros((at_once, part.features.shape[1]), np.float32)
-    with closing(part_format.begin()) as writer:
+    with closing(part_format.create()) as writer:
         for start in range(0, len(part.rows), at_once):
             rows = part.rows[start : start + at_once]
             room[: len(rows)] = part.features[start : start + at_once]
@@ -194,7 +194,7 @@ def test_a_part_that_vanishes_between_is_named(make_format: MakeFormat) -> None:
 
 def test_nothing_is_visible_before_the_commit(make_format: MakeFormat, storage: Storage) -> None:
     part = draft(50)
-    with closing(make_format(()).begin()) as writer:
+    with closing(make_format(()).create()) as writer:
         writer.add(part.rows, part.features)
         assert list(storage.list("")) == []
         writer.commit(storage, part.receipt, part.failures)
@@ -203,7 +203,7 @@ def test_nothing_is_visible_before_the_commit(make_format: MakeFormat, storage: 
 
 def test_a_part_that_is_given_up_leaves_no_trace(make_format: MakeFormat, storage: Storage) -> None:
     part = draft(50)
-    writer = make_format(()).begin()
+    writer = make_format(()).create()
     writer.add(part.rows, part.features)
     writer.close()
     writer.close()
@@ -214,7 +214,7 @@ def test_two_parts_may_be_filled_at_once(make_format: MakeFormat, storage: Stora
     part_format = make_format(())
     parts = [draft(20, shard=shard, seed=shard) for shard in range(2)]
     with ExitStack() as stack:
-        writers = [stack.enter_context(closing(part_format.begin())) for _ in parts]
+        writers = [stack.enter_context(closing(part_format.create())) for _ in parts]
         for start in range(0, 20, 5):
             for part, writer in zip(parts, writers, strict=True):
                 writer.add(part.rows[start : start + 5], part.features[start : start + 5])
@@ -238,7 +238,7 @@ def test_a_format_travels(make_format: MakeFormat, storage: Storage) -> None:
 
 def revise(part_format: PartFormat, storage: Storage, keep: list[int], new: Draft) -> Account:
     """Replace part 3 by one that has the rows of `new`, and of the old one those that are kept, relabelled."""
-    with part_format.standing(storage, 3) as standing, closing(part_format.begin()) as writer:
+    with part_format.open(storage, 3) as standing, closing(part_format.create()) as writer:
         assert standing is not None
         writer.add(new.rows, new.features)
         uris = list(standing.hashes)
@@ -258,7 +258,7 @@ def second(n: int) -> Draft:
 def test_rows_are_carried_over_bit_by_bit_with_new_fields(make_format: MakeFormat, storage: Storage) -> None:
     part_format, old, new = make_format(("label",)), draft(300, field_names=("label",)), second(4)
     write(part_format, storage, old)
-    with part_format.standing(storage, 3) as standing:
+    with part_format.open(storage, 3) as standing:
         assert standing is not None
         assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
     kept = [299, 0, 17]
@@ -279,7 +279,7 @@ def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(
 ) -> None:
     part_format, one, other = make_format(("label",)), second(2), second(5)
     write(part_format, storage, draft(20, field_names=("label",)))
-    with part_format.standing(storage, 3) as standing, closing(part_format.begin()) as writer:
+    with part_format.open(storage, 3) as standing, closing(part_format.create()) as writer:
         assert standing is not None
         assert revise(part_format, storage, [1], one) == one.account
         writer.add(other.rows, other.features)
@@ -290,7 +290,7 @@ def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(
 def test_a_part_of_another_generation_in_the_meantime_is_told(make_format: MakeFormat, storage: Storage) -> None:
     part_format, late = make_format(("label",)), second(5)
     write(part_format, storage, draft(20, field_names=("label",)))
-    with part_format.standing(storage, 3) as standing, closing(part_format.begin()) as writer:
+    with part_format.open(storage, 3) as standing, closing(part_format.create()) as writer:
         assert standing is not None
         newer = second(2)
         revise(part_format, storage, [1], replace(newer, receipt=replace(newer.receipt, generation=3)))
@@ -305,7 +305,7 @@ def test_a_part_of_another_generation_in_the_meantime_is_told(make_format: MakeF
 def test_a_standing_part_stays_what_it_was(make_format: MakeFormat, storage: Storage) -> None:
     part_format, old = make_format(("label",)), draft(60_000, field_names=("label",))
     write(part_format, storage, old)
-    with part_format.standing(storage, 3) as standing:
+    with part_format.open(storage, 3) as standing:
         assert standing is not None
         revise(part_format, storage, [1], second(2))
         try:

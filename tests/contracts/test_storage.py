@@ -108,7 +108,7 @@ def test_write_replaces_the_whole_object(storage: Storage, data: bytes) -> None:
     assert storage.read("a/b") == data
     (entry,) = storage.list("")
     assert (entry.name, entry.size) == ("a/b", len(data))
-    looked = storage.look("a/b")
+    looked = storage.stat("a/b")
     assert looked is not None
     assert looked[:2] == entry[:2]
     assert entry.version in ("", looked.version)
@@ -116,20 +116,20 @@ def test_write_replaces_the_whole_object(storage: Storage, data: bytes) -> None:
 
 def test_look_gives_none_where_there_is_nothing(storage: Storage) -> None:
     storage.write("a/b", b"1")
-    assert storage.look("a/c") is None
-    assert storage.look("a") is None
-    assert storage.look("nothing/c") is None
+    assert storage.stat("a/c") is None
+    assert storage.stat("a") is None
+    assert storage.stat("nothing/c") is None
 
 
 def test_replace_only_the_version_that_was_read(storage: Storage) -> None:
     storage.write("a/b", b"one")
-    first = storage.look("a/b")
+    first = storage.stat("a/b")
     assert first is not None
     assert storage.replace("a/b", iter([b"tw", b"o"]), first.version)
     assert storage.read("a/b") == b"two"
     assert not storage.replace("a/b", b"late", first.version)
     assert storage.read("a/b") == b"two"
-    second = storage.look("a/b")
+    second = storage.stat("a/b")
     assert second is not None
     assert second.version != first.version
     assert storage.replace("a/b", b"three", second.version)
@@ -138,7 +138,7 @@ def test_replace_only_the_version_that_was_read(storage: Storage) -> None:
 
 def test_replace_never_creates(storage: Storage) -> None:
     storage.write("a/b", b"one")
-    entry = storage.look("a/b")
+    entry = storage.stat("a/b")
     assert entry is not None
     storage.delete("a/b")
     assert not storage.replace("a/b", b"two", entry.version)
@@ -147,7 +147,7 @@ def test_replace_never_creates(storage: Storage) -> None:
 
 def test_of_many_that_replace_one_version_one_wins(storage: Storage) -> None:
     storage.write("a", b"start")
-    entry = storage.look("a")
+    entry = storage.stat("a")
     assert entry is not None
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda i: storage.replace("a", b"%d" % i * 1000, entry.version), range(16)))
@@ -272,7 +272,7 @@ def test_the_version_that_was_opened_is_the_one_to_replace(storage: Storage) -> 
     file, version = storage.open_version("a/b")
     with file:
         assert file.read() == b"one"
-    entry = storage.look("a/b")
+    entry = storage.stat("a/b")
     assert entry is not None
     assert entry.version == version
     assert storage.replace("a/b", b"two", version)
@@ -297,10 +297,10 @@ def test_what_is_opened_is_of_one_version(storage: Storage, n_bytes: int) -> Non
 
 
 def test_settle_takes_whatever_is_there(storage: Storage) -> None:
-    storage.settle("receipts")
+    storage.sync("receipts")
     storage.create("receipts/a", b"1", durable=False)
     storage.create("receipts/b/c", b"2", durable=False)
-    storage.settle("receipts")
+    storage.sync("receipts")
     assert names(storage) == ["receipts/a", "receipts/b/c"]
 
 

@@ -228,7 +228,7 @@ FAILURES = [Failure("ü", "read", "x: y")]
 def settle(plan: Plan, shard: int, *, with_part: bool = True) -> None:
     if with_part:
         plan.storage.create(part_name(shard), b"the rows")
-    ledger.settle_shard(plan, receipt(shard), FAILURES)
+    ledger.finalize_shard(plan, receipt(shard), FAILURES)
 
 
 def test_a_settled_shard_is_finished(plan: Plan) -> None:
@@ -241,7 +241,7 @@ def test_a_settled_shard_is_finished(plan: Plan) -> None:
 
 
 def test_no_failures_no_failure_file(plan: Plan) -> None:
-    ledger.settle_shard(plan, receipt(0), [])
+    ledger.finalize_shard(plan, receipt(0), [])
     assert [entry.name for entry in plan.storage.list("failures")] == []
 
 
@@ -279,9 +279,9 @@ def test_a_damaged_receipt_is_none_and_is_written_anew(plan: Plan, data: bytes) 
 
 
 def test_what_a_lost_part_left_gives_way_to_what_the_new_part_says(plan: Plan) -> None:
-    ledger.settle_shard(plan, receipt(0, host="the first"), FAILURES)
+    ledger.finalize_shard(plan, receipt(0, host="the first"), FAILURES)
     new = receipt(0, host="the second", embedded=3, failed=0, failed_by_kind={})
-    ledger.settle_shard(plan, new, [])
+    ledger.finalize_shard(plan, new, [])
     assert ledger.read_receipt(plan, 0) == new
     assert list(plan.storage.list("failures")) == []
 
@@ -290,7 +290,7 @@ def test_a_deleted_receipt_can_be_written_again(plan: Plan) -> None:
     settle(plan, 0)
     ledger.delete_receipt(plan, 0)
     assert ledger.read_receipt(plan, 0) is None
-    ledger.settle_shard(plan, receipt(0, host="again"), [])
+    ledger.finalize_shard(plan, receipt(0, host="again"), [])
     assert ledger.finished_shards(plan) == {0}
 
 
@@ -315,7 +315,7 @@ def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
     first = {"status": "complete", "generation": 1, "listed": 7}
     ledger.complete_manifest(plan, lambda: first)
     second = replace(plan, generation=2)
-    ledger.announce_generation(second)
+    ledger.begin_generation(second)
     updating = {"status": "updating", "generation": 2, "listed": 7}
     assert ledger.read_manifest(plan.storage) == updating
     with pytest.raises(StoppedError, match=r"has gone on to generation 2 while this run was at generation 1"):
@@ -323,7 +323,7 @@ def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
     assert ledger.read_manifest(plan.storage) == updating
     complete = {"status": "complete", "generation": 2, "listed": 8}
     ledger.complete_manifest(second, lambda: complete)
-    ledger.announce_generation(second)  # another driver of the same generation, late
+    ledger.begin_generation(second)  # another driver of the same generation, late
     assert ledger.read_manifest(plan.storage) == complete
 
 

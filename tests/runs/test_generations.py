@@ -115,7 +115,7 @@ def test_another_driver_with_another_view_of_the_sources_at_any_write(
         world.update()  # which finishes an interrupted one
         assert world.update().is_complete, names[other_at - 1]
         world.assert_up_to_date(tmp_path)
-        assert ledger.unsettled_shards(plan_of(world, 1).storage) == {}
+        assert ledger.unfinished_shards(plan_of(world, 1).storage) == {}
 
 
 def test_a_driver_that_comes_late_does_not_set_the_set_back(
@@ -195,9 +195,9 @@ def test_a_revision_that_came_too_late_is_embedded_before_anything_else(world: W
     Path(refs[0].uri).unlink()
     late = References(refs[1:], [True] * (len(refs) - 1), 1)
     ledger.commit_revision(plan, shard, late, len(refs))
-    assert ledger.unsettled_shards(plan.storage) == {2: {shard}}
+    assert ledger.unfinished_shards(plan.storage) == {2: {shard}}
     world.resume()
-    assert ledger.unsettled_shards(plan.storage) == {}
+    assert ledger.unfinished_shards(plan.storage) == {}
     world.assert_up_to_date(tmp_path)
     Path(refs[1].uri).unlink()
     late = References(refs[2:], [True] * (len(refs) - 2), 1)

@@ -51,7 +51,7 @@ def test_create_whose_request_was_lost_creates(server: Any, faulty: Faulty, kind
 def test_replace_whose_answer_was_lost_leaves_the_new_version(server: Any, faulty: Faulty) -> None:
     storage, bucket = storage_in(server)
     storage.write("a", b"1")
-    entry = storage.look("a")
+    entry = storage.stat("a")
     assert entry is not None
     faulty(server, rate=1.0, kinds=("reset",), when=("after",), methods="PUT", most_in_a_row=1)
     storage.replace("a", b"2", entry.version)
@@ -66,7 +66,7 @@ def test_faults_are_not_seen_by_who_uses_the_storage(fast_s3: FastS3, faulty: Fa
     for name in names:
         storage.write(name, name.encode() * 100)
         assert storage.read(name) == name.encode() * 100
-        assert storage.look(name) is not None
+        assert storage.stat(name) is not None
         with storage.open(name) as file:
             assert file.read() == name.encode() * 100
     assert [entry.name for entry in storage.list("")] == names
@@ -88,7 +88,7 @@ def test_a_store_that_does_not_know_conditions_is_found_out(fast_s3: FastS3) -> 
         assert storage.create("a", b"1")
         assert not storage.is_conditional
         assert not storage.create("a", b"2")
-        entry = storage.look("a")
+        entry = storage.stat("a")
         assert entry is not None
         assert storage.replace("a", b"3", entry.version)
         assert not storage.replace("a", b"4", entry.version)
@@ -102,7 +102,7 @@ def test_a_store_that_does_not_know_conditions_is_found_out(fast_s3: FastS3) -> 
 def test_replace_alone_finds_it_out_too(fast_s3: FastS3) -> None:
     storage, _ = storage_in(fast_s3)
     storage.write("a", b"1")
-    entry = storage.look("a")
+    entry = storage.stat("a")
     assert entry is not None
     fast_s3.honour_conditions("unsupported")
     try:

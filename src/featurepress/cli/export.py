@@ -62,7 +62,7 @@ def _size(file: str) -> int:
     from featurepress.storage import open_storage
 
     folder, _, name = file.rpartition("/")
-    entry = open_storage(f"{folder}/").look(name)
+    entry = open_storage(f"{folder}/").stat(name)
     return entry.size if entry is not None else 0
 
 

@@ -127,7 +127,7 @@ def _has_begun(destination: str, begun_by: Sequence[str]) -> bool:
 
     try:
         storage = open_storage(destination)
-        return any(storage.look(name) is not None for name in begun_by)
+        return any(storage.stat(name) is not None for name in begun_by)
     except FeaturepressError:  # it cannot be seen now; what stopped the command is what is told
         return True
 

@@ -60,7 +60,7 @@ def _references(plan: Plan, name: str) -> list[ImageRef]:
     """Return what a part was embedded from, as its own generation listed it."""
     shard = shard_of(name)
     part_format = PartFormat(plan.field_names, plan.backbone.n_features)
-    with part_format.standing(plan.storage, shard) as standing:
+    with part_format.open(plan.storage, shard) as standing:
         generation = plan.generation if standing is None else standing.account.receipt.generation
     own: Plan | None = ledger.read_generation(plan.storage, generation)
     return list(ledger.read_references(own or plan, shard).refs)

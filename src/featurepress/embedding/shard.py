@@ -21,7 +21,7 @@ from featurepress.ledger import Plan, References
 from featurepress.ledger.parts import Account, PartFormat, PartReader, Row
 from featurepress.models.backbone import fetch_model, load_backbone
 from featurepress.specs import Receipt
-from featurepress.storage import at_once
+from featurepress.storage import run_concurrently
 
 Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
 
@@ -29,7 +29,7 @@ DEATHS_BEFORE_CARE = 2
 _LOOKS = 5  # at a part that others replace meanwhile
 
 
-def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends: bool = False) -> Receipt:
+def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repair: bool = False) -> Receipt:
     """Embed a shard, write its part, and give its receipt; if its part already stands, give that one's.
 
     Parameters
@@ -40,7 +40,7 @@ def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends
         Number of the shard.
     decoder : callable, optional
         Bytes to pixels; `featurepress.images.decode` by default.
-    mends : bool
+    repair : bool
         Whether a driver of a later generation asks, for what this one has left.
 
     Raises
@@ -58,14 +58,14 @@ def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, mends
         embed = embed_one_by_one if n_deaths >= DEATHS_BEFORE_CARE else embed_in_batches
         for n_left in reversed(range(_LOOKS)):
             try:
-                if shard < plan.first_shard and not mends:
+                if shard < plan.first_shard and not repair:
                     ledger.require_open(plan)
                 account = _standing_or_embedded(plan, shard, lambda new: embed(plan, new, decoder or decode))
                 break
             except ReplacedError:  # another attempt was quicker: look what stands now
                 if not n_left:
                     raise
-        ledger.settle_shard(plan, account.receipt, account.failures, mends=mends)
+        ledger.finalize_shard(plan, account.receipt, account.failures, repair=repair)
     return account.receipt
 
 
@@ -74,13 +74,13 @@ def _standing_or_embedded(plan: Plan, shard: int, embed: Callable[[ShardRows], s
 
     What is told of the standing part, and what is carried over from it, is of the one version that is replaced.
     """
-    sink = PartFormat(plan.field_names, plan.backbone.n_features)
+    part_format = PartFormat(plan.field_names, plan.backbone.n_features)
     standing: PartReader | None
     references: References
     with contextlib.ExitStack() as stack:
-        standing, references = at_once(
+        standing, references = run_concurrently(
             plan.storage,
-            lambda: stack.enter_context(sink.standing(plan.storage, shard)),
+            lambda: stack.enter_context(part_format.open(plan.storage, shard)),
             lambda: ledger.read_references(plan, shard),
         )
         if standing is None:  # new, or lost, and with it what could be carried over

@@ -28,7 +28,7 @@ class ShardRows:
         self._plan = plan
         self._number = number
         self._started = time.perf_counter()
-        self._part = PartFormat(plan.field_names, plan.backbone.n_features).begin()
+        self._part = PartFormat(plan.field_names, plan.backbone.n_features).create()
         self._beat_at = 0.0
         self.refs = refs
         self.n_listed = len(refs)

@@ -170,7 +170,7 @@ def _run_of_rows(n_rows: int, number: int, parts: int) -> range:
 
 
 def _require_free(storage: Storage, names: Sequence[str]) -> None:
-    if there := [name for name in names if storage.look(name) is not None]:
+    if there := [name for name in names if storage.stat(name) is not None]:
         where = f"'{storage.location.rstrip('/')}/{there[0]}'"
         if len(there) > 1:
             raise DestinationError(

@@ -17,7 +17,7 @@ from featurepress.errors import DestinationError, FeatureSetError, IncompleteErr
 from featurepress.ledger import Plan
 from featurepress.ledger.names import FAILURES_FOLDER, FEATURES_FOLDER
 from featurepress.ledger.schemas import failure_schema, part_schema
-from featurepress.storage import Storage, lies_in, open_storage, undamaged
+from featurepress.storage import Storage, is_below, open_storage, reporting_damage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,7 @@ class FeatureSet:
         DestinationError
             It does.
         """
-        if lies_in(place, self.location):
+        if is_below(place, self.location):
             raise DestinationError(
                 f"'{place}' lies in the feature set '{self.location}', which is only read. "
                 "Choose an --out beside it."
@@ -146,7 +146,7 @@ class FeatureSet:
     def _footer(self, name: str) -> tuple[int, str]:
         import pyarrow.parquet as pq
 
-        with undamaged(self._storage, name), self._storage.open(name) as file:
+        with reporting_damage(self._storage, name), self._storage.open(name) as file:
             footer = pq.read_metadata(file)
         said = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
         account = (footer.metadata or {}).get(b"featurepress", b"")
@@ -285,7 +285,7 @@ class FeatureSet:
         import pyarrow.parquet as pq
 
         with (
-            undamaged(self._storage, name),
+            reporting_damage(self._storage, name),
             self._storage.open(name) as file,
             pq.ParquetFile(file, pre_buffer=False) as parquet,
         ):

@@ -237,7 +237,7 @@ def open_model(location: str | Path) -> TrainedModel:
 
 def is_model(location: str | Path) -> bool:
     """Whether a location holds a trained model, complete or not."""
-    return open_storage(str(location)).look(TRAINED_MODEL) is not None
+    return open_storage(str(location)).stat(TRAINED_MODEL) is not None
 
 
 def as_model(model: TrainedModel | str | Path) -> TrainedModel:
@@ -260,7 +260,7 @@ def require_free(storage: Storage) -> None:
         raise DestinationError(f"The destination '{storage.location}' is a file. Name a folder with --out.")
     if existing is not None:
         content = (
-            "a trained model" if storage.look(TRAINED_MODEL) is not None else f"something else ('{existing.name}')"
+            "a trained model" if storage.stat(TRAINED_MODEL) is not None else f"something else ('{existing.name}')"
         )
         raise DestinationError(
             f"The destination '{storage.location}' already holds {content}. Nothing was changed. Choose another "

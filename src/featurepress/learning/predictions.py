@@ -36,7 +36,7 @@ from featurepress.ledger.names import (
     prediction_name,
     shard_of,
 )
-from featurepress.storage import Storage, each_at_once, open_storage, undamaged
+from featurepress.storage import Storage, map_concurrently, open_storage, reporting_damage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,7 +154,7 @@ def bring(storage: Storage, model: TrainedModel) -> None:
     AnalysisError, StoppedError
         It was changed since it was opened.
     """
-    if storage.look(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}") is not None:
+    if storage.stat(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}") is not None:
         return
     source = open_storage(model.location)
     text = source.read(TRAINED_MODEL) or b"{}"
@@ -251,7 +251,7 @@ def writing(storage: Storage, shard: int, schema: pa.Schema, suffix: str) -> Ite
 
 def read_part(storage: Storage, name: str) -> pa.Table:
     """Read a part, of either format."""
-    with undamaged(storage, name), storage.open(name) as file:
+    with reporting_damage(storage, name), storage.open(name) as file:
         if name.endswith(".parquet"):
             import pyarrow.parquet as pq
 
@@ -290,7 +290,7 @@ def write_receipt(storage: Storage, shard: int, receipt: Mapping[str, Any]) -> N
 
 def read_receipts(storage: Storage, shards: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield parts with their receipts, None where there is none."""
-    found = each_at_once(storage, lambda shard: _read_json(storage, prediction_name(shard, "json")), shards)
+    found = map_concurrently(storage, lambda shard: _read_json(storage, prediction_name(shard, "json")), shards)
     return zip(shards, found, strict=True)
 
 
@@ -352,7 +352,7 @@ def write_summary(storage: Storage, summary: Mapping[str, Any]) -> None:
 
 def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
     data = storage.read(name)
-    with undamaged(storage, name):
+    with reporting_damage(storage, name):
         return None if data is None else json.loads(data)
 
 

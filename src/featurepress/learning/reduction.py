@@ -293,19 +293,19 @@ class ProjectPart:
         """Project part number `shard` into the reduced set of `plan`."""
         started = time.perf_counter()
         pca, names = _cached_projection(plan), plan.field_names
-        with PartFormat(names, self.source.backbone.n_features).standing(self.source.storage, shard) as existing:
+        with PartFormat(names, self.source.backbone.n_features).open(self.source.storage, shard) as existing:
             if existing is None:
                 missing = f"{self.source.storage.location}/{part_name(shard)}"
                 raise StoppedError(f"'{missing}' is missing. Update the set, and reduce it again.")
             receipt, failures = existing.account
-            with contextlib.closing(PartFormat(names, len(pca.components_)).begin()) as part:
+            with contextlib.closing(PartFormat(names, len(pca.components_)).create()) as part:
                 for rows, X in existing.every_row(names):
                     part.add(rows, pca.transform(X))
                     send_message(("rows", len(rows)))
                 seconds, host = round(time.perf_counter() - started, 3), socket.gethostname()
                 own = replace(receipt, generation=plan.generation, carried=0, host=host, seconds=seconds)
                 account = part.commit(plan.storage, own, failures)
-        ledger.settle_shard(plan, account.receipt, account.failures)
+        ledger.finalize_shard(plan, account.receipt, account.failures)
         return account.receipt
 
 

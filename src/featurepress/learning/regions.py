@@ -26,7 +26,7 @@ from featurepress.ledger.names import annotated_name, part_name, shard_of
 from featurepress.process import send_message
 from featurepress.settings import PredictionSettings
 from featurepress.specs import BackboneSpec, PreprocessSpec
-from featurepress.storage import Storage, lies_in
+from featurepress.storage import Storage, is_below
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -138,7 +138,7 @@ def require_apart(storage: Storage, features: FeatureSet) -> None:
 
     for source in embedded_set(features).plan.sources:
         where = source.location if "://" in source.location else str(PurePosixPath(source.base, source.location))
-        if lies_in(storage.location, where.partition("**")[0]):
+        if is_below(storage.location, where.partition("**")[0]):
             raise DestinationError(
                 f"'{storage.location}' lies in '{where}', whose pictures '{features.location}' was made of: its "
                 "next update would take the annotated copies for pictures. Choose another --out."

@@ -21,7 +21,7 @@ from featurepress.ledger.names import (
 from featurepress.ledger.plan import Plan, dump_json, read_json
 from featurepress.ledger.schemas import chunk_schema, number_array, text_array
 from featurepress.specs import ImageRef
-from featurepress.storage import Storage, each_at_once, undamaged
+from featurepress.storage import Storage, map_concurrently, reporting_damage
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def read_chunk(plan: Plan, number: int) -> Chunk | None:
     footer = _read_footer(plan, chunk_name(plan.generation, number))
     if footer is None:
         return None
-    with undamaged(plan.storage, chunk_name(plan.generation, number)):
+    with reporting_damage(plan.storage, chunk_name(plan.generation, number)):
         about = json.loads(footer.metadata[b"featurepress"])
         last_key, *positions = map(bytes.fromhex, (about["last_key"], *about["positions"]))
     first = plan.first_shard + plan.layout.first_shard(number)
@@ -187,7 +187,7 @@ def _read_footer(plan: Plan, name: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        with undamaged(plan.storage, name), plan.storage.open(name) as file:
+        with reporting_damage(plan.storage, name), plan.storage.open(name) as file:
             return pq.read_metadata(file)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
@@ -201,7 +201,7 @@ def read_shard(plan: Plan, shard: int) -> list[ImageRef]:
 
     chunk, row_group = plan.layout.locate(shard - plan.first_shard)
     name = chunk_name(plan.generation, chunk)
-    with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
+    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         columns = parquet.read_row_group(row_group).to_pydict()
     return _references(plan, columns)
 
@@ -212,7 +212,7 @@ def read_chunk_shards(plan: Plan, number: int) -> Iterator[tuple[int, list[Image
 
     name = chunk_name(plan.generation, number)
     first = plan.first_shard + plan.layout.first_shard(number)
-    with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
+    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         for row_group in range(parquet.num_row_groups):
             yield first + row_group, _references(plan, parquet.read_row_group(row_group).to_pydict())
 
@@ -257,7 +257,7 @@ def read_revision(plan: Plan, shard: int) -> References:
     import pyarrow.parquet as pq
 
     name = revision_name(plan.generation, shard)
-    with undamaged(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
+    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
         columns, about = parquet.read().to_pydict(), json.loads(parquet.metadata.metadata[b"featurepress"])
         return References(_references(plan, columns), columns["carried"], about["base"])
 
@@ -281,7 +281,7 @@ def revised_shards(plan: Plan) -> set[int]:
     return {name[1] for name in names if name is not None and name[0] == plan.generation}
 
 
-def freeze_revised(plan: Plan, revised: set[int]) -> bool:
+def record_revised(plan: Plan, revised: set[int]) -> bool:
     """Note with which revisions of the generation before it the plan's begins; say whether that is what stands.
 
     A revision that a driver of that generation commits later, because it slept, is none: nobody takes it up.
@@ -299,7 +299,7 @@ def read_revised(storage: Storage, generation: int) -> set[int] | None:
 
 def require_open(plan: Plan) -> None:
     """Raise StoppedError where the next generation has begun, so that this one is over."""
-    if plan.storage.look(previous_revisions_name(plan.generation + 1)) is not None:
+    if plan.storage.stat(previous_revisions_name(plan.generation + 1)) is not None:
         raise StoppedError(
             f"The feature set '{plan.storage.location}' has gone on to generation {plan.generation + 1} while this "
             f"run was at generation {plan.generation}. Nothing more was written; look at it with: "
@@ -313,13 +313,13 @@ def count_revision(plan: Plan, shard: int) -> Revision:
     footer = _read_footer(plan, name)
     if footer is None:
         raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
-    with undamaged(plan.storage, name):
+    with reporting_damage(plan.storage, name):
         return Revision(shard, footer.num_rows, json.loads(footer.metadata[b"featurepress"])["before"])
 
 
 def count_revisions(plan: Plan, shards: Collection[int]) -> Iterator[Revision]:
     """Yield the revisions of some shards."""
-    return each_at_once(plan.storage, lambda shard: count_revision(plan, shard), sorted(shards))
+    return map_concurrently(plan.storage, lambda shard: count_revision(plan, shard), sorted(shards))
 
 
 # -- its end -------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ from featurepress.errors import ReplacedError, StorageError
 from featurepress.ledger.names import part_name
 from featurepress.ledger.schemas import number_array, part_schema, text_array
 from featurepress.specs import Failure, ImageRef, Receipt
-from featurepress.storage import Storage, undamaged
+from featurepress.storage import Storage, reporting_damage
 
 if TYPE_CHECKING:
     from featurepress.specs import Features
@@ -81,12 +81,12 @@ class PartFormat:
     field_names: tuple[str, ...]
     n_features: int
 
-    def begin(self) -> PartWriter:
+    def create(self) -> PartWriter:
         """Give an empty part."""
         return PartWriter(self)
 
     @contextlib.contextmanager
-    def standing(self, storage: Storage, shard: int) -> Iterator[PartReader | None]:
+    def open(self, storage: Storage, shard: int) -> Iterator[PartReader | None]:
         """Open the part of a shard, or give None if there is none."""
         name = part_name(shard)
         try:
@@ -105,7 +105,7 @@ class PartFormat:
                     f"'{storage.location}/{name}' is no part of a feature set: {error}. Delete it, and resume."
                 ) from error
             with parquet:
-                yield PartReader(parquet, version, account, functools.partial(undamaged, storage, name))
+                yield PartReader(parquet, version, account, functools.partial(reporting_damage, storage, name))
 
 
 def _account(footer: bytes) -> Account:
@@ -124,7 +124,7 @@ class PartReader:
         Of the object.
     account : Account
         From its footer.
-    undamaged : callable
+    reporting_damage : callable
         Gives a context that names the part where it cannot be read.
     """
 
@@ -133,12 +133,12 @@ class PartReader:
         parquet: pq.ParquetFile,
         version: str,
         account: Account,
-        undamaged: Callable[[], contextlib.AbstractContextManager[None]],
+        reporting_damage: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         self._parquet = parquet
         self.version = version
         self.account = account
-        self._undamaged = undamaged
+        self._undamaged = reporting_damage
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
@@ -232,7 +232,7 @@ class PartWriter:
             is_ours = storage.create(name, self._encoded())
         if is_ours:
             return Account(receipt, tuple(failures))
-        with self._sink.standing(storage, receipt.shard) as standing:
+        with self._sink.open(storage, receipt.shard) as standing:
             if standing is None:
                 raise StorageError(
                     f"'{storage.location}/{name}' was there and is gone: something else changes parts of this "

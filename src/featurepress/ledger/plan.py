@@ -15,7 +15,7 @@ from featurepress.ledger.layout import Layout, Tier
 from featurepress.ledger.names import FORMAT_VERSION, MANIFEST, UNCONDITIONAL, listing_name, plan_name
 from featurepress.settings import Settings
 from featurepress.specs import BackboneSpec, ImageRef, SourceSpec, freeze_mappings, thawed
-from featurepress.storage import Storage, undamaged
+from featurepress.storage import Storage, reporting_damage
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def create_plan(plan: Plan) -> bool:
     return standing is not None and standing.run_id == plan.run_id
 
 
-def probe_conditions(plan: Plan) -> bool:
+def check_conditional_writes(plan: Plan) -> bool:
     """Say whether the storage refuses to create the plan, which is there, once more; if not, leave a mark of it."""
     storage = plan.storage
     created_again = storage.create(plan.name, dump_json(plan.to_json()))
@@ -158,7 +158,7 @@ def probe_conditions(plan: Plan) -> bool:
 
 def is_unconditional(storage: Storage) -> bool:
     """Whether the storage was found not to honour conditional writes when the run began."""
-    return storage.look(UNCONDITIONAL) is not None
+    return storage.stat(UNCONDITIONAL) is not None
 
 
 def read_plan(storage: Storage) -> Plan | None:
@@ -243,7 +243,7 @@ def complete_manifest(plan: Plan, sum_up: Callable[[], dict[str, Any]]) -> dict[
     return _change_manifest(plan, lambda standing: sum_up()) or {}
 
 
-def announce_generation(plan: Plan) -> None:
+def begin_generation(plan: Plan) -> None:
     """Say in the manifest that the set is under way to the plan's generation, unless that is said already."""
 
     def announced(standing: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -261,7 +261,7 @@ def _change_manifest(
     storage = plan.storage
     for _ in range(_TRIES):
         data, version = _read_version(storage, MANIFEST)
-        with undamaged(storage, MANIFEST):
+        with reporting_damage(storage, MANIFEST):
             standing = None if data is None else json.loads(data)
         if standing is not None and standing.get("generation", 1) > plan.generation:
             raise StoppedError(
@@ -303,7 +303,7 @@ def read_manifest(storage: Storage) -> dict[str, Any] | None:
 def read_json(storage: Storage, name: str) -> dict[str, Any] | None:
     """Read a JSON object, or give None if there is none."""
     data = storage.read(name)
-    with undamaged(storage, name):
+    with reporting_damage(storage, name):
         return None if data is None else json.loads(data)
 
 

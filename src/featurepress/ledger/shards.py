@@ -30,7 +30,7 @@ from featurepress.ledger.plan import Plan, dump_json, read_generation
 from featurepress.ledger.schemas import failure_schema, text_array
 from featurepress.process import when_abandoned
 from featurepress.specs import Failure, Receipt
-from featurepress.storage import Storage, at_once, each_at_once, undamaged
+from featurepress.storage import Storage, map_concurrently, reporting_damage, run_concurrently
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
     about = {"host": socket.gethostname(), "pid": os.getpid(), "start": _start_of(os.getpid()), "time": time.time()}
     with when_abandoned(lambda: plan.storage.delete(mark)):
         try:
-            _, n_deaths = at_once(
+            _, n_deaths = run_concurrently(
                 plan.storage,
                 lambda: plan.storage.create(mark, dump_json(about), durable=False),
                 lambda: _n_deaths(plan, prefix, mark),
@@ -82,15 +82,15 @@ def _start_of(pid: int) -> str | None:
     return None if state == "Z" else values[18]
 
 
-def settle_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure], *, mends: bool = False) -> None:
+def finalize_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure], *, repair: bool = False) -> None:
     """Write the failures and the receipt of a shard whose part stands, in place of those of a lost part.
 
-    With `mends` that is done for an earlier generation, by a driver of the present one.
+    With `repair` that is done for an earlier generation, by a driver of the present one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if not mends and (failures or plan.generation > 1):  # a later generation's file stays
+    if not repair and (failures or plan.generation > 1):  # a later generation's file stays
         require_open(plan)
     if not failures and plan.generation > 1:
         plan.storage.delete(failures_name(receipt.shard))
@@ -113,9 +113,9 @@ def read_failures(plan: Plan, shard: int) -> list[Failure]:
     import pyarrow.parquet as pq
 
     name = failures_name(shard)
-    if plan.storage.look(name) is None:
+    if plan.storage.stat(name) is None:
         return []
-    with undamaged(plan.storage, name), plan.storage.open(name) as file:
+    with reporting_damage(plan.storage, name), plan.storage.open(name) as file:
         rows = pq.read_table(file).to_pylist()
     return [Failure(**row) for row in rows]
 
@@ -146,7 +146,7 @@ def _receipts(storage: Storage) -> Iterator[tuple[int, int]]:
             yield parsed
 
 
-def unsettled_shards(storage: Storage) -> dict[int, set[int]]:
+def unfinished_shards(storage: Storage) -> dict[int, set[int]]:
     """Give the shards whose part, or whose receipt, is not there, by the generation that should have written both.
 
     In a complete set there are none, unless a file was lost, or a driver was killed that had come upon one more
@@ -171,7 +171,7 @@ def _known_shards(storage: Storage) -> Iterator[tuple[int, int]]:
     number = 1
     while (plan := read_generation(storage, number)) is not None:
         numbers = range((read_listing(plan) or {"chunks": 0})["chunks"])
-        for chunk in each_at_once(storage, functools.partial(read_chunk, plan), numbers):
+        for chunk in map_concurrently(storage, functools.partial(read_chunk, plan), numbers):
             if chunk is not None:
                 yield from ((shard, number) for shard in chunk.shards)
         number += 1
@@ -201,7 +201,7 @@ def read_receipt(plan: Plan, shard: int) -> Receipt | None:
 
 def read_receipts(plan: Plan, shards: Sequence[int]) -> Iterator[Receipt | None]:
     """Yield the receipts of some shards, in their order."""
-    return each_at_once(plan.storage, lambda shard: read_receipt(plan, shard), shards)
+    return map_concurrently(plan.storage, lambda shard: read_receipt(plan, shard), shards)
 
 
 def newest_receipts(plan: Plan) -> Iterator[Receipt]:
@@ -211,7 +211,7 @@ def newest_receipts(plan: Plan) -> Iterator[Receipt]:
         if generation <= plan.generation:
             newest[shard] = max(generation, newest.get(shard, 1))
     plans = {generation: replace(plan, generation=generation) for generation in set(newest.values())}
-    found = each_at_once(plan.storage, lambda shard: read_receipt(plans[newest[shard]], shard), sorted(newest))
+    found = map_concurrently(plan.storage, lambda shard: read_receipt(plans[newest[shard]], shard), sorted(newest))
     return (receipt for receipt in found if receipt is not None)
 
 

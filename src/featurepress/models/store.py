@@ -170,7 +170,7 @@ def put_into(storage: Storage, key: str) -> None:
         return  # every worker has it
     storage.prepare()
     for name in (*FILES, CARD):  # the card comes last: with it the model is whole
-        if storage.look(_place(key, name)) is None:
+        if storage.stat(_place(key, name)) is None:
             with (home() / "models" / key / name).open("rb") as source, storage.stream(_place(key, name)) as target:
                 shutil.copyfileobj(source, target, _COPY_BYTES)
 
@@ -183,7 +183,7 @@ def remove_from(storage: Storage, key: str) -> None:
 
 def take_from(storage: Storage, key: str) -> None:
     """Copy a model that a destination holds to this machine, unless it is here; one process at a time."""
-    if not key or (BUNDLED / key).is_file() or _is_here(key) or storage.look(_place(key, CARD)) is None:
+    if not key or (BUNDLED / key).is_file() or _is_here(key) or storage.stat(_place(key, CARD)) is None:
         return
     _settle_down()
     with _locked(key):

@@ -121,7 +121,7 @@ class Driver:
             return False
         output, storage = self.plan.settings.output, self.plan.storage
         n_files = output.parts if output.format == "csv" else 0
-        return sum(1 for _ in storage.list(CSV_FOLDER)) >= n_files and not ledger.unsettled_shards(storage)
+        return sum(1 for _ in storage.list(CSV_FOLDER)) >= n_files and not ledger.unfinished_shards(storage)
 
     # -- the beginning ---------------------------------------------------------------------------------------
 
@@ -152,12 +152,12 @@ class Driver:
 
     def _settle_earlier(self, engine: Engine, *, is_new: bool) -> None:
         """Finish what earlier generations have left, and make again what they have lost: next to never anything."""
-        unsettled = {} if is_new else ledger.unsettled_shards(self.plan.storage)
+        unsettled = {} if is_new else ledger.unfinished_shards(self.plan.storage)
         for generation, shards in sorted(unsettled.items()):
             earlier = ledger.read_generation(self.plan.storage, generation)
             if generation < self.plan.generation and earlier is not None:
                 for _ in engine.run(
-                    EmbedShard(self._decoder, mends=True), earlier, sorted(shards), self._on_message
+                    EmbedShard(self._decoder, repair=True), earlier, sorted(shards), self._on_message
                 ):
                     pass
 
@@ -208,7 +208,7 @@ class Driver:
         try:
             self.plan.storage.prepare()
             is_ours = ledger.create_plan(self.plan)
-            if is_ours and not ledger.probe_conditions(self.plan):
+            if is_ours and not ledger.check_conditional_writes(self.plan):
                 self.progress.warning = _UNSAFE.format(self.plan.storage.location)
                 self._report()
             return is_ours
@@ -242,7 +242,7 @@ class Driver:
         ledger.require_open(self.plan)
         self._export(engine)
         ledger.clear_attempts(self.plan)
-        self.plan.storage.settle(RECEIPTS_FOLDER)  # they were written in haste, and the manifest answers for them
+        self.plan.storage.sync(RECEIPTS_FOLDER)  # they were written in haste, and the manifest answers for them
         return ledger.complete_manifest(self.plan, lambda: self._sum_up(engine, task))
 
     def _embed_late(self, engine: Engine, task: Task[Receipt]) -> None:

@@ -24,12 +24,12 @@ class EmbedShard:
     ----------
     decode : callable, optional
         Bytes to pixels; `featurepress.images.decode` by default.
-    mends : bool
+    repair : bool
         Whether the shard is one that an earlier generation has left, which is over otherwise.
     """
 
     decode: Decoder | None = None
-    mends: bool = False
+    repair: bool = False
 
     leaves_receipts = True  # from which an engine can tell how the shards under way get on
 
@@ -37,7 +37,7 @@ class EmbedShard:
         """Embed shard number `shard` of `plan`; see `featurepress.embedding.shard.embed_shard`."""
         from featurepress.embedding.shard import embed_shard
 
-        return embed_shard(plan, shard, self.decode, mends=self.mends)
+        return embed_shard(plan, shard, self.decode, repair=self.repair)
 
 
 @dataclass(frozen=True)

@@ -314,7 +314,7 @@ _END: Any = (b"", None)
 
 def _failures_of(plan: Plan, shard: int) -> tuple[Failure, ...]:
     """Give the failures in the footer of a part, which decides; the file of failures is for people."""
-    with PartFormat(plan.field_names, plan.backbone.n_features).standing(plan.storage, shard) as standing:
+    with PartFormat(plan.field_names, plan.backbone.n_features).open(plan.storage, shard) as standing:
         return () if standing is None else standing.account.failures
 
 

@@ -284,7 +284,7 @@ def _next_generation(
     finish = Driver(plan, engine, on_progress, started, work=_work_of(plan))
     if not is_complete:
         return finish.run(is_new=False)
-    if ledger.unsettled_shards(plan.storage):
+    if ledger.unfinished_shards(plan.storage):
         with contextlib.suppress(TooManyFailuresError):  # which a retry may be about to mend
             finish.run(is_new=False)
     new = ledger.next_plan(plan, purpose)
@@ -294,20 +294,20 @@ def _next_generation(
 
 def _begin_generation(plan: Plan, revised: set[int]) -> None:
     """Write the plan of a new generation, and say that the set is under way to it."""
-    if not ledger.freeze_revised(plan, revised) or not ledger.create_plan(plan):
+    if not ledger.record_revised(plan, revised) or not ledger.create_plan(plan):
         where = plan.storage.location
         raise StoppedError(
             f"Another process has begun to change '{where}' at the same moment. To join it, run: "
             f"featurepress resume {shlex.quote(where)}"
         )
-    ledger.announce_generation(plan)
+    ledger.begin_generation(plan)
 
 
 def _work_of(plan: Plan) -> Iterable[Work] | None:
     """Give the work of a generation that has begun; None for the first one, whose listing is its work."""
     if plan.generation == 1:
         return None
-    ledger.announce_generation(plan)  # unless it was killed between the two, this changes nothing
+    ledger.begin_generation(plan)  # unless it was killed between the two, this changes nothing
     return {"update": Comparison, "retry": Failed}[plan.purpose](plan)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from featurepress.errors import DestinationError
-from featurepress.storage.base import Data, Entry, Storage, at_once, each_at_once, pieces, undamaged
+from featurepress.storage.base import (
+    Data,
+    Entry,
+    Storage,
+    map_concurrently,
+    pieces,
+    reporting_damage,
+    run_concurrently,
+)
 from featurepress.storage.connection import SCHEMES, Address, scheme_of
 from featurepress.storage.folder import FolderStorage
 
@@ -32,7 +40,7 @@ def open_storage(location: str) -> Storage:
     return FolderStorage(str(Path(location).expanduser().absolute()))
 
 
-def lies_in(place: str, folder: str) -> bool:
+def is_below(place: str, folder: str) -> bool:
     """Whether a place, spelled in full, lies below a folder or a bucket's prefix."""
     return place.startswith(f"{folder.rstrip('/')}/")
 
@@ -42,10 +50,10 @@ __all__ = [
     "Entry",
     "FolderStorage",
     "Storage",
-    "at_once",
-    "each_at_once",
-    "lies_in",
+    "is_below",
+    "map_concurrently",
     "open_storage",
     "pieces",
-    "undamaged",
+    "reporting_damage",
+    "run_concurrently",
 ]

@@ -23,7 +23,7 @@ Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow o
 class Entry(NamedTuple):
     """One object: its name below the storage's root, its bytes, and what changes when they may have changed.
 
-    The version is what `Storage.look` gives; listings of some stores leave it out.
+    The version is what `Storage.stat` gives; listings of some stores leave it out.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Storage(Protocol):
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects below the folder `prefix` ("" for all), in byte order of their names."""
 
-    def look(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         """Give what a listing would say of the object now, or None if there is none."""
 
     def read(self, name: str) -> bytes | None:
@@ -91,7 +91,7 @@ class Storage(Protocol):
     def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
         """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Make what lies below the folder `prefix` sure to survive a power cut, however it was written."""
 
     def delete(self, name: str) -> None:
@@ -103,7 +103,7 @@ def pieces(data: Data) -> Iterable[bytes | memoryview]:
     return [data] if isinstance(data, bytes | memoryview) else data
 
 
-def at_once(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
+def run_concurrently(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
     """Make calls at the same time where each takes requests, else one after the other; give what they give."""
     if not storage.is_remote:
         return [call() for call in calls]
@@ -111,7 +111,7 @@ def at_once(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
-def each_at_once(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def map_concurrently(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """Yield what a call gives for each item, in order; some are made ahead at once where each takes requests."""
     if not storage.is_remote:
         yield from map(call, items)
@@ -130,7 +130,7 @@ _AHEAD = 32
 
 
 @contextlib.contextmanager
-def undamaged(storage: Storage, name: str) -> Iterator[None]:
+def reporting_damage(storage: Storage, name: str) -> Iterator[None]:
     """Say which object it is that a reader inside the block cannot make sense of."""
     try:
         yield

@@ -97,7 +97,7 @@ class BucketStorage:
         """Give what a condition is made of: the etag, on Google the generation, which listings leave out."""
         return (found["version"] or "") if self._address.scheme == "gs" else etag_of(found)
 
-    def look(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         """Ask for size and etag of the object."""
         import obstore
 
@@ -149,7 +149,7 @@ class BucketStorage:
                 return self._put(name, content, "create")
             except _UnsupportedError:
                 _UNCONDITIONAL.add(self._bucket)
-        return self.look(name) is None and self._put(name, content, None)
+        return self.stat(name) is None and self._put(name, content, None)
 
     def replace(self, name: str, data: Data, version: str) -> bool:
         """Put the object if it still has this etag, or generation."""
@@ -160,7 +160,7 @@ class BucketStorage:
                 return self._put(name, content, {kind: version})
             except _UnsupportedError:
                 _UNCONDITIONAL.add(self._bucket)
-        entry = self.look(name)
+        entry = self.stat(name)
         return entry is not None and entry.version == version and self._put(name, content, None)
 
     def _put(self, name: str, data: bytes | memoryview, mode: Any) -> bool:
@@ -197,7 +197,7 @@ class BucketStorage:
                 except FileNotFoundError as error:  # also if the answer was lost that the upload is complete
                     if (
                         Refusal.of(error).kind == "bucket"
-                        or (entry := self.look(name)) is None
+                        or (entry := self.stat(name)) is None
                         or entry.size != size
                     ):
                         raise
@@ -205,7 +205,7 @@ class BucketStorage:
             with self._asking("write", name):
                 retrying(upload)
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Do nothing: what a store has taken survives."""
 
     def delete(self, name: str) -> None:

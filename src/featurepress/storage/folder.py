@@ -83,7 +83,7 @@ class FolderStorage:
             except OSError as error:
                 raise _refused("list", top / entry.name, error) from error
 
-    def look(self, name: str) -> Entry | None:
+    def stat(self, name: str) -> Entry | None:
         """Give size and version of the file, or None."""
         path = Path(self.root, name)
         try:
@@ -133,13 +133,13 @@ class FolderStorage:
                 file.writelines(pieces(data))
                 file.flush()
                 if durable:
-                    _settle(file)
+                    _sync(file)
                 try:
                     link()
                 except FileExistsError:
                     return False
             if durable:
-                _settle_folder(target.parent)
+                _sync_folder(target.parent)
         except OSError as error:
             raise _refused("write", target, error) from error
         return True
@@ -150,13 +150,13 @@ class FolderStorage:
         try:
             with _nameless(target) as (file, link):
                 file.writelines(pieces(data))
-                _settle(file)
+                _sync(file)
                 with _locked(target.parent):
-                    entry = self.look(name)
+                    entry = self.stat(name)
                     if entry is None or entry.version != version:
                         return False
                     link.replace()
-            _settle_folder(target.parent)
+            _sync_folder(target.parent)
         except OSError as error:
             raise _refused("write", target, error) from error
         return True
@@ -169,13 +169,13 @@ class FolderStorage:
             self._make_folder(target.parent)
             with _nameless(target) as (file, link):
                 yield file
-                _settle(file)
+                _sync(file)
                 link.replace()
-            _settle_folder(target.parent)
+            _sync_folder(target.parent)
         except OSError as error:
             raise _refused("write", target, error) from error
 
-    def settle(self, prefix: str) -> None:
+    def sync(self, prefix: str) -> None:
         """Fsync the files and their folder; those that are on the disk already cost some microseconds each."""
         folder = Path(self.root, prefix)
         try:
@@ -183,7 +183,7 @@ class FolderStorage:
                 with contextlib.suppress(FileNotFoundError), Path(self.root, entry.name).open("rb") as file:
                     os.fsync(file.fileno())
             if folder.is_dir():
-                _settle_folder(folder)
+                _sync_folder(folder)
         except OSError as error:
             raise _refused("write", folder, error) from error
 
@@ -295,12 +295,12 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
-def _settle(file: BinaryIO) -> None:
+def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _settle_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Make a new name survive a power cut; where folders cannot be synced, the name is as safe as it gets."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
