@@ -1,15 +1,13 @@
 """A child Python process that runs importable functions, one at a time.
 
-A crash, a hang or a memory bomb in the child leaves the parent alive and told. The child is started as a
-fresh interpreter (never by fork, which hangs with live thread pools, and never by multiprocessing's spawn,
-which runs the user's script again). The life of a child:
+The parent survives when the child crashes, hangs or runs out of memory, and gets an exception. The child is a fresh
+interpreter: fork can deadlock when thread pools exist, and multiprocessing's spawn runs the user's script again.
 
-1. `Child()` starts the interpreter; it connects by its standard input and output.
-2. `call(function, *args)` sends a pickle, yields nothing, and returns what the function returned or raises
-   what it raised. While it runs, the function may say `send_message(...)`; each beat reaches `on_message` and shows
-   that the child is alive.
-3. When the parent dies, or calls `close`, the child sees the end of its input, runs the callbacks of
-   `when_abandoned`, and exits at once, wherever it is.
+1. `Child()` starts the interpreter, connected by its standard input and output.
+2. `call(function, *args)` sends a pickle, and returns or raises what the function returned or raised. The function
+   can call `send_message(...)`: each message reaches `on_message` and shows that the child is alive.
+3. When the parent dies or calls `close`, the child reads the end of its input, runs the callbacks of
+   `when_abandoned`, and exits at once.
 """
 
 from __future__ import annotations
@@ -29,39 +27,41 @@ from typing import IO, Any, BinaryIO, TypeVar
 
 Result = TypeVar("Result")
 
-# glibc gives buffers above 128 kB back to the kernel at once; with pictures every decode then pays for fresh
-# pages again. Keeping them costs the size of the largest picture once. One arena is enough: one thread works.
+_DRAIN_SECONDS = 1.0  # after the child's death, for its last messages
+
+# By default glibc returns buffers above 128 kB to the kernel at once, so that every decode pays for fresh pages.
+# To keep them costs the size of the largest image once. One arena is enough: one thread works.
 _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "67108864",
     "MALLOC_TRIM_THRESHOLD_": "134217728",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",  # glibc's, for the same reason
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # glibc, for the same reason
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "OPENCV_LOG_LEVEL": "OFF",
 }
 
-_beats: Callable[[Any], None] | None = None
+_sender: Callable[[Any], None] | None = None
 _callbacks: list[Callable[[], None]] = []
 
 
 class ChildDiedError(Exception):
-    """The child ended while a call was running; the text says how."""
+    """The child ended while a call was running; the text says how, as 'exited with code 3'."""
 
 
 class ChildSilentError(ChildDiedError):
-    """The child gave no sign of life for too long and was killed."""
+    """The child sent no message for too long and was killed."""
 
 
 def send_message(message: Any) -> None:
-    """Tell the parent's `on_message` something, if this process is a child; otherwise do nothing."""
-    if _beats is not None:
-        _beats(message)
+    """Send a message to the `on_message` of the parent; do nothing if this process is not a child."""
+    if _sender is not None:
+        _sender(message)
 
 
 @contextlib.contextmanager
 def when_abandoned(callback: Callable[[], None]) -> Iterator[None]:
-    """Run `callback` if this child's parent goes away, or gives it up, inside the block."""
+    """Run `callback` if the parent of this child dies, or closes it, inside the block."""
     _callbacks.append(callback)
     try:
         yield
@@ -70,21 +70,21 @@ def when_abandoned(callback: Callable[[], None]) -> Iterator[None]:
 
 
 class Child:
-    """A fresh Python process, ready for calls.
+    """A fresh Python process that runs functions.
 
     Parameters
     ----------
     preload : sequence of str
         Modules to import while the child waits for its first call.
     environment : mapping, optional
-        Environment variables to set beside the parent's.
+        Environment variables in addition to those of the parent.
     """
 
     def __init__(self, preload: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> None:
         bootstrap = (
             f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve({tuple(preload)!r})"
         )
-        with _signals_held():
+        with _signals_blocked():
             self._process = subprocess.Popen(
                 [sys.executable, "-c", bootstrap],
                 stdin=subprocess.PIPE,
@@ -93,8 +93,10 @@ class Child:
             )
         self._is_waiting = True
         self._inbox: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
-        self._listener = threading.Thread(target=self._listen, name="featurepress-child", daemon=True)
-        self._listener.start()
+        self._reader = threading.Thread(target=self._read, name="featurepress-child-reader", daemon=True)
+        self._waiter = threading.Thread(target=self._wait, name="featurepress-child", daemon=True)
+        self._reader.start()
+        self._waiter.start()
 
     @property
     def pid(self) -> int:
@@ -103,7 +105,7 @@ class Child:
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is alive and waits for a call."""
+        """Whether the child is alive and waits for a call."""
         return self._is_waiting and self._process.poll() is None
 
     def call(
@@ -120,16 +122,16 @@ class Child:
         function : callable
             Pickled by reference, so it must be importable; its arguments and result are pickled too.
         silence_seconds : float, optional
-            Kill the child when neither a beat nor the result came for so long. Default: wait for ever.
+            Kill the child after this time without a message or the result. By default, wait without a limit.
         on_message : callable
-            Called in this thread with whatever the function passes to `send_message`.
+            Called in this thread with each message that the function sends by `send_message`.
 
         Raises
         ------
         ChildDiedError
-            The process ended, or was killed, before it answered. Start a new one.
+            The process ended or was killed before it returned. Start a new one.
         Exception
-            Whatever `function` raised.
+            The exception that `function` raised.
         """
         assert self._process.stdin is not None
         request = pickle.dumps((function, args), protocol=5)
@@ -137,18 +139,18 @@ class Child:
         try:
             _send(self._process.stdin, request)
         except (BrokenPipeError, ValueError):
-            raise ChildDiedError(self._obituary()) from None
+            raise ChildDiedError(self._cause_of_death()) from None
         while True:
             try:
                 message = self._inbox.get(timeout=silence_seconds)
             except queue.Empty:
                 self.kill()
-                raise ChildSilentError(f"gave no sign of life for {silence_seconds:g} seconds") from None
+                raise ChildSilentError(f"sent no message for {silence_seconds:g} seconds") from None
             if message is None:
-                self._inbox.put(None)  # so that every later call sees it too
-                raise ChildDiedError(self._obituary())
+                self._inbox.put(None)  # for later calls
+                raise ChildDiedError(self._cause_of_death())
             kind, value = message
-            if kind == "beat":
+            if kind == "message":
                 on_message(value)
                 continue
             self._is_waiting = True
@@ -157,9 +159,8 @@ class Child:
             return value  # type: ignore[no-any-return]
 
     def close(self, patience_seconds: float = 5.0) -> None:
-        """End the child: a call in flight is abandoned, and the child cleans up after it."""
+        """End the child: a running call is abandoned, and the child runs its callbacks."""
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         self._is_waiting = False
         with contextlib.suppress(OSError):
             self._process.stdin.close()
@@ -167,24 +168,31 @@ class Child:
             self._process.wait(patience_seconds)
         except subprocess.TimeoutExpired:
             self.kill()
-        self._listener.join()
-        self._process.stdout.close()
+        self._waiter.join()
 
     def kill(self) -> None:
         """End the child with SIGKILL."""
         self._process.kill()
         self._process.wait()
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
+        """Pass on the messages until the end of the pipe."""
         assert self._process.stdout is not None
-        try:
-            while (data := _receive(self._process.stdout)) is not None:
+        with self._process.stdout as pipe:
+            while (data := _receive(pipe)) is not None:
                 self._inbox.put(_unpickled(data))
-        except (OSError, ValueError):  # closed by `close`
-            pass
+
+    def _wait(self) -> None:
+        """Announce the end of the process.
+
+        The end of its output does not announce it: a process that a library of the child has forked inherits the
+        pipe, and can keep it open.
+        """
+        self._process.wait()
+        self._reader.join(_DRAIN_SECONDS)
         self._inbox.put(None)
 
-    def _obituary(self) -> str:
+    def _cause_of_death(self) -> str:
         code = self._process.wait()
         if code >= 0:
             return f"exited with code {code}"
@@ -194,10 +202,10 @@ class Child:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Hold back what a process inherits and would die of, with a traceback, before it has its own handlers."""
+def _signals_blocked() -> Iterator[None]:
+    """Block the signals that would end a new process, with a traceback, before it has installed its handlers."""
     try:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     except AttributeError:  # Windows
         yield
         return
@@ -207,16 +215,16 @@ def _signals_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
+_BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def serve(preload: Sequence[str] = ()) -> None:
-    """Be a child: take calls from standard input until it ends."""
-    global _beats  # noqa: PLW0603 - one connection a process
+    """Run as a child: take calls from standard input until it ends."""
+    global _sender  # noqa: PLW0603 - one connection per process
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, lambda number, frame: _leave(128 + number))  # no death: the callbacks run
+    signal.signal(signal.SIGTERM, lambda number, frame: _leave(128 + number))  # so that the callbacks run
     with contextlib.suppress(AttributeError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
     inbox, outbox = _own_pipes()
     lock = threading.Lock()
 
@@ -225,12 +233,12 @@ def serve(preload: Sequence[str] = ()) -> None:
         with lock:
             _send(outbox, message)
 
-    _beats = lambda message: send("beat", message)  # noqa: E731
+    _sender = lambda message: send("message", message)  # noqa: E731
     requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_take_requests, args=(inbox, requests), daemon=True).start()
     for module in preload:
         importlib.import_module(module)
-    gc.freeze()  # what is imported stays; the collector need not look at it again and again
+    gc.freeze()  # imported modules stay: the collector can skip them
     while True:
         function, args = requests.get()
         try:
@@ -242,17 +250,17 @@ def serve(preload: Sequence[str] = ()) -> None:
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes to the parent for ourselves.
+    """Move the pipes to the parent away from the standard streams.
 
-    Stray prints of a library must not land between the messages, and the decoders' C libraries write a line
-    to standard error for every slightly odd picture.
+    A library that prints must not write between the messages. The C libraries of the decoders write a line to
+    standard error for many valid images: it is dropped. Python's sys.stderr still works.
     """
     inbox, outbox = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     errors = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    nowhere = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+        os.dup2(null, descriptor)
+    os.close(null)
     sys.stdout = sys.stderr = errors
     return inbox, outbox
 
@@ -265,23 +273,23 @@ def _take_requests(inbox: BinaryIO, requests: queue.SimpleQueue[Any]) -> None:
 
 
 def _send(pipe: IO[bytes], message: bytes) -> None:
-    """Send a pickle whole, after its length: neither end loses its place at one that cannot be read."""
+    """Send a pickle after its length, so that a pickle that cannot be loaded does not break the stream."""
     pipe.write(len(message).to_bytes(8, "little") + message)
     pipe.flush()
 
 
 def _receive(pipe: IO[bytes]) -> bytes | None:
-    """Give the next pickle, or None at the end of the pipe."""
+    """Return the next pickle, or None at the end of the pipe."""
     size = int.from_bytes(pipe.read(8), "little")
     message = pipe.read(size)
     return message if size and len(message) == size else None
 
 
 def _unpickled(message: bytes) -> tuple[Any, Any]:
-    """Give the pair in a pickle, or what stands in its way as ("error", exception)."""
+    """Return the pair in a pickle, or ("error", exception) if it cannot be loaded."""
     try:
         first, second = pickle.loads(message)
-    except Exception as error:  # noqa: BLE001 - raised again by whoever waits for the message
+    except Exception as error:  # noqa: BLE001 - raised again by the receiver
         return "error", portable(error)
     return first, second
 
@@ -298,7 +306,7 @@ def _leave(code: int = 0) -> None:
 
 
 def portable(error: Exception) -> Exception:
-    """Give an exception that survives pickling."""
+    """Return the exception, or one with the same text, that can be pickled."""
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:  # noqa: BLE001 - some libraries' exceptions cannot be rebuilt from their arguments

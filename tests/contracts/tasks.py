@@ -104,6 +104,20 @@ def start_grandchild(pid_file: Path) -> None:
     grandchild.call(sleep, 600)
 
 
+def fork_and_return(seconds: float) -> int:
+    """Fork a process that keeps the pipes of this child open, as some libraries do; return its process id."""
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(seconds)
+        os._exit(0)
+    return pid
+
+
+def fork_and_die(pid_file: Path, seconds: float) -> None:
+    pid_file.write_text(str(fork_and_return(seconds)))
+    die("abort")
+
+
 def race(storage: Storage, names: Sequence[str], who: str) -> list[str]:
     """Create objects as fast as possible; give the names of those that this process has created."""
     return [name for name in names if storage.create(name, who.encode() * 1000)]

@@ -62,7 +62,7 @@ def test_a_silent_worker_is_killed(plan: Plan) -> None:
     task = HangOnce()
     with LocalEngine(1, silence_seconds=1.5) as engine:
         begun = time.monotonic()
-        with pytest.raises(WorkerDeathError, match=r"gave no sign of life for 1\.5 seconds, 1 time\."):
+        with pytest.raises(WorkerDeathError, match=r"1\.5 seconds, 1 time\."):
             list(engine.run(task, plan, [0]))
         assert 1.5 <= time.monotonic() - begun < 20
         assert tasks.running() == set()
