@@ -92,7 +92,7 @@ import json, sys, time
 import featurepress as fp
 from featurepress.models.catalog import add_model
 from featurepress.settings import Choices
-add_model(sys.argv[1], "peers", Choices(mode="tf"))
+add_model(sys.argv[1], "peers", mode="tf")
 """
 
 

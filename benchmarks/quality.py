@@ -31,7 +31,6 @@ from featurepress.analysis.near_duplicates import near_duplicate_groups, near_du
 from featurepress.analysis.scores import wilson
 from featurepress.analysis.splits import given_split
 from featurepress.models.catalog import add_model
-from featurepress.settings import Choices
 
 IMAGENET_FILE = "tf2_mobilenet_v2_1.0_224_ptq.tflite"
 MODELS = ("embedded", "imagenet")
@@ -114,7 +113,7 @@ def main() -> None:
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="featurepress-quality-") as work:
         os.environ["FEATUREPRESS_HOME"] = str(Path(work, "home"))
-        add_model(str(asked.weights / IMAGENET_FILE), "imagenet", Choices(output="ReduceMean:1"))
+        add_model(str(asked.weights / IMAGENET_FILE), "imagenet", output="ReduceMean:1")
         print(f"{headline()}, {time.strftime('%Y-%m-%d')}\n")
         for name in asked.sets:
             print(f"## {name}\n")

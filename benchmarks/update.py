@@ -18,7 +18,6 @@ from pathlib import Path
 import featurepress as fp
 from benchmarks.speed import SHARED, headline, lay_out_pictures
 from featurepress.models.catalog import add_model
-from featurepress.settings import Choices
 
 _DRAW = """
 import keras, sys
@@ -59,7 +58,7 @@ def draw_model(folder: Path, name: str) -> None:
     model = folder / "model.keras"
     environment = {**os.environ, "KERAS_BACKEND": "openvino"}
     subprocess.run([sys.executable, "-c", _DRAW, str(model)], env=environment, check=True)
-    add_model(str(model), name, Choices(mode="tf"))
+    add_model(str(model), name, mode="tf")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress._version import __version__
 
 if TYPE_CHECKING:
-    from featurepress import engines
+    from featurepress import engines, models
     from featurepress.analysis import PCA
     from featurepress.analysis.evaluation import Evaluation
     from featurepress.engines import LocalEngine
@@ -79,6 +79,7 @@ __all__ = [  # noqa: RUF022 - in the order of use
     "Summary",
     "Changes",
     "Estimate",
+    "models",
     "engines",
     "LocalEngine",
     "FeaturepressError",
@@ -87,8 +88,8 @@ __all__ = [  # noqa: RUF022 - in the order of use
 
 
 def __getattr__(name: str) -> Any:
-    if name == "engines":
-        return import_module("featurepress.engines")
+    if name in ("engines", "models"):
+        return import_module(f"featurepress.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'featurepress' has no attribute '{name}'")
     value = getattr(import_module(f"featurepress.{_HOMES[name]}"), name)

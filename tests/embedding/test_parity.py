@@ -188,6 +188,6 @@ def test_a_keras_file_of_ones_own_is_held_against_keras(pictures: Path, tmp_path
     certificate = verify(str(path), pictures)
     assert certificate.reference.startswith("Keras")
     assert certificate.precisions["float32"].min_cosine >= 0.99999
-    add(str(path), "changing", Choices(), taken=[], on_progress=ignore_progress)
+    add(str(path), "changing", Choices(), reserved=[], on_progress=ignore_progress)
     path.write_bytes((tmp_path / "plain.keras").read_bytes())
     assert verify("changing", pictures).reference.startswith("OpenVINO")

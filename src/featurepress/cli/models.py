@@ -1,4 +1,4 @@
-"""featurepress models: list, show, pull, add, verify, bench."""
+"""The commands `featurepress models`: list, show, pull, add, verify, bench."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 
 from featurepress.cli.options import with_choices
 
-app = typer.Typer(help="List, get, add, verify and time models.", no_args_is_help=True)
+app = typer.Typer(help="List, download, add, verify and time models.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="A name of the list, a model file, or hf:org/repo.", metavar="MODEL")]
+Name = Annotated[str, typer.Argument(help="A name from the list, a model file, or hf:org/repo.", metavar="MODEL")]
 Size = Annotated[int | None, typer.Option(help="Side of the input in pixels.", min=1, max=4096)]
 Alpha = Annotated[float | None, typer.Option(help="Width of a MobileNet.")]
 Weights = Annotated[str | None, typer.Option(help="'imagenet' (default), or a keras weights file.")]
@@ -20,22 +20,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 
 
 def register(parent: typer.Typer) -> None:
-    """Add the commands."""
+    """Add these commands to the main one."""
     parent.add_typer(app, name="models")
 
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List all models that have a name."""
+    import featurepress.models as fp_models
     from featurepress.cli import output, tables
-    from featurepress.models.catalog import list_models
 
     with output.live_line() as on_progress:
-        models = list_models(on_progress=on_progress)
+        found = fp_models.list(on_progress=on_progress)
     if as_json:
-        output.print_json({"models": [asdict(one) for one in models]})
+        output.print_json({"models": [asdict(model) for model in found]})
     else:
-        tables.print_models(models)
+        tables.print_models(found)
 
 
 @app.command()
@@ -49,16 +49,15 @@ def show(
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is known of a model."""
+    """Show what is known about a model."""
+    import featurepress.models as fp_models
     from featurepress.cli import output, tables
-    from featurepress.models import catalog
-    from featurepress.models.origins import files
 
     if outputs:
-        found = files.outputs(model)
-        return output.print_json({"outputs": found}) if as_json else tables.print_outputs(found)
-    known = catalog.describe_model(model, size=size, alpha=alpha, weights=weights)
-    return output.print_json(known) if as_json else tables.print_model(known)
+        tensors = fp_models.outputs(model)
+        return output.print_json({"outputs": tensors}) if as_json else tables.print_outputs(tensors)
+    facts = fp_models.show(model, size=size, alpha=alpha, weights=weights)
+    return output.print_json(facts) if as_json else tables.print_model(facts)
 
 
 @app.command()
@@ -70,13 +69,14 @@ def pull(
     pooling: Pooling = "avg",
     as_json: Json = False,
 ) -> None:
-    """Download a model, check and convert it, and keep it ready."""
+    """Download a model, check it, convert it, and store it."""
+    import featurepress.models as fp_models
     from featurepress.cli import output, tables
-    from featurepress.models.catalog import find_card
 
     with output.live_line() as on_progress:
-        options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights, "pooling": pooling}
-        card = find_card(model, **options, on_progress=on_progress)
+        card = fp_models.pull(
+            model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
+        )
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -86,17 +86,16 @@ def pull(
 @with_choices()
 def add(
     file: Annotated[str, typer.Argument(help=".keras, .onnx, .tflite, .xml or SavedModel.", metavar="FILE")],
-    name: Annotated[str, typer.Option(help="What to call it.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name for --model.", show_default=False)],
     as_json: Json = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Give a model of your own a name, by which embed finds it."""
+    """Check and convert your own model file, and store it under a name for embed."""
+    import featurepress.models as fp_models
     from featurepress.cli import output, tables
-    from featurepress.models import catalog
-    from featurepress.settings import Choices
 
     with output.live_line() as on_progress:
-        card = catalog.add_model(file, name, Choices(**options), on_progress=on_progress)
+        card = fp_models.add(file, name, **options, on_progress=on_progress)
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -105,24 +104,28 @@ def add(
 @app.command()
 def verify(
     model: Name,
-    pictures: Annotated[
-        list[str], typer.Argument(help="Folders, globs in quotes, or files.", metavar="PICTURES...")
-    ],
+    images: Annotated[list[str], typer.Argument(help="Folders, globs in quotes, or files.", metavar="IMAGES...")],
     pooling: Pooling = "avg",
-    limit: Annotated[int, typer.Option(help="Pictures to take at most.", min=1)] = 64,
+    limit: Annotated[int, typer.Option(help="Maximum number of images.", min=1)] = 64,
     size: Size = None,
     alpha: Alpha = None,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a model's features against those of the library that it comes from: the parity certificate."""
+    """Compare a model's features with those of its original library, and store a parity certificate."""
+    import featurepress.models as fp_models
     from featurepress.cli import output, tables
-    from featurepress.embedding import parity as house
 
     with output.live_line() as on_progress:
-        options: dict[str, Any] = {"size": size, "alpha": alpha, "weights": weights}
-        certificate = house.verify(
-            model, pictures, pooling=pooling, limit=limit, on_progress=on_progress, **options
+        certificate = fp_models.verify(
+            model,
+            images,
+            pooling=pooling,
+            limit=limit,
+            size=size,
+            alpha=alpha,
+            weights=weights,
+            on_progress=on_progress,
         )
     tables.print_certificate(asdict(certificate))
     if as_json:
@@ -132,24 +135,24 @@ def verify(
 @app.command()
 def bench(
     models: Annotated[
-        list[str] | None, typer.Argument(help="Names or files (default: all that are ready).", metavar="[MODEL]...")
+        list[str] | None, typer.Argument(help="Names or files (default: all stored models).", metavar="[MODEL]...")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="Pictures to embed (default: drawn ones of 100x100).", metavar="DIR")
+        str | None, typer.Option(help="Images to embed (default: drawn ones of 100x100).", metavar="DIR")
     ] = None,
     size: Size = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Random weights for what is not ready: speed needs no download.")
+        bool, typer.Option("--random", help="Random weights for models that are not stored: nothing is downloaded.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure images a second here, whole runs of embed, model by model."""
+    """Measure the speed of models on this machine, in images per second of a whole run."""
+    import featurepress.models as fp_models
     from featurepress.cli import output, tables
-    from featurepress.runs import benchmark as house
 
     with output.live_line() as on_progress:
-        speeds = house.bench(models or [], images=images, size=size, random=random, on_progress=on_progress)
+        speeds = fp_models.bench(models or [], images=images, size=size, random=random, on_progress=on_progress)
     if as_json:
-        output.print_json({"speeds": [asdict(one) for one in speeds]})
+        output.print_json({"speeds": [asdict(speed) for speed in speeds]})
     else:
         tables.print_speeds(speeds)

@@ -87,8 +87,10 @@ def verify(
     *,
     pooling: str = "avg",
     limit: int = MAX_IMAGES,
+    size: int | None = None,
+    alpha: float | None = None,
+    weights: str | None = None,
     on_progress: OnProgress = ignore_progress,
-    **options: Any,
 ) -> Certificate:
     """Hold a model's features against those of the library that it comes from.
 
@@ -102,10 +104,14 @@ def verify(
         What is pooled, and how.
     limit : int
         Largest number of pictures. Default 64.
+    size : int, optional
+        Side of the input in pixels, for models that leave a choice.
+    alpha : float, optional
+        Width of a MobileNet.
+    weights : str, optional
+        ``imagenet`` (default) or the path of a Keras weights file, for Keras Applications.
     on_progress : callable
-        Hears how it gets on.
-    **options
-        `size`, `alpha` and `weights`, as for `embed`.
+        Receives progress.
 
     Returns
     -------
@@ -125,7 +131,7 @@ def verify(
     Keras; else Keras on OpenVINO in float32. Models of other kinds are held against the model as OpenVINO reads it,
     fed by plain NumPy and Pillow, a picture at a time.
     """
-    card = find_card(model, pooling=pooling, on_progress=on_progress, **options)
+    card = find_card(model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress)
     spec = card.backbone(pooling)
     pictures = _pictures(sources, limit)
     on_progress(step(f"running the reference on {len(pictures)} pictures", 0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -280,9 +281,87 @@ def _described(card: ModelCard) -> dict[str, Any]:
     }
 
 
-def add_model(file: str, name: str, choices: Choices, *, on_progress: OnProgress = ignore_progress) -> ModelCard:
-    """Give a model file a name of its own; see `files.add`."""
+def add_model(  # noqa: PLR0913 - an editor shows every option
+    file: str | Path,
+    name: str,
+    *,
+    size: int | None = None,
+    output: str | None = None,
+    resize: str | None = None,
+    shortest_edge: int | None = None,
+    interpolation: str | None = None,
+    like: str | None = None,
+    antialias: bool | None = None,
+    mode: str | None = None,
+    mean: Sequence[float] | None = None,
+    scale: Sequence[float] | None = None,
+    channel_order: str | None = None,
+    layout: str | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> ModelCard:
+    """Check and convert a model file, and store it under a name that `embed` accepts.
+
+    None leaves an option to the file, or to the default for its kind.
+
+    Parameters
+    ----------
+    file : str or path
+        A ``.keras``, ``.onnx``, ``.tflite`` or OpenVINO ``.xml`` file, or a SavedModel folder.
+    name : str
+        Letters, digits, ``.``, ``_`` and ``-``. An existing name of your own is overwritten.
+    size : int, optional
+        Side of the input in pixels, 1 to 4096, if the file leaves it open.
+    output : str, optional
+        The tensor whose values are the features; `outputs` lists them. By default the first output.
+    resize : {"stretch", "crop"}, optional
+        How images of other proportions become square. By default ``stretch``.
+    shortest_edge : int, optional
+        With ``crop``: length in pixels of the shorter side before cropping. By default the size.
+    interpolation : {"bilinear", "bicubic", "area", "nearest", "box", "hamming", "lanczos"}, optional
+        By default ``bilinear``.
+    like : {"pillow", "tensorflow"}, optional
+        The library whose resizing is reproduced. By default ``pillow`` for ONNX, OpenVINO and byte inputs,
+        ``tensorflow`` for the others.
+    antialias : bool, optional
+        With ``like="tensorflow"`` only. By default False.
+    mode : {"tf", "caffe", "torch", "raw"}, optional
+        Normalisation by Keras's name. By default ``raw``: levels from 0 to 255.
+    mean, scale : sequence of float, optional
+        Normalisation ``(pixel - mean) / scale`` of pixels from 0 to 1; one number, or one per channel.
+    channel_order : {"RGB", "BGR"}, optional
+        By default as `mode` says, else ``RGB``.
+    layout : {"NHWC", "NCHW"}, optional
+        Axes of the input, if its shape is ambiguous.
+    on_progress : callable
+        Receives the progress of the conversion.
+
+    Returns
+    -------
+    ModelCard
+        The stored model.
+
+    Raises
+    ------
+    ModelError
+        The file is not a model that can be embedded, or the name is reserved.
+    SettingError
+        An option is out of its range, or contradicts another.
+    """
     from featurepress.models.origins import files, keras_applications
 
-    taken = [*(n for card in CARDS for n in (card.name, *card.aliases)), *keras_applications.architectures()]
-    return files.add(file, name, choices, taken=taken, on_progress=on_progress)
+    choices = Choices(
+        size=size,
+        output=output,
+        resize=resize,
+        shortest_edge=shortest_edge,
+        interpolation=interpolation,
+        like=like,
+        antialias=antialias,
+        mode=mode,
+        mean=None if mean is None else tuple(mean),
+        scale=None if scale is None else tuple(scale),
+        channel_order=channel_order,
+        layout=layout,
+    )
+    reserved = [*(n for card in CARDS for n in (card.name, *card.aliases)), *keras_applications.architectures()]
+    return files.add(str(file), name, choices, reserved=reserved, on_progress=on_progress)

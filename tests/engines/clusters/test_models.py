@@ -13,7 +13,6 @@ import featurepress as fp
 from featurepress import engines
 from featurepress.errors import FeaturepressError, ModelError
 from featurepress.models import catalog, store
-from featurepress.settings import Choices
 from featurepress.spark import featurize
 from featurepress.storage import FolderStorage
 from tests.contracts import tasks
@@ -27,7 +26,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
     onnx = tmp_path / "own.onnx"
     shutil.copy(store.BUNDLED / "embedded-v1.onnx", onnx)
-    catalog.add_model(str(onnx), "own", Choices())
+    catalog.add_model(str(onnx), "own")
     return "own"
 
 

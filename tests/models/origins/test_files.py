@@ -262,7 +262,7 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_with_a_name_is_found_by_it(tmp_path: Path) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
-    card = add_model(str(path), "mine-1.0", Choices(mode="torch"))
+    card = add_model(str(path), "mine-1.0", mode="torch")
     path.unlink()  # the name needs the file no more
     assert find_card("mine-1.0") == card
     assert card.name == "mine-1.0"
@@ -276,20 +276,20 @@ def test_a_model_with_a_name_is_found_by_it(tmp_path: Path) -> None:
 def test_a_name_of_the_list_is_not_given_away(tmp_path: Path, name: str) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
     with pytest.raises(ModelError, match=f"The name '{name}' is taken by a model of the list"):
-        add_model(str(path), name, Choices())
+        add_model(str(path), name)
     assert names() == []
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b", "hf:a", "ü"])
 def test_a_silly_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="name is made of letters, digits"):
-        add_model(str(made.channels_first(tmp_path / "net.onnx")), name, Choices())
+        add_model(str(made.channels_first(tmp_path / "net.onnx")), name)
     assert names() == []
 
 
 def test_a_name_is_given_anew(tmp_path: Path) -> None:
-    add_model(str(made.channels_first(tmp_path / "one.onnx")), "mine", Choices())
-    later = add_model(str(made.with_head(tmp_path / "two.onnx")), "mine", Choices())
+    add_model(str(made.channels_first(tmp_path / "one.onnx")), "mine")
+    later = add_model(str(made.with_head(tmp_path / "two.onnx")), "mine")
     assert find_card("mine") == later
     assert later.output == "vector"
 

@@ -32,7 +32,7 @@ def refusal(path: Path, **choices: Any) -> str:
     before = kept()
     assert before
     with pytest.raises(ModelError) as caught:
-        files.add(str(path), "mine", Choices(**choices), taken=[], on_progress=lambda progress: None)
+        files.add(str(path), "mine", Choices(**choices), reserved=[], on_progress=lambda progress: None)
     assert kept() == before
     assert names() == []
     assert "\n" not in str(caught.value)

@@ -17,7 +17,6 @@ from featurepress.images import decode
 from featurepress.models.catalog import add_model, find_card
 from featurepress.models.openvino import _integers
 from featurepress.models.origins import files
-from featurepress.settings import Choices
 from tests.models import made
 from tests.models.made import BIAS, CHANNELS, HEAD, HEIGHT, KERNEL, WIDTH, Array, features, grid_of, ready
 
@@ -152,7 +151,7 @@ def intermediate(path: Path) -> Path:
 def test_an_openvino_model_is_embedded(tmp_path: Path) -> None:
     path = intermediate(tmp_path / "net.xml")
     levels = made.pictures()
-    card = add_model(str(path), "mine", Choices(mode="tf"))
+    card = add_model(str(path), "mine", mode="tf")
     assert card.grid == (*SIDES, CHANNELS)
     assert_near(features(card, levels, "flatten"), scaled_grid(levels).reshape(len(levels), -1))
 

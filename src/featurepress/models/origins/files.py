@@ -98,17 +98,33 @@ def content_hash(path: Path, kind: str) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def outputs(given: str) -> list[dict[str, Any]]:
-    """List the tensors of a model file that can be its features: name, shape, what makes it."""
+def outputs(file: str | Path) -> list[dict[str, Any]]:
+    """List the tensors of a model file that can be its features, from the input to the output.
+
+    Parameters
+    ----------
+    file : str or path
+        As for `add`.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``shape`` (-1 for an open side) and ``made_by``, the kind of operation or layer.
+
+    Raises
+    ------
+    ModelError
+        The file does not exist or is not a model.
+    """
     from featurepress.models.conversion import keras_models
 
-    path, kind = find(given)
+    path, kind = find(str(file))
     content_hash(path, kind)
-    found: list[dict[str, Any]] = in_child(keras_models.list_outputs, kind, str(path))
-    return found
+    tensors: list[dict[str, Any]] = in_child(keras_models.list_outputs, kind, str(path))
+    return tensors
 
 
-def add(given: str, name: str, choices: Choices, *, taken: list[str], on_progress: OnProgress) -> ModelCard:
+def add(given: str, name: str, choices: Choices, *, reserved: list[str], on_progress: OnProgress) -> ModelCard:
     """Give a model file a name of its own, by which `embed` finds it.
 
     Raises
@@ -118,7 +134,7 @@ def add(given: str, name: str, choices: Choices, *, taken: list[str], on_progres
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ModelError(f"A model's name is made of letters, digits, '.', '_' and '-'. Got '{name}'.")
-    if name in taken:
+    if name in reserved:
         raise ModelError(f"The name '{name}' is taken by a model of the list. Choose another --name.")
     card = prepare(given, choices, on_progress=on_progress, name=name)
     store.give_name(name, card.file)
