@@ -55,7 +55,6 @@ ARROWS = """
 LIBRARIES = {
     "openvino": {"models"},
     "keras": {"models"},
-    "pooch": {"models"},
     "requests": {"models"},
     "platformdirs": {"models"},
     "cv2": {"images", "demo"},
@@ -352,7 +351,6 @@ def test_a_folder_has_more_than_one_file() -> None:
 HEAVY = {
     "keras",
     "tensorflow",
-    "pooch",
     "requests",
     "cv2",
     "numpy",

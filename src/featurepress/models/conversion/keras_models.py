@@ -282,8 +282,6 @@ class Weights:
 
     def _is_imagenet(self, path: Path) -> bool:
         """Whether a file has the name or the hash of the one that keras would download."""
-        import pooch
-
         def ask(fname: str, origin: str, file_hash: str | None = None, **_: Any) -> None:
             raise _AskedError(fname, file_hash)
 
@@ -294,8 +292,7 @@ class Weights:
                 name, known = asked.args
                 if path.name == name:
                     return True
-                kind = "md5" if len(known or "") == 32 else "sha256"
-                return bool(known) and pooch.file_hash(str(path), alg=kind) == known
+                return bool(known) and weights.has_hash(path, known)
         return False
 
     @staticmethod

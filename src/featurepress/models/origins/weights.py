@@ -1,17 +1,17 @@
-"""Get a file of weights: from our own folder, from keras's, or from the network; checked and pinned.
+"""Find or download a file of weights: in our own folder, in Keras's folder, or from the network.
 
-The hash of what was first used is kept beside it, and nothing else is taken under that name ever after.
+The hash of the first file used under a name is stored beside it. A later file of that name must have the same hash.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
+import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
 from featurepress.errors import ModelError
 from featurepress.models.store import content_hash, home
@@ -20,52 +20,57 @@ from featurepress.progress import OnProgress, step
 
 TIMEOUT_SECONDS = 30
 RETRIES = 2
+_CHUNK_BYTES = 2**16
 
 
 def keras_folder() -> Path:
-    """Give the folder in which the user's own keras keeps weights."""
+    """Return the folder in which the user's own Keras stores weights."""
     return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
 
 
 def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, on_progress: OnProgress) -> Path:
-    """Give the path of a weights file.
+    """Return the path of a weights file, downloaded if it is not on this machine.
 
     Parameters
     ----------
     name : str
-        File name, the same here, in keras's folder, and in the address.
+        File name, the same here, in Keras's folder, and in the URL.
     url : str
-        Where keras would get it. With FEATUREPRESS_MIRROR set, the file of that name below that address instead.
+        Where Keras would download it from. If FEATUREPRESS_MIRROR is set, the file of that name below that URL is
+        used instead.
     known_hash : str or None
-        MD5 or SHA-256 as keras knows it.
+        MD5 or SHA-256 from Keras's list.
     keras_models : Path
-        The user's keras's folder of weights.
+        Folder of weights of the user's own Keras.
     on_progress : callable
-        Hears how the download gets on.
+        Receives the progress of the download.
 
     Raises
     ------
     ModelError
-        It is not to be had, or is not what it should be.
+        The file cannot be downloaded, or has another hash.
     """
     own = home() / "weights" / name
     for path in (own, keras_models / name):
         if path.is_file():
-            return _checked(path, known_hash)
+            _check_hash(path, known_hash, "Remove the file and run again.")
+            pin(path)
+            return path
     if mirror := os.environ.get("FEATUREPRESS_MIRROR"):
         url = f"{mirror.rstrip('/')}/{name}"
     own.parent.mkdir(parents=True, exist_ok=True)
     _download(url, own, known_hash, on_progress)
-    return _checked(own, known_hash)
+    pin(own)
+    return own
 
 
 def pin(path: Path) -> str:
-    """Give the SHA-256 of a file; the first one seen under its name is the only one allowed later.
+    """Return the SHA-256 of a file, and store it if it is the first file of its name.
 
     Raises
     ------
     ModelError
-        It is another file than the first one.
+        Another file of this name was used before.
     """
     note = home() / "weights" / f"{path.name}.sha256"
     found = content_hash(path)
@@ -74,100 +79,84 @@ def pin(path: Path) -> str:
     except (OSError, IndexError, UnicodeDecodeError):
         note.parent.mkdir(parents=True, exist_ok=True)
         temporary = note.with_name(f".{note.name}.{os.getpid()}")
-        temporary.write_text(f"{found}  {path.name}\n", encoding="ascii")  # as sha256sum writes and checks it
+        temporary.write_text(f"{found}  {path.name}\n", encoding="ascii")  # the format of sha256sum
         temporary.replace(note)
         return found
     if found != first:
         raise ModelError(
             f"The weights '{path}' have the hash {found[:12]}…; under this name {first[:12]}… was used before. "
-            f"Remove the file, or '{note}' if the change is wanted."
+            f"Remove the file, or '{note}' if the change is intended."
         )
     return found
 
 
-def _checked(path: Path, known_hash: str | None) -> Path:
-    import pooch
-
-    if known_hash is not None:
-        kind = "md5" if len(known_hash) == 32 else "sha256"
-        found = pooch.file_hash(str(path), alg=kind)
-        if found != known_hash:
-            raise ModelError(
-                f"The weights '{path}' have the {kind} {found[:12]}…, keras's list says {known_hash[:12]}…. "
-                "Remove the file and run again."
-            )
-    pin(path)
-    return path
+def has_hash(path: Path, known_hash: str) -> bool:
+    """Whether a file has a hash from Keras's list, MD5 or SHA-256."""
+    return _hash_like(path, known_hash) == known_hash
 
 
-class _Progress:
-    """What pooch calls while it downloads."""
+def _hash_like(path: Path, known_hash: str) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _kind_of(known_hash)).hexdigest()
 
-    def __init__(self, name: str, on_progress: OnProgress) -> None:
-        self.total = 0
-        self._name = name
-        self._done = 0
-        self._on_progress = on_progress
 
-    def update(self, n_bytes: int) -> None:
-        self._done += n_bytes
-        self._on_progress(step(f"downloading {self._name}", self._done, self.total))
+def _kind_of(known_hash: str) -> str:
+    return "md5" if len(known_hash) == 32 else "sha256"
 
-    def reset(self) -> None:
-        """Pooch goes back to nothing and then jumps to the end."""
-        self._done = 0
 
-    def close(self) -> None:
-        pass
+def _check_hash(path: Path, known_hash: str | None, remedy: str) -> None:
+    if known_hash is not None and (found := _hash_like(path, known_hash)) != known_hash:
+        raise ModelError(
+            f"The weights '{path}' have the wrong hash: {_kind_of(known_hash)} {found[:12]}…, Keras lists "
+            f"{known_hash[:12]}…. {remedy}"
+        )
 
 
 def _download(url: str, path: Path, known_hash: str | None, on_progress: OnProgress) -> None:
-    import pooch
-
-    pooch.get_logger().setLevel(logging.CRITICAL)
-    get: Any = pooch.HTTPDownloader(
-        progressbar=_Progress(path.name, on_progress), chunk_size=2**16, timeout=TIMEOUT_SECONDS
-    )
-    # Elsewhere, then renamed: a half-finished download never counts, and nothing is left of it.
-    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=path.parent) as place:
-        with when_abandoned(functools.partial(shutil.rmtree, place)):
-            _retrieve(url, Path(place) / path.name, known_hash, get)
-        (Path(place) / path.name).replace(path)
+    # Into a temporary folder, then renamed: a partial download is never used, and is removed.
+    with tempfile.TemporaryDirectory(prefix=".downloading-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        with when_abandoned(functools.partial(shutil.rmtree, folder)):
+            _retrieve(url, temporary, on_progress)
+            _check_hash(temporary, known_hash, f"They come from {url}. Run again, or use another mirror.")
+        temporary.replace(path)
 
 
-def _retrieve(url: str, path: Path, known_hash: str | None, get: Any) -> None:
-    import pooch
+def _retrieve(url: str, path: Path, on_progress: OnProgress) -> None:
+    """Download a file, with up to `RETRIES` retries."""
     import requests
 
-    try:
-        pooch.create(
-            path=path.parent,
-            base_url="",
-            registry={path.name: known_hash},
-            urls={path.name: url},
-            retry_if_failed=RETRIES,
-        ).fetch(path.name, downloader=get)
-    except (requests.RequestException, OSError, ValueError) as error:
-        raise ModelError(
-            f"The weights '{path.name}' are not here and could not be downloaded from {url} ({_reason(error)}). "
-            f"Put the file into '{path.parent.parent}', or give it by --weights FILE; --model embedded needs no "
-            "network."
-        ) from error
+    for attempt in range(RETRIES + 1):
+        try:
+            with requests.get(url, stream=True, timeout=TIMEOUT_SECONDS) as response, path.open("wb") as file:
+                response.raise_for_status()
+                total_bytes = int(response.headers.get("Content-Length", 0))
+                for chunk in response.iter_content(_CHUNK_BYTES):
+                    file.write(chunk)
+                    on_progress(step(f"downloading {path.name}", file.tell(), total_bytes))
+            return
+        except OSError as error:  # requests' own errors too
+            is_final = isinstance(error, requests.HTTPError) and error.response.status_code < 500
+            if attempt < RETRIES and not is_final:
+                time.sleep(attempt + 1)
+                continue
+            raise ModelError(
+                f"The weights '{path.name}' are not on this machine and cannot be downloaded from {url} "
+                f"({_reason(error)}). Put the file into '{path.parent.parent}', or use --weights FILE. "
+                "--model embedded needs no network."
+            ) from error
 
 
-def _reason(error: Exception) -> str:
-    """Give the last cause of a failed download, in a few words."""
+def _reason(error: OSError) -> str:
+    """Return the cause of a failed download in a few words."""
     import requests
 
-    response = getattr(error, "response", None)
-    if response is not None:
-        return f"HTTP {response.status_code}"
+    if isinstance(error, requests.HTTPError):
+        return f"HTTP {error.response.status_code}"
     if isinstance(error, requests.Timeout):
         return f"no answer for {TIMEOUT_SECONDS} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the download broke off"
     if isinstance(error, requests.ConnectionError):
         return "no connection"
-    if isinstance(error, ValueError):
-        return "its hash is not the one that keras knows"
     return " ".join(str(error).split())
