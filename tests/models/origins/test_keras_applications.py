@@ -177,7 +177,9 @@ def test_a_model_is_made_once_and_embedding_imports_no_keras(
         "print(*sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert not {"keras", "tensorflow", "torch", "requests"} & {name.partition(".")[0] for name in run.stdout.split()}
+    assert not {"keras", "tensorflow", "torch", "requests"} & {
+        name.partition(".")[0] for name in run.stdout.split()
+    }
 
 
 def test_two_at_once_make_the_same_model(embedded_weights: Path, tmp_path: Path) -> None:

@@ -282,6 +282,7 @@ class Weights:
 
     def _is_imagenet(self, path: Path) -> bool:
         """Whether a file has the name or the hash of the one that keras would download."""
+
         def ask(fname: str, origin: str, file_hash: str | None = None, **_: Any) -> None:
             raise _AskedError(fname, file_hash)
 

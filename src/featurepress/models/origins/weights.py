@@ -136,8 +136,7 @@ def _retrieve(url: str, path: Path, on_progress: OnProgress) -> None:
                     on_progress(step(f"downloading {path.name}", file.tell(), total_bytes))
             return
         except OSError as error:  # requests' own errors too
-            is_final = isinstance(error, requests.HTTPError) and error.response.status_code < 500
-            if attempt < RETRIES and not is_final:
+            if attempt < RETRIES and not 400 <= _status(error) < 500:
                 time.sleep(attempt + 1)
                 continue
             raise ModelError(
@@ -147,12 +146,18 @@ def _retrieve(url: str, path: Path, on_progress: OnProgress) -> None:
             ) from error
 
 
+def _status(error: OSError) -> int:
+    """Return the HTTP status that an error stands for, or 0."""
+    response = getattr(error, "response", None)
+    return 0 if response is None else int(response.status_code)
+
+
 def _reason(error: OSError) -> str:
     """Return the cause of a failed download in a few words."""
     import requests
 
-    if isinstance(error, requests.HTTPError):
-        return f"HTTP {error.response.status_code}"
+    if status := _status(error):
+        return f"HTTP {status}"
     if isinstance(error, requests.Timeout):
         return f"no answer for {TIMEOUT_SECONDS} s"
     if isinstance(error, requests.exceptions.ChunkedEncodingError):
