@@ -1,4 +1,4 @@
-"""A browser for tests: opens a page without a window, and notes what the page asks for and complains of."""
+"""A headless browser for tests: opens a page, and records its requests, warnings and errors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHONE, DESKTOP = (390, 844), (1280, 800)
 
 _ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 _OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-_BROKEN = "[...document.images].filter(one => !(one.complete && one.naturalWidth)).map(one => one.alt)"
+_BROKEN = "[...document.images].filter(image => !(image.complete && image.naturalWidth)).map(image => image.alt)"
 
 
 @dataclass(frozen=True)
@@ -27,25 +27,25 @@ class Opened:
     Attributes
     ----------
     page : Page
-        Playwright's.
-    asked_for : list of str
-        Every address that was asked for, but those within the page itself (``data:``).
+        The page object of Playwright.
+    requests : list of str
+        Every requested address except ``data:`` addresses.
     complaints : list of str
-        What stood in its console as a warning or an error, and errors of its scripts.
+        Warnings and errors of the console, and errors of scripts.
     """
 
     page: Page
-    asked_for: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     @property
     def overflow_px(self) -> int:
-        """How much wider the page is than the window: 0 unless it scrolls sideways."""
+        """Width of the page beyond the window: 0 unless it scrolls sideways."""
         return int(self.page.evaluate(_OVERFLOW))
 
     @property
-    def broken_pictures(self) -> list[str]:
-        """What the pictures that cannot be shown should show."""
+    def broken_images(self) -> list[str]:
+        """Alternative texts of images that cannot be shown."""
         return list(self.page.evaluate(_BROKEN))
 
 
@@ -53,16 +53,16 @@ class Opened:
 def opened(
     address: str, *, size: tuple[int, int] = DESKTOP, scheme: Literal["light", "dark"] = "light"
 ) -> Iterator[Opened]:
-    """Open a page in a browser of its own, which ends with the block; skip the test if there is none here.
+    """Open a page in a new browser, which closes with the block; skip the test without Chromium or Playwright.
 
     Parameters
     ----------
     address : str
-        Where the page is: ``file:///…`` or ``http://127.0.0.1:…``.
+        Address of the page: ``file:///…`` or ``http://127.0.0.1:…``.
     size : tuple of int
         Width and height of the window in pixels.
     scheme : str
-        Which colours the reader prefers.
+        Preferred colour scheme.
     """
     reason = "needs playwright: pip install playwright"
     playwright = pytest.importorskip("playwright.sync_api", reason=reason)
@@ -75,8 +75,8 @@ def opened(
             viewport = {"width": size[0], "height": size[1]}
             page = browser.new_page(viewport=viewport, color_scheme=scheme)
             found = Opened(page)
-            page.on("request", lambda request: _note(found.asked_for, request.url))
-            page.on("console", lambda said: _complain(found, said.type, said.text))
+            page.on("request", lambda request: _note(found.requests, request.url))
+            page.on("console", lambda message: _complain(found, message.type, message.text))
             page.on("pageerror", lambda error: found.complaints.append(str(error)))
             page.goto(address)
             yield found
@@ -84,9 +84,9 @@ def opened(
             browser.close()
 
 
-def _note(asked_for: list[str], url: str) -> None:
+def _note(requests: list[str], url: str) -> None:
     if not url.startswith("data:"):
-        asked_for.append(url)
+        requests.append(url)
 
 
 def _complain(found: Opened, kind: str, text: str) -> None:

@@ -91,9 +91,9 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(work
     (tmp_path / "there-map.png").write_text("mine")
     kept = sorted((work / "features").rglob("*"))
     for report, words in (
-        ("report.txt", "must be a file on this machine that ends in .html"),
-        ("nowhere/report.html", "cannot be written into"),
-        ("there.html", "is there already"),
+        ("report.txt", "must be a local file that ends in .html"),
+        ("nowhere/report.html", "cannot be written to"),
+        ("there.html", "already exists"),
     ):
         done = run_cli("reduce", "features", "--out", tmp_path / "out", "--report", tmp_path / report, cwd=work)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr

@@ -240,7 +240,7 @@ def test_mistakes_are_shown_with_their_pictures(orchard: Path, tmp_path: Path) -
         tmp_path / "report.html",
         labels_file=str(tmp_path / "labels.csv"),
     )
-    assert {(one.label, one.told) for one in found.mistakes} >= {("Durian", "Plum")}
+    assert {(one.label, one.predicted) for one in found.mistakes} >= {("Durian", "Plum")}
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/jpeg") >= len(found.mistakes) > 3
 
@@ -250,10 +250,10 @@ def test_the_report_in_a_browser(orchard: Path, tmp_path: Path) -> None:
     for size in (PHONE, DESKTOP):
         with opened((tmp_path / "report.html").as_uri(), size=size) as page:
             assert page.page.evaluate("document.images.length") >= 3
-            assert page.broken_pictures == []
+            assert page.broken_images == []
             assert page.overflow_px == 0
             assert page.complaints == []
-            assert page.asked_for == [(tmp_path / "report.html").as_uri()]
+            assert page.requests == [(tmp_path / "report.html").as_uri()]
 
 
 def test_pictures_that_are_gone_leave_a_report_all_the_same(orchard: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from featurepress.analysis.scores import Bin
 from featurepress.errors import AnalysisError
 from featurepress.reports import plots
 from featurepress.reports.plots import (
-    MOST_CLASSES,
-    MOST_POINTS,
+    CONFUSION_CLASSES,
+    MAP_POINTS,
     components_for,
     confusion_plot,
     drawn_rows,
@@ -143,11 +143,11 @@ def test_how_many_components_reach_a_share() -> None:
 
 def test_a_map_draws_so_many_points_and_no_more() -> None:
     assert sorted(drawn_rows(50)) == list(range(50))
-    drawn = drawn_rows(MOST_POINTS + 5_000)
-    assert len(set(drawn.tolist())) == MOST_POINTS
+    drawn = drawn_rows(MAP_POINTS + 5_000)
+    assert len(set(drawn.tolist())) == MAP_POINTS
     assert (np.bincount(drawn // 5_000) > 3_500).all()  # from everywhere
-    Z = np.zeros((MOST_POINTS + 5_000, 2), np.float32)
-    assert map_plot(Z) != map_plot(Z[:MOST_POINTS])  # which says that they are all
+    Z = np.zeros((MAP_POINTS + 5_000, 2), np.float32)
+    assert map_plot(Z) != map_plot(Z[:MAP_POINTS])  # which says that they are all
 
 
 def test_a_map_names_the_most_frequent_labels() -> None:
@@ -158,8 +158,8 @@ def test_a_map_names_the_most_frequent_labels() -> None:
 
 
 def test_a_confusion_matrix_shows_all_classes_while_they_can_be_read() -> None:
-    shown, said = shown_classes(mixed(MOST_CLASSES, 3))
-    assert (shown.tolist(), "%" in said) == (list(range(MOST_CLASSES)), True)
+    shown, said = shown_classes(mixed(CONFUSION_CLASSES, 3))
+    assert (shown.tolist(), "%" in said) == (list(range(CONFUSION_CLASSES)), True)
 
 
 def test_of_many_classes_those_with_mistakes_are_shown() -> None:

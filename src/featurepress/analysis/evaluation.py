@@ -40,7 +40,7 @@ class Mistake:
 
     uri: str
     label: str
-    told: str
+    predicted: str
     probability: float
 
 

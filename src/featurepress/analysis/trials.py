@@ -103,8 +103,8 @@ class Outcome:
     def near_duplicate_rule(self) -> str:
         """From which cosine on pictures are twins, and why, in words."""
         if self.trial.near_duplicate_threshold is not None:
-            return "the cosine that was asked for"
-        return "what 99 of 100 pictures do not reach with any picture of another label, from 0.85 to 0.99"
+            return "set by near_duplicate_threshold"
+        return "chosen so that 99 % of the images have no image of another label this close (limited to 0.85 to 0.99)"
 
     @property
     def best(self) -> tuple[Split, Classifier | None]:

@@ -98,7 +98,7 @@ def reduce(
     >>> reduced.pca.explained_variance_ratio_.sum()  # doctest: +SKIP
     """
     settings = _settings(options, using)
-    files = None if report is None else free_report_files(report, pictures=("variance", "map"))
+    files = None if report is None else free_report_files(report, plots=("variance", "map"))
     features = as_feature_set(features)
     _require_unreduced(features)
     storage = open_destination(out)
@@ -273,8 +273,8 @@ def _report(files: ReportFiles, reduced: ReducedFeatureSet, features: FeatureSet
         "on the map": f"{len(Z):,} images" + (", a random sample" if len(Z) < len(reduced) else ""),
     }
     ratios = pca.explained_variance_ratio_
-    pictures = reduction_plots(ratios, Z, y)
-    files.write(reduction_page(ratios, Z, y, facts=facts, pictures=pictures), pictures)
+    plots = reduction_plots(ratios, Z, y)
+    files.write(reduction_page(ratios, Z, y, facts=facts, plots=plots), plots)
 
 
 @dataclass(frozen=True)

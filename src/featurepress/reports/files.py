@@ -1,4 +1,4 @@
-"""Where a report is written: a page and the pictures beside it, promised before any work and written whole."""
+"""Files of a report: checked before the work starts, then written all or none."""
 
 from __future__ import annotations
 
@@ -15,36 +15,34 @@ from featurepress.errors import DestinationError, SettingError, StorageError
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """The files of a report.
-
-    Use `free_report_files` to get one.
+    """The files of a report, as `free_report_files` returns them.
 
     Attributes
     ----------
     page : Path
-        Of the page.
+        The HTML page.
     """
 
     page: Path
 
-    def picture(self, name: str) -> Path:
-        """Give the path of a picture: beside the page, with its name and the picture's."""
+    def plot(self, name: str) -> Path:
+        """Return the path of a plot, beside the page: ``report-map.png`` for ``report.html``."""
         return self.page.with_name(f"{self.page.stem}-{name}.png")
 
     @property
     def values(self) -> Path:
-        """Path of the same as JSON, beside the page."""
+        """Path of the values as JSON, beside the page."""
         return self.page.with_suffix(".json")
 
-    def write(self, page: str, pictures: Mapping[str, bytes], *, values: Mapping[str, Any] | None = None) -> None:
-        """Write pictures, values as JSON, and the page last; or none of them.
+    def write(self, page: str, plots: Mapping[str, bytes], *, values: Mapping[str, Any] | None = None) -> None:
+        """Write plots, values and page; remove what was written if one fails.
 
         Raises
         ------
         StorageError
-            A file came since it was looked, or cannot be written.
+            A file exists by now, or cannot be written.
         """
-        contents = {self.picture(name): png for name, png in pictures.items()}
+        contents = {self.plot(name): png for name, png in plots.items()}
         if values is not None:
             contents[self.values] = json.dumps(values, indent=1, ensure_ascii=False).encode()
         contents[self.page] = page.encode()
@@ -54,52 +52,50 @@ class ReportFiles:
                     with path.open("xb") as file:
                         undo.callback(path.unlink, missing_ok=True)
                         file.write(data)
-                undo.pop_all()  # all are written
+                undo.pop_all()
         except OSError as error:
             raise StorageError(
-                f"Cannot write the report '{self.page}': {_reason(error)}. All else is complete; run the same "
-                "again with a --report that can be written."
+                f"Cannot write the report '{self.page}': {_reason(error)}. The results are complete. Run the "
+                "command again with another --report."
             ) from error
 
 
-def free_report_files(report: str | Path, pictures: tuple[str, ...] = (), *, values: bool = False) -> ReportFiles:
-    """Make sure that a report can be written, and overwrites nothing.
+def free_report_files(report: str | Path, plots: tuple[str, ...] = (), *, values: bool = False) -> ReportFiles:
+    """Return the files of a report after checking that they can be written and do not exist.
 
     Parameters
     ----------
     report : str or path
-        The page, on this machine; ends in ``.html``.
-    pictures : tuple of str
-        Names of the pictures that will be written beside it.
+        Path of the page, a local file that ends in ``.html``.
+    plots : tuple of str
+        Names of the plots that will be written beside it.
     values : bool
-        Whether the same will be written beside it as JSON.
+        Whether the values will be written beside it as JSON.
 
     Raises
     ------
     SettingError
-        It does not end in ``.html``.
+        The path does not end in ``.html``.
     DestinationError
-        The folder is not there or cannot be written, or a file is there already.
+        The folder does not exist or cannot be written, or a file exists.
     """
-    given = str(report)
-    if not given.endswith(".html") or "://" in given or Path(given).stem == ".html":
-        raise SettingError(
-            f"The report (--report) must be a file on this machine that ends in .html. Got '{given}'."
-        )
+    text = str(report)
+    if not text.endswith(".html") or "://" in text or Path(text).stem == ".html":
+        raise SettingError(f"The report (--report) must be a local file that ends in .html. Got '{text}'.")
     files = ReportFiles(Path(report))
     folder = files.page.parent
     try:
-        for path in (files.page, *map(files.picture, pictures), *([files.values] if values else [])):
+        for path in (files.page, *map(files.plot, plots), *([files.values] if values else [])):
             if path.exists() or path.is_symlink():
                 raise DestinationError(
-                    f"The report's file '{path}' is there already. Remove it, or choose another --report."
+                    f"The report's file '{path}' already exists. Remove it, or choose another --report."
                 )
-        with tempfile.TemporaryFile(dir=folder):  # what permissions say is not what a file system does
+        with tempfile.TemporaryFile(dir=folder):  # permissions alone do not say whether a file system is writable
             pass
     except OSError as error:
         raise DestinationError(
-            f"The report (--report) cannot be written into '{folder}': {_reason(error)}. Choose a folder that is "
-            "there and can be written."
+            f"The report (--report) cannot be written to '{folder}': {_reason(error)}. Choose an existing folder "
+            "that can be written."
         ) from error
     return files
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from featurepress.analysis.evaluation import LearningPoint
     from featurepress.analysis.scores import Bin
 
-MOST_POINTS = 20_000  # of a map: more hide one another
-MOST_NAMED = 20  # labels with a colour of their own
-MOST_CLASSES = 40  # of a confusion matrix: more cannot be read
+MAP_POINTS = 20_000  # of a map: more hide one another
+NAMED_LABELS = 20  # labels with a colour of their own
+CONFUSION_CLASSES = 40  # of a confusion matrix: more cannot be read
 
 DOTS_PER_INCH = 200  # twice the 100 dots at which the sizes here are meant
 _FONT, _FONT_SIZE, _SMALL = "DejaVu Sans", 9, 8  # the font comes with matplotlib
@@ -127,13 +127,13 @@ def map_plot(Z: npt.NDArray[Any], labels: npt.NDArray[np.str_] | None = None) ->
 
 def drawn_rows(n_samples: int) -> npt.NDArray[np.int64]:
     """Give the rows that a map draws, in no order: the last label would hide the others."""
-    return np.random.default_rng(0).permutation(n_samples)[:MOST_POINTS]
+    return np.random.default_rng(0).permutation(n_samples)[:MAP_POINTS]
 
 
 def _most_frequent(labels: npt.NDArray[np.str_]) -> list[str]:
     """Give the labels that get a colour, in alphabetical order."""
     names, counts = np.unique(labels[labels != ""], return_counts=True)
-    return sorted(names[np.argsort(-counts, kind="stable")][:MOST_NAMED].tolist())
+    return sorted(names[np.argsort(-counts, kind="stable")][:NAMED_LABELS].tolist())
 
 
 def _by_label(
@@ -233,18 +233,18 @@ def confusion_plot(confusion: npt.ArrayLike, labels: Sequence[str]) -> bytes:
 def shown_classes(counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], str]:
     """Give the numbers of the classes that a confusion picture shows, and what it says of them."""
     n = len(counts)
-    if n <= MOST_CLASSES:
+    if n <= CONFUSION_CLASSES:
         return np.arange(n), "Share of each class that is told as …, in %"
     wrong = counts * ~np.eye(n, dtype=bool)
     mixed = np.flatnonzero(wrong.sum(axis=0) + wrong.sum(axis=1))
     if not len(mixed):
-        return np.arange(MOST_CLASSES), f"No mistakes; {MOST_CLASSES} of {n:,} classes, in %"
-    if len(mixed) <= MOST_CLASSES:
+        return np.arange(CONFUSION_CLASSES), f"No mistakes; {CONFUSION_CLASSES} of {n:,} classes, in %"
+    if len(mixed) <= CONFUSION_CLASSES:
         return mixed, f"The {len(mixed)} of {n:,} classes with mistakes, in %"
     chosen: set[int] = set()
     for place in np.argsort(-wrong, axis=None, kind="stable"):
         pair = {int(place) // n, int(place) % n}
-        if len(chosen | pair) > MOST_CLASSES:
+        if len(chosen | pair) > CONFUSION_CLASSES:
             break
         chosen |= pair
     return np.array(sorted(chosen)), f"The {len(chosen)} of {n:,} classes that are mixed up most, in %"

@@ -1,18 +1,18 @@
-"""Reports for people: how well a model tells pictures, and what a reduction keeps, each as a page in one file."""
+"""HTML reports: the evaluation of a model, and what a reduction keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurepress.analysis.evaluation import Baseline, Evaluation, Measured, Mistake
+from featurepress.analysis.evaluation import Baseline, Evaluation
 from featurepress.analysis.scores import Scores
 from featurepress.features.feature_set import FeatureSet
-from featurepress.reports.page import Figure, Page, Tile
+from featurepress.reports.page import count, interval, percent, render, words
 from featurepress.reports.plots import (
-    MOST_POINTS,
+    MAP_POINTS,
     components_for,
     confusion_plot,
     learning_curve_plot,
@@ -28,247 +28,112 @@ if TYPE_CHECKING:
 
 Thumbnails = Callable[[Sequence[str]], Mapping[str, bytes]]
 
-MOST_TILES = 24
-MOST_ROWS = 200  # of classes in a table
-_MOST_PAIRS = 10
-_MOST_WORDS = 12  # of a list in a line
+TILES = 24  # mistakes shown at most
+CLASS_ROWS = 200  # classes in a table at most
+_PAIRS = 10
 _SHARES = (0.80, 0.90, 0.95, 0.99)
-_MODEL_WORDS = {
+_FACTS = {
     "name": "model",
     "kind": "classifier",
-    "n_features": "numbers a picture",
-    "backbone": "backbone",
-    "fingerprint": "feature space",
-    "labels": "labels it knows",
-    "trained_on": "trained on",
+    "n_features": "features per image",
+    "labels": "classes",
 }
 
 
-# -- how well a model tells pictures ---------------------------------------------------------------------------
-
-
 def evaluation_page(evaluation: Evaluation, thumbnails: Thumbnails) -> str:
-    """Write the report of an evaluation.
+    """Return the report of an evaluation.
 
     Parameters
     ----------
     evaluation : Evaluation
-        What was measured.
+        The results.
     thumbnails : callable
-        Gives small JPEG pictures by their uris; of those that it leaves out the page says so. Called once, with the
-        uris of at most 24 mistakes, and not at all if there is none.
+        Returns small JPEG images by uri. The page marks those that it leaves out as not available. It is called
+        once, with the uris of at most 24 mistakes, and not at all if there are no mistakes.
 
     Returns
     -------
     str
-        A page of HTML in one file.
+        A self-contained HTML page.
     """
-    best = evaluation.best
-    page = Page(
-        f"How well '{evaluation.model.get('name', 'the model')}' tells pictures",
-        lead=f"Measured on pictures of {evaluation.features}.",
-    )
-    _accuracies(page, evaluation)
-    if best.scores is not None:
-        _measures(page, evaluation)
-    _conditions(page, evaluation)
-    if best.scores is not None:
-        _baselines(page, evaluation.baselines, best.scores)
-        _classes(page, best.scores)
-        _mistakes(page, evaluation.mistakes, best.scores, thumbnails)
-        _calibration(page, best.scores)
-        if evaluation.learning_curve:
-            page.section("Would more pictures help?")
-            last = evaluation.learning_curve[-1]
-            page.picture(
-                learning_curve_plot(evaluation.learning_curve),
-                alt=f"Learning curve up to {last.n_train:,} training pictures: {_percent(last.accuracy)}",
-                caption="The same test pictures, told by models that were fitted to more and more training "
-                "pictures. Where the curve still climbs, more pictures are likely to help.",
-            )
-    return page.html()
+    facts = {_FACTS.get(name, name.replace("_", " ")): words(value) for name, value in evaluation.model.items()}
+    facts |= {"test features": evaluation.features, "training and test": evaluation.split}
+    scores = evaluation.best.scores
+    context = {"evaluation": evaluation, "scores": scores, "facts": list(facts.items())}
+    if scores is not None:
+        context |= _results(evaluation, scores, thumbnails)
+    return render("evaluation.html", **context)
 
 
-def _accuracies(page: Page, evaluation: Evaluation) -> None:
-    """Write both accuracies side by side, and why they differ."""
-    page.figures(
-        [
-            _accuracy("Accuracy, leak-aware: the one to go by", evaluation.leak_aware),
-            _accuracy("Accuracy, naive: near-duplicates on both sides", evaluation.naive),
-        ]
-    )
-    page.text(_why(evaluation))
-    if evaluation.notes:
-        page.points(evaluation.notes)
+def _results(evaluation: Evaluation, scores: Scores, thumbnails: Thumbnails) -> dict[str, Any]:
+    """Return the template's variables that need scores."""
+    counts, curve = np.array(scores.confusion, np.int64), evaluation.learning_curve
+    mistakes = evaluation.mistakes[:TILES]
+    classes = sorted(scores.classes, key=lambda result: (result.f1, -result.n_samples, result.label))
+    n_wrong = round(scores.n_samples * (1 - scores.accuracy))
+    return {
+        "measurements": _measurements(evaluation),
+        "baselines": [
+            ("this model", percent(scores.accuracy), interval(scores.interval)),
+            *map(_baseline, evaluation.baselines),
+        ],
+        "pairs": _pairs(counts, scores.labels),
+        "n_wrong": int(counts.sum() - np.trace(counts)),
+        "classes": [
+            (result.label, count(result.n_samples), result.precision, result.recall, f"{result.f1:.3f}")
+            for result in classes[:CLASS_ROWS]
+        ],
+        "mistakes": mistakes,
+        "n_mistakes": max(len(evaluation.mistakes), n_wrong),
+        "thumbnails": thumbnails([mistake.uri for mistake in mistakes]) if mistakes else {},
+        "plots": {
+            "confusion": confusion_plot(counts, scores.labels),
+            "reliability": reliability_plot(scores.reliability),
+            "learning_curve": learning_curve_plot(curve) if curve else None,
+        },
+    }
 
 
-def _accuracy(name: str, measured: Measured) -> Figure:
-    if measured.scores is None:
-        return Figure(name, "not measurable", _sentence(measured.reason), is_absent=True)
-    low, high = measured.scores.interval
-    detail = f"between {_percent(low)} and {_percent(high)} with 95 % confidence; {measured.n_test:,} test pictures"
-    return Figure(name, _percent(measured.scores.accuracy), detail)
-
-
-def _why(evaluation: Evaluation) -> str:
-    """Say what near-duplicates are, what was done with them, and what that changed."""
+def _measurements(evaluation: Evaluation) -> Iterator[tuple[str, str, str]]:
+    """Yield the rows of the table that compares the two measurements."""
     aware, naive = evaluation.leak_aware, evaluation.naive
-    words = [
-        "A model that has seen a picture tells its near-duplicates, such as the next frame of the same thing, "
-        "without having learned much: they flatter it. Two pictures of a label are taken for near-duplicates from "
-        f"a cosine of {evaluation.near_duplicate_threshold:.3f} on: {_sentence(evaluation.near_duplicate_rule)}"
-    ]
-    if aware.n_near_duplicates:
-        words.append(
-            f"{aware.n_near_duplicates:,} of {naive.n_test:,} test images have one in training; the leak-aware "
-            "test leaves them out."
-        )
-    elif aware.n_test == naive.n_test and aware.n_train == naive.n_train:
-        words.append("No test picture has one in training.")
-    else:
-        words.append("The leak-aware split keeps them on one side together.")
-    if aware.scores is not None and naive.scores is not None:
-        points = 100 * (naive.scores.accuracy - aware.scores.accuracy)
-        if points >= 0.05:
-            words.append(f"Without them the accuracy is {points:.1f} points lower.")
-        elif points <= -0.05:
-            words.append(f"Without them the accuracy is {-points:.1f} points higher.")
-        else:
-            words.append("That changes the accuracy by less than a tenth of a point.")
-    elif aware.scores is None and naive.scores is not None:
-        words.append("What follows is the naive measurement: take it for an upper limit.")
-    return " ".join(words)
+    yield "training images", count(aware.n_train), count(naive.n_train)
+    yield "test images", count(aware.n_test), count(naive.n_test)
+    yield "left out as near-duplicates", count(aware.n_near_duplicates), count(naive.n_near_duplicates)
+    yield "classes without test images", count(len(aware.not_evaluable)), count(len(naive.not_evaluable))
+    texts: dict[str, Callable[[Scores], str]] = {
+        "accuracy": lambda scores: percent(scores.accuracy),
+        "95 % interval": lambda scores: interval(scores.interval),
+        "top-3 accuracy": lambda scores: percent(scores.top_3),
+        "macro F1 (mean over classes)": lambda scores: f"{scores.macro_f1:.3f}",
+        "expected calibration error": lambda scores: f"{scores.calibration_error:.3f}",
+    }
+    for name, text in texts.items():
+        left, right = ("—" if side.scores is None else text(side.scores) for side in (aware, naive))
+        yield name, left, right
 
 
-def _measures(page: Page, evaluation: Evaluation) -> None:
-    """Write all figures of both measurements."""
-    both = (evaluation.leak_aware, evaluation.naive)
-    rows: list[tuple[str, Callable[[Scores], str]]] = [
-        ("accuracy", lambda scores: _percent(scores.accuracy)),
-        ("95 % interval", lambda scores: _interval(scores.interval)),
-        ("right class among the three most probable", lambda scores: _percent(scores.top_3)),
-        ("macro F1: mean of all classes", lambda scores: f"{scores.macro_f1:.3f}"),
-        ("calibration error (ECE)", lambda scores: f"{scores.calibration_error:.3f}"),
-    ]
-    page.table(
-        ("", "leak-aware", "naive"),
-        [
-            ("training pictures", *(f"{one.n_train:,}" for one in both)),
-            ("test pictures", *(f"{one.n_test:,}" for one in both)),
-            ("left out as near-duplicates", *(f"{one.n_near_duplicates:,}" for one in both)),
-            ("classes without a test picture", *(f"{len(one.not_evaluable):,}" for one in both)),
-            *((name, *("—" if one.scores is None else say(one.scores) for one in both)) for name, say in rows),
-        ],
-        caption="Both measurements",
-    )
-
-
-def _conditions(page: Page, evaluation: Evaluation) -> None:
-    """Write what was measured, and which classes could not be."""
-    page.section("What was measured")
-    facts = {_MODEL_WORDS.get(name, name): _words(value) for name, value in evaluation.model.items()}
-    facts |= {"features of the pictures": evaluation.features, "training and test": evaluation.split}
-    page.facts(facts, caption="Model and pictures")
-    without = evaluation.best.not_evaluable
-    if without:
-        page.text(f"Not evaluable, since no test picture is left of them: {_words(without, MOST_ROWS)}.")
-
-
-def _baselines(page: Page, baselines: Sequence[Baseline], scores: Scores) -> None:
-    if not baselines:
-        return
-    page.section("Beside something simpler")
-    rows = [("this model", _percent(scores.accuracy), _interval(scores.interval))]
-    for one in baselines:
-        if one.accuracy is None:
-            rows.append((f"{one.name} (not measured: {one.reason})", "—", "—"))
-        else:
-            rows.append((one.name, _percent(one.accuracy), _interval(one.interval) if one.interval else "—"))
-    page.table(("", "accuracy", "95 % interval"), rows, caption="What far simpler things reach")
-
-
-def _classes(page: Page, scores: Scores) -> None:
-    """Write what is taken for what, and how well each class is told."""
-    page.section("Which classes are mixed up")
-    counts = np.array(scores.confusion, np.int64)
-    pairs = _pairs(counts, scores.labels)
-    n_wrong = int(counts.sum() - np.trace(counts))
-    said = "no mistakes" if not pairs else f"most often '{pairs[0][0]}' is told as '{pairs[0][1]}'"
-    page.picture(
-        confusion_plot(counts, scores.labels),
-        alt=f"Confusion matrix of {len(scores.labels):,} classes: {said}",
-        caption="Row: the class that is right, with its test pictures; column: the class that is told. Right ones "
-        "are blue, mistakes orange; grey rows have no test picture.",
-    )
-    if pairs:
-        page.table(
-            ("right", "told", "pictures", "share of the class"),
-            pairs,
-            caption=f"What is mixed up most, of {n_wrong:,} mistakes",
-            n_words=2,
-        )
-    page.section("Each class, the worst first")
-    worst = sorted(scores.classes, key=lambda one: (one.f1, -one.n_samples, one.label))
-    of = "" if len(worst) <= MOST_ROWS else f": {MOST_ROWS} of {len(worst):,}"
-    page.table(
-        ("class", "test pictures", "precision", "recall", "F1"),
-        [
-            (one.label, f"{one.n_samples:,}", _percent(one.precision), _percent(one.recall), f"{one.f1:.3f}")
-            for one in worst[:MOST_ROWS]
-        ],
-        caption=f"Precision: how many of those told as the class are of it; recall: how many of it are found{of}",
-    )
+def _baseline(baseline: Baseline) -> tuple[str, str, str]:
+    if baseline.accuracy is None:
+        return f"{baseline.name} (not measured: {baseline.reason})", "—", "—"
+    return baseline.name, percent(baseline.accuracy), interval(baseline.interval) if baseline.interval else "—"
 
 
 def _pairs(counts: npt.NDArray[np.int64], labels: Sequence[str]) -> list[tuple[str, str, str, str]]:
-    """Give the most frequent mistakes: right class, told class, pictures, and their share of the right class."""
+    """Return the most frequent mistakes: true class, predicted class, images, share of the true class."""
     wrong, sums = counts.copy(), counts.sum(axis=1)
     np.fill_diagonal(wrong, 0)
-    most = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
-    places = [(int(place) // len(labels), int(place) % len(labels)) for place in most]
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_PAIRS]
+    cells = zip(*np.unravel_index(order, wrong.shape), strict=True)
     return [
-        (labels[i], labels[j], f"{wrong[i, j]:,}", _percent(wrong[i, j] / sums[i]))
-        for i, j in places
+        (labels[i], labels[j], count(int(wrong[i, j])), percent(wrong[i, j] / sums[i]))
+        for i, j in cells
         if wrong[i, j]
     ]
 
 
-def _mistakes(page: Page, mistakes: Sequence[Mistake], scores: Scores, thumbnails: Thumbnails) -> None:
-    """Write the most confident mistakes, with small pictures."""
-    page.section("The most confident mistakes")
-    if not mistakes:
-        page.text("There is none.")
-        return
-    shown = mistakes[:MOST_TILES]
-    n_wrong = max(len(mistakes), round(scores.n_samples * (1 - scores.accuracy)))
-    page.text(f"{len(shown):,} of {n_wrong:,}, the most confident first. A wrong label is often among them.")
-    pictures = thumbnails([one.uri for one in shown])
-    page.tiles(
-        Tile(
-            pictures.get(one.uri),
-            f"A picture of '{one.label}' that was told as '{one.told}'",
-            f"told: {one.told}",
-            (f"is: {one.label}", f"{_percent(one.probability)} sure", one.uri),
-        )
-        for one in shown
-    )
-
-
-def _calibration(page: Page, scores: Scores) -> None:
-    page.section("Can its confidence be believed?")
-    page.picture(
-        reliability_plot(scores.reliability),
-        alt=f"Reliability diagram: expected calibration error {scores.calibration_error:.3f}",
-        caption="Of the predictions that are about so confident, so many are right. The expected calibration "
-        f"error is {scores.calibration_error:.3f}: the mean distance from the dashed line, by pictures.",
-    )
-
-
-# -- what a reduction keeps ------------------------------------------------------------------------------------
-
-
 def reduction_plots(ratios: npt.ArrayLike, Z: Features, labels: npt.NDArray[np.str_] | None) -> dict[str, bytes]:
-    """Draw the pictures of a reduction: ``variance`` and ``map``, as PNG; arguments as of `reduction_page`."""
+    """Return the plots of a reduction, ``variance`` and ``map``, as PNG; parameters as of `reduction_page`."""
     return {"variance": variance_plot(ratios), "map": map_plot(Z, labels)}
 
 
@@ -278,115 +143,70 @@ def reduction_page(
     labels: npt.NDArray[np.str_] | None,
     *,
     facts: Mapping[str, str],
-    pictures: Mapping[str, bytes] | None = None,
+    plots: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write the report of a reduction.
+    """Return the report of a reduction.
 
     Parameters
     ----------
     ratios : array (n_components,)
-        Shares of the variance that the components kept explain.
+        Share of the variance that each component explains.
     Z : array (n_samples, n_components) float32
-        Reduced rows that are drawn; two components are enough.
+        Reduced rows for the map. It uses the first two components.
     labels : array (n_samples,) of str, or None
         Their labels.
     facts : mapping of str to str
-        What a reader must know: where the set lies, how many rows it has, and so on.
-    pictures : mapping of str to bytes, optional
-        What `reduction_plots` gave of the same, if it is drawn already.
+        Facts about the reduced set, such as its location and its number of rows.
+    plots : mapping of str to bytes, optional
+        Result of `reduction_plots` for the same data. Drawn by default.
 
     Returns
     -------
     str
-        A page of HTML in one file.
+        A self-contained HTML page.
     """
     shares = np.asarray(ratios, np.float64)
-    drawn = reduction_plots(shares, Z, labels) if pictures is None else pictures
-    kept = float(shares.sum())
-    page = Page(
-        "What the reduction keeps", lead=f"{len(shares):,} components keep {_percent(kept)} of the variance."
+    return render(
+        "reduction.html",
+        ratios=shares.tolist(),
+        facts=facts,
+        plots=reduction_plots(shares, Z, labels) if plots is None else plots,
+        shares=[(f"{100 * share:.0f} %", _components(shares, share)) for share in _SHARES],
+        n_samples=len(Z),
+        has_labels=labels is not None,
     )
-    page.facts(facts, caption="The reduced set")
-    page.section("How many components")
-    page.picture(
-        drawn["variance"],
-        alt=f"Variance by component: {len(shares):,} components keep {_percent(kept)}",
-        caption="Left: each component; right: the first ones together.",
-    )
-    page.table(
-        ("share of the variance", "components"),
-        [(f"{100 * share:.0f} %", _components(shares, share)) for share in _SHARES],
-        caption=f"How many of the {len(shares):,} kept components are needed for a share of the variance of all "
-        "features",
-    )
-    page.section("Map")
-    coloured = "coloured by label" if labels is not None else "without labels"
-    page.picture(
-        drawn["map"],
-        alt=f"Map of {len(Z):,} pictures by their first two components, {coloured}",
-        caption=f"The first two components explain {_percent(float(shares[:2].sum()))} of the variance: what is "
-        "apart here is apart; what is together here may still be apart in the others.",
-    )
-    return page.html()
 
 
-def map_rows(features: FeatureSet, most: int = MOST_POINTS) -> tuple[Features, npt.NDArray[np.str_] | None]:
-    """Give what a map shows of a reduced set.
+def map_rows(features: FeatureSet, limit: int = MAP_POINTS) -> tuple[Features, npt.NDArray[np.str_] | None]:
+    """Return the rows of a reduced set that its map shows.
 
     Parameters
     ----------
     features : FeatureSet
         Read in batches, with bounded memory.
-    most : int
-        So many rows at most, from everywhere in the set; 20,000 by default, as many as a map draws.
+    limit : int
+        Maximum number of rows, spread evenly over the set. By default 20,000, as many as a map draws.
 
     Returns
     -------
     Z : array (n_samples, 2) float32
-        The first two components of the rows, in order; or the one that there is.
+        The first two components of the rows, in order; one column if the set has one component.
     labels : array (n_samples,) of str, or None
-        The label of each, "" for none; None for a set without labels.
+        Their labels, "" for none; None for a set without labels.
     """
     n_rows = len(features)
-    chosen = np.arange(n_rows) if n_rows <= most else np.arange(most) * n_rows // most
+    chosen = np.arange(n_rows) if n_rows <= limit else np.arange(limit) * n_rows // limit
     Z, labels, start = [], [], 0
     for batch in features.batches():
         stop = start + len(batch.X)
-        own = chosen[slice(*np.searchsorted(chosen, (start, stop)))] - start
-        Z.append(batch.X[own, :2])
+        rows = chosen[slice(*np.searchsorted(chosen, (start, stop)))] - start
+        Z.append(batch.X[rows, :2])
         if batch.y is not None:
-            labels.append(batch.y[own])
+            labels.append(batch.y[rows])
         start = stop
     return np.concatenate(Z), np.concatenate(labels) if labels else None
 
 
 def _components(shares: npt.NDArray[np.float64], share: float) -> str:
     n = components_for(shares, share)
-    return f"{n:,}" if n is not None else f"more than {len(shares):,}"
-
-
-# -- words -----------------------------------------------------------------------------------------------------
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
-def _interval(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f} to {_percent(interval[1])}"
-
-
-def _sentence(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."
-
-
-def _words(value: Any, most: int = _MOST_WORDS) -> str:
-    """Give a value as a reader likes it."""
-    if isinstance(value, Mapping):
-        return "; ".join(f"{str(name).replace('_', ' ')}: {_words(one)}" for name, one in value.items()) or "—"
-    if isinstance(value, list | tuple):
-        first = ", ".join(map(_words, value[:most]))
-        return first if len(value) <= most else f"{first} and {len(value) - most:,} more"
-    if value is None or value == "":
-        return "—"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return count(n) if n is not None else f"more than {len(shares):,}"
