@@ -12,7 +12,23 @@ from featurepress.reports.report import evaluation_page
 from tests.browser import DESKTOP, PHONE, opened
 from tests.reports.documents import BAD, QUOTES, Album, Outline, labelled, made, outline, reduced
 
-SAFE = {"html", "head", "meta", "title", "style", "body", "main", "section", "h1", "h2", "p", "ul", "li", "div", "br"}
+SAFE = {
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "main",
+    "section",
+    "h1",
+    "h2",
+    "p",
+    "ul",
+    "li",
+    "div",
+    "br",
+}
 SAFE |= {"dl", "dt", "dd", "table", "caption", "thead", "tbody", "tr", "th", "td", "span", "strong", "figure"}
 SAFE |= {"figcaption", "img"}
 

@@ -64,7 +64,14 @@ def test_an_accuracy_that_cannot_be_measured_has_a_reason() -> None:
 
 def test_the_model_and_the_conditions_are_named() -> None:
     text = outline(made()).text
-    for words in ("fruits", "logistic", "1,280", "4d219424ba268d72", "features: features/; n samples: 900", "drawn"):
+    for words in (
+        "fruits",
+        "logistic",
+        "1,280",
+        "4d219424ba268d72",
+        "features: features/; n samples: 900",
+        "drawn",
+    ):
         assert words in text
     assert "A sample of 1,240 images was measured." in text
     assert "colour histogram (not measured: the images cannot be read)" in text

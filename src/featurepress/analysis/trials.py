@@ -104,7 +104,9 @@ class Outcome:
         """From which cosine on pictures are twins, and why, in words."""
         if self.trial.near_duplicate_threshold is not None:
             return "set by near_duplicate_threshold"
-        return "chosen so that 99 % of the images have no image of another label this close (limited to 0.85 to 0.99)"
+        return (
+            "chosen so that 99 % of the images have no image of another label this close (limited to 0.85 to 0.99)"
+        )
 
     @property
     def best(self) -> tuple[Split, Classifier | None]:
