@@ -75,6 +75,7 @@ LIBRARIES = {
         "demo",
         "testing",
     },
+    "jinja2": {"reports"},
     "matplotlib": {"reports"},
     "scipy": {"analysis"},
     "sklearn": {"analysis", "sklearn"},

@@ -117,7 +117,7 @@ def labelled(text: str) -> Evaluation:
     changes = {
         "model": {"name": text, "labels": list(labels), text: text},
         "features": text,
-        "notes": (text,),
+        "notes": (f"1 {text}",),
         "mistakes": (Mistake("a.jpg", text, text, 0.9), Mistake("7.jpg", text, "_a", 0.8)),
         "baselines": (Baseline(text, reason=text),),
     }
