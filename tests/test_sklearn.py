@@ -188,7 +188,7 @@ def test_bad_pictures_are_an_error_that_says_how_many_and_why(pictures: list[Pat
         f"2 of 4 pictures have no features; the first is X[1], '{tmp_path / 'nothing.jpg'}': read: no such file. "
         "Leave them out (failures_ lists all), or take errors='nan'."
     )
-    assert featurizer.failures_[1] == FailedImage(2, "a picture of 10 bytes", "decode: not an image")
+    assert featurizer.failures_[1] == FailedImage(2, "an image of 10 bytes", "decode: not an image")
     featurizer.close()
 
 

@@ -165,7 +165,7 @@ def test_an_account_without_failures(make_format: MakeFormat, storage: Storage) 
 @pytest.mark.parametrize("data", [b"", b"something else", b"PAR1" * 10])
 def test_what_is_no_part_is_named(make_format: MakeFormat, storage: Storage, data: bytes) -> None:
     storage.write(part_name(3), data)
-    message = r"part-00000003\.parquet' is no part of a feature set"
+    message = r"part-00000003\.parquet' is not a part"
     with pytest.raises(StorageError, match=message):
         account_of(make_format(()), storage, 3)
     with pytest.raises(StorageError, match=message):
@@ -177,7 +177,7 @@ def test_another_parquet_file_is_no_part(make_format: MakeFormat, storage: Stora
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"uri": ["a"]}), buffer)
     storage.write(part_name(3), memoryview(buffer.getvalue()))
-    with pytest.raises(StorageError, match="is no part of a feature set"):
+    with pytest.raises(StorageError, match="not a part"):
         account_of(make_format(()), storage, 3)
 
 
@@ -188,7 +188,7 @@ def test_a_part_that_vanishes_between_is_named(make_format: MakeFormat) -> None:
         def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
             return False
 
-    with pytest.raises(StorageError, match="something else changes parts"):
+    with pytest.raises(StorageError, match="another program changes"):
         write(make_format(()), Forgetful(), draft(2))
 
 
@@ -243,7 +243,7 @@ def revise(part_format: PartFormat, storage: Storage, keep: list[int], new: Draf
         writer.add(new.rows, new.features)
         uris = list(standing.hashes)
         wanted = {uris[i]: ImageRef(uris[i], 0, 10, "2", ("relabelled",)) for i in keep}
-        for rows, features in standing.rows(wanted):
+        for rows, features in standing.read_rows(wanted):
             if rows:
                 writer.add(rows, features)
         return writer.commit(storage, new.receipt, new.failures, replaces=standing.version)
@@ -295,7 +295,7 @@ def test_a_part_of_another_generation_in_the_meantime_is_told(make_format: MakeF
         newer = second(2)
         revise(part_format, storage, [1], replace(newer, receipt=replace(newer.receipt, generation=3)))
         writer.add(late.rows, late.features)
-        with pytest.raises(ReplacedError, match="was replaced by another generation while this run was at it"):
+        with pytest.raises(ReplacedError, match="replaced by another generation"):
             writer.commit(storage, late.receipt, late.failures, replaces=standing.version)
     standing_now = account_of(part_format, storage, 3)
     assert standing_now is not None

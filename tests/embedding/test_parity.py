@@ -163,7 +163,7 @@ def test_the_certificate_is_kept_and_goes_into_the_manifest(
 
 def test_nothing_to_verify_on(tmp_path: Path) -> None:
     (tmp_path / "list.jpg").write_text("6 bananas")
-    with pytest.raises(SourceError, match="nothing to verify"):
+    with pytest.raises(SourceError, match="None of the images"):
         verify("embedded", tmp_path)
 
 

@@ -128,7 +128,7 @@ def test_a_model_that_gives_no_numbers_is_refused_before_anything_is_written(tmp
     black = memory_source({f"{n}.png": black_png() for n in range(6)})
     for precision in ("auto", "float32"):
         plan = draft(tmp_path / "out", black, backbone=fake_backbone(sabotage="nan"), precision=precision)
-        with pytest.raises(ModelError, match="features that are no numbers") as caught:
+        with pytest.raises(ModelError, match="NaN or infinite") as caught:
             run_plan(plan, engine=InlineEngine())
         assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from featurepress.embedding.inference import empty_batch, infer
+from featurepress.embedding.inference import Decoder, empty_batch, infer
 from featurepress.embedding.reading import content_of, read_images
 from featurepress.embedding.shard_rows import ShardRows
 from featurepress.errors import ImageError
@@ -18,43 +18,40 @@ from featurepress.models.backbone import load_backbone
 from featurepress.process import Child, ChildDiedError, send_message
 from featurepress.specs import ImageRef
 
-Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
-
 
 def embed_one_by_one(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
-    """Embed a shard that killed processes before: image by image, in child processes; give the precision.
+    """Embed a shard image by image in child processes, and return the precision.
 
-    An image at which two children die in a row is the killer and becomes a failure. The features are the same
-    bits as in batches.
+    An image that kills two children in a row becomes a failure. The features are bit for bit those of batches.
     """
     precision = plan.precision
-    with _children() as fresh_child:
+    with _children() as get_child:
         for ref in shard.refs:
             try:
-                row, features, n_bytes, precision = _embed_isolated(plan, ref, decoder, fresh_child)
+                row, features, n_bytes, precision = _embed_isolated(plan, ref, decoder, get_child)
                 shard.bytes_read += n_bytes
-                if not shard.carries(ref, row.sha256):
+                if not shard.is_unchanged(ref, row.sha256):
                     shard.add([row], features)
             except ImageError as error:
                 shard.fail(ref, error)
     return precision
 
 
-def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, child: Callable[..., Child]) -> Any:
+def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, get_child: Callable[..., Child]) -> Any:
     silence_seconds = plan.settings.images.silence_seconds
-    how = ""
-    for renewed in (False, True):
-        send_message(("alive",))  # each try has its own silence
+    reason = ""
+    for restart in (False, True):
+        send_message(("alive",))  # each attempt may take all of the silence that the engine allows
         try:
-            return child(renewed=renewed).call(embed_one, plan, ref, decoder, silence_seconds=silence_seconds)
+            return get_child(restart=restart).call(embed_one, plan, ref, decoder, silence_seconds=silence_seconds)
         except ChildDiedError as death:
-            how = str(death)
-    child(renewed=True)
-    raise ImageError("decode", f"decoder crashed: its process {how}, twice")
+            reason = str(death)
+    get_child(restart=True)
+    raise ImageError("decode", f"decoder crashed: its process {reason}, twice")
 
 
 def embed_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, int, str]:
-    """Embed a single image; give its row, features (1, n_features), number of bytes, and precision."""
+    """Embed a single image. Return its row, features (1, n_features), number of bytes, and precision."""
     ((_, data),) = read_images(plan.sources, plan.settings, [ref])
     content = content_of(data)
     backbone = load_backbone(plan.backbone, plan.precision)
@@ -69,11 +66,11 @@ def embed_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, in
 
 @contextlib.contextmanager
 def _children() -> Iterator[Callable[..., Child]]:
-    """Give a function that gives the present child, or a new one in place of a dead one."""
+    """Yield a function that returns the current child, or a new one with `restart`."""
     child: list[Child] = []
 
-    def get(*, renewed: bool) -> Child:
-        if renewed and child:
+    def get(*, restart: bool) -> Child:
+        if restart and child:
             child.pop().close(patience_seconds=0.5)
         if not child:
             child.append(Child())

@@ -1,4 +1,4 @@
-"""Read again the images that rows of a feature set were embedded from."""
+"""Read the images that a feature set was embedded from again."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 
 def read_originals(plan: Plan, parts: Iterable[str], uris: Collection[str]) -> Iterator[tuple[str, Pixels]]:
-    """Yield images by their uris, in the order of the rows; those that cannot be read any more are left out.
+    """Yield images by their uris, in the order of the rows. Skip those that cannot be read.
 
     Parameters
     ----------
     plan : Plan
-        Of an embedded feature set, not of a reduced one; see `featurepress.features.embedded_set`.
+        Plan of an embedded feature set, not of a reduced one; see `featurepress.features.embedded_set`.
     parts : iterable of str
-        Names of the parts to look in.
+        Names of the parts to search.
     uris : collection of str
-        Of some of its rows.
+        Uris of rows of these parts.
 
     Yields
     ------
@@ -35,7 +35,8 @@ def read_originals(plan: Plan, parts: Iterable[str], uris: Collection[str]) -> I
 
     Notes
     -----
-    Parts are read in order until all uris are found. Memory: the references of one part, and the images read ahead.
+    Parts are read in order until all uris are found. Memory: the references of one part, and the images that are
+    read ahead.
     """
     wanted = set(uris)
     for name in parts:
@@ -57,10 +58,10 @@ def _read(plan: Plan, refs: list[ImageRef]) -> Iterator[tuple[str, Pixels]]:
 
 
 def _references(plan: Plan, name: str) -> list[ImageRef]:
-    """Return what a part was embedded from, as its own generation listed it."""
+    """Return the references of a part, as listed by the generation that wrote it."""
     shard = shard_of(name)
     part_format = PartFormat(plan.field_names, plan.backbone.n_features)
-    with part_format.open(plan.storage, shard) as standing:
-        generation = plan.generation if standing is None else standing.account.receipt.generation
+    with part_format.open(plan.storage, shard) as existing:
+        generation = plan.generation if existing is None else existing.account.receipt.generation
     own: Plan | None = ledger.read_generation(plan.storage, generation)
     return list(ledger.read_references(own or plan, shard).refs)

@@ -1,7 +1,7 @@
-"""The parity certificate: how near a model's features here are to those of the library that it comes from.
+"""Compare a model's features with those of the library that it comes from, and keep the result as a certificate.
 
-The same decoded pictures go through featurepress (in float32, and in bfloat16 where the CPU has it) and through
-the reference, which runs in a process of its own. The certificate is kept beside the model and goes into manifests.
+The same decoded images go through featurepress (in float32, and in bfloat16 if the CPU supports it) and through the
+reference, which runs in a child process. The certificate is stored with the model and copied into manifests.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe
 
 MAX_IMAGES = 64
-_MAX_BYTES = 512 * 1024**2  # of decoded pictures, which are sent to the reference whole
+_MAX_BYTES = 512 * 1024**2  # of decoded images, which are all sent to the reference at once
 
 
 @dataclass(frozen=True)
 class Nearness:
-    """How near features are to the reference's.
+    """How close features are to those of the reference.
 
     Attributes
     ----------
     min_cosine, mean_cosine : float
-        Over the pictures.
+        Over the images.
     max_difference : float
         Largest absolute difference of a feature.
     largest_feature : float
-        Largest absolute value of the reference's.
+        Largest absolute feature of the reference.
     """
 
     min_cosine: float
@@ -54,20 +54,20 @@ class Nearness:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes
     ----------
     model, pooling, fingerprint : str
-        What was verified.
+        The verified model.
     reference : str
-        What it was held against.
+        The library it was compared with.
     n_images : int
-        Number of pictures.
+        Number of images.
     precisions : dict
-        ``float32`` and, where the CPU has it, ``bfloat16``: `Nearness`.
+        `Nearness` by precision: ``float32`` and, if the CPU supports it, ``bfloat16``.
     made, cpu, versions
-        When, where, with what.
+        Time (UTC), processor and library versions.
     """
 
     model: str
@@ -92,18 +92,18 @@ def verify(
     weights: str | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Certificate:
-    """Hold a model's features against those of the library that it comes from.
+    """Compare a model's features with those of the library that it comes from.
 
     Parameters
     ----------
     model : str
         As for `embed`.
     sources : str, path, or sequence of them
-        Pictures; the first `limit` of them that can be decoded are taken.
+        Images. The first `limit` that can be decoded are used.
     pooling : str
-        What is pooled, and how.
+        Pooling of the features: ``avg``, ``flatten`` or ``max``.
     limit : int
-        Largest number of pictures. Default 64.
+        Maximum number of images. Default 64.
     size : int, optional
         Side of the input in pixels, for models that leave a choice.
     alpha : float, optional
@@ -116,34 +116,36 @@ def verify(
     Returns
     -------
     Certificate
-        It is kept beside the model as well.
+        It is also stored with the model.
 
     Raises
     ------
     ModelError
-        There is no such model, or its reference cannot be had.
+        There is no such model, or its reference is not available.
     SourceError
-        No picture could be decoded.
+        No image could be decoded.
 
     Notes
     -----
-    With TensorFlow installed (``pip install 'featurepress[parity]'``) a keras model's reference is TensorFlow's own
-    Keras; else Keras on OpenVINO in float32. Models of other kinds are held against the model as OpenVINO reads it,
-    fed by plain NumPy and Pillow, a picture at a time.
+    The reference of a Keras model is Keras on TensorFlow if that is installed (``pip install
+    'featurepress[parity]'``), else Keras on OpenVINO in float32. Other models are compared with the original file
+    in OpenVINO, preprocessed with NumPy and Pillow, one image at a time.
     """
     card = find_card(model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress)
     spec = card.backbone(pooling)
-    pictures = _pictures(sources, limit)
-    on_progress(step(f"running the reference on {len(pictures)} pictures", 0, 0))
-    expected, reference = _reference(card, pooling, pictures)
+    images = _decode_first(sources, limit)
+    on_progress(step(f"running the reference on {len(images)} images", 0, 0))
+    expected, reference = _reference(card, pooling, images)
     precisions = ["float32"] + (["bfloat16"] if supports_bfloat16(spec) else [])
     certificate = Certificate(
         model=card.name,
         pooling=pooling,
         fingerprint=spec.fingerprint,
         reference=reference,
-        n_images=len(pictures),
-        precisions={one: nearness(embed_images(spec, one, pictures), expected) for one in precisions},
+        n_images=len(images),
+        precisions={
+            precision: nearness(embed_images(spec, precision, images), expected) for precision in precisions
+        },
         made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         cpu=cpu_name(),
         versions=library_versions(),
@@ -153,35 +155,35 @@ def verify(
     return certificate
 
 
-def _pictures(sources: Locations, limit: int) -> list[Any]:
-    """Decode the first pictures."""
+def _decode_first(sources: Locations, limit: int) -> list[Any]:
+    """Decode the first images."""
     specs, settings = describe(sources), Settings()
-    pictures: list[Any] = []
+    images: list[Any] = []
     n_bytes = 0
     for _, pixels in decode_images(specs, settings, Listing(specs, settings.listing)):
-        pictures.append(pixels)
+        images.append(pixels)
         n_bytes += pixels.nbytes
-        if len(pictures) == limit or n_bytes > _MAX_BYTES:
+        if len(images) == limit or n_bytes > _MAX_BYTES:
             break
-    if not pictures:
-        raise SourceError("None of the pictures could be decoded, so there is nothing to verify on.")
-    return pictures
+    if not images:
+        raise SourceError("None of the images can be decoded, so there is nothing to verify with.")
+    return images
 
 
-def _reference(card: ModelCard, pooling: str, pictures: Sequence[Any]) -> tuple[Any, str]:
+def _reference(card: ModelCard, pooling: str, images: Sequence[Any]) -> tuple[Any, str]:
     from featurepress.models.conversion import reference
 
     backend = "tensorflow" if importlib.util.find_spec("tensorflow") is not None else "openvino"
-    given: tuple[Any, str] = in_child(
-        reference.reference_features, card, pooling, pictures, str(keras_folder()), backend=backend
+    result: tuple[Any, str] = in_child(
+        reference.reference_features, card, pooling, images, str(keras_folder()), backend=backend
     )
-    return given
+    return result
 
 
 def nearness(ours: Any, expected: Any) -> Nearness:
-    """Compare features with the reference's, arrays (n_samples, n_features)."""
+    """Compare features with those of the reference: arrays (n_samples, n_features)."""
     if ours.shape != expected.shape:
-        raise ModelError(f"The reference gives features of the shape {expected.shape}, this is {ours.shape}.")
+        raise ModelError(f"The features have the shape {ours.shape}, those of the reference {expected.shape}.")
     found = cosines(ours, expected)
     return Nearness(
         min_cosine=float(found.min()),

@@ -1,4 +1,4 @@
-"""Try the first images of a run: whether they decode, and whether bfloat16 is faithful on them."""
+"""Try the first images of a run: whether they decode, and whether bfloat16 agrees with float32 on them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurepress.embedding.inference import empty_batch, infer_all
+from featurepress.embedding.inference import Decoder, empty_batch, infer_all
 from featurepress.embedding.reading import content_of, read_images, require_visible_sources
 from featurepress.errors import ImageError, ModelError
 from featurepress.images import decode, preprocess
@@ -18,8 +18,6 @@ from featurepress.specs import Failure, ImageRef
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
-
 
 def probe_images(
     plan: Plan,
@@ -29,25 +27,26 @@ def probe_images(
     decoder: Decoder | None = None,
     on_image: Callable[[ImageRef], None] = lambda ref: None,
 ) -> tuple[list[Failure], list[float], bool]:
-    """Try images until some are good, and compare float32 with bfloat16 on those.
+    """Decode images until `n_wanted` succeed, and compare float32 with bfloat16 on those.
 
     Parameters
     ----------
     plan : Plan
-        A draft; nothing is written.
+        A draft. Nothing is written.
     refs : sequence of ImageRef
-        What to try, in order.
+        Images to try, in order.
     n_wanted : int
-        Stop after so many good ones; after the first if the precision needs no proof.
+        Number of images to decode. One is enough where only float32 is possible.
     decoder : callable, optional
-        Bytes to pixels.
+        Decodes bytes into pixels.
     on_image : callable
         Called before each image is decoded.
 
     Returns
     -------
     failures, cosines, can_choose
-        The failures; one cosine a good image (1.0 where nothing was compared); whether bfloat16 is to be had.
+        The failures; the cosine of each decoded image (1.0 where nothing was compared); whether bfloat16 is
+        possible.
     """
     require_visible_sources(plan)
     fetch_model(plan.backbone, plan.storage)
@@ -67,24 +66,24 @@ def probe_images(
             break
     if not inputs:
         return failures, [], can_choose
-    full = infer_all(plan.backbone, "float32", inputs)  # while the other cores load their model as well
+    full = infer_all(plan.backbone, "float32", inputs)  # while the other workers load their model, too
     if not np.isfinite(full).all(axis=1).any():
         raise ModelError(
-            f"The model {plan.backbone.model} gives features that are no numbers (NaN or infinite) for every "
-            "picture of the first batch. Check its weights, and what it was told of --mean and --scale."
+            f"The features of the model {plan.backbone.model} are NaN or infinite for every image of the first "
+            "batch. Check its weights, and --mean and --scale of models add."
         )
     if not can_choose:
         return failures, [1.0] * len(inputs), False
     return failures, cosines(full, infer_all(plan.backbone, "bfloat16", inputs)).tolist(), True
 
 
-def cosines(one: Any, other: Any) -> npt.NDArray[np.float64]:
-    """Give the cosine between the rows of two arrays (n_samples, n_features): (n_samples,) float64.
+def cosines(A: Any, B: Any) -> npt.NDArray[np.float64]:
+    """Return the cosine between the rows of two arrays (n_samples, n_features): (n_samples,) float64.
 
-    Rows that are all zero, in both, agree: 1. One side only does not: 0. What is no number does not: -1.
+    1 where both rows are zero, 0 where only one is, -1 where a value is not finite.
     """
-    one, other = one.astype(np.float64), other.astype(np.float64)
-    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    both_zero = ~one.any(axis=1) & ~other.any(axis=1)
-    found = np.divide((one * other).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
+    A, B = A.astype(np.float64), B.astype(np.float64)
+    norms = np.linalg.norm(A, axis=1) * np.linalg.norm(B, axis=1)
+    both_zero = ~A.any(axis=1) & ~B.any(axis=1)
+    found = np.divide((A * B).sum(axis=1), norms, out=np.zeros_like(norms), where=norms > 0)
     return np.nan_to_num(np.where(both_zero, 1.0, found), nan=-1.0)

@@ -1,4 +1,4 @@
-"""Read the bytes of images ahead of their use."""
+"""Read the bytes of images before they are needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from featurepress.specs import ImageRef, SourceSpec
 def read_images(
     specs: Sequence[SourceSpec], settings: Settings, refs: Iterable[ImageRef]
 ) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
-    """Read images ahead, with what can be told without reading told first."""
+    """Yield each reference with its bytes, or with the error, in order; several are read at the same time.
+
+    Images that the listing found unreadable, or too large, are not read.
+    """
     sources: list[Source] = [open_source(spec, settings.images) for spec in specs]
     max_bytes = settings.images.max_bytes
 
@@ -26,15 +29,15 @@ def read_images(
             raise ImageError("read", f"too many bytes: {ref.size}, above the limit of {max_bytes} (--max-bytes)")
         return sources[ref.source].read(ref)
 
-    memory, ways = settings.resources.memory_bytes, [source.reading for source in sources]
-    ahead_bytes = max(way.ahead_bytes for way in ways)
+    memory, readings = settings.resources.memory_bytes, [source.reading for source in sources]
+    ahead_bytes = max(reading.ahead_bytes for reading in readings)
     return read_ahead(
         read,
         refs,
-        threads=max(way.in_flight for way in ways),
+        threads=max(reading.in_flight for reading in readings),
         ahead_bytes=ahead_bytes if memory is None else max(1024**2, min(ahead_bytes, memory // 32)),
         timeout_seconds=settings.images.timeout_seconds,
-        group_size=min(way.group for way in ways),
+        group_size=min(reading.group for reading in readings),
     )
 
 
@@ -46,7 +49,7 @@ def content_of(data: bytes | ImageError) -> bytes:
 
 
 def require_visible_sources(plan: Plan) -> None:
-    """Check, once a run and process, that this process sees the same sources as the driver."""
+    """Check that this process sees the same sources as the driver, once per run and process."""
     if plan.seen and plan.run_id not in _CHECKED_RUNS:
         require_visible(plan.sources, plan.settings.images, plan.seen)
         _CHECKED_RUNS.add(plan.run_id)

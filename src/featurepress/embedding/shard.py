@@ -1,4 +1,4 @@
-"""Embed one shard: the one loop, and the only room that knows all stages.
+"""Embed one shard: the loop that connects all stages.
 
 references -> bytes (sources) -> pixels (images) -> features (models) -> part and receipt (ledger)
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from featurepress import ledger
-from featurepress.embedding.inference import empty_batch, infer
+from featurepress.embedding.inference import Decoder, empty_batch, infer
 from featurepress.embedding.isolation import embed_one_by_one
 from featurepress.embedding.reading import content_of, read_images, require_visible_sources
 from featurepress.embedding.shard_rows import RevisedShardRows, ShardRows
@@ -23,14 +22,40 @@ from featurepress.models.backbone import fetch_model, load_backbone
 from featurepress.specs import Receipt
 from featurepress.storage import run_concurrently
 
-Decoder = Callable[..., Any]  # (data, *, max_pixels) -> array (H, W, 3) uint8, or ImageError
+DEATHS_BEFORE_ISOLATION = 2  # of workers at the same shard
+_MAX_ATTEMPTS = 5  # while other workers replace the same part
 
-DEATHS_BEFORE_CARE = 2
-_LOOKS = 5  # at a part that others replace meanwhile
+
+def embed_in_batches(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
+    """Read, decode and embed the images of a shard batch by batch, and return the precision."""
+    backbone = load_backbone(plan.backbone, plan.precision)
+    batch = empty_batch(plan.backbone, backbone.batch_size)
+    rows: list[Row] = []  # of the images in the batch
+    max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
+    for ref, data in read_images(plan.sources, plan.settings, shard.refs):
+        try:
+            content = content_of(data)
+            shard.bytes_read += len(content)
+            sha256 = hashlib.sha256(content).hexdigest()
+            if shard.is_unchanged(ref, sha256):
+                continue
+            pixels = decoder(content, max_pixels=max_pixels)
+            preprocess(pixels, steps, batch[len(rows)])
+        except ImageError as error:
+            shard.fail(ref, error)
+            continue
+        height, width = pixels.shape[:2]
+        rows.append(Row(ref, width, height, sha256))
+        if len(rows) == len(batch):
+            shard.add(rows, infer(backbone, batch))
+            rows.clear()
+    if rows:
+        shard.add(rows, infer(backbone, batch)[: len(rows)])
+    return backbone.precision
 
 
 def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repair: bool = False) -> Receipt:
-    """Embed a shard, write its part, and give its receipt; if its part already stands, give that one's.
+    """Embed a shard, write its part, and return its receipt. If its part exists, return that one's receipt.
 
     Parameters
     ----------
@@ -39,88 +64,60 @@ def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repai
     shard : int
         Number of the shard.
     decoder : callable, optional
-        Bytes to pixels; `featurepress.images.decode` by default.
+        Decodes bytes into pixels. Default: `featurepress.images.decode`.
     repair : bool
-        Whether a driver of a later generation asks, for what this one has left.
+        Whether a driver of a later generation embeds a shard that this generation left unfinished.
 
     Raises
     ------
     StorageError
-        The destination refused, or a source stopped answering.
+        The destination refuses, or a source does not answer.
     StoppedError
         A later generation has begun.
     EngineError
-        This process does not see what the driver sees.
+        This process does not see the sources that the driver sees.
     """
     require_visible_sources(plan)
     fetch_model(plan.backbone, plan.storage)
     with ledger.attempt(plan, shard) as n_deaths:
-        embed = embed_one_by_one if n_deaths >= DEATHS_BEFORE_CARE else embed_in_batches
-        for n_left in reversed(range(_LOOKS)):
+        embed = embed_one_by_one if n_deaths >= DEATHS_BEFORE_ISOLATION else embed_in_batches
+        for n_left in reversed(range(_MAX_ATTEMPTS)):
             try:
                 if shard < plan.first_shard and not repair:
                     ledger.require_open(plan)
-                account = _standing_or_embedded(plan, shard, lambda new: embed(plan, new, decoder or decode))
+                account = _find_or_embed(plan, shard, lambda rows: embed(plan, rows, decoder or decode))
                 break
-            except ReplacedError:  # another attempt was quicker: look what stands now
+            except ReplacedError:  # another attempt was faster: its part may be the one we need
                 if not n_left:
                     raise
         ledger.finalize_shard(plan, account.receipt, account.failures, repair=repair)
     return account.receipt
 
 
-def _standing_or_embedded(plan: Plan, shard: int, embed: Callable[[ShardRows], str]) -> Account:
-    """Give the account of the part that stands, if it is of this generation, or else of the one that is embedded.
+def _find_or_embed(plan: Plan, shard: int, embed: Callable[[ShardRows], str]) -> Account:
+    """Return the account of the existing part if it is of this generation; else embed, and return the new one.
 
-    What is told of the standing part, and what is carried over from it, is of the one version that is replaced.
+    The rows that are carried over come from the very version of the part that is then replaced.
     """
     part_format = PartFormat(plan.field_names, plan.backbone.n_features)
-    standing: PartReader | None
+    existing: PartReader | None
     references: References
     with contextlib.ExitStack() as stack:
-        standing, references = run_concurrently(
+        existing, references = run_concurrently(
             plan.storage,
             lambda: stack.enter_context(part_format.open(plan.storage, shard)),
             lambda: ledger.read_references(plan, shard),
         )
-        if standing is None:  # new, or lost, and with it what could be carried over
-            embedded = ShardRows(plan, shard, references.refs)
-        elif (generation := standing.account.receipt.generation) < plan.generation:
-            embedded = RevisedShardRows(plan, shard, references, standing)
+        if existing is None:  # new, or lost together with the rows that could have been carried over
+            rows = ShardRows(plan, shard, references.refs)
+        elif (generation := existing.account.receipt.generation) < plan.generation:
+            rows = RevisedShardRows(plan, shard, references, existing)
         elif generation == plan.generation:
-            return standing.account
+            return existing.account
         else:
             raise StoppedError(
-                f"Shard {shard} of '{plan.storage.location}' was embedded by generation {generation}, and this "
-                f"run is at generation {plan.generation}: another has begun meanwhile. Nothing more was written."
+                f"Shard {shard} of '{plan.storage.location}' was embedded by generation {generation}, and this run "
+                f"is at generation {plan.generation}: another run has begun. This run wrote nothing more."
             )
-        stack.callback(embedded.close)
-        return embedded.commit(embed(embedded))
-
-
-def embed_in_batches(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
-    """Embed a shard: decode until a batch is full, run it, go on; give the precision."""
-    backbone = load_backbone(plan.backbone, plan.precision)
-    batch = empty_batch(plan.backbone, backbone.batch_size)
-    waiting: list[Row] = []
-    max_pixels, steps = plan.settings.images.max_pixels, plan.backbone.preprocess
-    for ref, data in read_images(plan.sources, plan.settings, shard.refs):
-        try:
-            content = content_of(data)
-            shard.bytes_read += len(content)
-            sha256 = hashlib.sha256(content).hexdigest()
-            if shard.carries(ref, sha256):
-                continue
-            pixels = decoder(content, max_pixels=max_pixels)
-            preprocess(pixels, steps, batch[len(waiting)])
-        except ImageError as error:
-            shard.fail(ref, error)
-            continue
-        height, width = pixels.shape[:2]
-        waiting.append(Row(ref, width, height, sha256))
-        if len(waiting) == len(batch):
-            shard.add(waiting, infer(backbone, batch))
-            waiting.clear()
-    if waiting:
-        shard.add(waiting, infer(backbone, batch)[: len(waiting)])
-    return backbone.precision
+        stack.callback(rows.close)
+        return rows.commit(embed(rows))

@@ -1,4 +1,4 @@
-"""The rows, failures and account of a shard while it is embedded."""
+"""Collect the rows and failures of a shard while it is embedded, and write its part."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from featurepress.ledger.provenance import cpu_name, library_versions
 from featurepress.process import send_message
 from featurepress.specs import Failure, ImageRef, Receipt
 
-_BEAT_SECONDS = 0.2
+_REPORT_SECONDS = 0.2
 
 
 class ShardRows:
-    """A shard while it is embedded: its part, which is being filled, and its account."""
+    """The rows and failures of a shard, written to a new part as they come."""
 
     def __init__(self, plan: Plan, number: int, refs: Sequence[ImageRef]) -> None:
         self._plan = plan
         self._number = number
         self._started = time.perf_counter()
         self._part = PartFormat(plan.field_names, plan.backbone.n_features).create()
-        self._beat_at = 0.0
+        self._reported_at = 0.0
         self.refs = refs
         self.n_listed = len(refs)
         self.n_embedded = 0
@@ -39,7 +39,7 @@ class ShardRows:
         self._replaces = ""
 
     def add(self, embedded: Sequence[Row], features: Any) -> None:
-        """Take the features of some images; those that are no numbers are failures."""
+        """Add images with their features. Features that are not finite make the image a failure."""
         good = np.isfinite(features).all(axis=1)
         if not good.all():
             for row, is_good in zip(embedded, good, strict=True):
@@ -48,24 +48,24 @@ class ShardRows:
             embedded, features = list(itertools.compress(embedded, good)), features[good]
         self._part.add(embedded, features)
         self.n_embedded += len(embedded)
-        self._beat()
+        self._report()
 
-    def carries(self, ref: ImageRef, sha256: str) -> bool:
-        """Whether the image has a row already that was embedded from the same bytes."""
+    def is_unchanged(self, ref: ImageRef, sha256: str) -> bool:
+        """Whether the existing part has a row of this image, embedded from the same bytes; that row is kept."""
         return False
 
     def close(self) -> None:
-        """Give back what the part takes."""
+        """Release the memory and the temporary file of the part."""
         self._part.close()
 
     def fail(self, ref: ImageRef, error: ImageError) -> None:
-        """Take an image that cannot be embedded."""
+        """Add an image that cannot be embedded."""
         self.failures.append(Failure(ref.uri, error.stage, " ".join(error.reason.split())))
-        self._beat()
+        self._report()
 
     def commit(self, precision: str) -> Account:
-        """Write the part; give the account of the one that stands."""
-        self._beat(now=True)
+        """Write the part, and return the account of the part that exists then."""
+        self._report(now=True)
         receipt = Receipt(
             shard=self._number,
             generation=self._plan.generation,
@@ -83,48 +83,49 @@ class ShardRows:
         )
         return self._part.commit(self._plan.storage, receipt, self.failures, replaces=self._replaces)
 
-    def _beat(self, *, now: bool = False) -> None:
-        """Tell the engine how the shard gets on, a few times a second."""
+    def _report(self, *, now: bool = False) -> None:
+        """Send the engine the progress of the shard, a few times a second."""
         clock = time.monotonic()
-        if now or clock - self._beat_at > _BEAT_SECONDS:
-            self._beat_at = clock
+        if now or clock - self._reported_at > _REPORT_SECONDS:
+            self._reported_at = clock
             send_message(("images", self._number, self.n_embedded, len(self.failures)))
 
 
 class RevisedShardRows(ShardRows):
-    """A shard of an earlier generation: what is as it was is carried over, the rest is embedded.
+    """A shard of an earlier generation: unchanged rows are carried over, the rest is embedded.
 
-    The new part has the rows that were embedded first, and then those that were carried over. Where the part is not
-    the one with which the images were compared, all are read, and only those with the same bytes are carried over.
+    The new part holds first the embedded rows, then those carried over. If the existing part is not the one that
+    the update compared the images with, all images are read, and rows are carried over only if the bytes are the
+    same.
     """
 
-    def __init__(self, plan: Plan, number: int, references: References, standing: PartReader) -> None:
-        receipt, failures = standing.account
+    def __init__(self, plan: Plan, number: int, references: References, existing: PartReader) -> None:
+        receipt, failures = existing.account
         failed = {failure.uri: failure for failure in failures}
-        kept, left = {}, []
+        kept, pending = {}, []
         for ref, is_carried in zip(references.refs, references.carried, strict=True):
-            is_known = ref.uri in standing.hashes or ref.uri in failed
+            is_known = ref.uri in existing.hashes or ref.uri in failed
             if is_carried and is_known and receipt.generation == references.base:
                 kept[ref.uri] = ref
             else:
-                left.append(ref)
-        super().__init__(plan, number, left)
+                pending.append(ref)
+        super().__init__(plan, number, pending)
         self.n_listed = len(references.refs)
         self.failures += [failure for uri, failure in failed.items() if uri in kept]
-        self._standing = standing
-        self._replaces = standing.version
-        self._kept = {uri: ref for uri, ref in kept.items() if uri in standing.hashes}
+        self._existing = existing
+        self._replaces = existing.version
+        self._kept = {uri: ref for uri, ref in kept.items() if uri in existing.hashes}
 
-    def carries(self, ref: ImageRef, sha256: str) -> bool:
-        """Keep the row of an image whose bytes are the same, though its version is another one."""
-        if self._standing.hashes.get(ref.uri) != sha256:
+    def is_unchanged(self, ref: ImageRef, sha256: str) -> bool:
+        """Keep the row of an image whose bytes are the same, although its version has changed."""
+        if self._existing.hashes.get(ref.uri) != sha256:
             return False
         self._kept[ref.uri] = ref
         return True
 
     def commit(self, precision: str) -> Account:
-        """Carry over what is kept, and put the part in place of the old one."""
-        for rows, features in self._standing.rows(self._kept):
+        """Carry over the kept rows, and replace the existing part."""
+        for rows, features in self._existing.read_rows(self._kept):
             if rows:
                 self.n_carried += len(rows)
                 self.add(rows, features)

@@ -1,6 +1,6 @@
-"""Embed values in memory, one by one: encoded pictures, pixels, or places to read. A bad one is no end.
+"""Embed values in memory: encoded images, pixels, or paths and urls to read. A bad value does not stop the others.
 
-Values are embedded in a child process: one that kills its decoder costs two children and becomes a failure.
+Values are embedded in a child process. A value that kills two children in a row becomes a failure.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
     from featurepress.specs import Pixels
 
-_AT_ONCE = 8  # pictures in memory, decoded
+_DECODED = 8  # images in memory at a time
 _SLICE = 64  # values sent to the child at once
-# What sources say of what they have listed, and what that is of a place that nobody listed.
-_NEVER_LISTED = {
+# Reasons of sources, which have listed the image before, and the same for a location that nobody listed.
+_REASONS = {
     "vanished since listing": "no such file",
     "not a regular file any more": "not a regular file",
 }
 
 
 class Raw(NamedTuple):
-    """Pixels as Spark's image source gives them: rows of blue, green, red, and perhaps alpha; or grey alone.
+    """Pixels in the layout of Spark's image source: blue, green, red and possibly alpha; or grey alone.
 
     Attributes
     ----------
@@ -51,23 +51,23 @@ class Raw(NamedTuple):
     data: bytes
 
 
-# An encoded picture, a place, pixels as Spark or as NumPy has them (RGB, RGBA or grey), or nothing.
+# An encoded image, a path or url, pixels of Spark, pixels of NumPy (RGB, RGBA or grey), or no value.
 Value = Union[bytes, str, Raw, "npt.NDArray[Any]", None]
-Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or why there are none
+Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or the reason of the failure
 
 
 @dataclass
 class Embedder:
-    """Embeds values in a child process that is started when it is needed, and kept.
+    """Embed values in a child process, which is started when it is needed and then kept.
 
     Parameters
     ----------
     backbone : BackboneSpec
-        What is computed.
+        The model.
     precision : str
         ``float32`` or ``bfloat16``.
     limits : ImageSettings
-        What one image may cost.
+        Limits for one image.
     """
 
     backbone: BackboneSpec
@@ -78,28 +78,28 @@ class Embedder:
     _is_abandoned: bool = False
 
     def embed(self, values: Sequence[Value]) -> list[Answer]:
-        """Give for each value its features, or the reason why there are none.
+        """Return for each value its features, or the reason why it has none.
 
         Raises
         ------
         ChildDiedError
-            After `abandon`, and only then.
+            Only after `abandon`.
         """
         answers: list[Answer] = []
         with self._lock:
             for start in range(0, len(values), _SLICE):
-                some = list(values[start : start + _SLICE])
+                chunk = list(values[start : start + _SLICE])
                 try:
-                    answers += self._call(some)
+                    answers += self._call(chunk)
                 except ChildDiedError:
                     if self._is_abandoned:
                         raise
-                    for value in some:
-                        answers += self._carefully(value)
+                    for value in chunk:
+                        answers += self._call_alone(value)
         return answers
 
     def abandon(self) -> None:
-        """End the child at once, for good; a `embed` under way in another thread fails."""
+        """Kill the child for good. An `embed` that runs in another thread raises ChildDiedError."""
         self._is_abandoned = True
         if (child := self._child) is not None:
             child.kill()
@@ -110,17 +110,17 @@ class Embedder:
             self._child.close(patience_seconds=0.5)
             self._child = None
 
-    def _carefully(self, value: Value) -> list[Answer]:
-        """Embed a value alone; at which two children die, it is the killer."""
-        how = ""
+    def _call_alone(self, value: Value) -> list[Answer]:
+        """Embed a single value. If two children die of it, return a failure."""
+        reason = ""
         for _ in range(2):
             try:
                 return self._call([value])
             except ChildDiedError as death:
                 if self._is_abandoned:
                     raise
-                how = str(death)
-        return [(None, f"decode: decoder crashed: its process {how}, twice")]
+                reason = str(death)
+        return [(None, f"decode: decoder crashed: its process {reason}, twice")]
 
     def _call(self, values: list[Value]) -> list[Answer]:
         if self._is_abandoned:
@@ -137,20 +137,20 @@ class Embedder:
 def embed_values(
     backbone: BackboneSpec, precision: str, values: Sequence[Value], limits: ImageSettings
 ) -> list[Answer]:
-    """Give for each value its features, or the reason why there are none; in this process."""
+    """Return for each value its features, or the reason why it has none; in this process."""
     answers: list[Answer] = []
-    for start in range(0, len(values), _AT_ONCE):
-        found: list[Pixels | str] = []
-        for value in values[start : start + _AT_ONCE]:
+    for start in range(0, len(values), _DECODED):
+        decoded: list[Pixels | str] = []
+        for value in values[start : start + _DECODED]:
             try:
-                found.append(_picture(value, limits))
+                decoded.append(_pixels_of(value, limits))
             except (ImageError, StoppedError) as error:
-                found.append(str(error))
-        pictures = [one for one in found if not isinstance(one, str)]
-        features: Iterator[Any] = iter(embed_images(backbone, precision, pictures) if pictures else ())
-        for one in found:
-            if isinstance(one, str):
-                answers.append((None, " ".join(one.split())))
+                decoded.append(str(error))
+        images = [item for item in decoded if not isinstance(item, str)]
+        features: Iterator[Any] = iter(embed_images(backbone, precision, images) if images else ())
+        for item in decoded:
+            if isinstance(item, str):
+                answers.append((None, " ".join(item.split())))
             elif np.isfinite(row := next(features)).all():
                 answers.append((row.tobytes(), None))
             else:
@@ -158,7 +158,7 @@ def embed_values(
     return answers
 
 
-def _picture(value: Value, limits: ImageSettings) -> Pixels:
+def _pixels_of(value: Value, limits: ImageSettings) -> Pixels:
     if value is None:
         raise ImageError("read", "no value")
     if isinstance(value, Raw):
@@ -172,15 +172,15 @@ def _picture(value: Value, limits: ImageSettings) -> Pixels:
     return pixels
 
 
-def _read(place: str, limits: ImageSettings) -> bytes:
+def _read(location: str, limits: ImageSettings) -> bytes:
     try:
-        return read_location(place, limits)
+        return read_location(location, limits)
     except ImageError as error:
-        raise ImageError(error.stage, _NEVER_LISTED.get(error.reason, error.reason)) from error
+        raise ImageError(error.stage, _REASONS.get(error.reason, error.reason)) from error
 
 
 def _rgb(raw: Raw) -> Pixels:
-    """Turn blue, green, red into RGB; alpha over white, as everywhere."""
+    """Convert blue, green, red to RGB. Alpha is composited over white."""
     if raw.channels not in (1, 3, 4) or len(raw.data) != raw.height * raw.width * raw.channels or not raw.data:
         raise ImageError("decode", f"not an image: {raw.channels} channels, {len(raw.data)} bytes")
     levels = np.frombuffer(raw.data, np.uint8).reshape(raw.height, raw.width, raw.channels)
@@ -188,7 +188,7 @@ def _rgb(raw: Raw) -> Pixels:
 
 
 def _from_array(pixels: npt.NDArray[Any]) -> Pixels:
-    """Take RGB as it is; grey three times, alpha over white."""
+    """Return RGB as it is, and grey as three equal channels. Alpha is composited over white."""
     shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
     if pixels.dtype != np.uint8 or len(shape) != 3 or shape[2] not in (1, 3, 4) or not pixels.size:
         raise ImageError(
@@ -201,7 +201,7 @@ def _from_array(pixels: npt.NDArray[Any]) -> Pixels:
 
 
 def _opaque(levels: Pixels, alpha: Pixels) -> Pixels:
-    """Give RGB over white: of RGB or grey levels (H, W, 3 or 1), and alpha (H, W, 1), or (H, W, 0) for none."""
+    """Return RGB over white, from levels (H, W, 3 or 1) and alpha (H, W, 1), or (H, W, 0) without alpha."""
     if levels.shape[2] == 1:
         return np.repeat(levels, 3, axis=2)
     if alpha.size:
@@ -211,9 +211,9 @@ def _opaque(levels: Pixels, alpha: Pixels) -> Pixels:
 
 
 def name_of(value: Any) -> str:
-    """Give what errors call a value: a place without its secrets, or what kind of picture it is."""
+    """Return how messages name a value: a location without its secrets, or the kind of image."""
     if isinstance(value, str):
         return f"'{masked(value)}'"
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape}"
-    return "no value" if value is None else f"a picture of {len(value)} bytes"
+    return "no value" if value is None else f"an image of {len(value)} bytes"

@@ -299,7 +299,7 @@ class ProjectPart:
                 raise StoppedError(f"'{missing}' is missing. Update the set, and reduce it again.")
             receipt, failures = existing.account
             with contextlib.closing(PartFormat(names, len(pca.components_)).create()) as part:
-                for rows, X in existing.every_row(names):
+                for rows, X in existing.read_all_rows(names):
                     part.add(rows, pca.transform(X))
                     send_message(("rows", len(rows)))
                 seconds, host = round(time.perf_counter() - started, 3), socket.gethostname()

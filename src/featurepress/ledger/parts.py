@@ -1,17 +1,17 @@
-"""What a sink is: it writes the part of a shard exactly once.
+"""Read and write parts: one Parquet file a shard, created exactly once.
 
 The life of a part:
 
-1. A worker looks with `standing` whether the part of its shard stands already; then there is nothing to embed.
-2. Else it calls `begin` and gives the new part rows with `add`, as they are embedded.
-3. `commit` creates the part only if absent. Of several attempts at the shard, in any processes on any
-   machines, one wins; the others throw their rows away.
-4. `commit` returns the account in the footer of the part that stands, whoever wrote it. From it the worker
+1. A worker opens the part of its shard with `PartFormat.open`. If it exists, there is nothing to embed.
+2. Otherwise the worker starts a new part with `PartFormat.create`, and adds rows with `add` as they are embedded.
+3. `commit` creates the part only if absent. Of several attempts, in any processes on any machines, one wins. The
+   others discard their rows.
+4. `commit` returns the account in the footer of the part that exists now, whoever wrote it. From it the worker
    writes the failures and the receipt.
-5. `close` gives back what the part took, committed or not.
+5. `close` releases the memory and the temporary file, whether the part was committed or not.
 
-An update replaces a part: of the old one, which `standing` has opened, rows are carried over by `add`, and
-`commit` succeeds only over the version that was opened.
+An update replaces a part: `add` carries over rows of the old part, and `commit` succeeds only if the old part still
+has the version that was opened.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
     from featurepress.specs import Features
 
 _FOOTER = "featurepress"
-# A row group is compressed as soon as it is full, so that a worker holds this much of a part as numbers.
+# A row group is compressed as soon as it is full, so this is what a worker holds as float32.
 _ROW_GROUP_BYTES = 2 * 1024**2
-# What is compressed waits for the rest of its part, in memory up to here and then in a temporary file.
+# Compressed row groups wait for the rest of the part, in memory up to this size and then in a temporary file.
 _MEMORY_BYTES = 2 * 1024**2
 
 
 class Account(NamedTuple):
-    """What the footer of a part says of its shard."""
+    """The receipt and the failures of a shard, from the footer of its part."""
 
     receipt: Receipt
     failures: tuple[Failure, ...]
 
 
 class Row(NamedTuple):
-    """What a row says of its image beside the features."""
+    """The columns of a row except the features."""
 
     ref: ImageRef
     width: int
@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class PartFormat:
-    """One Parquet file a part: no dictionary, zstd level 1, the account in the footer.
+    """The format of parts: Parquet without dictionary, zstd level 1, the account in the footer.
 
     Parameters
     ----------
@@ -73,21 +73,21 @@ class PartFormat:
 
     Notes
     -----
-    About 16 microseconds an image of 1,280 features, two thirds of them zstd. Without compression it would
-    be 5, and the files 1.3 times (the embedded model) to 2.2 times (sparser features) as large. Memory: a row
-    group of 2 MB as numbers, and 2 MB of what is compressed.
+    Time: about 16 microseconds per image of 1,280 features, two thirds of them zstd. Without compression it would
+    be 5, and the files 1.3 times (the embedded model) to 2.2 times (sparser features) as large. Memory: a row group
+    of 2 MB, and 2 MB of compressed data.
     """
 
     field_names: tuple[str, ...]
     n_features: int
 
     def create(self) -> PartWriter:
-        """Give an empty part."""
+        """Return a writer of a new part."""
         return PartWriter(self)
 
     @contextlib.contextmanager
     def open(self, storage: Storage, shard: int) -> Iterator[PartReader | None]:
-        """Open the part of a shard, or give None if there is none."""
+        """Open the part of a shard. None if there is none."""
         name = part_name(shard)
         try:
             file, version = storage.open_version(name)
@@ -102,7 +102,7 @@ class PartFormat:
                 account = _account(parquet.metadata.metadata[_FOOTER.encode()])
             except (pa.ArrowInvalid, KeyError, TypeError) as error:
                 raise StorageError(
-                    f"'{storage.location}/{name}' is no part of a feature set: {error}. Delete it, and resume."
+                    f"'{storage.location}/{name}' is not a part of a feature set: {error}. Delete it, and resume."
                 ) from error
             with parquet:
                 yield PartReader(parquet, version, account, functools.partial(reporting_damage, storage, name))
@@ -114,18 +114,18 @@ def _account(footer: bytes) -> Account:
 
 
 class PartReader:
-    """A part as it stands; see `PartReader`. One row group is in memory at a time.
+    """An open part. One row group is in memory at a time.
 
     Parameters
     ----------
     parquet : ParquetFile
-        The part, open.
+        The open file.
     version : str
-        Of the object.
+        Version of the object, for `PartWriter.commit`.
     account : Account
-        From its footer.
-    reporting_damage : callable
-        Gives a context that names the part where it cannot be read.
+        From the footer.
+    reporting : callable
+        Returns a context that names the part if it is damaged.
     """
 
     def __init__(
@@ -133,32 +133,32 @@ class PartReader:
         parquet: pq.ParquetFile,
         version: str,
         account: Account,
-        reporting_damage: Callable[[], contextlib.AbstractContextManager[None]],
+        reporting: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> None:
         self._parquet = parquet
         self.version = version
         self.account = account
-        self._undamaged = reporting_damage
+        self._reporting = reporting
 
     @functools.cached_property
     def hashes(self) -> dict[str, str]:
-        """Each uri with the sha256 of its image."""
-        with self._undamaged():
+        """The sha256 of each image, by uri."""
+        with self._reporting():
             columns = self._parquet.read(["uri", "sha256"], use_threads=False)
         return dict(zip(*(columns.column(i).to_pylist() for i in range(2)), strict=True))
 
-    def rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
-        """Yield the rows of the wanted uris, in the part's order, with the fields of the references given."""
+    def read_rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
+        """Yield the rows of the uris in `wanted`, in the order of the part, with the fields of those references."""
         for number in range(self._parquet.num_row_groups):
             if wanted:
-                with self._undamaged():
+                with self._reporting():
                     table = self._parquet.read_row_group(number, use_threads=False)
                 yield self._rows_of(table, wanted)
 
-    def every_row(self, field_names: Sequence[str]) -> Iterator[tuple[list[Row], Features]]:
-        """Yield all rows in order, with their own fields."""
+    def read_all_rows(self, field_names: Sequence[str]) -> Iterator[tuple[list[Row], Features]]:
+        """Yield all rows in order, with the fields that the part holds."""
         for number in range(self._parquet.num_row_groups):
-            with self._undamaged():
+            with self._reporting():
                 table = self._parquet.read_row_group(number, use_threads=False)
             uris, *fields = (table.column(name).to_pylist() for name in ("uri", *field_names))
             own = zip(*fields, strict=True) if fields else [()] * len(uris)
@@ -180,17 +180,17 @@ class PartReader:
 
 
 class PartWriter:
-    """A part that is being filled; see `PartWriter`.
+    """A part that is being written.
 
     Parameters
     ----------
-    sink : PartFormat
-        Gives the columns.
+    part_format : PartFormat
+        Names of the columns, and number of features.
     """
 
-    def __init__(self, sink: PartFormat) -> None:
-        self._sink = sink
-        self._schema = part_schema(sink.field_names, sink.n_features)
+    def __init__(self, part_format: PartFormat) -> None:
+        self._format = part_format
+        self._schema = part_schema(part_format.field_names, part_format.n_features)
         self._spool = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115 - open until `close`
         self._writer = pq.ParquetWriter(
             self._spool,
@@ -198,14 +198,14 @@ class PartWriter:
             use_dictionary=False,
             compression="zstd",
             compression_level=1,
-            write_statistics=["uri", *sink.field_names],
+            write_statistics=["uri", *part_format.field_names],
         )
-        n_rows = max(16, _ROW_GROUP_BYTES // (4 * sink.n_features))
-        self._features = np.empty((n_rows, sink.n_features), np.float32)
+        n_rows = max(16, _ROW_GROUP_BYTES // (4 * part_format.n_features))
+        self._features = np.empty((n_rows, part_format.n_features), np.float32)
         self._rows: list[Row] = []
 
     def add(self, rows: Sequence[Row], features: Features) -> None:
-        """Take some rows, with their features: (n_samples, n_features) float32, copied."""
+        """Add rows with their features: array (n_samples, n_features) float32, copied."""
         start = 0
         while start < len(rows):
             filled = len(self._rows)
@@ -219,7 +219,10 @@ class PartWriter:
     def commit(
         self, storage: Storage, receipt: Receipt, failures: Sequence[Failure], *, replaces: str = ""
     ) -> Account:
-        """Create the part only if absent, or replace the version `replaces`; give the account of what stands."""
+        """Create the part only if absent, or replace the version `replaces`. Return its account.
+
+        If another attempt has created the part, the account is that of the existing part.
+        """
         self._write_row_group()
         footer = {"receipt": receipt.to_json(), "failures": list(failures)}
         self._writer.add_key_value_metadata({_FOOTER: json.dumps(footer)})
@@ -232,21 +235,21 @@ class PartWriter:
             is_ours = storage.create(name, self._encoded())
         if is_ours:
             return Account(receipt, tuple(failures))
-        with self._sink.open(storage, receipt.shard) as standing:
-            if standing is None:
+        with self._format.open(storage, receipt.shard) as existing:
+            if existing is None:
                 raise StorageError(
-                    f"'{storage.location}/{name}' was there and is gone: something else changes parts of this "
+                    f"'{storage.location}/{name}' has disappeared: another program changes the parts of this "
                     "feature set. Stop it, and resume."
                 )
-            if standing.account.receipt.generation != receipt.generation:
+            if existing.account.receipt.generation != receipt.generation:
                 raise ReplacedError(
-                    f"'{storage.location}/{name}' was replaced by another generation while this run was at it. "
-                    "Stop the other run, and resume."
+                    f"'{storage.location}/{name}' was replaced by another generation during this run. Stop the "
+                    "other run, and resume."
                 )
-            return standing.account
+            return existing.account
 
     def close(self) -> None:
-        """Give back what the part takes, committed or not."""
+        """Release the memory and the temporary file, whether the part was committed or not."""
         with contextlib.suppress(OSError):
             self._writer.close()
         self._spool.close()
@@ -257,12 +260,12 @@ class PartWriter:
         refs, widths, heights, hashes = zip(*self._rows, strict=True)
         columns = [
             text_array([ref.uri for ref in refs]),
-            *(text_array([ref.fields[i] for ref in refs]) for i in range(len(self._sink.field_names))),
+            *(text_array([ref.fields[i] for ref in refs]) for i in range(len(self._format.field_names))),
             number_array(np.array(widths, np.int32)),
             number_array(np.array(heights, np.int32)),
             text_array(hashes),
             pa.FixedSizeListArray.from_arrays(
-                number_array(self._features[: len(refs)].reshape(-1)), self._sink.n_features
+                number_array(self._features[: len(refs)].reshape(-1)), self._format.n_features
             ),
         ]
         with _spooling():
@@ -270,7 +273,7 @@ class PartWriter:
         self._rows.clear()
 
     def _encoded(self) -> Iterator[bytes]:
-        """Yield the file in pieces."""
+        """Yield the bytes of the file in pieces."""
         self._spool.seek(0)
         while piece := self._spool.read(1 << 20):
             yield piece
@@ -281,8 +284,8 @@ def _spooling() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = f"'{tempfile.tempdir}'" if tempfile.tempdir else ""  # known once a file has been made there
+        folder = f" '{tempfile.tempdir}'" if tempfile.tempdir else ""  # set once a file was created there
         raise StorageError(
-            f"Cannot write to the temporary folder {where}: {error.strerror or error}. "
-            "Make space there or set TMPDIR, and go on."
+            f"Cannot write to the temporary folder{folder}: {error.strerror or error}. "
+            "Free space there or set TMPDIR, and resume."
         ) from error
