@@ -178,7 +178,7 @@ def test_it_tells_how_far_it_is(tmp_path: Path, features: FeatureSet, kind: str)
         features,
         tmp_path / f"x.{kind}",
         parts=2,
-        on_progress=lambda p: seen.append((p.doing, p.done_bytes, p.total_bytes)),
+        progress=lambda p: seen.append((p.doing, p.done_bytes, p.total_bytes)),
     )
     n_bytes = 4 * 12 * N_ROWS
     assert {(what, of) for what, _, of in seen} == {(f"exporting to x.{kind}", n_bytes)}

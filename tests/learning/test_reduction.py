@@ -175,7 +175,7 @@ def test_damaged_sums_are_recomputed(features: FeatureSet, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("solver", ["exact", "randomized"])
 def test_several_processes_fit_the_same_projection(
-    features: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solver: str
+    features: FeatureSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solver: Any
 ) -> None:
     alone = fp.reduce(features, tmp_path / "alone", n_components=6, solver=solver).pca
     (Path(features.location) / MOMENTS).unlink(missing_ok=True)
@@ -188,7 +188,7 @@ def test_several_processes_fit_the_same_projection(
             n_components=6,
             solver=solver,
             engine=engine,
-            on_progress=lambda p: steps.append((p.doing, p.done_bytes, p.total_bytes)),
+            progress=lambda p: steps.append((p.doing, p.done_bytes, p.total_bytes)),
         ).pca
     np.testing.assert_allclose(spread.explained_variance_, alone.explained_variance_, rtol=1e-5)
     np.testing.assert_allclose(np.abs(spread.components_ @ alone.components_.T), np.eye(6), atol=1e-3)

@@ -37,7 +37,7 @@ def test_a_model_is_trained_measured_and_written(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features")
     steps: list[str] = []
     model = fp.train(
-        features.location, tmp_path / "model", on_progress=lambda progress: steps.append(progress.doing), **EASY
+        features.location, tmp_path / "model", progress=lambda progress: steps.append(progress.doing), **EASY
     )
     assert steps[0] == "reading"
     X, y = cloud(90, random_state=5)
@@ -88,7 +88,7 @@ def test_test_images_with_a_near_duplicate_in_training_are_dropped_and_counted(t
 
 
 @pytest.mark.parametrize("kind", ["logistic", "centroid"])
-def test_more_than_memory_is_streamed(kind: str, tmp_path: Path) -> None:
+def test_more_than_memory_is_streamed(kind: Any, tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", 3_000, rows_a_part=200)
     model = fp.train(
         features, None, kind=kind, in_memory_bytes=4 * 15 * 600, **(EASY if kind == "logistic" else {})
@@ -188,7 +188,7 @@ def two_of_each(out: Path) -> FeatureSet:
 
 @pytest.mark.parametrize("make", [one_file, two_of_each])
 @pytest.mark.parametrize("kind", ["logistic", "knn", "centroid"])
-def test_a_set_too_small_to_measure_is_fitted(make: Any, kind: str, tmp_path: Path) -> None:
+def test_a_set_too_small_to_measure_is_fitted(make: Any, kind: Any, tmp_path: Path) -> None:
     model = fp.train(make(tmp_path / "features"), tmp_path / "model", kind=kind)
     assert model.metrics["leak_aware"]["scores"] is None
     assert "30 are needed" in model.metrics["leak_aware"]["reason"]
@@ -205,7 +205,7 @@ def test_memory_for_one_row_is_enough(tmp_path: Path) -> None:
 def test_wrong_settings(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", 40)
     with pytest.raises(SettingError, match=r"'neighbors'.*'n_neighbors'"):
-        fp.train(features, None, neighbors=3)
+        fp.train(features, None, neighbors=3)  # type: ignore[call-arg]
     with pytest.raises(SettingError, match=r"'n_neighbors'.*'knn'.*'logistic'"):
         fp.train(features, None, n_neighbors=3)
     with pytest.raises(SettingError, match=r"'regularization'.*'logistic'.*'knn'"):

@@ -293,7 +293,7 @@ def test_resume_refuses_to_change_what_shapes_the_features(tmp_path: Path, pictu
     out = tmp_path / "out"
     embed_into(out, pictures)
     with pytest.raises(SettingError, match="pooling"):
-        fp.resume(out, pooling="max")
+        fp.resume(out, pooling="max")  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -473,7 +473,7 @@ def test_as_many_failures_as_allowed_are_no_error(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_model(tmp_path: Path) -> None:
     embed(draw(tmp_path / "in", 2), tmp_path / "out", precision="float32", workers=1)
     with pytest.raises(SettingError, match="model cannot change now"):
-        fp.resume(tmp_path / "out", model="mobilenet_v2")
+        fp.resume(tmp_path / "out", model="mobilenet_v2")  # type: ignore[call-arg]
 
 
 def test_the_name_of_a_model_is_no_difference(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from featurepress.cli.options import with_engine, with_settings
 from featurepress.errors import TooManyFailuresError
+from featurepress.progress import format_bytes
 
 DEFAULT_OUT = "results{time}"
 _SOURCES_HELP = "Folders, globs in quotes, files, buckets, archives, tables, lists of urls."
@@ -46,8 +47,7 @@ def embed(
     destination = verbs.expand_time(out)
     with output.resumable(destination):
         try:
-            with output.live_line() as on_progress:
-                features = verbs.embed(sources, destination, on_progress=on_progress, **options)
+            features = verbs.embed(sources, destination, **options)
         except TooManyFailuresError as error:
             report(error.result, as_json=as_json)
             raise
@@ -73,8 +73,8 @@ def _print_estimate(estimate: Any, *, as_json: bool) -> None:
         return
     skipped = "".join(f", {count:,} skipped ({reason})" for reason, count in estimate.skipped.items())
     screen = output.console()
-    screen.print(f"{estimate.images:,} images, {output.format_bytes(estimate.bytes)}{skipped}", markup=False)
+    screen.print(f"{estimate.images:,} images, {format_bytes(estimate.bytes)}{skipped}", markup=False)
     screen.print(
         f"would become {estimate.parts:,} parts of {estimate.n_features:,} features an image, "
-        f"{output.format_bytes(estimate.expected_bytes)} at most (compression saves a fifth and more)"
+        f"{format_bytes(estimate.expected_bytes)} at most (compression saves a fifth and more)"
     )

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_stages
+from featurepress.progress import format_seconds
 from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
 
 
@@ -43,8 +44,7 @@ def evaluate(
     from featurepress.learning import evaluation
 
     started = time.perf_counter()
-    with output.live_line() as on_progress:
-        found = evaluation.evaluate(model, destination, report, on_progress=on_progress, **options)
+    found = evaluation.evaluate(model, destination, report, **options)
     lines, best = output.Lines(), found.best.scores
     lines.add("measured", found.split)
     add_measured(lines, found.to_json())
@@ -54,7 +54,7 @@ def evaluate(
     for one in found.baselines:
         told = f"not measured: {one.reason}" if one.accuracy is None else f"{one.accuracy:.1%}"
         lines.add("beside it", f"{one.name}: {told}")
-    lines.add("time", output.format_seconds(time.perf_counter() - started))
+    lines.add("time", format_seconds(time.perf_counter() - started))
     if report is not None:
         lines.add("report", report)
     lines.print(output.console())

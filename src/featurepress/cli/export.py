@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.progress import format_bytes, format_seconds
+
 _SHOWN_FILES = 5
 
 
@@ -37,8 +39,7 @@ def export(
 
     started = time.perf_counter()
     features = open_features(destination)
-    with output.live_line() as on_progress:
-        files = exports.export(features, to, parts=number(parts), on_progress=on_progress)
+    files = exports.export(features, to, parts=number(parts))
     result = {
         "files": files,
         "rows": len(features),
@@ -72,8 +73,8 @@ def _print_result(files: Sequence[str], result: dict[str, Any]) -> None:
     n_bytes, seconds = result["bytes"], result["seconds"]
     lines = output.Lines()
     lines.add("rows", f"{result['rows']:,}, each of {result['n_features']:,} features")
-    lines.add("bytes", f"{output.format_bytes(n_bytes)} in {len(files):,} file{'s' if len(files) > 1 else ''}")
-    lines.add("time", f"{output.format_seconds(seconds)}, {output.format_bytes(n_bytes / seconds)}/s")
+    lines.add("bytes", f"{format_bytes(n_bytes)} in {len(files):,} file{'s' if len(files) > 1 else ''}")
+    lines.add("time", f"{format_seconds(seconds)}, {format_bytes(n_bytes / seconds)}/s")
     for i, file in enumerate(files[:_SHOWN_FILES]):
         lines.add("where" if i == 0 else "", file)
     if len(files) > _SHOWN_FILES:

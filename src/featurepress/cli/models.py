@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_choices
+from featurepress.progress import show_progress
 
 app = typer.Typer(help="List, download, add, verify and time models.", no_args_is_help=True)
 
@@ -30,7 +31,7 @@ def list_(as_json: Json = False) -> None:
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with output.live_line() as on_progress:
+    with show_progress(True) as on_progress:
         found = fp_models.list(on_progress=on_progress)
     if as_json:
         output.print_json({"models": [asdict(model) for model in found]})
@@ -73,7 +74,7 @@ def pull(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with output.live_line() as on_progress:
+    with show_progress(True) as on_progress:
         card = fp_models.pull(
             model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
         )
@@ -94,7 +95,7 @@ def add(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with output.live_line() as on_progress:
+    with show_progress(True) as on_progress:
         card = fp_models.add(file, name, **options, on_progress=on_progress)
     tables.print_ready(card)
     if as_json:
@@ -116,7 +117,7 @@ def verify(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with output.live_line() as on_progress:
+    with show_progress(True) as on_progress:
         certificate = fp_models.verify(
             model,
             images,
@@ -150,7 +151,7 @@ def bench(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with output.live_line() as on_progress:
+    with show_progress(True) as on_progress:
         speeds = fp_models.bench(models or [], images=images, size=size, random=random, on_progress=on_progress)
     if as_json:
         output.print_json({"speeds": [asdict(speed) for speed in speeds]})

@@ -5,20 +5,19 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.text import Text
 
 from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
 from featurepress.ledger.names import PLAN
+from featurepress.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from featurepress.features.feature_set import FeatureSet
-    from featurepress.progress import Progress
 
 
 def console(*, stderr: bool = True) -> Console:
@@ -26,86 +25,9 @@ def console(*, stderr: bool = True) -> Console:
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
-def format_bytes(n_bytes: float) -> str:
-    """Give a size for people, as ``5.2 MB``."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    raise AssertionError("unreachable")
-
-
-def format_seconds(seconds: float) -> str:
-    """Give a time for people, as ``3.4 s``, ``2 min 5 s`` or ``3 h 12 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def print_json(values: Mapping[str, Any]) -> None:
     """Print a result for machines on stdout."""
     sys.stdout.write(json.dumps(values, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def live_line() -> Iterator[Callable[[Progress], None]]:
-    """Give an `on_progress` that keeps one line up to date, or does nothing where there is no terminal."""
-    screen = console()
-    warned: list[str] = []
-
-    def warn(progress: Progress) -> None:
-        if progress.warning and progress.warning not in warned:
-            warned.append(progress.warning)
-            screen.print(Text(f"featurepress: {progress.warning}", style="yellow"))
-
-    if not sys.stderr.isatty():  # whatever FORCE_COLOR says
-        yield warn
-        return
-    from rich.live import Live
-
-    shown = [0.0]
-    with Live(Text("starting …"), console=screen, auto_refresh=False, transient=True) as live:
-
-        def show(progress: Progress) -> None:
-            warn(progress)
-            now = time.monotonic()
-            if now - shown[0] > 0.1 or progress.stage == "done":
-                shown[0] = now
-                live.update(_shown(progress), refresh=True)
-
-        yield show
-
-
-def _shown(progress: Progress) -> RenderableType:
-    """Give the live line: a bar while something is downloaded, else words."""
-    if progress.stage != "preparing":
-        return Text(_progress_text(progress))
-    if not progress.total_bytes:
-        return Text(f"{progress.doing} …")
-    from rich.progress_bar import ProgressBar
-    from rich.table import Table
-
-    line = Table.grid(padding=(0, 1))
-    sizes = f"{format_bytes(progress.done_bytes)} of {format_bytes(progress.total_bytes)}"
-    bar = ProgressBar(total=progress.total_bytes, completed=progress.done_bytes, width=30)
-    line.add_row(Text(progress.doing, overflow="ellipsis", no_wrap=True), bar, Text(sizes, no_wrap=True))
-    return line
-
-
-def _progress_text(progress: Progress) -> str:
-    done = progress.embedded + progress.failed
-    if progress.stage == "exporting":
-        return f"{done:,} images embedded, exporting"
-    speed = progress.images_per_second
-    of = f"{progress.listed:,}{'+' if progress.listing else ''}"
-    line = f"{progress.stage} {done:,} of {of} images · {speed:,.0f} images/s · {progress.failed:,} failed"
-    left = progress.listed - done
-    if speed > 0 and left > 0:
-        line += f" · {'at least ' if progress.listing else ''}{format_seconds(left / speed)} left"
-    return line
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import typer
 
 from featurepress.cli.options import with_engine, with_settings
 from featurepress.errors import TooManyFailuresError
+from featurepress.progress import format_seconds
 from featurepress.settings import IMAGE_SETTINGS, PredictionSettings
 
 if TYPE_CHECKING:
@@ -52,8 +53,7 @@ def predict(
     go_on = f"the same command and --out {shlex.quote(out)}"
     with output.resumable(out, go_on=go_on, begun_by=(PLAN, PREDICTIONS_REQUEST)):
         try:
-            with output.live_line() as on_progress:
-                found = prediction.predict(model, sources, out, on_progress=on_progress, **options)
+            found = prediction.predict(model, sources, out, **options)
         except TooManyFailuresError as error:
             _report(error.result, as_json=as_json)
             raise
@@ -77,7 +77,7 @@ def _report(found: Predictions, *, as_json: bool) -> None:
         lines.add("note", "the model knows no label 'background': empty places, too, are taken for something")
     has_speed = found.images_per_second and not summary["settings"]["tiles"]  # which cost far more than embedding
     speed = f", {found.images_per_second:,.0f} images/s embedded" if has_speed else ""
-    lines.add("time", output.format_seconds(found.seconds) + speed)
+    lines.add("time", format_seconds(found.seconds) + speed)
     lines.add("model", f"{summary['model']['location']}, sha256 {summary['model']['sha256'][:12]}…")
     lines.add("where", f"{found.location.rstrip('/')}/predictions")
     lines.print(output.console())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli.options import with_engine, with_stages
+from featurepress.progress import format_bytes, format_seconds
 from featurepress.settings import ReductionSettings
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def reduce(
 
     started, out = time.perf_counter(), expand_time(out)
     features = open_features(destination)
-    with output.live_line() as on_progress:
-        reduced = reduction.reduce(features, out, using=using, report=report, on_progress=on_progress, **options)
+    reduced = reduction.reduce(features, out, using=using, report=report, **options)
     seconds = time.perf_counter() - started
     _print_result(features, reduced, seconds=seconds, report=report)
     if as_json:
@@ -77,10 +77,8 @@ def _print_result(features: FeatureSet, reduced: ReducedFeatureSet, *, seconds: 
         else "to those of the other set"
     )
     lines.add("fitted", f"{fitted}, solver {pca.solver_}")
-    lines.add(
-        "bytes", f"{output.format_bytes(reduced.bytes)}, where there were {output.format_bytes(features.bytes)}"
-    )
-    lines.add("time", output.format_seconds(seconds))
+    lines.add("bytes", f"{format_bytes(reduced.bytes)}, where there were {format_bytes(features.bytes)}")
+    lines.add("time", format_seconds(seconds))
     lines.add("where", reduced.location)
     if report is not None:
         lines.add("report", report)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli.options import with_stages
+from featurepress.progress import format_seconds
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings
 
 
@@ -32,10 +33,9 @@ def train(
     from featurepress.learning import training
 
     started = time.perf_counter()
-    with output.live_line() as on_progress:
-        model = training.train(destination, out, on_progress=on_progress, **options)
+    model = training.train(destination, out, **options)
     seconds, lines = time.perf_counter() - started, model_lines(model)
-    lines.add("time", output.format_seconds(seconds))
+    lines.add("time", format_seconds(seconds))
     lines.print(output.console())
     typer.echo(
         f"next: featurepress predict {shlex.quote(model.location)} PICTURES --out predictions/, or "

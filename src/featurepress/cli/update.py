@@ -53,8 +53,7 @@ def carry_out(verb: Callable[..., Any], destination: str, options: dict[str, Any
 
     with output.resumable(destination):
         try:
-            with output.live_line() as on_progress:
-                features = verb(destination, on_progress=on_progress, **options)
+            features = verb(destination, **options)
         except TooManyFailuresError as error:
             report(error.result, as_json=as_json)
             raise

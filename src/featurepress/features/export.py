@@ -13,7 +13,7 @@ from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.ledger import Plan
 from featurepress.ledger.names import FOLDERS, csv_name
 from featurepress.process import send_message
-from featurepress.progress import OnProgress, ignore_progress, step
+from featurepress.progress import OnProgress, show_progress, step
 from featurepress.settings import Constraint, nearest
 from featurepress.storage import Storage, open_storage
 from featurepress.storage.connection import scheme_of
@@ -35,7 +35,7 @@ _PARTS = Constraint(int, "Number of files.", minimum=1, maximum=99_999)
 
 
 def export(
-    features: FeatureSet | str | Path, to: str | Path, *, parts: int = 1, on_progress: OnProgress = ignore_progress
+    features: FeatureSet | str | Path, to: str | Path, *, parts: int = 1, progress: bool | OnProgress = True
 ) -> list[str]:
     """Write a feature set as one file, or as several.
 
@@ -62,8 +62,8 @@ def export(
     parts : int
         Number of files, from 1 to 99,999: of 5, ``name.csv`` becomes ``name-00000-of-00005.csv`` and so on, file i
         with the i-th of so many equal runs of rows. More files than rows leave some without any.
-    on_progress : callable, optional
-        Called after each batch with what is being done, and how many bytes of features of how many are done.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress` after each batch.
 
     Returns
     -------
@@ -108,13 +108,14 @@ def export(
         done += n_more
         on_progress(step(f"exporting to {name}", done * row_bytes, n_rows * row_bytes))
 
-    for number, one in enumerate(names):
-        with contextlib.ExitStack() as stack:
-            with _refusing() if number == 0 else contextlib.nullcontext():
-                file = stack.enter_context(storage.stream(one))
-            write(features, file, _run_of_rows(n_rows, number, parts), wrote)
-            file.flush()
-            _require_free(storage, [one])  # what has come there in the meantime is not replaced either
+    with show_progress(progress) as on_progress:
+        for number, one in enumerate(names):
+            with contextlib.ExitStack() as stack:
+                with _refusing() if number == 0 else contextlib.nullcontext():
+                    file = stack.enter_context(storage.stream(one))
+                write(features, file, _run_of_rows(n_rows, number, parts), wrote)
+                file.flush()
+                _require_free(storage, [one])  # what has come there in the meantime is not replaced either
     return [f"{storage.location.rstrip('/')}/{one}" for one in names]
 
 

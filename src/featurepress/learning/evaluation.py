@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -18,9 +18,16 @@ from featurepress.errors import AnalysisError, FeatureSetError, SettingError, So
 from featurepress.features.feature_set import FeatureSet, embedded_set, open_features
 from featurepress.images.thumbnail import colour_histogram, thumbnail
 from featurepress.learning.model import TrainedModel, open_model
-from featurepress.progress import OnProgress, ignore_progress, step
+from featurepress.progress import OnProgress, show_progress, step
 from featurepress.reports.files import free_report_files
-from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings, sorted_options
+from featurepress.settings import (
+    ClassifierSettings,
+    EvaluateOptions,
+    LabelSettings,
+    SplitSettings,
+    TrainingSettings,
+    sorted_options,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -35,8 +42,8 @@ def evaluate(
     features: FeatureSet | str | Path,
     report: str | Path | None = None,
     *,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[EvaluateOptions],
 ) -> Evaluation:
     """Measure how well a model tells pictures.
 
@@ -51,8 +58,8 @@ def evaluate(
         Features may be the backbone's own where the model knows reduced ones.
     report : str or path, optional
         A page, ``NAME.html`` on this machine, that is written in the end; the values beside it as ``NAME.json``.
-    on_progress : callable, optional
-        Called now and then with what is being done, and how much of how much.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
         `label_column`, `labels_file`, `skip_unlabelled`, `split_column`, `split_file`, `test_value`,
         `near_duplicate_threshold`, `in_memory_bytes`: as for `train`, whose own they are by default.
@@ -79,6 +86,18 @@ def evaluate(
     has changed, only the naive figure is measured, and the report says so. Up to `in_memory_bytes` of features are
     read; of more, that many are drawn.
     """
+    with show_progress(progress) as on_progress:
+        return _evaluate(model, features, report, on_progress=on_progress, options=options)
+
+
+def _evaluate(
+    model: TrainedModel | str | Path,
+    features: FeatureSet | str | Path,
+    report: str | Path | None,
+    *,
+    on_progress: OnProgress,
+    options: Mapping[str, Any],
+) -> Evaluation:
     files = None if report is None else free_report_files(report, values=True)
     model = model if isinstance(model, TrainedModel) else open_model(model)
     features = features if isinstance(features, FeatureSet) else open_features(features)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from featurepress import ledger
 from featurepress._version import __version__
@@ -39,9 +39,9 @@ from featurepress.ledger import Plan
 from featurepress.ledger.destination import require_free_destination
 from featurepress.ledger.names import PREDICTIONS_SUMMARY, part_name, shard_of
 from featurepress.process import send_message
-from featurepress.progress import OnProgress, ignore_progress, step
+from featurepress.progress import OnProgress, show_progress, step
 from featurepress.runs.verbs import Request, expand_time, prepare, run_plan
-from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, Settings
+from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, PredictOptions, Settings
 from featurepress.sources import Locations
 from featurepress.storage import Storage, open_storage
 
@@ -62,8 +62,8 @@ def predict(
     out: str | Path = DEFAULT_OUT,
     *,
     engine: Engine | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[PredictOptions],
 ) -> Predictions:
     """Predict the labels of pictures, or of the rows of a feature set.
 
@@ -81,8 +81,8 @@ def predict(
         The destination; ``{time}`` in it becomes the date and time.
     engine : Engine, optional
         Where to run; by default worker processes on this machine.
-    on_progress : callable
-        Called with a `Progress` several times a second.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
         `top_k` (1), `threshold`, `format` (``parquet`` or ``csv``); or `regions`, `tiles` and `annotate`, for
         several labels a picture, with boxes. Of pictures also what `embed` knows of listing and reading them,
@@ -113,6 +113,19 @@ def predict(
     >>> predictions = fp.predict("fruit-model/", "photos/", "predictions/", top_k=3)  # doctest: +SKIP
     >>> predictions.to_table().to_pandas()  # doctest: +SKIP
     """
+    with show_progress(progress) as on_progress:
+        return _predict(model, sources, out, engine=engine, on_progress=on_progress, options=options)
+
+
+def _predict(
+    model: TrainedModel | str | Path,
+    sources: FeatureSet | Locations,
+    out: str | Path,
+    *,
+    engine: Engine | None,
+    on_progress: OnProgress,
+    options: Mapping[str, Any],
+) -> Predictions:
     started = time.perf_counter()
     asked, others = _sorted(options)
     model = model if isinstance(model, TrainedModel) else open_model(model)
@@ -134,7 +147,7 @@ def predict(
             features, trouble = _embedded(model, sources, storage, asked, others, engine, on_progress)
         else:
             _require_predictable(model, features, storage, asked, others)
-        predictions = _predict(model, features, storage, asked, engine, on_progress, others.get("workers"))
+        predictions = _predict_features(model, features, storage, asked, engine, on_progress, others.get("workers"))
     predictions.seconds = time.perf_counter() - started
     if features.summary is not None:
         predictions.images_per_second = features.summary.images_per_second
@@ -267,7 +280,7 @@ def _request(model: TrainedModel, features: FeatureSet, asked: PredictionSetting
 # -- predicting ----------------------------------------------------------------------------------------------
 
 
-def _predict(
+def _predict_features(
     model: TrainedModel,
     features: FeatureSet,
     storage: Storage,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from featurepress import ledger
 from featurepress._version import __version__
@@ -30,9 +30,9 @@ from featurepress.ledger.destination import require_free_destination
 from featurepress.ledger.names import FEATURES_FOLDER, part_name, projection_name, shard_of
 from featurepress.ledger.parts import PartFormat
 from featurepress.process import send_message
-from featurepress.progress import OnProgress, ignore_progress
+from featurepress.progress import OnProgress, show_progress
 from featurepress.reports.files import ReportFiles, free_report_files
-from featurepress.settings import ReductionSettings
+from featurepress.settings import ReduceOptions, ReductionSettings
 from featurepress.specs import Receipt
 from featurepress.storage import Storage, open_storage
 
@@ -46,8 +46,8 @@ def reduce(
     using: FeatureSet | str | Path | None = None,
     report: str | Path | None = None,
     engine: Engine | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[ReduceOptions],
 ) -> ReducedFeatureSet:
     """Reduce features by principal component analysis.
 
@@ -66,8 +66,8 @@ def reduce(
         Its plots are written beside it, as ``NAME-variance.png`` and ``NAME-map.png``.
     engine : Engine, optional
         Where to run; by default in worker processes on this machine.
-    on_progress : callable, optional
-        Called with a `Progress` several times a second; its bytes are those of the features.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
         `n_components` (128), `variance`, `whiten`, `solver`, `random_state`: see `featurepress.PCA`.
 
@@ -97,6 +97,22 @@ def reduce(
     >>> reduced = fp.reduce("features/", "reduced/", n_components=128)  # doctest: +SKIP
     >>> reduced.pca.explained_variance_ratio_.sum()  # doctest: +SKIP
     """
+    with show_progress(progress) as on_progress:
+        return _reduce(
+            features, out, using=using, report=report, engine=engine, on_progress=on_progress, options=options
+        )
+
+
+def _reduce(
+    features: FeatureSet | str | Path,
+    out: str | Path,
+    *,
+    using: FeatureSet | str | Path | None,
+    report: str | Path | None,
+    engine: Engine | None,
+    on_progress: OnProgress,
+    options: Mapping[str, Any],
+) -> ReducedFeatureSet:
     settings = _settings(options, using)
     files = None if report is None else free_report_files(report, plots=("variance", "map"))
     features = as_feature_set(features)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from featurepress.analysis import Classifier
 from featurepress.analysis.classifier import require_classes
@@ -20,8 +20,15 @@ from featurepress.features.feature_set import FeatureSet
 from featurepress.learning.arguments import as_feature_set, open_destination
 from featurepress.learning.model import TrainedModel, require_free
 from featurepress.learning.reduced import read_projection
-from featurepress.progress import OnProgress, ignore_progress, step
-from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings, sorted_options
+from featurepress.progress import OnProgress, ignore_progress, show_progress, step
+from featurepress.settings import (
+    ClassifierSettings,
+    LabelSettings,
+    SplitSettings,
+    TrainingSettings,
+    TrainOptions,
+    sorted_options,
+)
 
 DEFAULT_OUT = "model{time}"
 STAGES: dict[str, Any] = {
@@ -36,8 +43,8 @@ def train(
     features: FeatureSet | str | Path,
     out: str | Path | None = DEFAULT_OUT,
     *,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[TrainOptions],
 ) -> TrainedModel:
     """Train a classifier on a feature set, and measure it.
 
@@ -48,8 +55,8 @@ def train(
     out : str, path or None, default='model{time}'
         A new folder for the model, also in a bucket; ``{time}`` becomes the date and time. None: the model stays in
         memory.
-    on_progress : callable, optional
-        Called with a `Progress` several times a second; its bytes are those of the features.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
         Labels: `label_column` (``label``), `labels_file`, `skip_unlabelled`. Classifier: `kind` (``logistic``,
         ``knn``, ``centroid``), `regularization`, `n_neighbors`, `balanced`, `random_state`. Split:
@@ -85,6 +92,17 @@ def train(
     >>> model = fp.train("reduced/", "fruit-model/")  # doctest: +SKIP
     >>> model.metrics["leak_aware"]["scores"]["accuracy"]  # doctest: +SKIP
     """
+    with show_progress(progress) as on_progress:
+        return _train(features, out, on_progress=on_progress, options=options)
+
+
+def _train(
+    features: FeatureSet | str | Path,
+    out: str | Path | None,
+    *,
+    on_progress: OnProgress,
+    options: Mapping[str, Any],
+) -> TrainedModel:
     settings = _settings(options)
     features = as_feature_set(features)
     location = None if out is None else _empty_destination(features, out)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from featurepress import ledger
 from featurepress._version import __version__
@@ -28,11 +28,11 @@ from featurepress.ledger.destination import existing_plan, require_same_plan
 from featurepress.ledger.layout import Layout
 from featurepress.models import store
 from featurepress.models.catalog import find_card
-from featurepress.progress import OnProgress, ignore_progress
+from featurepress.progress import OnProgress, ignore_progress, show_progress
 from featurepress.runs.driver import Driver
 from featurepress.runs.lister import Work
 from featurepress.runs.updates import Comparison, Failed
-from featurepress.settings import Settings
+from featurepress.settings import EmbedOptions, ResumeOptions, RetryOptions, Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.specs import BackboneSpec, Receipt
 from featurepress.storage import open_storage
@@ -78,8 +78,8 @@ def embed(
     out: str | Path = DEFAULT_OUT,
     *,
     engine: Engine | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[EmbedOptions],
 ) -> FeatureSet:
     """Embed images into a feature set.
 
@@ -93,8 +93,8 @@ def embed(
         The destination; ``{time}`` in it becomes the date and time, as ``2026_11_22_10_54_08``.
     engine : Engine, optional
         Where to run; by default worker processes on this machine.
-    on_progress : callable
-        Called with a `Progress` several times a second.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
         The settings of the run: `model`, `size`, `alpha`, `weights`, `pooling`, `precision`, `labels`,
         `all_files`, `limit`, `max_pixels`, `max_bytes`, `timeout_seconds`, `images_per_part`, `format`, `parts`,
@@ -122,7 +122,8 @@ def embed(
     """
     started = time.perf_counter()
     request = Request(sources, expand_time(str(out)), Settings.from_options(**options))
-    return run_plan(prepare(request, on_progress), engine=engine, on_progress=on_progress, started=started)
+    with show_progress(progress) as on_progress:
+        return run_plan(prepare(request, on_progress), engine=engine, on_progress=on_progress, started=started)
 
 
 def prepare(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
@@ -184,8 +185,8 @@ def resume(
     destination: str | Path,
     *,
     engine: Engine | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[ResumeOptions],
 ) -> FeatureSet:
     """Finish the run at a destination; everything else comes from its plan.
 
@@ -193,7 +194,7 @@ def resume(
     ----------
     destination : str or path
         The ``--out`` of the run.
-    engine, on_progress
+    engine, progress
         As for `embed`.
     **options
         Settings that do not shape the features: `workers`, `memory_bytes`, `timeout_seconds`, `max_failures`.
@@ -205,15 +206,16 @@ def resume(
     """
     started = time.perf_counter()
     plan = _plan_at(destination, "resume", options)
-    return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+    with show_progress(progress) as on_progress:
+        return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
 
 
 def update(
     destination: str | Path,
     *,
     engine: Engine | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[ResumeOptions],
 ) -> FeatureSet:
     """Bring a complete feature set up to date with its sources, for the price of what has changed.
 
@@ -224,7 +226,7 @@ def update(
     ----------
     destination : str or path
         The ``--out`` of the run.
-    engine, on_progress
+    engine, progress
         As for `embed`.
     **options
         As for `resume`.
@@ -239,21 +241,22 @@ def update(
     FeatureSetError
         There is no feature set, or its run has not finished.
     """
-    return _next_generation("update", Comparison, destination, engine, on_progress, options)
+    with show_progress(progress) as on_progress:
+        return _next_generation("update", Comparison, destination, engine, on_progress, options)
 
 
 def retry(
     destination: str | Path,
     *,
     engine: Engine | None = None,
-    on_progress: OnProgress = ignore_progress,
-    **options: Any,
+    progress: bool | OnProgress = True,
+    **options: Unpack[RetryOptions],
 ) -> FeatureSet:
     """Embed the images that failed once more, and nothing else.
 
     Parameters
     ----------
-    destination, engine, on_progress, **options
+    destination, engine, progress, **options
         As for `update`; `max_bytes` and `max_pixels` may be given as well.
 
     Raises
@@ -261,7 +264,8 @@ def retry(
     FeatureSetError
         There is no feature set, or its run has not finished.
     """
-    return _next_generation("retry", Failed, destination, engine, on_progress, options)
+    with show_progress(progress) as on_progress:
+        return _next_generation("retry", Failed, destination, engine, on_progress, options)
 
 
 def _next_generation(
@@ -341,7 +345,7 @@ def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> 
     return replace(plan, settings=settings)
 
 
-def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Any) -> Estimate:
+def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Unpack[EmbedOptions]) -> Estimate:
     """List only: count what `embed` would embed, and say how large the features can get.
 
     Parameters

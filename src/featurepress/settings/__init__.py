@@ -13,6 +13,16 @@ from featurepress.settings.analysis import (
 )
 from featurepress.settings.constraint import Constraint, declared_of, nearest, sorted_options
 from featurepress.settings.model_files import Choices
+from featurepress.settings.options import (
+    EmbedOptions,
+    EvaluateOptions,
+    ImageOptions,
+    PredictOptions,
+    ReduceOptions,
+    ResumeOptions,
+    RetryOptions,
+    TrainOptions,
+)
 from featurepress.settings.run import (
     DEFAULT_MODEL,
     DRIVER_BYTES,
@@ -36,14 +46,22 @@ __all__ = [
     "Choices",
     "ClassifierSettings",
     "Constraint",
+    "EmbedOptions",
+    "EvaluateOptions",
     "FeatureSettings",
+    "ImageOptions",
     "ImageSettings",
     "LabelSettings",
     "ListingSettings",
+    "PredictOptions",
     "PredictionSettings",
+    "ReduceOptions",
     "ReductionSettings",
+    "ResumeOptions",
+    "RetryOptions",
     "Settings",
     "SplitSettings",
+    "TrainOptions",
     "TrainingSettings",
     "available_cores",
     "declared",
