@@ -14,7 +14,7 @@ STORE_TESTS := tests/servers tests/storage/test_bucket.py tests/storage/test_con
 # Start clusters on this machine: Spark, which needs Java 17, and Ray.
 ENGINE_TESTS := tests/engines/clusters
 
-.PHONY: help demo smoke test test-stores test-models test-engines test-long lint format bench bench-memory bench-latency \
+.PHONY: help demo smoke test test-stores test-models test-engines test-long docs lint format bench bench-memory bench-latency \
 	bench-update bench-engines bench-peers bench-pca bench-regions quality clean
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make test-models     test models against TensorFlow (4 minutes)"
 	@echo "make test-engines    test Spark and Ray on clusters of this machine (5 minutes)"
 	@echo "make test-long       the long variants of all tests (about half an hour)"
+	@echo "make docs     build the documentation's site in build/site"
 	@echo "make lint            ruff check, ruff format --check, mypy --strict"
 	@echo "make bench           speed against its limits and against a plain script (7 minutes)"
 	@echo "make bench-peers     the same job by Daft, Ray Data, Spark and threads (half an hour)"
@@ -52,6 +53,10 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-parity: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,parity]"
 	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-engines: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,engines]"
@@ -96,6 +101,10 @@ test-engines: $(VENV)/.installed-engines
 
 test-long: $(VENV)/.installed-engines $(VENV)/.installed-parity $(VENV)/azurite/.installed
 	$(BIN)/python -m pytest --numprocesses auto --dist loadscope -m long tests
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --quiet --strict --site-dir build/site
+	@echo "python3 -m http.server --directory build/site serves it; search works without a network"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""What features still tell once they are reduced and stored in fewer bytes: the tables of docs/quality.md.
+"""Accuracy of features that are reduced and stored in fewer bytes: the tables of docs/explanation/quality.md.
 
     python -m benchmarks.quality [--data DIR] [--weights DIR] [--sets NAME ...]
 
@@ -41,10 +41,10 @@ KINDS = ("logistic", "knn")
 FOLDS = 5
 
 SET_COLUMNS = (
-    "pictures, classes",
+    "images, classes",
     "model",
-    "twins from cosine",
-    "groups of twins",
+    "near-duplicates from cosine",
+    "groups of near-duplicates",
     "tested, naive",
     "tested, leak-aware",
     "left out, naive",
@@ -52,7 +52,7 @@ SET_COLUMNS = (
 )
 COLUMNS = (
     "model",
-    "numbers",
+    "features",
     "stored as",
     "bytes of them",
     "bytes in Parquet",

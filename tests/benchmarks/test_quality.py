@@ -12,7 +12,7 @@ import pytest
 from benchmarks import quality
 from benchmarks.quality import Pictures, Scheme, folds_of, lines, measure, rounded, schemes_of, share, told_rightly
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "quality.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "explanation" / "quality.md"
 
 
 def drawn(n_each: int = 20, n_features: int = 12, *, has_split: bool = False, spread: float = 1.0) -> Pictures:
@@ -132,7 +132,7 @@ def test_the_document_holds_the_tables_that_are_printed(monkeypatch: pytest.Monk
     monkeypatch.setattr(quality, "COMPONENTS", (2,))
     printed = list(measure("fruits", {"embedded": drawn(has_split=True), "imagenet": drawn(has_split=True)}))
     text = DOCUMENT.read_text(encoding="utf-8")
-    headings: list[Any] = [line for line in printed if line.startswith(("| pictures", "| model"))]
+    headings: list[Any] = [line for line in printed if line.startswith(("| images, classes", "| model"))]
     assert len(headings) == 2
     for heading in headings:
         assert text.count(heading + "\n|---") == len(quality.SETS)

@@ -1,22 +1,19 @@
-"""featurepress export: what it prints and how it refuses; the examples of docs/export.md."""
+"""featurepress export: what it prints and how it refuses."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import featurepress as fp
 from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine
-from tests.running import COMMAND, clean_environment, draft, draw, embed, names_below, run_cli, snapshot, started
+from tests.running import draft, draw, names_below, run_cli, snapshot, started
 
-DOCS = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
 N_PICTURES = 11
 
 
@@ -142,47 +139,3 @@ def test_a_disk_that_takes_no_more_is_one_line(tmp_path: Path, finished: Path) -
     assert (process.returncode, out) == (1, "")
     assert err == f"featurepress: Cannot write '{tmp_path / 'x.npy'}': file too large.\n"
     assert names_below(tmp_path) == []
-
-
-# -- docs/export.md ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def documented(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with a feature set, as the page takes it for granted."""
-    folder = tmp_path_factory.mktemp("docs")
-    source = draw(folder / "pictures", 60, broken=True)
-    embed(source, folder / "features", labels="parent", precision="float32", workers=1)
-    return folder
-
-
-def test_the_examples_of_the_page_run(documented: Path) -> None:
-    commands = re.findall(r"^    (featurepress .*)$", DOCS, re.MULTILINE)
-    assert len(commands) == 6
-    for command in commands:
-        line = command.replace("featurepress", " ".join(COMMAND), 1)
-        run = subprocess.run(
-            line,
-            shell=True,
-            cwd=documented,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
-    script = "\n".join(re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL))
-    check = "\nassert X.tobytes() == fp.open_features('features').to_numpy()[: len(X)].tobytes()"
-    run = subprocess.run(
-        [sys.executable, "-c", script + check],
-        cwd=documented,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "(60, 1280)" in run.stdout
-    assert len(fp.open_features(documented / "features")) == 60
-    assert (documented / "failures.csv").read_text().startswith("uri,stage,reason\n")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 COLUMNS = ["uri", "label", "probability", "left", "top", "right", "bottom", "kind"]
 BACKGROUND = "background"  # a label that is told of what holds nothing, and is never given
 TILE_SHARES = (0.5, 0.35, 0.25)  # sides of the crops, of the shorter side of the picture
-THRESHOLDS = {"cell": 0.5, "tile": 0.8}  # measured: docs/predict.md
+THRESHOLDS = {"cell": 0.5, "tile": 0.8}  # measured: docs/how-to/predict.md
 MOST_COMMON = 0.3  # share of the smaller of two boxes of a label above which the weaker one is dropped
 _MOST_ALONG = 100  # as many tiles of a size beside one another, at most twice: of a narrow picture they are wider
 _TILES_AT_ONCE = 64

@@ -37,7 +37,7 @@ def where(batches):
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """Build an environment as docs/spark.md says, with this featurepress, and pack it."""
+    """Build an environment as docs/how-to/spark.md says, with this featurepress, and pack it."""
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")
