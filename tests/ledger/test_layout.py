@@ -143,7 +143,7 @@ def test_the_parts_of_a_chunk_never_run_into_the_numbers_of_the_next(layout: Lay
                 while left:
                     runs.append(min(left, rng.randint(1, longest)) if len(runs) < 2_000 else left)
                     left -= runs[-1]
-                sizes = layout.cut(chunk, runs)
+                sizes = layout.split(chunk, runs)
                 assert sum(sizes) == n_images
                 assert min(sizes) > 0
                 assert len(sizes) <= room
@@ -152,12 +152,12 @@ def test_the_parts_of_a_chunk_never_run_into_the_numbers_of_the_next(layout: Lay
 
 def test_parts_end_where_archives_do() -> None:
     layout = Layout((Tier(100, 10),))
-    assert layout.cut(0, [30, 25, 5]) == [10, 10, 10, 12, 13, 5]
-    assert layout.cut(0, [60]) == [10] * 6
-    assert layout.cut(0, [9] * 8) == [9] * 8
-    assert sum(layout.cut(0, [1] * 100)) == 100
-    assert len(layout.cut(0, [1] * 100)) <= 10
+    assert layout.split(0, [30, 25, 5]) == [10, 10, 10, 12, 13, 5]
+    assert layout.split(0, [60]) == [10] * 6
+    assert layout.split(0, [9] * 8) == [9] * 8
+    assert sum(layout.split(0, [1] * 100)) == 100
+    assert len(layout.split(0, [1] * 100)) <= 10
 
 
 def test_a_chunk_without_images_has_no_parts_and_some_size_all_the_same() -> None:
-    assert Tier(2_048, 128, 32).part_of(0) > 0
+    assert Tier(2_048, 128, 32).part_size(0) > 0

@@ -105,7 +105,7 @@ FOREIGN = [
 @pytest.mark.parametrize("data", FOREIGN)
 def test_foreign_json_is_no_plan(plan: Plan, data: bytes) -> None:
     plan.storage.write(ledger.PLAN, data)
-    with pytest.raises(FeatureSetError, match=r"^'memory/plan/plan\.json' is no featurepress plan: "):
+    with pytest.raises(FeatureSetError, match=r"^'memory/plan/plan\.json' is not a featurepress plan: "):
         ledger.read_plan(plan.storage)
 
 
@@ -123,7 +123,7 @@ def test_a_damaged_plan_is_refused(plan: Plan, name: str, damage: Any) -> None:
     else:
         values[name] = damage
     plan.storage.write(ledger.PLAN, json.dumps(values).encode())
-    with pytest.raises(FeatureSetError, match="is no featurepress plan"):
+    with pytest.raises(FeatureSetError, match="is not a featurepress plan"):
         ledger.read_plan(plan.storage)
 
 

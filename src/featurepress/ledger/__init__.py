@@ -1,26 +1,26 @@
-"""The plan, parts, receipts and manifest of a feature set: what is done, what is left, does it balance.
+"""The plan, parts, receipts and manifest of a feature set: what is done, what remains, and whether it balances.
 
-What lies at the destination, in the order in which it appears:
+Objects at the destination, in the order in which they appear:
 
     plan/plan.json                  the plan, created only if absent
-    plan/chunk-00000000.parquet     the listing, a row group a shard, created only if absent
-    plan/listing.json               the listing is complete: chunks, images, what was skipped
-    attempts/part-00000000-…        somebody is at this shard; what stays behind tells of a death
-    features/part-00000000.parquet  the rows of a shard, its account in the footer, created only if absent
-    failures/part-00000000.parquet  the failures of a shard, from that footer
-    receipts/part-00000000.json     the shard is done, from that footer
-    manifest.json                   everything is done
+    plan/chunk-00000000.parquet     the listing, one row group per shard, created only if absent
+    plan/listing.json               the listing is complete: number of chunks, images and skipped files
+    attempts/part-00000000-…        a worker embeds this shard; a mark that remains means that it died
+    features/part-00000000.parquet  the rows of a shard, with its account in the footer, created only if absent
+    failures/part-00000000.parquet  the failures of a shard, copied from the footer
+    receipts/part-00000000.json     the receipt of a shard, copied from the footer
+    manifest.json                   the feature set is complete
 
 A later generation g, an update or a retry, adds
 
-    plan/g2/before.json             which parts generation 1 has revised: what comes later is not taken up
+    plan/g2/before.json             the shards that generation 1 has revised; later revisions are ignored
     plan/g2/plan.json               its plan, created only if absent; then the manifest says ``updating``
-    plan/g2/part-00000000.parquet   the references that an older shard has from now on
-    plan/g2/chunk-00000000.parquet  the images that are new, in shards of their own
+    plan/g2/part-00000000.parquet   the new references of an older shard
+    plan/g2/chunk-00000000.parquet  the new images, in new shards
     plan/g2/listing.json            the comparison is complete
-    receipts/part-00000000.g2.json  the shard is done, its part replaced or created
+    receipts/part-00000000.g2.json  the receipt of a shard whose part was replaced or created
 
-The part decides: failures and receipt are copies for people and for quick listing, and can be made again.
+The part is authoritative. Failures and receipts are copies, for people and for fast listing; they can be rebuilt.
 """
 
 from featurepress.ledger.listing import (

@@ -1,4 +1,4 @@
-"""How a listing is cut into chunks and shards: numbers only."""
+"""Split a listing into chunks and shards, by numbers alone."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import NamedTuple
 
 
 class Tier(NamedTuple):
-    """The size of one chunk of the listing and of the parts in it, in images.
+    """The size of a chunk of the listing and of its parts, in images.
 
-    With `least`, the last chunk, which is not full, is cut evenly into a multiple of four parts of at least that
-    size, so that two or four workers end together; else all but the very last part have the full size.
+    With `least`, a chunk that is not full is split evenly into a multiple of four parts of at least that size, so
+    that two or four workers finish together. Otherwise all parts but the last have the full size.
     """
 
     chunk: int
     part: int
     least: int = 0
 
-    def part_of(self, n_images: int) -> int:
-        """Give the size of the parts of a chunk that holds `n_images`."""
+    def part_size(self, n_images: int) -> int:
+        """Return the size of the parts of a chunk with `n_images`."""
         if not self.least or n_images in (0, self.chunk):  # an update may find nothing new
             return self.part
         n_parts = 4 * math.ceil(n_images / (4 * self.part))
@@ -30,53 +30,53 @@ class Tier(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """How the listing is cut into chunks and shards, known before the first image is listed.
+    """The sizes of chunks and shards, fixed before the first image is listed.
 
-    Chunk k has the size of tier k, all later ones that of the last tier. Parts grow with the collection:
-    small first parts keep every core busy on a small collection and give the first result early, large later
-    ones keep the number of files low on a large one. The cut depends on nothing else, so that any driver on
-    any machine cuts the same listing the same way.
+    Chunk k has the size of tier k; later chunks have that of the last tier. Parts grow with the collection: small
+    first parts keep every core busy on a small collection and produce the first result early, large later parts
+    keep the number of files low. The split depends on nothing else, so every driver splits the same listing the
+    same way.
     """
 
     tiers: tuple[Tier, ...]
 
     @classmethod
     def of(cls, images_per_part: int | None, pooling: str, *, remote: bool = False) -> Layout:
-        """Give the layout for a fixed number of images a part, or the default for a pooling.
+        """Return the layout for a fixed number of images per part, or the default for a pooling.
 
-        In a `remote` place, where every part costs some requests, the parts grow sooner.
+        Parts at a `remote` destination grow sooner, since every part costs several requests.
         """
         if images_per_part is not None:
             return cls((Tier(images_per_part * max(1, min(1_000, 100_000 // images_per_part)), images_per_part),))
-        # A chunk is in the driver's memory while it is committed.
+        # The driver holds a chunk in memory while it commits it.
         small = [(2_048, 64), (14_336, 256), (16_384, 1_024)]
         large = [(2_048, 128), (14_336, 512), (16_384, 2_048), (16_384, 2_048), (16_384, 4_096)]
-        if remote:  # a part is sent whole, from memory: 10 MB for 1,280 features
+        if remote:  # a part is sent from memory: 10 MB for 1,280 features
             small, large = [(2_048, 128), (16_384, 1_024)], [(2_048, 256), (16_384, 2_048), (18_432, 2_304)]
         return cls(tuple(Tier(*sizes, least=32) for sizes in (small if pooling == "flatten" else large)))
 
     def tier(self, chunk: int) -> Tier:
-        """Give the sizes of a chunk."""
+        """Return the sizes for a chunk."""
         return self.tiers[min(chunk, len(self.tiers) - 1)]
 
-    def cut(self, chunk: int, runs: Sequence[int]) -> list[int]:
-        """Give the sizes of the parts of a chunk, in order.
+    def split(self, chunk: int, runs: Sequence[int]) -> list[int]:
+        """Return the sizes of the parts of a chunk, in order.
 
         Parameters
         ----------
         chunk : int
             Number of the chunk.
         runs : sequence of int
-            How many images lie in each archive or table, one after the other; one number where there are none.
-            A part holds images of one archive, but where these are so small that there would be too many parts.
+            Number of images in each archive or table, in order; one number if there are none. A part holds images
+            of one archive, unless the archives are so small that there would be too many parts.
 
         Returns
         -------
         list of int
-            Never more than fit between the numbers of this chunk's shards and the next one's.
+            At most as many as there are shard numbers before those of the next chunk.
         """
         n_images = sum(runs)
-        size = self.tier(chunk).part_of(n_images)
+        size = self.tier(chunk).part_size(n_images)
         if len(runs) < 2:
             return [min(size, n_images - start) for start in range(0, n_images, size)]
         tier = self.tier(chunk)
@@ -90,12 +90,12 @@ class Layout:
         return sizes
 
     def first_shard(self, chunk: int) -> int:
-        """Give the number of the first shard of a chunk."""
+        """Return the number of the first shard of a chunk."""
         steps = [t.chunk // t.part for t in self.tiers]
         return sum(steps[:chunk]) + max(0, chunk - len(steps)) * steps[-1]
 
     def locate(self, shard: int) -> tuple[int, int]:
-        """Give the chunk of a shard, and the row group that the shard is in it."""
+        """Return the chunk of a shard, and the row group of the shard in that chunk."""
         chunk = 0
         while chunk < len(self.tiers) - 1 and shard >= self.first_shard(chunk + 1):
             chunk += 1
@@ -104,19 +104,19 @@ class Layout:
         return chunk + more, row_group
 
     def n_shards(self, n_images: int) -> int:
-        """Give the number of shards of a whole listing."""
+        """Return the number of shards of a complete listing."""
         shards = chunk = 0
         while n_images > 0:
             tier = self.tier(chunk)
             n_here = min(n_images, tier.chunk)
-            shards += math.ceil(n_here / tier.part_of(n_here))
+            shards += math.ceil(n_here / tier.part_size(n_here))
             n_images -= n_here
             chunk += 1
         return shards
 
 
 def _joined(runs: Sequence[int], size: int) -> list[int]:
-    """Join runs with their neighbours until none is smaller than `size`, unless all together are."""
+    """Join neighbouring runs until none is smaller than `size`, if there are enough images."""
     joined: list[int] = []
     for run in runs:
         if joined and min(joined[-1], run) < size:

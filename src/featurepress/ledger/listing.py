@@ -1,4 +1,4 @@
-"""The listing of a feature set: chunks of references, cut into shards, and the revisions of shards."""
+"""The listing of a feature set: chunks of references, split into shards, and revisions of shards."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from featurepress.storage import Storage, map_concurrently, reporting_damage
 
 @dataclass(frozen=True)
 class Chunk:
-    """One committed piece of the listing.
+    """A committed chunk of the listing.
 
     Attributes
     ----------
     number : int
         0 for the first of its generation.
     n_images : int
-        References in it.
+        Number of references.
     shards : range
-        The numbers of its shards.
+        Numbers of its shards.
     last_key : bytes
         Key of its last reference.
     skipped : mapping
-        What the listing had passed over up to its end.
+        Number of files that the listing skipped up to the end of the chunk, by reason.
     positions : tuple of bytes
-        The last key of each source up to its end.
+        The last key of each source up to the end of the chunk.
     """
 
     number: int
@@ -53,7 +53,7 @@ class Chunk:
 
     @property
     def n_more(self) -> int:
-        """By how many images the set grows: all of them."""
+        """Number of images that the feature set gains: all of them."""
         return self.n_images
 
 
@@ -64,11 +64,11 @@ class Revision:
     Attributes
     ----------
     shard : int
-        Its number, which it keeps.
+        Number of the shard, which does not change.
     n_images : int
-        References in it now.
+        Number of references after the revision.
     n_before : int
-        References in it up to now.
+        Number of references before it.
     """
 
     shard: int
@@ -77,26 +77,26 @@ class Revision:
 
     @property
     def shards(self) -> range:
-        """Its number, alone."""
+        """The number of the shard, as a range."""
         return range(self.shard, self.shard + 1)
 
     @property
     def n_more(self) -> int:
-        """By how many images the set grows."""
+        """Number of images that the feature set gains; negative if it loses some."""
         return self.n_images - self.n_before
 
 
 class References(NamedTuple):
-    """What a shard consists of.
+    """The references of a shard.
 
     Attributes
     ----------
     refs : list of ImageRef
         In order.
     carried : list of bool
-        For each whether its row, or its failure, is carried over without a look at it.
+        For each reference, whether its row or failure is carried over without reading the image.
     base : int
-        The generation of the part from which they are carried over; 0 for a new shard.
+        Generation of the part from which they are carried over; 0 for a new shard.
     """
 
     refs: list[ImageRef]
@@ -111,38 +111,38 @@ def commit_chunk(
     skipped: Mapping[str, int],
     positions: Sequence[bytes] = (),
 ) -> Chunk:
-    """Write a chunk only if absent, and give the one that stands, which may be another driver's.
+    """Write a chunk only if absent, and return the chunk that exists, which may be that of another driver.
 
     Parameters
     ----------
     plan : Plan
-        Its layout gives the size of the shards.
+        Its layout determines the size of the shards.
     number : int
         Number of the chunk.
     refs : sequence of ImageRef
-        At most as many as the layout allows, in order. A chunk that is not full is the last for good; where the
-        last one is full, an empty one after it says so. No two drivers can take the end for another one.
+        References in order, at most as many as the layout allows. A chunk that is not full ends the listing; if the
+        last one is full, an empty chunk follows. So all drivers agree on where the listing ends.
     skipped : mapping
-        What the listing has passed over up to the end of this chunk.
+        Number of files that the listing skipped up to the end of this chunk, by reason.
     positions : sequence of bytes
-        The last key of each source up to the end of this chunk, from which an interrupted listing goes on.
+        The last key of each source up to the end of this chunk, from which an interrupted listing continues.
     """
     last_key = refs[-1].order if refs else b""
     about = {"last_key": last_key.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
     runs = [sum(1 for _ in run) for _, run in itertools.groupby(refs, key=lambda ref: ref.container)]
-    sizes = plan.layout.cut(number, runs)
+    sizes = plan.layout.split(number, runs)
     name = chunk_name(plan.generation, number)
     plan.storage.create(name, _encoded(plan, refs, sizes, about))
     chunk = read_chunk(plan, number)
     if chunk is None:
-        raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
+        raise StorageError(f"'{plan.storage.location}/{name}' disappeared after it was written.")
     return chunk
 
 
 def _encoded(
     plan: Plan, refs: Sequence[ImageRef], sizes: Sequence[int], about: Mapping[str, Any], **more: Any
 ) -> memoryview:
-    """Give references as a Parquet file with row groups of these sizes."""
+    """Return references as a Parquet file with row groups of these sizes."""
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -171,7 +171,7 @@ def _encoded(
 
 
 def read_chunk(plan: Plan, number: int) -> Chunk | None:
-    """Read the footer of a chunk, or give None if it is not there yet."""
+    """Read the footer of a chunk. None if the chunk does not exist yet."""
     footer = _read_footer(plan, chunk_name(plan.generation, number))
     if footer is None:
         return None
@@ -229,18 +229,18 @@ def _references(plan: Plan, columns: Mapping[str, list[Any]]) -> list[ImageRef]:
 
 
 def commit_revision(plan: Plan, shard: int, references: References, n_before: int) -> Revision:
-    """Write the references that a shard has from now on, only if absent, and give the revision that stands.
+    """Write the new references of a shard only if absent, and return the revision that exists.
 
     Parameters
     ----------
     plan : Plan
-        Of this generation.
+        Plan of this generation.
     shard : int
-        A shard of an earlier one.
+        A shard of an earlier generation.
     references : References
-        Images that are gone are not among them.
+        The images that still exist.
     n_before : int
-        How many references the shard has had up to now.
+        Number of references of the shard before the revision.
     """
     import numpy as np
     import pyarrow as pa
@@ -253,7 +253,7 @@ def commit_revision(plan: Plan, shard: int, references: References, n_before: in
 
 
 def read_revision(plan: Plan, shard: int) -> References:
-    """Give the references of a revised shard."""
+    """Return the references of a revised shard."""
     import pyarrow.parquet as pq
 
     name = revision_name(plan.generation, shard)
@@ -263,7 +263,7 @@ def read_revision(plan: Plan, shard: int) -> References:
 
 
 def read_references(plan: Plan, shard: int) -> References:
-    """Give the references of a shard that this generation embeds."""
+    """Return the references of a shard that this generation embeds."""
     if shard < plan.first_shard:
         return read_revision(plan, shard)
     refs = read_shard(plan, shard)
@@ -271,7 +271,7 @@ def read_references(plan: Plan, shard: int) -> References:
 
 
 def revised_shards(plan: Plan) -> set[int]:
-    """Give the shards that the plan's generation has revised: those that stand, until the next one has begun."""
+    """Return the shards that the plan's generation has revised: so far, or finally once the next one has begun."""
     if plan.generation == 1:
         return set()
     frozen = read_revised(plan.storage, plan.generation)
@@ -282,9 +282,10 @@ def revised_shards(plan: Plan) -> set[int]:
 
 
 def record_revised(plan: Plan, revised: set[int]) -> bool:
-    """Note with which revisions of the generation before it the plan's begins; say whether that is what stands.
+    """Record the revisions of the previous generation with which the plan's generation begins.
 
-    A revision that a driver of that generation commits later, because it slept, is none: nobody takes it up.
+    Return whether the recorded revisions are these. A revision that a slow driver of the previous generation
+    commits later is ignored.
     """
     name = previous_revisions_name(plan.generation)
     plan.storage.create(name, dump_json({"revised": sorted(revised)}))
@@ -292,52 +293,53 @@ def record_revised(plan: Plan, revised: set[int]) -> bool:
 
 
 def read_revised(storage: Storage, generation: int) -> set[int] | None:
-    """Give the shards that a generation has revised, once the next one has begun; else None."""
+    """Return the shards that a generation has revised once the next generation has begun; else None."""
     values = read_json(storage, previous_revisions_name(generation + 1))
     return None if values is None else set(values["revised"])
 
 
 def require_open(plan: Plan) -> None:
-    """Raise StoppedError where the next generation has begun, so that this one is over."""
+    """Raise StoppedError if the next generation has begun, which ends this one."""
     if plan.storage.stat(previous_revisions_name(plan.generation + 1)) is not None:
         raise StoppedError(
             f"The feature set '{plan.storage.location}' has gone on to generation {plan.generation + 1} while this "
-            f"run was at generation {plan.generation}. Nothing more was written; look at it with: "
+            f"run was at generation {plan.generation}. This run wrote nothing more. See its state with: "
             f"featurepress info {shlex.quote(plan.storage.location)}"
         )
 
 
 def count_revision(plan: Plan, shard: int) -> Revision:
-    """Give a revision that stands."""
+    """Return a committed revision."""
     name = revision_name(plan.generation, shard)
     footer = _read_footer(plan, name)
     if footer is None:
-        raise StorageError(f"'{plan.storage.location}/{name}' vanished after it was written.")
+        raise StorageError(f"'{plan.storage.location}/{name}' disappeared after it was written.")
     with reporting_damage(plan.storage, name):
         return Revision(shard, footer.num_rows, json.loads(footer.metadata[b"featurepress"])["before"])
 
 
 def count_revisions(plan: Plan, shards: Collection[int]) -> Iterator[Revision]:
-    """Yield the revisions of some shards."""
+    """Yield the committed revisions of shards."""
     return map_concurrently(plan.storage, lambda shard: count_revision(plan, shard), sorted(shards))
 
 
-# -- its end -------------------------------------------------------------------------------------------------
+# -- end of the listing
+# -------------------------------------------------------------------------------------------------
 
 
 def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[str, int], **more: int) -> None:
-    """Say that the listing of this generation is complete.
+    """Declare the listing of this generation complete.
 
     Parameters
     ----------
     plan : Plan
-        Of this generation.
+        Plan of this generation.
     n_chunks, n_images : int
-        Chunks, and references in them and in revisions: all that this generation has to embed.
+        Number of chunks, and of references in them and in revisions: all that this generation embeds.
     skipped : mapping
-        What the listing has passed over.
+        Number of skipped files, by reason.
     **more
-        Of a later generation: images that there were ``before`` it; of an update, those that are ``new``,
+        Of a later generation: number of images ``before`` it; of an update, also those that are ``new``,
         ``changed`` and ``deleted``.
     """
     values = {"chunks": n_chunks, "images": n_images, "skipped": dict(skipped), **more}
@@ -345,5 +347,5 @@ def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[st
 
 
 def read_listing(plan: Plan) -> dict[str, Any] | None:
-    """Read what `finish_listing` wrote, or give None while the listing is not complete."""
+    """Read what `finish_listing` wrote. None while the listing is not complete."""
     return read_json(plan.storage, listing_name(plan.generation))

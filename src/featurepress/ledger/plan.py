@@ -1,4 +1,4 @@
-"""The plan of a feature set, one a generation, and the manifest."""
+"""The plan of each generation of a feature set, and the manifest."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from featurepress.storage import Storage, reporting_damage
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a worker needs to embed a shard: settings and descriptions, no live objects.
+    """Everything a worker needs to embed a shard: settings and specs, no live objects. Hashable and picklable.
 
     Parameters
     ----------
     storage : Storage
         The destination; it is not part of plan.json.
     run_id : str
-        Names this plan; workers compare it with the one at the destination.
+        Identifies this plan. Workers compare it with the plan at the destination.
     created : str
-        Time of the plan, UTC, ISO 8601.
+        Creation time, UTC, ISO 8601.
     sources : tuple of SourceSpec
-        Where the images are.
+        The sources of the images.
     backbone : BackboneSpec
-        What is computed.
+        The model.
     precision : str
-        ``float32`` or ``bfloat16``, as decided.
+        ``float32`` or ``bfloat16``.
     certificate : mapping
-        How the precision was decided, with the measured cosines.
+        How the precision was chosen, with the measured cosines.
     settings : Settings
-        As the user asked.
+        The settings of the run.
     layout : Layout
-        How the listing is cut.
+        How the listing is split.
     field_names : tuple of str
-        Names of the columns between uri and width.
+        Names of the columns between ``uri`` and ``width``.
     library_version : str
-        The featurepress that made the plan.
+        Version of featurepress that created the plan.
     generation : int
-        1 for the first run, one more for each update or retry.
+        1 for the first run, plus 1 for each update or retry.
     purpose : str
-        ``embed``, ``update`` or ``retry``: what this generation does.
+        ``embed``, ``update`` or ``retry``.
     first_shard : int
-        Number of the first shard that is new in this generation; those before it may be revised.
+        Number of the first new shard of this generation. Earlier shards may be revised.
     seen : tuple of ImageRef
-        An image of each source that the driver can see, and workers on other machines must; not part of plan.json.
+        One image of each source, which workers on other machines must see, too. Not part of plan.json.
     """
 
     storage: Storage
@@ -77,17 +77,17 @@ class Plan:
 
     @property
     def n_workers(self) -> int:
-        """Workers on this machine; SettingError if the user allows too little memory for one."""
+        """Number of workers on this machine. SettingError if the memory limit is too low for one."""
         backbone = self.backbone
         return self.settings.resources.workers_for(backbone.model, int(backbone.options.get("model_bytes", 0)))
 
     @property
     def name(self) -> str:
-        """The object that holds this plan."""
+        """The name of the object that holds this plan."""
         return plan_name(self.generation)
 
     def to_json(self) -> dict[str, Any]:
-        """Give the plan as JSON values, `format` first."""
+        """Return the plan as JSON values, `format` first."""
         return {
             "format": "featurepress",
             "format_version": FORMAT_VERSION,
@@ -108,24 +108,24 @@ class Plan:
         }
 
     def differences(self, other: Plan) -> list[str]:
-        """Name what makes `other` another plan, as lines ``what: here, there``."""
+        """Return the differences between two plans, as lines ``name: value, not other value``."""
         mine, theirs = self._identity(), other._identity()
         found = [f"{name}: {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
         space = self.backbone.differences(other.backbone)
-        return found + [line for line in space if not line.startswith("pooling:")]  # which is a setting, too
+        return found + [line for line in space if not line.startswith("pooling:")]  # it is a setting, too
 
     def _identity(self) -> dict[str, Any]:
         return {"sources": [str(spec) for spec in self.sources], **self.settings.identity()}
 
 
 def new_plan(storage: Storage, **parts: Any) -> Plan:
-    """Give a plan with a fresh run id and the present time."""
+    """Return a plan with a new run id and the current time."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Plan(storage=storage, run_id=secrets.token_hex(8), created=now, **parts)
 
 
 def next_plan(plan: Plan, purpose: str) -> Plan:
-    """Give the plan of the generation after `plan`, whose listing is complete."""
+    """Return the plan of the generation after `plan`, whose listing must be complete."""
     listing = read_json(plan.storage, listing_name(plan.generation)) or {"chunks": 0}
     first_shard = plan.first_shard + plan.layout.first_shard(listing["chunks"])
     parts = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in _OF_ONE_GENERATION}
@@ -136,18 +136,18 @@ _OF_ONE_GENERATION = ("run_id", "created", "generation", "purpose", "first_shard
 
 
 def create_plan(plan: Plan) -> bool:
-    """Write plan.json only if there is none; say whether the plan that stands is this one.
+    """Write plan.json only if absent. Return whether the existing plan is this one.
 
-    A bucket may say that there is one when the answer to our own first request was lost.
+    A bucket also reports an existing object when the response to our own first request was lost.
     """
     if plan.storage.create(plan.name, dump_json(plan.to_json())):
         return True
-    standing = read_generation(plan.storage, plan.generation)
-    return standing is not None and standing.run_id == plan.run_id
+    existing = read_generation(plan.storage, plan.generation)
+    return existing is not None and existing.run_id == plan.run_id
 
 
 def check_conditional_writes(plan: Plan) -> bool:
-    """Say whether the storage refuses to create the plan, which is there, once more; if not, leave a mark of it."""
+    """Return whether the storage refuses to create the existing plan again. If it does not, record that."""
     storage = plan.storage
     created_again = storage.create(plan.name, dump_json(plan.to_json()))
     if created_again or not storage.is_conditional:
@@ -157,12 +157,12 @@ def check_conditional_writes(plan: Plan) -> bool:
 
 
 def is_unconditional(storage: Storage) -> bool:
-    """Whether the storage was found not to honour conditional writes when the run began."""
+    """Whether the run found at its beginning that the storage ignores conditional writes."""
     return storage.stat(UNCONDITIONAL) is not None
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """Read the newest plan at a destination: that of a generation that is under way, or the last that was.
+    """Read the newest plan at a destination, whether its generation is complete or not.
 
     Returns
     -------
@@ -172,7 +172,7 @@ def read_plan(storage: Storage) -> Plan | None:
     Raises
     ------
     FeatureSetError
-        plan.json is no featurepress plan, or of a later format.
+        plan.json is not a featurepress plan, or has a later format.
     """
     plan = read_generation(storage, 1)
     if plan is None:
@@ -181,13 +181,13 @@ def read_plan(storage: Storage) -> Plan | None:
     if manifest is None:
         return plan
     generation = manifest.get("generation", 1)
-    # The plan of an update comes first, then the manifest that tells of it.
+    # An update writes its plan first, then the manifest.
     newest = read_generation(storage, generation + 1) or read_generation(storage, generation)
     return newest or plan
 
 
 def read_generation(storage: Storage, generation: int) -> Plan | None:
-    """Read the plan of one generation, or give None if there is none."""
+    """Read the plan of a generation. None if there is none."""
     name = plan_name(generation)
     data = storage.read(name)
     return None if data is None else _parsed(storage, name, data)
@@ -219,69 +219,69 @@ def _parsed(storage: Storage, name: str, data: bytes) -> Plan:
             first_shard=values.get("first_shard", 0),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FeatureSetError(f"{where} is no featurepress plan: {error}.") from error
+        raise FeatureSetError(f"{where} is not a featurepress plan: {error}.") from error
 
 
-# -- JSON ----------------------------------------------------------------------------------------------------
+# -- manifest ------------------------------------------------------------------------------------------------
 
 
 def complete_manifest(plan: Plan, sum_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Declare the feature set complete, and give the manifest.
+    """Declare the feature set complete, and return the manifest.
 
     Parameters
     ----------
     plan : Plan
-        Of the generation that is complete.
+        Plan of the complete generation.
     sum_up : callable
-        Gives the manifest. Called again where another driver has changed the one that stands meanwhile.
+        Returns the manifest. Called again if another driver has changed the existing manifest.
 
     Raises
     ------
     StoppedError
-        A later generation has begun: a driver that comes late never sets it back.
+        A later generation has begun. A slow driver never resets it.
     """
-    return _change_manifest(plan, lambda standing: sum_up()) or {}
+    return _change_manifest(plan, lambda existing: sum_up()) or {}
 
 
 def begin_generation(plan: Plan) -> None:
-    """Say in the manifest that the set is under way to the plan's generation, unless that is said already."""
+    """Set the manifest to ``updating`` and to the plan's generation, unless it is there already."""
 
-    def announced(standing: dict[str, Any] | None) -> dict[str, Any] | None:
-        if standing is None or standing["generation"] >= plan.generation:
+    def updating(existing: dict[str, Any] | None) -> dict[str, Any] | None:
+        if existing is None or existing["generation"] >= plan.generation:
             return None
-        return {**standing, "status": "updating", "generation": plan.generation}
+        return {**existing, "status": "updating", "generation": plan.generation}
 
-    _change_manifest(plan, announced)
+    _change_manifest(plan, updating)
 
 
 def _change_manifest(
     plan: Plan, change: Callable[[dict[str, Any] | None], dict[str, Any] | None]
 ) -> dict[str, Any] | None:
-    """Put what `change` makes of the manifest in its place, and only there: another driver may be at it, too."""
+    """Replace the manifest by `change(manifest)`; repeat if another driver has replaced it meanwhile."""
     storage = plan.storage
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         data, version = _read_version(storage, MANIFEST)
         with reporting_damage(storage, MANIFEST):
-            standing = None if data is None else json.loads(data)
-        if standing is not None and standing.get("generation", 1) > plan.generation:
+            existing = None if data is None else json.loads(data)
+        if existing is not None and existing.get("generation", 1) > plan.generation:
             raise StoppedError(
-                f"The feature set '{storage.location}' has gone on to generation {standing['generation']} while "
-                f"this run was at generation {plan.generation}. Nothing more was written; look at it with: "
+                f"The feature set '{storage.location}' has gone on to generation {existing['generation']} while "
+                f"this run was at generation {plan.generation}. This run wrote nothing more. See its state with: "
                 f"featurepress info {shlex.quote(storage.location)}"
             )
-        values = change(standing)
+        values = change(existing)
         if values is None:
             return None
         content = dump_json(values)
         if storage.replace(MANIFEST, content, version) if version else storage.create(MANIFEST, content):
             return values
     raise StorageError(
-        f"'{storage.location}/{MANIFEST}' cannot be replaced: it has another version each time it is looked at. "
-        "Let only one driver write there; if there is only one, this storage cannot hold a feature set."
+        f"'{storage.location}/{MANIFEST}' cannot be replaced: its version changes after each read. Run only one "
+        "driver on this destination. If there is only one, this storage cannot hold a feature set."
     )
 
 
-_TRIES = 20  # to replace the manifest, while others replace it
+_MAX_ATTEMPTS = 20  # to replace the manifest while other drivers replace it
 
 
 def _read_version(storage: Storage, name: str) -> tuple[bytes | None, str]:
@@ -296,12 +296,12 @@ def _read_version(storage: Storage, name: str) -> tuple[bytes | None, str]:
 
 
 def read_manifest(storage: Storage) -> dict[str, Any] | None:
-    """Read the manifest, or give None if there is none."""
+    """Read the manifest. None if there is none."""
     return read_json(storage, MANIFEST)
 
 
 def read_json(storage: Storage, name: str) -> dict[str, Any] | None:
-    """Read a JSON object, or give None if there is none."""
+    """Read a JSON object. None if there is none."""
     data = storage.read(name)
     with reporting_damage(storage, name):
         return None if data is None else json.loads(data)

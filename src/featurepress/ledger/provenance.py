@@ -1,4 +1,4 @@
-"""What a receipt records of the machine: its CPU, and the versions of what may change a feature."""
+"""What a receipt records of the machine: its CPU, and the versions of libraries that may change a feature."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @functools.cache
 def cpu_name() -> str:
-    """Give the name of this machine's processor."""
+    """Return the name of the processor of this machine."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -19,7 +19,7 @@ def cpu_name() -> str:
 
 @functools.cache
 def library_versions() -> dict[str, str]:
-    """Give the versions of what may change a feature."""
+    """Return the versions of Python and of the libraries that may change a feature."""
     from importlib.metadata import version
 
     names = ("featurepress", "openvino", "opencv-python-headless", "pillow", "numpy", "pyarrow")

@@ -1,4 +1,4 @@
-"""What is known of single shards: attempts, failures, receipts, and their sum."""
+"""The state of shards: attempts, failures, receipts, and their totals."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from featurepress.storage import Storage, map_concurrently, reporting_damage, ru
 
 @contextmanager
 def attempt(plan: Plan, shard: int) -> Iterator[int]:
-    """Mark that this process is at a shard; give the number of deaths that earlier attempts met at it.
+    """Mark that this process embeds a shard. Yield how many earlier attempts at it died.
 
-    The mark is taken away when the block ends, by an error too, and when the process is given up by its
-    parent. It stays when the process is killed. A mark whose process is still at work, for another driver, is
-    no death; on other machines that cannot be told.
+    The mark is removed when the block ends, also by an error, and when the parent abandons the process. It remains
+    if the process is killed. The mark of a process that is still alive, for another driver, does not count; for
+    processes of other machines that is unknown.
     """
     prefix = attempt_name(shard, "")
     mark = attempt_name(shard, secrets.token_hex(4))
@@ -58,11 +58,11 @@ def attempt(plan: Plan, shard: int) -> Iterator[int]:
 
 def _n_deaths(plan: Plan, prefix: str, own: str) -> int:
     marks = [entry.name for entry in plan.storage.list(ATTEMPTS_FOLDER) if entry.name.startswith(prefix)]
-    return sum(not _is_at_work(plan.storage.read(mark)) for mark in marks if mark != own)
+    return sum(not _is_alive(plan.storage.read(mark)) for mark in marks if mark != own)
 
 
-def _is_at_work(mark: bytes | None) -> bool:
-    """Whether the process that left a mark is alive on this machine, or has just taken the mark away."""
+def _is_alive(mark: bytes | None) -> bool:
+    """Whether the process of a mark is alive on this machine, or has just removed the mark."""
     if mark is None:
         return True
     try:
@@ -74,7 +74,7 @@ def _is_at_work(mark: bytes | None) -> bool:
 
 
 def _start_of(pid: int) -> str | None:
-    """Give when a live process began, in ticks since the machine did; with its number that names it for good."""
+    """Return the start time of a live process, in ticks since boot. Together with the pid it is unique."""
     try:
         state, *values = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -83,9 +83,9 @@ def _start_of(pid: int) -> str | None:
 
 
 def finalize_shard(plan: Plan, receipt: Receipt, failures: Sequence[Failure], *, repair: bool = False) -> None:
-    """Write the failures and the receipt of a shard whose part stands, in place of those of a lost part.
+    """Write the failures and the receipt of a shard whose part exists, replacing those of a lost part.
 
-    With `repair` that is done for an earlier generation, by a driver of the present one.
+    With `repair`, a driver of a later generation does that for an earlier one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -124,13 +124,13 @@ def read_failures(plan: Plan, shard: int) -> list[Failure]:
 
 
 def clear_attempts(plan: Plan) -> None:
-    """Take away the marks of deaths, once everything is done."""
+    """Delete the marks of attempts, once the set is complete."""
     for entry in plan.storage.list(ATTEMPTS_FOLDER):
         plan.storage.delete(entry.name)
 
 
 def finished_shards(plan: Plan) -> set[int]:
-    """Give the shards that have both a receipt of this generation and a part."""
+    """Return the shards that have both a receipt of this generation and a part."""
     parts = {entry.name for entry in plan.storage.list(FEATURES_FOLDER)}
     return {
         shard
@@ -140,28 +140,28 @@ def finished_shards(plan: Plan) -> set[int]:
 
 
 def _receipts(storage: Storage) -> Iterator[tuple[int, int]]:
-    """Yield shard and generation of the receipts; one that a power cut left empty is none."""
+    """Yield shard and generation of each receipt. Skip a receipt that a power cut left empty."""
     for entry in storage.list(RECEIPTS_FOLDER):
         if entry.size and (parsed := parse_receipt_name(entry.name)) is not None:
             yield parsed
 
 
 def unfinished_shards(storage: Storage) -> dict[int, set[int]]:
-    """Give the shards whose part, or whose receipt, is not there, by the generation that should have written both.
+    """Return the shards without a part or receipt, by the generation that should have written both.
 
-    In a complete set there are none, unless a file was lost, or a driver was killed that had come upon one more
-    revision while another one declared the set complete. Embedding them settles it. Generations whose listing is
-    not complete are not looked at. Costs three listings, and a request for each chunk.
+    A complete set has none, unless a file was lost, or a driver was killed that had found one more revision while
+    another driver declared the set complete. Embedding these shards again repairs the set. Generations whose
+    listing is not complete are ignored. Costs three listings, and one request per chunk.
     """
-    settled: dict[int, int] = {}
+    finished: dict[int, int] = {}
     for shard, generation in _receipts(storage):
-        settled[shard] = max(generation, settled.get(shard, 0))
+        finished[shard] = max(generation, finished.get(shard, 0))
     parts = {entry.name for entry in storage.list(FEATURES_FOLDER)}
     revised = _newest_revisions(storage)
     left: dict[int, set[int]] = {}
     for shard, origin in _known_shards(storage):
         newest = max(origin, revised.get(shard, 0))
-        if part_name(shard) not in parts or settled.get(shard, 0) < newest:
+        if part_name(shard) not in parts or finished.get(shard, 0) < newest:
             left.setdefault(newest, set()).add(shard)
     return left
 
@@ -178,7 +178,7 @@ def _known_shards(storage: Storage) -> Iterator[tuple[int, int]]:
 
 
 def _newest_revisions(storage: Storage) -> dict[int, int]:
-    """Give the generation that has revised each shard last."""
+    """Return the last generation that has revised each shard."""
     names = [parse_revision_name(entry.name) for entry in storage.list(PLAN_FOLDER)]
     revisions = [name for name in names if name is not None]
     frozen = {generation: read_revised(storage, generation) for generation in {g for g, _ in revisions}}
@@ -191,7 +191,7 @@ def _newest_revisions(storage: Storage) -> dict[int, int]:
 
 
 def read_receipt(plan: Plan, shard: int) -> Receipt | None:
-    """Read a receipt; None if there is none, or if a power cut left it empty."""
+    """Read a receipt. None if there is none, or if a power cut left it empty."""
     data = plan.storage.read(receipt_name(shard, plan.generation))
     try:
         return None if not data else Receipt(**json.loads(data))
@@ -200,12 +200,12 @@ def read_receipt(plan: Plan, shard: int) -> Receipt | None:
 
 
 def read_receipts(plan: Plan, shards: Sequence[int]) -> Iterator[Receipt | None]:
-    """Yield the receipts of some shards, in their order."""
+    """Yield the receipts of shards, in their order."""
     return map_concurrently(plan.storage, lambda shard: read_receipt(plan, shard), shards)
 
 
 def newest_receipts(plan: Plan) -> Iterator[Receipt]:
-    """Yield the newest receipt of each part that the set has; a lost one is none."""
+    """Yield the newest receipt of each part. Skip lost receipts."""
     newest: dict[int, int] = {}
     for shard, generation in _receipts(plan.storage):
         if generation <= plan.generation:
@@ -216,7 +216,7 @@ def newest_receipts(plan: Plan) -> Iterator[Receipt]:
 
 
 def delete_receipt(plan: Plan, shard: int) -> None:
-    """Take a receipt away, so that its shard is embedded again."""
+    """Delete a receipt, so that its shard is embedded again."""
     plan.storage.delete(receipt_name(shard, plan.generation))
 
 
