@@ -1,6 +1,6 @@
 """Every error that featurepress raises, in one tree.
 
-Each message says what is wrong, where, what is allowed, what was given and what to do, in one line.
+Each message is one line: what is wrong, where, what is allowed, what the value is, and what to do.
 
 FeaturepressError
 |
@@ -10,20 +10,20 @@ FeaturepressError
 |   +-- DestinationError         the destination holds something else or cannot be written
 |   +-- PlanMismatchError        the destination holds another plan; the differences are named
 |   +-- ModelError               no such model, or its file is not what its card says
-|   +-- EngineError              the cluster, or a library that it needs, is not as it must be
-|   +-- AnalysisError            features or labels do not allow what was asked of them
+|   +-- EngineError              the cluster cannot be used, or a library is missing
+|   +-- AnalysisError            features or labels do not allow the analysis
 |   +-- FeatureSetError          not a feature set
 |       +-- IncompleteError      a feature set whose run has not finished
 |
-+-- StoppedError                 the run stopped; what is done is kept, resume finishes it   exit code 1
-|   +-- StorageError             the storage refused or lost something (disk full, no permission)
++-- StoppedError                 the run stopped; finished parts are kept; resume continues   exit code 1
+|   +-- StorageError             the storage cannot be read or written (disk full, no permission)
 |   |   +-- ReplacedError        an object was replaced while it was read
 |   +-- WorkerDeathError         worker processes died too often
 |
 +-- TooManyFailuresError         finished and written, with more failures than allowed   exit code 3
 
-ImageError stands apart: it is the one way an image fails. The per-image boundary turns it into a row of
-the failure ledger; it never reaches a caller of the library's verbs.
+ImageError is not part of the tree. It is raised for a single image, and becomes a row of the failure ledger; no
+public function raises it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from typing import Any, ClassVar
 
 
 class FeaturepressError(Exception):
-    """Base of all errors of this library; its text is one line for people."""
+    """Base of all errors of this library; the message is one line."""
 
     exit_code: ClassVar[int] = 1
 
 
 class RequestError(FeaturepressError):
-    """The request cannot be served as given; nothing was written."""
+    """The request cannot be served; nothing was written."""
 
     exit_code = 2
 
@@ -64,45 +64,45 @@ class ModelError(RequestError):
 
 
 class EngineError(RequestError):
-    """An engine cannot run as things are: no Java, a silent cluster, workers that lack something.
+    """An engine cannot run: no Java, no answer from the cluster, a library is missing, too little memory.
 
-    What a run had written by then stands, and `resume` goes on with it.
+    A run keeps its finished parts, and `resume` continues.
     """
 
 
 class AnalysisError(RequestError):
-    """Features or labels do not allow what was asked of them: too few, of one class only, no numbers."""
+    """Features or labels do not allow the analysis: too few rows, only one class, not numeric."""
 
 
 class FeatureSetError(RequestError):
-    """A folder is not a feature set, or not of a format this version reads."""
+    """A folder is not a feature set, or its format cannot be read by this version."""
 
 
 class IncompleteError(FeatureSetError):
-    """A feature set whose run has not finished was opened as if it had."""
+    """The run of the feature set has not finished."""
 
 
 class StoppedError(FeaturepressError):
-    """The run stopped before its end; all finished parts are kept and `resume` continues."""
+    """The run stopped; all finished parts are kept, and `resume` continues."""
 
     exit_code = 1
 
 
 class StorageError(StoppedError):
-    """The storage refused, lost or could not hold something."""
+    """The storage cannot be read or written."""
 
 
 class ReplacedError(StorageError):
-    """An object was replaced by a newer one while it was read."""
+    """An object was replaced while it was read."""
 
 
 class WorkerDeathError(StoppedError):
-    """Worker processes died too often to go on.
+    """Worker processes died too often.
 
     Attributes
     ----------
     last_message : tuple
-        What was heard last of a worker of a cluster, whose beats do not reach the driver otherwise.
+        The last message of each shard on a worker of a cluster, whose messages do not reach the driver otherwise.
     """
 
     last_message: tuple[Any, ...] = ()
@@ -114,7 +114,7 @@ class TooManyFailuresError(FeaturepressError):
     Parameters
     ----------
     message : str
-        One line for people.
+        One line.
     result : FeatureSet or Predictions
         The complete result.
     """
@@ -134,7 +134,7 @@ class ImageError(Exception):
     stage : str
         Where it failed: ``list``, ``read``, ``decode`` or ``infer``.
     reason : str
-        What is wrong with it, in one line that does not repeat the uri.
+        What is wrong, in one line without the uri.
     """
 
     def __init__(self, stage: str, reason: str) -> None:

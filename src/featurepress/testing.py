@@ -403,6 +403,10 @@ class InlineEngine:
     def connect(self) -> None:
         """Do nothing."""
 
+    def warm_up(self, n_workers: int) -> int:
+        """Do nothing."""
+        return 1
+
     def run(
         self,
         task: Task[Result],

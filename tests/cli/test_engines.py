@@ -17,7 +17,7 @@ from tests.running import draw
         (["--engine", "dask"], "The engine (--engine) must be one of local, spark, ray. Got 'dask'."),
         (["--master", "local[2]"], "--master is for --engine spark only. Got --engine local."),
         (["--engine", "ray", "--spark-conf", "a=b"], "--spark-conf is for --engine spark only. Got --engine ray."),
-        (["--engine", "spark", "--spark-conf", "a"], "A setting of Spark (--spark-conf) reads name=value"),
+        (["--engine", "spark", "--spark-conf", "a"], "A setting of Spark (--spark-conf) must be name=value"),
         (["--engine", "spark", "--master", "spark://127.0.0.1:1"], ""),  # silent, or there is no pyspark
         (["--engine", "ray", "--address", "127.0.0.1:1"], ""),
     ],

@@ -245,7 +245,7 @@ def test_a_receipt_of_another_run_does_not_balance(tmp_path: Path, source: Path)
     path = out / "receipts" / "part-00000003.json"
     values = read_json(path)
     path.write_text(json.dumps({**values, "listed": 3, "embedded": 3, "failed": 0, "failed_by_kind": {}}))
-    with pytest.raises(StoppedError, match=r"33 images are listed.*tell of 32.*changed by something else"):
+    with pytest.raises(StoppedError, match=r"33 images.* 32"):
         run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine())
     assert not (out / "manifest.json").exists()
 

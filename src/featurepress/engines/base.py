@@ -1,8 +1,9 @@
-"""What an engine is: it runs a task over shard numbers, somewhere.
+"""The protocols of engines and tasks.
 
-An engine knows nothing of pixels. A task is any importable, picklable callable of a plan and a shard number;
-embedding a shard is one, and exporting a part is another. Shards are independent and a task may be run more than
-once for the same shard (the parts see to it that this changes nothing), so an engine is free to retry.
+An engine runs a task for shard numbers, on this machine or elsewhere; it knows nothing of pixels. A task is an
+importable, picklable callable of a plan and a shard number, which embeds the shard or exports a file. Shards are
+independent, and a task may run more than once for the same shard, because parts are created only if absent: an
+engine is free to retry.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ Result = TypeVar("Result", covariant=True)  # noqa: PLC0105 - everybody knows it
 
 
 class Task(Protocol[Result]):
-    """An importable, picklable callable over shards."""
+    """An importable, picklable callable of a plan and a shard."""
 
     def __call__(self, plan: Plan, shard: int) -> Result:
-        """Do the work of one shard and give what is to be known of it."""
+        """Process one shard and return the result."""
 
 
 class Engine(Protocol):
@@ -27,10 +28,19 @@ class Engine(Protocol):
 
     @property
     def is_cluster(self) -> bool:
-        """Whether tasks may run on other machines, to which the model must be brought."""
+        """Whether tasks may run on other machines, which need the model at the destination."""
 
     def connect(self) -> None:
-        """Make sure that there is somebody to run tasks; raise EngineError otherwise. May be called again."""
+        """Connect to the cluster, if that has not been done. Raise EngineError if there is none."""
+
+    def warm_up(self, n_workers: int) -> int:
+        """Start up to `n_workers` workers before their first shards, where that saves time.
+
+        Returns
+        -------
+        int
+            Workers that start at the same time and can share a small task; 1 if the engine starts none ahead.
+        """
 
     def run(
         self,
@@ -39,29 +49,28 @@ class Engine(Protocol):
         shards: Iterable[int],
         on_message: Callable[[Any], None] = lambda message: None,
     ) -> Generator[Result]:
-        """Run `task` for each shard; yield the results in the order in which they come.
+        """Run `task` for each shard; yield the results as they are ready, in any order.
 
-        Closing the generator drops the shards in flight.
+        Closing the generator drops the shards in progress.
 
         Parameters
         ----------
         task : Task
             Pickled by reference.
         plan : Plan
-            Handed to the task.
+            Passed to the task.
         shards : iterable of int
-            May still be growing while the first ones run: it is taken from in another thread, as far as there
-            is somebody free to work.
+            Taken in another thread, only as workers become free: it may still grow while the first shards run.
         on_message : callable
-            Called with whatever the task sends by `process.send_message`, where the engine receives it.
+            Called with each message that the task sends by `process.send_message`, where the engine receives it.
 
         Raises
         ------
         WorkerDeathError
-            The processes that run a shard die again and again.
+            The processes that run a shard died too often.
         Exception
-            Whatever the task raised; the shards in flight are dropped.
+            The exception that the task raised; the shards in progress are dropped.
         """
 
     def close(self) -> None:
-        """Give back all processes; shards in flight are dropped."""
+        """End all processes; drop the shards in progress."""

@@ -1,4 +1,4 @@
-"""Whether there is a Java for Spark, and what to do if not."""
+"""Check that Java is installed for Spark."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 
 from featurepress.errors import EngineError
 
-LEAST_JAVA = 17
+MIN_JAVA_VERSION = 17
 
 _ADVICE = (
-    f"Spark needs Java {LEAST_JAVA} or later{{}}. Install it (Debian and Ubuntu: sudo apt install "
-    f"openjdk-{LEAST_JAVA}-jre-headless; macOS: brew install openjdk@{LEAST_JAVA}), or name its folder in "
-    "JAVA_HOME."
+    f"Spark needs Java {MIN_JAVA_VERSION} or later{{}}. Install it (Debian and Ubuntu: sudo apt install "
+    f"openjdk-{MIN_JAVA_VERSION}-jre-headless; macOS: brew install openjdk@{MIN_JAVA_VERSION}), or set "
+    "JAVA_HOME to its folder."
 )
 
 
 def require_java() -> None:
-    """Raise EngineError unless Spark would find a Java that it can run on."""
+    """Raise EngineError unless Spark would find a Java version that it supports."""
     java = find_java()
     if java is None:
-        raise EngineError(_ADVICE.format(", and there is none"))
+        raise EngineError(_ADVICE.format(", and no Java was found"))
     version = java_version(java)
     if version is None:
-        raise EngineError(_ADVICE.format(f", and '{java} -version' does not answer"))
-    if version < LEAST_JAVA:
+        raise EngineError(_ADVICE.format(f", and '{java} -version' prints no version"))
+    if version < MIN_JAVA_VERSION:
         raise EngineError(_ADVICE.format(f", and '{java}' is Java {version}"))
 
 
 def find_java() -> str | None:
-    """Give the Java that Spark would start: that of JAVA_HOME, or the first on the PATH."""
+    """Return the Java that Spark would start: that of JAVA_HOME, or the first on the PATH."""
     if home := os.environ.get("JAVA_HOME"):
         java = Path(home, "bin", "java")
         return str(java) if java.exists() else None
@@ -40,10 +40,10 @@ def find_java() -> str | None:
 
 
 def java_version(java: str) -> int | None:
-    """Give the major version of a Java; None if it does not say."""
+    """Return the major version of a Java executable; None if it prints none."""
     try:
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
+        output = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=True).stderr
     except (OSError, subprocess.SubprocessError):
         return None
-    match = re.search(r'version "(?:1\.)?(\d+)', said)
+    match = re.search(r'version "(?:1\.)?(\d+)', output)
     return int(match[1]) if match else None

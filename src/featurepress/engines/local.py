@@ -1,7 +1,7 @@
 """Run tasks in worker processes on this machine.
 
-One process a core, each working alone on a shard at a time: nothing is shared, so no interpreter lock is
-fought over, and a picture that kills its process takes one shard's time with it and nothing else.
+One process per core, each with one shard at a time. They share no interpreter lock, and an image that kills its
+process delays one shard only.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from featurepress.process import Child, ChildDiedError
 
 Result = TypeVar("Result")
 
-MAX_DEATHS = 5  # of the processes at one shard; the third attempt already embeds it image by image
+MAX_DEATHS = 5  # of processes with the same shard; the third attempt embeds its images one by one
 
 
 class LocalEngine:
-    """Worker processes on this machine, kept between runs.
+    """Worker processes on this machine, which stay between runs.
 
     Parameters
     ----------
     workers : int
-        Number of processes; each is started when it is first needed.
+        Number of processes, each started when it is first needed.
     silence_seconds : float
-        A worker that gives no sign of life for so long is killed, which counts as a death.
+        A worker that sends no message for this time is killed, which counts as a death.
     preload : sequence of str
-        Modules that a new worker imports at once.
+        Modules that a new worker imports at its start.
     for_memory : str
-        What people are told to do where workers die of too little memory.
+        What the user can do when workers run out of memory; part of the error message.
     """
 
     is_cluster = False
@@ -45,7 +45,7 @@ class LocalEngine:
         *,
         silence_seconds: float = 150.0,
         preload: Sequence[str] = (),
-        for_memory: str = "give --memory or fewer --workers",
+        for_memory: str = "set --memory or lower --workers",
     ) -> None:
         if workers < 1:
             raise SettingError(f"The 'workers' setting must be an integer of at least 1. Got {workers!r}.")
@@ -65,7 +65,7 @@ class LocalEngine:
         self.close()
 
     def connect(self) -> None:
-        """Do nothing: workers are started when they are needed."""
+        """Do nothing: workers start when they are needed."""
 
     def run(
         self,
@@ -81,7 +81,7 @@ class LocalEngine:
         finally:
             run.stopping = True
             if run.n_alive:
-                self._drop_flights()
+                self._close_busy()
             run.join()
 
     def close(self) -> None:
@@ -89,17 +89,19 @@ class LocalEngine:
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []
-        self._drop_flights()
+        self._close_busy()
         _close_all(idle)
 
-    def warm_up(self, n: int) -> None:
-        """Start `n` workers now, so that they are ready when the first shards come."""
+    def warm_up(self, n_workers: int) -> int:
+        """Start up to `n_workers` workers now; return how many there are then, at most `n_workers`."""
+        n_workers = min(n_workers, self.workers)
         with self._lock:
-            missing = min(n, self.workers) - len(self._idle) - len(self._busy)
+            missing = n_workers - len(self._idle) - len(self._busy)
             self._idle += [Child(self.preload) for _ in range(missing)]
+        return n_workers
 
-    def take(self) -> Child:
-        """Give an idle worker, or a new one."""
+    def acquire(self) -> Child:
+        """Return an idle worker, or a new one."""
         with self._lock:
             if self._closed:
                 raise WorkerDeathError("The engine is closed.")
@@ -109,8 +111,8 @@ class LocalEngine:
             self._busy.add(child)
             return child
 
-    def give_back(self, child: Child) -> None:
-        """Keep a worker for later, or bury one that died or is still at a call that nobody waits for."""
+    def release(self, child: Child) -> None:
+        """Keep a worker for later; close it if it has died or its call was abandoned."""
         with self._lock:
             self._busy.discard(child)
             if child.is_ready and not self._closed:
@@ -118,7 +120,7 @@ class LocalEngine:
                 return
         child.close(patience_seconds=0.5)
 
-    def _drop_flights(self) -> None:
+    def _close_busy(self) -> None:
         with self._lock:
             busy = list(self._busy)
         _close_all(busy)
@@ -133,7 +135,7 @@ def _close_all(children: list[Child]) -> None:
 
 
 class _Run:
-    """One run of a task: a thread a worker takes shards and waits for its process."""
+    """One run of a task, with a thread for each worker, which takes shards and waits for the process."""
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class _Run:
         try:
             while (shard := self._next()) is not None and not self.stopping:
                 self._outbox.put(("result", self._run_shard(shard)))
-        except BaseException as error:  # noqa: BLE001 - raised again where the results are taken
+        except BaseException as error:  # noqa: BLE001 - raised again by the iterator
             self._outbox.put(("error", short_of_memory(error, self.engine.for_memory) or error))
         finally:
             self._outbox.put(("end", None))
@@ -187,9 +189,9 @@ class _Run:
     def _run_shard(self, shard: int) -> Any:
         max_deaths = getattr(self.task, "max_deaths", MAX_DEATHS)
         for n_deaths in range(1, max_deaths + 1):
-            child = self.engine.take()
+            child = self.engine.acquire()
             try:
-                if self.stopping:  # after the flights were dropped, and before this one was among them
+                if self.stopping:  # the busy workers were closed before this one was among them
                     raise WorkerDeathError(f"Stopped before shard {shard}.")
                 return child.call(
                     self.task,
@@ -202,8 +204,8 @@ class _Run:
                 if self.stopping or n_deaths == max_deaths:
                     raise WorkerDeathError(
                         f"Stopped at shard {shard}: its worker process {death}, {n_deaths} "
-                        f"time{'s' if n_deaths > 1 else ''}. If memory is short, {self.engine.for_memory}."
+                        f"time{'s' if n_deaths > 1 else ''}. If memory ran out, {self.engine.for_memory}."
                     ) from None
             finally:
-                self.engine.give_back(child)
+                self.engine.release(child)
         raise AssertionError("unreachable")

@@ -1,4 +1,4 @@
-"""How a lack of memory shows, and what people are told of it."""
+"""Recognise the errors that a lack of memory causes."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import socket
 
 from featurepress.errors import EngineError, FeaturepressError
 
-# Of Python, of glibc's loader, of C++, of the kernel; of YARN, Kubernetes and Ray about what they have killed.
-_SIGNS = re.compile(
+# Messages of C++, glibc, the kernel and Python; then those of YARN, Kubernetes and Ray about a killed process.
+_MESSAGES = re.compile(
     r"bad_alloc|Cannot allocate memory|failed to map segment|can't start new thread|exceeding .*memory limits|"
     r"exit code 137|OOMKilled|OutOfMemory"
 )
 
 
 def short_of_memory(error: BaseException, advice: str, *, where: str = "") -> EngineError | None:
-    """Give what to raise in place of an error that a lack of memory has caused; None for any other.
+    """Return the error to raise in place of one that a lack of memory has caused; None for any other.
 
     Parameters
     ----------
     error : BaseException
-        What a worker, or whoever watches it, has raised.
+        Raised by a worker or by its cluster.
     advice : str
-        What to do, as "give --memory".
+        What the user can do, such as "lower --workers".
     where : str
-        The host; by default this one.
+        The host; by default this machine.
     """
     if isinstance(error, FeaturepressError):
         return None
-    reason = next((line.strip() for line in str(error).splitlines() if _SIGNS.search(line)), "")
+    reason = next((line.strip() for line in str(error).splitlines() if _MESSAGES.search(line)), "")
     if not reason and not isinstance(error, MemoryError):
         return None
     reason = (reason or type(error).__name__)[:300].rstrip(".")

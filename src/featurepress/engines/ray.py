@@ -1,7 +1,7 @@
-"""Run tasks on a Ray cluster: a shard is a Ray task, and nothing but its result comes back.
+"""Run tasks on a Ray cluster: each shard is a Ray task, and only its result is returned.
 
-What runs on the workers is `featurepress.engines.worker`. Ray runs the tasks of lost nodes and workers again; the
-parts see to it that this changes nothing.
+The workers run `featurepress.engines.worker`. Ray runs the tasks of lost nodes and workers again, which is harmless
+because parts are created only if absent.
 """
 
 from __future__ import annotations
@@ -24,25 +24,24 @@ from featurepress.ledger import Plan
 
 Result = TypeVar("Result")
 
-_WAIT_SECONDS = 0.2  # for results, before new shards are looked for
-_FOR_MEMORY = "let fewer run at once (ray start --num-cpus)"
-_FEW_CORES = 2  # Ray may have none yet: nodes can still come
+_WAIT_SECONDS = 0.2  # for results, before the next check for new shards
+_FOR_MEMORY = "run fewer tasks at once (ray start --num-cpus)"
+_MIN_CORES = 2  # assumed while Ray has none: nodes may be added later
 
 
 class Ray:
-    """Tasks of a Ray cluster.
+    """A Ray cluster.
 
     Parameters
     ----------
     address : str, optional
-        ``auto`` for the cluster of this machine, ``host:6379``, or ``ray://host:10001``. By default the one that
-        this process is connected to already, or RAY_ADDRESS, else a cluster of this machine alone, which `close`
-        shuts down.
+        ``auto`` for the cluster of this machine, ``host:6379``, or ``ray://host:10001``. By default the cluster to
+        which this process is connected, or RAY_ADDRESS, or a new cluster on this machine, which `close` shuts down.
 
     Raises
     ------
     EngineError
-        There is no ray, or no answer from the address.
+        Ray is not installed, or the address does not answer.
     """
 
     is_cluster = True
@@ -58,8 +57,12 @@ class Ray:
         self.close()
 
     def connect(self) -> None:
-        """Connect to the cluster, if this process is not."""
+        """Connect to the cluster, if this process is not connected."""
         self._connected()
+
+    def warm_up(self, n_workers: int) -> int:
+        """Do nothing: Ray starts the workers."""
+        return 1
 
     def run(
         self,
@@ -76,7 +79,7 @@ class Ray:
             run.stop()
 
     def close(self) -> None:
-        """Shut the cluster down, or leave it, if the connection was made here."""
+        """Shut down or leave the cluster, if this object has connected to it."""
         if self._owns:
             self._connected().shutdown()
             self._owns = False
@@ -93,7 +96,7 @@ class Ray:
             require_answer(address)
             quiet = {"log_to_driver": False, "configure_logging": True, "logging_level": "ERROR"}
             try:
-                ray.init(address=address or "local", **quiet)  # by None, any that someone has started here
+                ray.init(address=address or "local", **quiet)  # None would mean any cluster on this machine
             except (OSError, RuntimeError, ValueError) as error:  # what ray.init raises
                 first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 where = f" at '{address}'" if address else ""
@@ -103,7 +106,7 @@ class Ray:
 
 
 class _Run:
-    """One run of a task: as many shards under way as keep all cores busy."""
+    """One run of a task, with enough shards in progress to keep all cores busy."""
 
     def __init__(self, ray: Any, work: bytes, shards: Iterable[int], on_message: Callable[[Any], None]) -> None:
         self._ray, self._on_message = ray, on_message
@@ -112,31 +115,31 @@ class _Run:
         self._shards = iter(shards)
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self._free = threading.Semaphore(0)
-        self._flights: dict[Any, int] = {}
-        self._n_locations = 0
-        self._all_taken = self._stopping = False
+        self._in_progress: dict[Any, int] = {}
+        self._n_slots = 0
+        self._all_listed = self._stopping = False
         self._taker = threading.Thread(target=self._take, name="featurepress-shards", daemon=True)
 
     def results(self) -> Iterator[Any]:
-        """Yield the results as they come."""
+        """Yield the results as they are ready."""
         self._taker.start()
-        while not self._all_taken or self._flights:
-            self._make_locations()
-            self._launch(wait=not self._flights)
-            if self._flights:
-                done, _ = self._ray.wait(list(self._flights), num_returns=1, timeout=_WAIT_SECONDS)
+        while not self._all_listed or self._in_progress:
+            self._add_slots()
+            self._launch(wait=not self._in_progress)
+            if self._in_progress:
+                done, _ = self._ray.wait(list(self._in_progress), num_returns=1, timeout=_WAIT_SECONDS)
                 for flight in done:
                     yield self._result(flight)
 
-    def _make_locations(self) -> None:
-        """Let two shards a core be under way, as nodes come and go."""
-        wanted = 2 * max(_FEW_CORES, int(self._ray.cluster_resources().get("CPU", 0)))
-        for _ in range(wanted - self._n_locations):
+    def _add_slots(self) -> None:
+        """Allow two shards in progress per core, as nodes are added."""
+        wanted = 2 * max(_MIN_CORES, int(self._ray.cluster_resources().get("CPU", 0)))
+        for _ in range(wanted - self._n_slots):
             self._free.release()
-        self._n_locations = max(wanted, self._n_locations)
+        self._n_slots = max(wanted, self._n_slots)
 
     def _launch(self, *, wait: bool) -> None:
-        """Send out the shards that have come; with `wait` for one at least."""
+        """Start the tasks of the listed shards; with `wait`, wait for at least one."""
         while True:
             try:
                 kind, value = self._inbox.get(block=wait, timeout=_WAIT_SECONDS if wait else None)
@@ -145,13 +148,13 @@ class _Run:
             if kind == "error":
                 raise value
             if kind == "taken":
-                self._all_taken = True
+                self._all_listed = True
                 return
-            self._flights[self._remote.remote(self._work, value)] = value
+            self._in_progress[self._remote.remote(self._work, value)] = value
             wait = False
 
     def _result(self, flight: Any) -> Any:
-        shard = self._flights.pop(flight)
+        shard = self._in_progress.pop(flight)
         self._free.release()
         try:
             kind, value = self._ray.get(flight)
@@ -160,7 +163,7 @@ class _Run:
                 raise starved from error
             first = str(error).strip().splitlines()[0]
             raise WorkerDeathError(
-                f"Stopped at shard {shard}: Ray gave it up after {MAX_DEATHS + 1} tries: "
+                f"Stopped at shard {shard}: Ray stopped after {MAX_DEATHS + 1} tries: "
                 f"{first[:300].rstrip('.')}. If workers were killed for memory, {_FOR_MEMORY}."
             ) from error
         if kind == "result":
@@ -169,15 +172,15 @@ class _Run:
             host, python, reason = value
             raise EngineError(
                 f"The worker {host} cannot import featurepress ({reason}; its Python is '{python}'). Install it "
-                "there, or send it along (runtime_env); docs/ray.md tells how."
+                "there, or send it with the job (runtime_env): see docs/ray.md."
             )
         raise unmarked(value, self._on_message) or WorkerDeathError(f"Stopped at shard {shard}: {value[:300]}")
 
     def stop(self) -> None:
-        """Drop what is under way."""
+        """Drop the shards in progress."""
         self._stopping = True
         self._free.release()
-        for flight in self._flights:
+        for flight in self._in_progress:
             self._ray.cancel(flight, force=True)
         if self._taker.is_alive():
             self._taker.join()
@@ -190,12 +193,12 @@ class _Run:
                     break
                 self._inbox.put(("shard", shard))
             self._inbox.put(("taken", None))
-        except BaseException as error:  # noqa: BLE001 - raised again where the results are taken
+        except BaseException as error:  # noqa: BLE001 - raised again by the iterator
             self._inbox.put(("error", error))
 
 
 def _runner() -> Callable[[bytes, int], tuple[str, Any]]:
-    """Give the function that Ray runs; it travels by value, and can say where there is no featurepress."""
+    """Return the function that Ray runs. It is pickled by value, to report a worker without featurepress."""
     for_memory = _FOR_MEMORY
 
     def embed_a_shard(work: bytes, shard: int) -> tuple[str, Any]:

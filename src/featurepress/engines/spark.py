@@ -1,18 +1,16 @@
-"""Run tasks on a Spark cluster: one shard a task, a job per wave of shards, nothing but results comes back.
+"""Run tasks on a Spark cluster: a job for each wave of shards, a task for each shard; only results are returned.
 
-It goes through the DataFrame API, so that a session of any kind serves: classic, Connect, Databricks. What runs on
-the workers is `featurepress.engines.worker`.
+It uses the DataFrame API, which every session has: classic, Connect, Databricks. The workers run
+`featurepress.engines.worker`.
 
-The life of a wave:
-
-1. A thread takes shards from the caller as they are listed. What has come by the time that a job can begin is a
-   wave: a few shards at first, many later.
-2. A job runs each of its shards as a task (as many shards as a task has cores, where that is more than one).
-   Two jobs are under way at once, so that the cores which the end of one leaves idle are taken by the next.
-3. Spark runs tasks of lost workers again, speculates if it is told to, and gives all results at the end of the job.
-   Until then progress is told from the receipts that appear at the destination.
-4. A job that fails with an exception of ours raises it here; one that lost too many workers is run again as a
-   whole: what stands of its shards is only looked at.
+1. A thread takes shards from the caller as they are listed. The shards that are listed when a job can start are a
+   wave: a few at first, many later.
+2. A job runs each shard as a task, or as many shards per task as a task has cores. Two jobs run at once: the second
+   one uses the cores that are idle at the end of the first.
+3. Spark runs the tasks of lost workers again, speculates if configured so, and returns all results at the end of
+   the job. Until then the receipts at the destination show the progress.
+4. A job that fails with an exception of this library raises it here. A job that lost too many workers runs again;
+   its finished shards are not embedded again.
 """
 
 from __future__ import annotations
@@ -43,38 +41,38 @@ from featurepress.ledger import Plan
 
 Result = TypeVar("Result")
 
-MOST_SHARDS, LEAST_SHARDS = 4_096, 16  # of a job, where there are so many
-SHARDS_A_CORE = 8  # of a job: enough to hide the start of the next one
+MAX_SHARDS, MIN_SHARDS = 4_096, 16  # of a full job
+SHARDS_PER_CORE = 8  # of a job: enough to hide the start of the next one
 JOBS_AT_ONCE = 2
-_GATHER_SECONDS = 0.05  # so long a wave waits for more shards once there are some
-_CANCEL_SECONDS = 1.0  # between two tries to cancel a job
-_LOOK_SECONDS = 2.0  # between two looks at the receipts; longer where a look takes long itself
+_GATHER_SECONDS = 0.05  # a wave waits this long for more shards
+_CANCEL_SECONDS = 1.0  # between two attempts to cancel a job
+_POLL_SECONDS = 2.0  # between two checks of the receipts, or ten times as long as a check takes
 _SCHEMA = "shard long, result binary"
 
 
 class Spark:
-    """Tasks of a Spark session.
+    """A Spark session.
 
     Parameters
     ----------
     session : SparkSession, optional
-        A session that is there: of a notebook, of Databricks, of EMR, or of Spark Connect. It is used as it is, and
-        stays. By default the active one, or one that is made when it is first needed and stopped by `close`.
+        An existing session of a notebook, Databricks, EMR or Spark Connect, which stays open. By default the active
+        session, or a new one that is created when it is first needed and stopped by `close`.
     master : str, optional
-        Of a session that is made: ``local[4]``, ``spark://host:7077``, ``k8s://…``, ``yarn``. By default what
-        ``spark-submit`` or spark-defaults.conf say, else ``local[*]``.
+        Of a new session: ``local[4]``, ``spark://host:7077``, ``k8s://…``, ``yarn``. By default that of
+        ``spark-submit`` or spark-defaults.conf, else ``local[*]``.
     conf : mapping, optional
-        Spark settings of a session that is made.
+        Spark settings of a new session.
 
     Raises
     ------
     EngineError
-        There is no pyspark, no Java, or no answer from the master.
+        pyspark or Java is missing, or the master does not answer.
 
     Notes
     -----
-    The driver holds the numbers of the shards that are under way and their receipts, less than 1 kB a shard: some
-    megabytes, whatever the number of images. A task costs Spark about 10 ms of the driver's time.
+    The driver holds the numbers and receipts of the shards in progress, less than 1 kB per shard: some megabytes
+    for any number of images. A task takes about 10 ms of the driver's time.
     """
 
     is_cluster = True
@@ -94,14 +92,18 @@ class Spark:
 
     @property
     def session(self) -> Any:
-        """The Spark session; made if need be."""
+        """The Spark session; created on first use."""
         if self._session is None:
             self._session, self._owns = _session(self._master, self._conf)
         return self._session
 
     def connect(self) -> None:
-        """Make the session, if there is none yet."""
-        self.session  # noqa: B018 - the property makes it
+        """Create the session, if there is none."""
+        self.session  # noqa: B018 - the property creates it
+
+    def warm_up(self, n_workers: int) -> int:
+        """Do nothing: Spark starts the workers."""
+        return 1
 
     def run(
         self,
@@ -112,54 +114,54 @@ class Spark:
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
         work = packed(__version__, task, plan)
-        run = _Run(self.session, work, shards, _Watch(task, plan, on_message))
+        run = _Run(self.session, work, shards, _ReceiptPoller(task, plan, on_message))
         try:
             yield from run.results()
         finally:
             run.stop()
 
     def close(self) -> None:
-        """Stop the session, if it was made here."""
+        """Stop the session, if this object has created it."""
         if self._owns:
             self._session.stop()
             self._session, self._owns = None, False
 
 
 class _Run:
-    """One run of a task; see the life of a wave."""
+    """One run of a task, wave by wave."""
 
-    def __init__(self, session: Any, work: bytes, shards: Iterable[int], watch: _Watch) -> None:
-        self._session, self._work, self._watch = session, work, watch
+    def __init__(self, session: Any, work: bytes, shards: Iterable[int], poller: _ReceiptPoller) -> None:
+        self._session, self._work, self._poller = session, work, poller
         self._shards = iter(shards)
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._most = _shards_a_job(session)
-        self._room = threading.Semaphore(self._most * (JOBS_AT_ONCE + 1))
+        self._most = shards_per_job(session)
+        self._slots = threading.Semaphore(self._most * (JOBS_AT_ONCE + 1))
         self._waiting: list[int] = []
         self._jobs: dict[threading.Thread, list[int]] = {}
         self._n_lost = 0  # jobs in a row that lost their workers
-        self._all_taken = self._stopping = False
+        self._all_listed = self._stopping = False
         self._tag = f"featurepress-{secrets.token_hex(6)}"
         self._taker = threading.Thread(target=self._take, name="featurepress-shards", daemon=True)
 
     def results(self) -> Iterator[Any]:
         """Yield the results, wave by wave."""
         self._taker.start()
-        while not self._all_taken or self._waiting or self._jobs:
+        while not self._all_listed or self._waiting or self._jobs:
             try:
                 kind, value = self._events.get(
-                    timeout=_GATHER_SECONDS if self._may_begin() else self._watch.seconds
+                    timeout=_GATHER_SECONDS if self._may_begin() else self._poller.seconds
                 )
             except queue.Empty:
                 if self._may_begin():
                     self._begin()
-                self._watch.look(shard for wave in self._jobs.values() for shard in wave)
+                self._poller.poll(shard for wave in self._jobs.values() for shard in wave)
                 continue
             if kind == "shard":
                 self._waiting.append(value)
                 if self._may_begin() and len(self._waiting) >= self._most:
                     self._begin()
             elif kind == "taken":
-                self._all_taken = True
+                self._all_listed = True
             elif kind == "error":
                 raise value
             else:
@@ -175,79 +177,79 @@ class _Run:
         job.start()
 
     def _ended(self, job: threading.Thread, found: list[tuple[int, bytes]] | Exception) -> Iterator[Any]:
-        """Give the results of a job that has ended, or see to what became of it."""
+        """Yield the results of a job; queue its shards again if it lost its workers."""
         wave = self._jobs.pop(job)
         if isinstance(found, Exception):
             self._n_lost += 1
-            _require_another_try(found, self._n_lost, self._watch.on_message)
+            raise_unless_lost(found, self._n_lost, self._poller.on_message)
             self._waiting = wave + self._waiting
             return
         self._n_lost = 0
         for shard, result in found:
-            self._room.release()
-            self._watch.forget(shard)
+            self._slots.release()
+            self._poller.forget(shard)
             yield pickle.loads(result)
 
     def stop(self) -> None:
-        """Drop what is under way."""
+        """Drop the shards in progress."""
         self._stopping = True
-        self._room.release()  # whoever waits for room sees that it is over
+        self._slots.release()  # wakes the thread that waits for a slot
         for job in self._jobs:
-            while job.is_alive():  # again, since it may have begun only after the last time
+            while job.is_alive():  # again: it may have started after the last attempt
                 with contextlib.suppress(Exception):  # the session may be gone
                     _cancel(self._session, self._tag)
                 job.join(_CANCEL_SECONDS)
         if self._taker.is_alive():
             self._taker.join()
 
-    # -- in threads of their own -----------------------------------------------------------------------------
+    # -- in other threads ------------------------------------------------------------------------------------
 
     def _take(self) -> None:
         try:
             for shard in self._shards:
                 self._events.put(("shard", shard))
-                self._room.acquire()
+                self._slots.acquire()
                 if self._stopping:
                     break
             self._events.put(("taken", None))
-        except BaseException as error:  # noqa: BLE001 - raised again where the results are taken
+        except BaseException as error:  # noqa: BLE001 - raised again by the iterator
             self._events.put(("error", error))
 
     def _drive(self, wave: Sequence[int]) -> None:
         try:
             _tag(self._session, self._tag)
             found: Any = _job(self._session, self._work, wave)
-        except Exception as error:  # noqa: BLE001 - seen to where the results are taken
+        except Exception as error:  # noqa: BLE001 - handled by the iterator
             found = error
         self._events.put(("done", (threading.current_thread(), found)))
 
 
-class _Watch:
-    """Tells how the shards under way get on, from the receipts that appear at the destination."""
+class _ReceiptPoller:
+    """Reports the progress of the shards in progress, from their receipts at the destination."""
 
     def __init__(self, task: Task[Any], plan: Plan, on_message: Callable[[Any], None]) -> None:
         self._plan, self.on_message = plan, on_message
         self._leaves_receipts = getattr(task, "leaves_receipts", False)
-        self._told: set[int] = set()
-        self._looked_at = time.monotonic()
-        self.seconds = _LOOK_SECONDS
+        self._reported: set[int] = set()
+        self._polled_at = time.monotonic()
+        self.seconds = _POLL_SECONDS
 
-    def look(self, shards: Iterable[int]) -> None:
-        """Look at the receipts, if the last look is long enough ago."""
-        begun = time.monotonic()
-        if not self._leaves_receipts or begun - self._looked_at < self.seconds:
+    def poll(self, shards: Iterable[int]) -> None:
+        """Check the receipts, if the last check is long enough ago."""
+        started = time.monotonic()
+        if not self._leaves_receipts or started - self._polled_at < self.seconds:
             return
-        new = sorted((set(shards) - self._told) & ledger.finished_shards(self._plan))
+        new = sorted((set(shards) - self._reported) & ledger.finished_shards(self._plan))
         for receipt in ledger.read_receipts(self._plan, new):
             if receipt is not None:
-                self._told.add(receipt.shard)
+                self._reported.add(receipt.shard)
                 self.on_message(("images", receipt.shard, receipt.embedded, receipt.failed))
-        self._looked_at = time.monotonic()
-        self.seconds = max(_LOOK_SECONDS, 10 * (self._looked_at - begun))
+        self._polled_at = time.monotonic()
+        self.seconds = max(_POLL_SECONDS, 10 * (self._polled_at - started))
 
     def forget(self, shard: int) -> None:
-        """Take a shard off the list: its result has come."""
-        self._told.discard(shard)
+        """Forget a shard whose result has been returned."""
+        self._reported.discard(shard)
 
 
 # -- a job ---------------------------------------------------------------------------------------------------
@@ -255,30 +257,31 @@ class _Watch:
 
 def _job(session: Any, work: bytes, wave: Sequence[int]) -> list[tuple[int, bytes]]:
     """Run a job with a task for each shard, or for as many shards as a task has cores."""
-    cores = _cores_of_a_task(session)
+    cores = cores_per_task(session)
     n_tasks = -(-len(wave) // cores)
     frame = session.range(0, n_tasks, 1, n_tasks).mapInArrow(_mapper(work, list(wave), cores), _SCHEMA)
     return [(row.shard, bytes(row.result)) for row in frame.collect()]
 
 
-def _shards_a_job(session: Any) -> int:
-    """Give the size of a full wave: enough for all cores, few enough that results come soon."""
+def shards_per_job(session: Any) -> int:
+    """Return the size of a full wave: enough for all cores, few enough for frequent results."""
     if session.conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        return MOST_SHARDS  # the more are waiting, the more cores come
+        return MAX_SHARDS  # Spark adds cores for waiting tasks
     context = _context(session)
-    if context is None:  # Spark Connect does not say how many cores there are
-        return MOST_SHARDS // 4
-    return int(min(MOST_SHARDS, max(LEAST_SHARDS, SHARDS_A_CORE * context.defaultParallelism)))
+    if context is None:  # Spark Connect does not report the number of cores
+        return MAX_SHARDS // 4
+    return int(min(MAX_SHARDS, max(MIN_SHARDS, SHARDS_PER_CORE * context.defaultParallelism)))
 
 
-def _cores_of_a_task(session: Any) -> int:
+def cores_per_task(session: Any) -> int:
+    """Return the number of cores of a task, and so of the shards that it runs at once."""
     return max(1, int(session.conf.get("spark.task.cpus", "1")))
 
 
 def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """Give the function that Spark runs on the rows of a task: numbers of cuts through the wave.
+    """Return the function that Spark runs on the rows of a task; a row is the number of a slice of the wave.
 
-    It travels by value, and so can say what is wrong where there is no featurepress.
+    It is pickled by value, to report a worker without featurepress.
     """
     for_memory = _FOR_MEMORY
 
@@ -304,27 +307,27 @@ def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[
     return run
 
 
-def _require_another_try(
+def raise_unless_lost(
     error: Exception, n_lost: int, on_message: Callable[[Any], None] = lambda message: None
 ) -> None:
-    """Raise what a failed job says, unless its workers were lost and may be there again."""
+    """Raise the error of a failed job, unless it lost its workers and can run again."""
     text = str(error)
     if (ours := unmarked(text, on_message)) is not None:
         raise ours
-    if lacking := _lacking(text):
-        raise EngineError(lacking) from error
+    if message := _missing_on_worker(text):
+        raise EngineError(message) from error
     is_lost = re.search(_LOST, text) is not None
     if is_lost and n_lost < MAX_DEATHS:
         return
-    if starved := short_of_memory(error, _FOR_MEMORY, where=_host_in(text)):
-        raise starved from error
+    if out_of_memory := short_of_memory(error, _FOR_MEMORY, where=_host_in(text)):
+        raise out_of_memory from error
     first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     hint = f" If workers were killed for memory, {_FOR_MEMORY}." if is_lost else ""
-    raise WorkerDeathError(f"Spark gave up: {first[:300].rstrip('.')}.{hint}") from error
+    raise WorkerDeathError(f"The Spark job failed: {first[:300].rstrip('.')}.{hint}") from error
 
 
-def _lacking(text: str) -> str:
-    """Give what to tell of workers that lack something which no other try would bring; "" if that is not it."""
+def _missing_on_worker(text: str) -> str:
+    """Return the message for workers without Python or a library, where a retry is useless; "" for other errors."""
     worker = f"The worker {host}" if (host := _host_in(text)) else "A worker"
     if match := re.search(r"<no featurepress: (.*?): (.*?): (.*?)>", text):
         host, python, reason = match.groups()
@@ -339,17 +342,17 @@ def _lacking(text: str) -> str:
 
 
 def _host_in(text: str) -> str:
-    """Give the host of which Spark tells that a task failed there; "" if it does not."""
+    """Return the host on which a task failed; "" if Spark does not name it."""
     found = re.search(r"\(TID \d+\) \((\S+) executor", text)
     return found[1] if found else ""
 
 
-_FOR_PYTHON = "Install featurepress there, or send an environment along (spark.archives); docs/spark.md tells how."
+_FOR_PYTHON = "Install featurepress there, or send an environment with the job (spark.archives): see docs/spark.md."
 _FOR_MEMORY = (
     "raise spark.executor.memoryOverhead (and spark.executor.pyspark.memory, if it is set) or lower "
     "spark.executor.cores"
 )
-# A worker or an executor went away; a task that did not is no reason to try again.
+# A worker or an executor was lost; other errors would happen again.
 _LOST = (
     r"Python worker (exited|failed|.*crash)|ExecutorLostFailure|Executor.{0,40} (lost|exited)|Worker lost|"
     r"EOFException|Connection reset|FetchFailed|decommission"
@@ -360,7 +363,7 @@ _LOST = (
 
 
 def _session(master: str | None, conf: Mapping[str, str]) -> tuple[Any, bool]:
-    """Give the active session or a new one, and whether it is new."""
+    """Return the active session or a new one, and whether it is new."""
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -384,28 +387,28 @@ def _session(master: str | None, conf: Mapping[str, str]) -> tuple[Any, bool]:
         session = builder.getOrCreate()
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EngineError(f"No Spark session can be made: {first[:300]}") from error
+        raise EngineError(f"A Spark session cannot be created: {first[:300]}") from error
     return session, True
 
 
 def _defaults(master: str | None) -> dict[str, str]:
-    """Give what a new session is told unless the user says otherwise."""
+    """Return the settings of a new session that the user has not set."""
     quiet = {"spark.ui.showConsoleProgress": "false"}
     if not (master or "").startswith("local"):
         return quiet | {"spark.log.level": "ERROR"}
     if "SPARK_CONF_DIR" not in os.environ:
         log = Path(__file__).with_name("log4j2.properties").as_uri()
         quiet |= {"spark.driver.defaultJavaOptions": f"-Dlog4j2.configurationFile={log}"}
-    # Nothing of it is for other machines.
+    # A local session needs no port for other machines.
     quiet |= {"spark.driver.host": "127.0.0.1", "spark.driver.bindAddress": "127.0.0.1"}
     return quiet | {"spark.ui.enabled": "false"}
 
 
 def _tag(session: Any, tag: str) -> None:
-    """Name the jobs of this thread, so that they can be cancelled."""
+    """Tag the jobs of this thread, so that they can be cancelled."""
     if (context := _context(session)) is None:
         session.addTag(tag)
-    else:  # a classic session's tags name other things
+    else:  # tags of a classic session do not cancel jobs
         context.setJobGroup(tag, "featurepress", interruptOnCancel=False)
 
 
@@ -417,7 +420,7 @@ def _cancel(session: Any, tag: str) -> None:
 
 
 def _context(session: Any) -> Any:
-    """Give the SparkContext of a classic session; None with Spark Connect."""
+    """Return the SparkContext of a classic session; None with Spark Connect."""
     try:
         return session.sparkContext
     except AttributeError:

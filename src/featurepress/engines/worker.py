@@ -1,12 +1,11 @@
-"""What runs in a worker process of a cluster: shards of a task, in child processes that are kept between them.
+"""Run the shards of a task in a worker process of a cluster.
 
-A cluster's worker is no place to embed in: it may have been forked, its allocator is set for other things, and a
-picture that kills it takes a stage of the job with it. Each worker therefore has a small local engine of its own,
-and a shard meets the same process on a cluster as on a laptop: that is why its bits are the same. The engine stays
-for as long as the worker does, so that a model is loaded once however many shards, jobs and runs come by; it goes
-when the worker goes, however that ends.
+The worker itself does not embed: it may have been forked, its allocator has other settings, and an image that kills
+it would fail a stage of the job. Instead, each worker has a small local engine. A shard then runs in the same kind
+of process on a cluster as on a laptop, and gets the same bits. The engine lives as long as the worker, so that a
+model is loaded once for all shards, jobs and runs.
 
-What is wrong travels back as an exception of ours, with the name of the host at which it happened.
+Errors return to the driver as exceptions of this library, with the name of the host.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from featurepress.errors import EngineError, FeaturepressError, WorkerDeathError
 from featurepress.ledger import Plan
 from featurepress.process import portable
 
-GRACE_SECONDS = 30  # a child waits so long for the child to which it leaves a suspect image
+GRACE_SECONDS = 30  # a child waits this long for the child that takes over a suspect image
 _MARK = re.compile(r"<featurepress ([\w+/=]+)>")
 
 
 @dataclass(frozen=True)
-class Named:
-    """A task that gives each result with its shard."""
+class WithShard:
+    """A task that returns each result with its shard."""
 
     task: Task[Any]
 
     @property
     def max_deaths(self) -> int:
-        """As the task wants it."""
+        """That of the task."""
         return getattr(self.task, "max_deaths", MAX_DEATHS)
 
     def __call__(self, plan: Plan, shard: int) -> tuple[int, Any]:
@@ -50,32 +49,32 @@ class Named:
 
 
 def packed(version: str, task: Task[Any], plan: Plan) -> bytes:
-    """Give what a worker needs for any shards, with the version of whoever sends it in front."""
+    """Return the version of this driver, the task and the plan, as bytes for a worker."""
     return version.encode() + b"\n" + pickle.dumps((task, plan), protocol=5)
 
 
 def run_shards(
     work: bytes, shards: Sequence[int], cores: int = 1, for_memory: str = ""
 ) -> Iterator[tuple[int, Any]]:
-    """Run a packed task for some shards, on some cores; yield each shard with its result as it comes.
+    """Run a packed task for shards; yield each shard with its result, as it is ready.
 
     Parameters
     ----------
     work : bytes
-        What `packed` gave.
+        The result of `packed`.
     shards : sequence of int
         Their numbers.
     cores : int
-        Processes that run them.
+        Number of processes.
     for_memory : str
-        What people are told to do where these die of too little memory.
+        What the user can do when they run out of memory; part of the error message.
 
     Raises
     ------
     EngineError
         This worker has another version, or cannot see the plan.
     Exception
-        Whatever the task raised; errors of ours say on which host.
+        The exception that the task raised; errors of this library name the host.
     """
     last_message: dict[int, Any] = {}
 
@@ -86,24 +85,24 @@ def run_shards(
     try:
         task, plan = _unpacked(work)
         if getattr(task, "reads_plan", True):
-            _require_sight(plan)
+            _require_visible_plan(plan)
         silence_seconds = plan.settings.images.silence_seconds + GRACE_SECONDS
-        yield from _engine(cores, silence_seconds, for_memory).run(Named(task), plan, shards, on_message)
+        yield from _engine(cores, silence_seconds, for_memory).run(WithShard(task), plan, shards, on_message)
     except FeaturepressError as error:
         if isinstance(error, EngineError):
             raise
-        told = type(error)(f"{str(error).rstrip('.')} (on the worker {socket.gethostname()}).")
-        if isinstance(told, WorkerDeathError):
-            told.last_message = tuple(last_message.values())
-        raise told from error
+        with_host = type(error)(f"{str(error).rstrip('.')} (on the worker {socket.gethostname()}).")
+        if isinstance(with_host, WorkerDeathError):
+            with_host.last_message = tuple(last_message.values())
+        raise with_host from error
 
 
 def outcomes(work: bytes, shards: Sequence[int], cores: int, for_memory: str) -> list[tuple[int, bytes]]:
-    """Run a packed task for some shards; give each with its pickled result; raise what `unmarked` understands."""
+    """Run a packed task for shards; return each with its pickled result. Raise errors that `unmarked` can read."""
     try:
         results = run_shards(work, shards, cores, for_memory)
         return [(shard, pickle.dumps(result, protocol=5)) for shard, result in results]
-    except Exception as error:  # noqa: BLE001 - raised again in the driver
+    except Exception as error:  # noqa: BLE001 - raised again by the driver
         raise RuntimeError(marked(short_of_memory(error, for_memory) or error)) from None
 
 
@@ -118,22 +117,18 @@ def _unpacked(work: bytes) -> tuple[Task[Any], Plan]:
     return task, plan
 
 
-def _require_sight(plan: Plan) -> None:
-    """Raise EngineError unless this worker finds the plan where the driver has put it."""
-    _find_plan(plan)
-
-
 @functools.lru_cache(maxsize=8)
-def _find_plan(plan: Plan) -> None:
+def _require_visible_plan(plan: Plan) -> None:
+    """Raise EngineError unless this worker can read the plan that the driver has written."""
     host, location = socket.gethostname(), plan.storage.location
     try:
         found = ledger.read_generation(plan.storage, plan.generation)
     except FeaturepressError as error:
         raise EngineError(f"The worker {host} cannot see '{location}': {error}") from error
     if found is None or found.run_id != plan.run_id:
-        what = "nothing" if found is None else "another plan"
+        content = "nothing" if found is None else "another plan"
         raise EngineError(
-            f"The worker {host} cannot see '{location}': there is {what} where the driver has put the plan. Give a "
+            f"The worker {host} cannot see '{location}': it finds {content} in place of the plan. Use a "
             "bucket, or a folder that is mounted at the same path on every machine, and resume."
         )
 
@@ -144,16 +139,16 @@ def _engine(cores: int, silence_seconds: float, for_memory: str) -> LocalEngine:
     return LocalEngine(cores, silence_seconds=silence_seconds, preload=preload, for_memory=for_memory)
 
 
-# -- how errors travel ---------------------------------------------------------------------------------------
+# -- errors as text ------------------------------------------------------------------------------------------
 
 
 def marked(error: Exception) -> str:
-    """Give a text from which `unmarked` makes the exception again, wherever it is quoted."""
+    """Return a text from which `unmarked` restores the exception, even when another error quotes it."""
     return f"<featurepress {base64.b64encode(pickle.dumps(portable(error))).decode()}>"
 
 
 def unmarked(text: str, on_message: Callable[[Any], None] = lambda message: None) -> Exception | None:
-    """Give the exception that a text quotes, or None; tell what its worker said last."""
+    """Return the exception in a text, or None; pass on the last messages of its worker."""
     match = _MARK.search(text)
     error = pickle.loads(base64.b64decode(match[1])) if match else None
     if isinstance(error, WorkerDeathError):

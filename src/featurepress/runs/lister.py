@@ -15,41 +15,41 @@ from featurepress.sources import Listing
 from featurepress.specs import ImageRef
 
 
-class Work(Protocol):
-    """Some shards that can be embedded: a chunk of the listing, or a revision of a shard."""
+class ShardGroup(Protocol):
+    """Shards that can be embedded: those of a chunk of the listing, or one that is revised."""
 
     @property
     def n_images(self) -> int:
-        """Images in them."""
+        """Number of images in these shards."""
 
     @property
     def n_more(self) -> int:
-        """By how many images the set grows with them."""
+        """Number of images by which the feature set grows."""
 
     @property
     def shards(self) -> range:
-        """Their numbers."""
+        """The numbers of the shards."""
 
 
 class Lister:
-    """Takes work from an iterable in a thread, and hands it out as it comes.
+    """Iterates over shard groups in a thread, ahead of the consumer.
 
     Parameters
     ----------
-    work : iterable of Work
-        Commits each piece before it gives it.
+    groups : iterable of ShardGroup
+        Commits each group before it yields it.
 
     Attributes
     ----------
     n_images : int
-        Images in what has come so far.
+        Images in the groups so far.
     is_complete : bool
-        Whether there will be no more.
+        Whether that was the last group.
     """
 
-    def __init__(self, work: Iterable[Work]) -> None:
-        self._work = work
-        self._outbox: queue.SimpleQueue[Work | BaseException | None] = queue.SimpleQueue()
+    def __init__(self, groups: Iterable[ShardGroup]) -> None:
+        self._groups = groups
+        self._outbox: queue.SimpleQueue[ShardGroup | BaseException | None] = queue.SimpleQueue()
         self._stopping = False
         self.n_images = 0
         self.is_complete = False
@@ -63,7 +63,7 @@ class Lister:
         self._stopping = True
         self._thread.join()
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[ShardGroup]:
         while (item := self._outbox.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
@@ -71,27 +71,27 @@ class Lister:
 
     def _list(self) -> None:
         try:
-            for piece in self._work:
-                self.n_images += piece.n_images
-                self._outbox.put(piece)
+            for group in self._groups:
+                self.n_images += group.n_images
+                self._outbox.put(group)
                 if self._stopping:
                     break
             else:
                 self.is_complete = True
             self._outbox.put(None)
-        except BaseException as error:  # noqa: BLE001 - raised again where the work is taken
+        except BaseException as error:  # noqa: BLE001 - raised again by the iterator
             self._outbox.put(error)
 
 
 class NewListing:
-    """The chunks of a listing: those that stand, and then those that are committed as they are taken.
+    """The chunks of a listing: the existing ones, then new ones, each committed when it is taken.
 
     Parameters
     ----------
     plan : Plan
-        Its destination may already hold chunks; the listing goes on after the last one.
+        Its destination may hold chunks; the listing continues after the last one.
     listing, refs
-        A listing that is already under way, and its references from the very first.
+        A listing that has begun, and all its references from the first one on.
     """
 
     def __init__(self, plan: Plan, listing: Listing | None = None, refs: Iterator[ImageRef] | None = None) -> None:
@@ -102,34 +102,34 @@ class NewListing:
         self._skipped_before: Mapping[str, int] = {}
 
     def __iter__(self) -> Iterator[Chunk]:
-        """Yield the chunks, and at their end say that the listing is complete."""
+        """Yield the chunks; at the end record that the listing is complete."""
         plan, n_images = self._plan, 0
         last: Chunk | None = None
         complete = ledger.read_listing(plan)
         for number in itertools.count():
             if complete is not None and number == complete["chunks"]:
                 return
-            # A chunk that is not full is the last for good, whatever has come to the sources since.
+            # A chunk that is not full stays the last one, even if the sources have more images now.
             if last is not None and last.n_images < plan.layout.tier(last.number).chunk:
                 ledger.finish_listing(plan, number, n_images, last.skipped)
                 return
             chunk = ledger.read_chunk(plan, number) if self._refs is None or complete else None
             if chunk is None:
                 if self._refs is None:
-                    self._take_up(last, n_images)
+                    self._continue_after(last, n_images)
                 chunk = self._commit(number)
-            if not chunk.n_images:  # it marks the end
+            if not chunk.n_images:  # an empty chunk marks the end
                 ledger.finish_listing(plan, number, n_images, chunk.skipped)
                 return
             n_images += chunk.n_images
             if chunk.last_key != self._last_listed:
-                # Another driver's chunk, or an earlier run's: the listing goes on where that one ended.
+                # A chunk of another driver or of an earlier run: the listing continues where that one ended.
                 self._refs = None
             last = chunk
             yield chunk
 
-    def _take_up(self, last: Chunk | None, n_images: int) -> None:
-        """List on after the last chunk that stands."""
+    def _continue_after(self, last: Chunk | None, n_images: int) -> None:
+        """Start a listing after the last existing chunk."""
         self._listing = Listing(
             self._plan.sources,
             self._plan.settings.listing,
@@ -142,7 +142,7 @@ class NewListing:
         self._skipped_before = {} if last is None else last.skipped
 
     def _commit(self, number: int) -> Chunk:
-        """Commit the next chunk, or at the end of the listing an empty one."""
+        """Commit the next chunk; at the end of the listing an empty one."""
         assert self._refs is not None
         refs = list(itertools.islice(self._refs, self._plan.layout.tier(number).chunk))
         self._last_listed = refs[-1].order if refs else b""

@@ -318,7 +318,7 @@ def _failures_of(plan: Plan, shard: int) -> tuple[Failure, ...]:
         return () if standing is None else standing.account.failures
 
 
-class Failed(_Generation):
+class FailedParts(_Generation):
     """The work of a retry: the parts that have failures, whose images are looked at again.
 
     Parameters

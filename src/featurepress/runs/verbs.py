@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -29,9 +29,8 @@ from featurepress.ledger.layout import Layout
 from featurepress.models import store
 from featurepress.models.catalog import find_card
 from featurepress.progress import OnProgress, ignore_progress, show_progress
-from featurepress.runs.driver import Driver
-from featurepress.runs.lister import Work
-from featurepress.runs.updates import Comparison, Failed
+from featurepress.runs.driver import Driver, Job
+from featurepress.runs.updates import Comparison, FailedParts
 from featurepress.settings import EmbedOptions, ResumeOptions, RetryOptions, Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.specs import BackboneSpec, Receipt
@@ -207,7 +206,7 @@ def resume(
     started = time.perf_counter()
     plan = _plan_at(destination, "resume", options)
     with show_progress(progress) as on_progress:
-        return Driver(plan, engine, on_progress, started, work=_work_of(plan)).run(is_new=False)
+        return Driver(_continued(plan, engine=engine, on_progress=on_progress, started=started)).run()
 
 
 def update(
@@ -265,12 +264,12 @@ def retry(
         There is no feature set, or its run has not finished.
     """
     with show_progress(progress) as on_progress:
-        return _next_generation("retry", Failed, destination, engine, on_progress, options)
+        return _next_generation("retry", FailedParts, destination, engine, on_progress, options)
 
 
 def _next_generation(
     purpose: str,
-    kind: type[Comparison] | type[Failed],
+    kind: type[Comparison | FailedParts],
     destination: str | Path,
     engine: Engine | None,
     on_progress: OnProgress,
@@ -284,20 +283,19 @@ def _next_generation(
             f"The feature set '{destination}' is not complete, so there is nothing to {purpose}. Finish it with: "
             f"featurepress resume {shlex.quote(str(destination))}"
         )
-    is_complete = (manifest["status"], manifest["generation"]) == ("complete", plan.generation)
-    finish = Driver(plan, engine, on_progress, started, work=_work_of(plan))
-    if not is_complete:
-        return finish.run(is_new=False)
+    job = _continued(plan, engine=engine, on_progress=on_progress, started=started)
+    if (manifest["status"], manifest["generation"]) != ("complete", plan.generation):
+        return Driver(job).run()
     if ledger.unfinished_shards(plan.storage):
-        with contextlib.suppress(TooManyFailuresError):  # which a retry may be about to mend
-            finish.run(is_new=False)
+        with contextlib.suppress(TooManyFailuresError):  # a retry may repair that
+            Driver(job).run()
     new = ledger.next_plan(plan, purpose)
-    work = kind(new, lambda revised: _begin_generation(new, revised))
-    return Driver(new, engine, on_progress, started, work=work).run(is_new=False)
+    shard_groups = kind(new, lambda revised: _begin_generation(new, revised))
+    return Driver(replace(job, plan=new, shard_groups=shard_groups)).run()
 
 
 def _begin_generation(plan: Plan, revised: set[int]) -> None:
-    """Write the plan of a new generation, and say that the set is under way to it."""
+    """Write the plan of a new generation, then announce it in the manifest."""
     if not ledger.record_revised(plan, revised) or not ledger.create_plan(plan):
         where = plan.storage.location
         raise StoppedError(
@@ -307,12 +305,15 @@ def _begin_generation(plan: Plan, revised: set[int]) -> None:
     ledger.begin_generation(plan)
 
 
-def _work_of(plan: Plan) -> Iterable[Work] | None:
-    """Give the work of a generation that has begun; None for the first one, whose listing is its work."""
+def _continued(plan: Plan, **parts: Any) -> Job:
+    """Return the job that finishes the plan at a destination."""
     if plan.generation == 1:
-        return None
-    ledger.begin_generation(plan)  # unless it was killed between the two, this changes nothing
-    return {"update": Comparison, "retry": Failed}[plan.purpose](plan)
+        return Job(plan, **parts)
+    ledger.begin_generation(plan)  # does nothing, unless the process was killed before it did so
+    return Job(plan, shard_groups=_KINDS[plan.purpose](plan), **parts)
+
+
+_KINDS: dict[str, type[Comparison | FailedParts]] = {"update": Comparison, "retry": FailedParts}
 
 
 def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:
@@ -393,10 +394,9 @@ def run_plan(
     """
     started = time.perf_counter() if started is None else started
     existing = _find_existing(plan)
-    driver = Driver(
-        existing or plan, engine, on_progress, started, task, None if existing is None else _work_of(existing)
-    )
-    return driver.run(is_new=existing is None)
+    parts: dict[str, Any] = {"engine": engine, "on_progress": on_progress, "started": started, "task": task}
+    job = Job(plan, is_new=True, **parts) if existing is None else _continued(existing, **parts)
+    return Driver(job).run()
 
 
 def _find_existing(draft: Plan) -> Plan | None:

@@ -12,7 +12,7 @@ import pytest
 
 from featurepress import engines, ledger
 from featurepress.engines import java, worker
-from featurepress.engines.master import locations_in, require_answer
+from featurepress.engines.master import hosts_in, require_answer
 from featurepress.errors import EngineError, SettingError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
@@ -41,7 +41,7 @@ def fake_java(folder: Path, text: str) -> Path:
 def test_without_java_it_says_which_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(EngineError, match=r"needs Java 17 or later, and there is none.*apt install.*brew install"):
+    with pytest.raises(EngineError, match=r"Java 17.*apt install.*brew install"):
         java.require_java()
 
 
@@ -52,7 +52,7 @@ def test_without_java_it_says_which_and_how(tmp_path: Path, monkeypatch: pytest.
         ('openjdk version "21" 2023-09-19', None),
         ('java version "1.8.0_392"', "is Java 8"),
         ('openjdk version "11.0.2"', "is Java 11"),
-        ("Error: no such thing", "does not answer"),
+        ("Error: no such thing", "prints no version"),
     ],
 )
 def test_the_version_of_java_is_read(
@@ -70,9 +70,7 @@ def test_the_version_of_java_is_read(
     "address", ["spark://127.0.0.1:1", "sc://127.0.0.1:1/;token=x", "127.0.0.1:1", "ray://127.0.0.1:1"]
 )
 def test_a_cluster_that_does_not_answer_is_told_at_once(address: str) -> None:
-    with pytest.raises(
-        EngineError, match=r"does not answer \(127.0.0.1:1: .*\). Check the address, and that it runs"
-    ):
+    with pytest.raises(EngineError, match=r"does not answer \(127.0.0.1:1: "):
         require_answer(address)
 
 
@@ -80,7 +78,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address: str) -> None:
     "address", ["", "local", "local[2]", "local-cluster[2,1,1024]", "yarn", "auto", "k8s://https://h:443"]
 )
 def test_addresses_without_a_host_are_left_to_the_library(address: str) -> None:
-    assert locations_in(address) == []
+    assert hosts_in(address) == []
     require_answer(address)
 
 
@@ -91,7 +89,7 @@ def test_options_of_another_engine_are_refused() -> None:
         engines.open_engine("local", master="local[2]")
     with pytest.raises(SettingError, match=r"--address is for --engine ray only. Got --engine spark"):
         engines.open_engine("spark", address="auto")
-    with pytest.raises(SettingError, match=r"reads name=value, as spark.task.cpus=2. Got 'spark.task.cpus'"):
+    with pytest.raises(SettingError, match=r"spark-conf.*name=value.*Got 'spark.task.cpus'"):
         engines.open_engine("spark", spark_conf=["spark.task.cpus"])
     assert engines.open_engine("local") is None
 
@@ -101,10 +99,10 @@ def test_options_of_another_engine_are_refused() -> None:
 
 def test_a_worker_that_cannot_see_the_destination_is_named(engine: Any, plan: Plan) -> None:
     elsewhere = replace(plan, storage=FolderStorage(f"{plan.storage.location}-elsewhere"))
-    with pytest.raises(EngineError, match=rf"The worker {HOST} cannot see '.*-elsewhere': there is nothing"):
+    with pytest.raises(EngineError, match=rf"The worker {HOST} cannot see '.*-elsewhere': it finds nothing"):
         list(engine.run(tasks.square, elsewhere, [1]))
     other = replace(plan, run_id="another")
-    with pytest.raises(EngineError, match=r"cannot see '.*': there is another plan where the driver has put"):
+    with pytest.raises(EngineError, match=r"cannot see '.*': it finds another plan"):
         list(engine.run(tasks.square, other, [1]))
     assert list(engine.run(tasks.square, plan, [3])) == [9]
 
@@ -116,11 +114,11 @@ def test_a_worker_with_another_version_is_named(plan: Plan) -> None:
 
 
 def test_a_worker_without_featurepress_is_named(spark: Any) -> None:
-    from featurepress.engines.spark import _require_another_try
+    from featurepress.engines.spark import raise_unless_lost
 
     text = "Job aborted: RuntimeError: <no featurepress: node7: /usr/bin/python3: No module named 'featurepress'>"
     with pytest.raises(EngineError, match=r"The worker node7 cannot import featurepress .*'/usr/bin/python3'"):
-        _require_another_try(RuntimeError(text), 1)
+        raise_unless_lost(RuntimeError(text), 1)
 
 
 def test_errors_travel_as_they_are() -> None:

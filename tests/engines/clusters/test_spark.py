@@ -62,12 +62,12 @@ class Session:
     ],
 )
 def test_a_wave_is_as_large_as_the_cluster_wants(session: Session, expected: int) -> None:
-    assert engine._shards_a_job(session) == expected
+    assert engine.shards_per_job(session) == expected
 
 
 def test_a_task_with_two_cores_takes_two_shards_at_once(plan: Plan) -> None:
-    assert engine._cores_of_a_task(Session(8)) == 1
-    assert engine._cores_of_a_task(Session(8, spark_task_cpus="2")) == 2
+    assert engine.cores_per_task(Session(8)) == 1
+    assert engine.cores_per_task(Session(8, spark_task_cpus="2")) == 2
     run = engine._mapper(worker.packed(__version__, tasks.worker_id, plan), [3, 4, 5], 2)
     batches = [pa.RecordBatch.from_arrays([pa.array([number])], ["id"]) for number in (0, 1)]
     first, second = run(iter(batches))
@@ -90,9 +90,9 @@ def test_a_task_with_two_cores_takes_two_shards_at_once(plan: Plan) -> None:
 )
 def test_a_job_that_lost_its_workers_is_run_again_five_times_at_most(text: str) -> None:
     for n_lost in range(1, 5):
-        engine._require_another_try(RuntimeError(text), n_lost)
-    with pytest.raises(WorkerDeathError, match=r"Spark gave up: .*raise spark.executor.memoryOverhead .*or lower"):
-        engine._require_another_try(RuntimeError(text), 5)
+        engine.raise_unless_lost(RuntimeError(text), n_lost)
+    with pytest.raises(WorkerDeathError, match=r"raise spark.executor.memoryOverhead .*or lower"):
+        engine.raise_unless_lost(RuntimeError(text), 5)
 
 
 LOST_AT = (
@@ -121,7 +121,7 @@ LOST_AT = (
 )
 def test_what_workers_lack_is_told_at_once(text: str, words: str) -> None:
     with pytest.raises(EngineError, match=f"{words}.*spark.archives"):
-        engine._require_another_try(RuntimeError(text), 1)
+        engine.raise_unless_lost(RuntimeError(text), 1)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +133,14 @@ def test_what_workers_lack_is_told_at_once(text: str, words: str) -> None:
 )
 def test_containers_that_are_killed_for_memory_say_which_setting(reason: str, told: str) -> None:
     text = f"{LOST_AT}(node7 executor 1): ExecutorLostFailure (executor 1 exited) Reason: {reason}"
-    engine._require_another_try(RuntimeError(text), 1)  # another try may have more room
+    engine.raise_unless_lost(RuntimeError(text), 1)  # another try may have more room
     with pytest.raises(EngineError, match=rf"on node7 ran out of memory .*{told}.*spark.executor.memoryOverhead"):
-        engine._require_another_try(RuntimeError(text), 5)
+        engine.raise_unless_lost(RuntimeError(text), 5)
 
 
 def test_a_job_that_failed_otherwise_is_not() -> None:
-    with pytest.raises(WorkerDeathError, match="Spark gave up: the cluster is on fire"):
-        engine._require_another_try(RuntimeError("the cluster is on fire\nat line 3"), 1)
+    with pytest.raises(WorkerDeathError, match="the cluster is on fire"):
+        engine.raise_unless_lost(RuntimeError("the cluster is on fire\nat line 3"), 1)
     ours = RuntimeError(f"PythonException: {worker.marked(EngineError('our own line'))}\n at java")
     with pytest.raises(EngineError, match=r"^our own line$"):
-        engine._require_another_try(ours, 1)
+        engine.raise_unless_lost(ours, 1)
