@@ -90,7 +90,7 @@ class MemorySource:
             raise ImageError("read", fault)
         return base64.b64decode(self._images[ref.uri])
 
-    def look(self, ref: ImageRef) -> ImageRef:
+    def stat(self, ref: ImageRef) -> ImageRef:
         """Give the reference as it is now."""
         if ref.uri not in self._images:
             return ref._replace(size=0, version="", problem="vanished since listing")

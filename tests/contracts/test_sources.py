@@ -253,21 +253,21 @@ def test_a_description_is_taken_as_it_is(case: Case) -> None:
     assert describe(case.spec) == (case.spec,)
 
 
-def test_look_gives_what_a_listing_would(case: Case) -> None:
+def test_stat_returns_what_a_listing_would(case: Case) -> None:
     source = open_source(case.spec)
     for ref in source.list():
-        assert open_source(case.spec).look(ref) == ref
+        assert open_source(case.spec).stat(ref) == ref
 
 
-def test_look_tells_what_has_changed_or_vanished(disk_case: Case, tmp_path: Path) -> None:
+def test_stat_reports_what_has_changed_or_vanished(disk_case: Case, tmp_path: Path) -> None:
     refs = list(open_source(disk_case.spec).list())
     base = Path(disk_case.spec.base)
     (base / refs[0].uri).write_bytes(b"longer than it was before, by far")
     source = open_source(disk_case.spec)
-    now = source.look(refs[0])
+    now = source.stat(refs[0])
     assert now.problem is None
     assert (now.size, now.uri, now.key) == (33, refs[0].uri, refs[0].key)
     assert now.version != refs[0].version
     if len(refs) > 1:
         (base / refs[1].uri).unlink()
-        assert source.look(refs[1]).problem == "vanished since listing"
+        assert source.stat(refs[1]).problem == "vanished since listing"

@@ -343,7 +343,7 @@ class FailedParts(_Generation):
                 failed = {failure.uri for failure in _failures_of(before, receipt.shard)}
                 self.n_failed += receipt.failed
                 now = pool.map(
-                    lambda ref, failed=failed: sources[ref.source].look(ref) if ref.uri in failed else ref, refs
+                    lambda ref, failed=failed: sources[ref.source].stat(ref) if ref.uri in failed else ref, refs
                 )
                 carried = [ref.uri not in failed for ref in refs]
                 part = _Part(receipt.shard, list(now), carried, len(refs), has_changed=True)

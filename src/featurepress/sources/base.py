@@ -85,7 +85,7 @@ class Source(Protocol):
         StorageError if the whole source is away, which stops the run until it is back.
         """
 
-    def look(self, ref: ImageRef) -> ImageRef:
+    def stat(self, ref: ImageRef) -> ImageRef:
         """Give the reference as a listing would give it now; safe from several threads.
 
         With a `problem` where the image has vanished. Raises StorageError if the whole source is away.

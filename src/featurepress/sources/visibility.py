@@ -1,8 +1,8 @@
-"""Whether this process sees the same sources as another one: the workers of a cluster may lack a mount or a right.
+"""Check that a worker can read the same sources as the driver.
 
-A folder that is not mounted often is an empty one, in which every image seems to have vanished. So the driver
-names an image of each source that it sees itself; a worker that does not see these is in the wrong place, and says
-so before it turns pictures into failures.
+A worker of a cluster may lack a mount or a permission. A folder that is not mounted is often an empty folder, in
+which every image seems to have vanished. So the driver names one image of each source that it can read. A worker
+that cannot read these images reports so before it turns images into failures.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ from featurepress.settings import ImageSettings
 from featurepress.sources.registry import open_source
 from featurepress.specs import ImageRef, SourceSpec
 
-MOST_LOOKS = 64  # of many sources that many are tried, one as far from the next as the other
-_LOOKS_AT_ONCE = 16
+MAX_CHECKS = 64  # of more references, this many are checked, evenly spread
+_CONCURRENT_CHECKS = 16
 
 
 def visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: Sequence[ImageRef]) -> tuple[ImageRef, ...]:
-    """Give those of some references that this process sees."""
-    return tuple(ref for ref, problem in _looks(sources, limits, refs) if problem is None)
+    """Return the references that this process can read."""
+    return tuple(ref for ref, problem in _problems(sources, limits, refs) if problem is None)
 
 
 def require_visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: Sequence[ImageRef]) -> None:
-    """Raise EngineError, with the name of this host, unless it sees some references that the driver sees."""
-    for ref, problem in _looks(sources, limits, refs):
+    """Check that this process can read references that the driver can read.
+
+    Raises
+    ------
+    EngineError
+        It cannot. The message names this host and the source.
+    """
+    for ref, problem in _problems(sources, limits, refs):
         if problem is not None:
             raise EngineError(
                 f"The worker {socket.gethostname()} cannot see '{sources[ref.source]}': {problem.rstrip('.')} "
@@ -36,17 +42,17 @@ def require_visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: 
             )
 
 
-def _looks(
+def _problems(
     sources: Sequence[SourceSpec], limits: ImageSettings, refs: Sequence[ImageRef]
 ) -> Iterator[tuple[ImageRef, str | None]]:
-    """Yield references with what is wrong with them."""
+    """Yield references with their problem, None for one that can be read."""
 
-    def look(ref: ImageRef) -> str | None:
+    def problem_of(ref: ImageRef) -> str | None:
         try:
-            return open_source(sources[ref.source], limits).look(ref).problem
+            return open_source(sources[ref.source], limits).stat(ref).problem
         except FeaturepressError as error:
             return str(error)
 
-    refs = refs[:: -(-len(refs) // MOST_LOOKS) or 1]
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE, thread_name_prefix="featurepress-look") as pool:
-        yield from zip(refs, pool.map(look, refs), strict=True)
+    refs = refs[:: -(-len(refs) // MAX_CHECKS) or 1]
+    with ThreadPoolExecutor(_CONCURRENT_CHECKS, thread_name_prefix="featurepress-stat") as pool:
+        yield from zip(refs, pool.map(problem_of, refs), strict=True)

@@ -207,8 +207,7 @@ def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, st
     tapes = [GzipReader(io.BytesIO(embedded)) for _ in range(2)]
     n_good = [bytes_before_damage(tapes[0], steps), bytes_before_damage(tapes[1], 777)]
     assert n_good[0] == n_good[1]
-    assert (n_good[0] == len(expected)) == (damage == "checksum")
-    assert damage == "checksum" or n_good[0] > len(expected) // 3
+    assert len(expected) // 3 < n_good[0] < len(expected)
     assert tapes[0].at(0, n_good[0])[: len(expected) // 3] == expected[: len(expected) // 3]
     with pytest.raises(BrokenArchiveError):
         tapes[0].at(n_good[0], 1)

@@ -280,7 +280,7 @@ def test_any_key_of_s3_is_listed_in_order_and_read(fast_s3: FastS3) -> None:
         assert ref.problem is None
         assert ref.size == len(key.encode())
         assert source.read(ref) == key.encode()
-        assert source.look(ref) == ref
+        assert source.stat(ref) == ref
         with source.open(ref) as file:
             assert file.read() == key.encode()
         assert list(source.list(ref.order)) == refs[i + 1 :]
@@ -296,7 +296,7 @@ def test_an_odd_key_of_s3_can_be_named(fast_s3: FastS3, key: str) -> None:
     assert failure(source, ref) == "changed since listing"
     fast_s3.client.delete_object(Bucket=bucket, Key=key)
     assert failure(source, ref) == "vanished since listing"
-    assert source.look(ref).problem == "vanished since listing"
+    assert source.stat(ref).problem == "vanished since listing"
 
 
 def test_an_odd_prefix_of_s3_can_be_named(fast_s3: FastS3) -> None:

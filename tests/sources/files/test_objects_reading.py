@@ -45,7 +45,7 @@ def test_a_reference_says_size_and_quoted_etag(each_store: Any) -> None:
     source, ref = one_ref(each_store)
     assert ref.size == 2
     assert re.fullmatch(r'"[^"]+"', ref.version)
-    assert source.look(ref) == ref
+    assert source.stat(ref) == ref
     assert source.read(ref) == b"12"
 
 
@@ -56,12 +56,12 @@ def test_what_changed_or_vanished_is_a_failure(each_store: Any) -> None:
     assert failure(source, ref) == "changed since listing"
     with pytest.raises(ImageError, match="changed since listing"):
         source.open(ref)
-    now = source.look(ref)
+    now = source.stat(ref)
     assert now.version != ref.version
     assert source.read(now) == b"34"
     gone = ref._replace(uri=f"{ref.uri}x")
     assert failure(source, gone) == "vanished since listing"
-    assert source.look(gone) == gone._replace(size=0, version="", problem="vanished since listing")
+    assert source.stat(gone) == gone._replace(size=0, version="", problem="vanished since listing")
     with pytest.raises(ImageError, match="vanished since listing"):
         source.open(gone)
 
@@ -121,7 +121,7 @@ def test_a_key_that_may_not_be_read_is_a_failure(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3)
     fast_s3.refuse("AccessDenied", keys="/in/a")
     assert failure(source, ref) == "no permission (AccessDenied, status 403)"
-    assert "no permission" in (source.look(ref).problem or "")
+    assert "no permission" in (source.stat(ref).problem or "")
     other = list(source.list())[1]
     assert source.read(other) == b"other"
 
@@ -133,7 +133,7 @@ def test_a_key_that_may_not_be_read_is_a_failure(fast_s3: FastS3) -> None:
 def test_refused_credentials_stop_the_run(fast_s3: FastS3, code: str, status: int) -> None:
     source, ref = one_ref(fast_s3)
     fast_s3.refuse(code, status)
-    for do in (source.read, source.look, source.open):
+    for do in (source.read, source.stat, source.open):
         with pytest.raises(
             StorageError, match=r"Cannot read 's3://.*': the credentials are refused.*and resume\.$"
         ):
@@ -145,7 +145,7 @@ def test_refused_credentials_stop_the_run(fast_s3: FastS3, code: str, status: in
 def test_a_bucket_that_goes_away_stops_the_run(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3)
     fast_s3.ask("empty")
-    for do in (source.read, source.look):
+    for do in (source.read, source.stat):
         with pytest.raises(StorageError, match=r"there is no such bucket.*and resume\.$"):
             do(ref)
 

@@ -119,7 +119,7 @@ def test_the_lists_of_a_glob_have_their_own_folders(tmp_path: Path) -> None:
     refs = list(one.list())
     assert [ref.uri for ref in refs] == ["one.jpg", "s3://b/one", "s3://b/two", "two.jpg"]
     assert [one.read(ref) for ref in refs] == [b"one", b"s3://b/one", b"s3://b/two", b"two"]
-    assert [one.look(ref) for ref in refs] == refs
+    assert [one.stat(ref) for ref in refs] == refs
     for i, ref in enumerate(refs):
         assert list(one.list(ref.order)) == refs[i + 1 :]
 
@@ -180,14 +180,14 @@ def test_a_file_that_changed_or_vanished_is_a_failure(tmp_path: Path) -> None:
     one = source(tmp_path)
     a, b = one.list()
     assert a.version == f"{(tmp_path / 'a.jpg').stat().st_mtime_ns}-6"
-    assert one.look(a) == a
+    assert one.stat(a) == a
     write(tmp_path, "other!", "a.jpg")
     os.utime(tmp_path / "a.jpg", ns=(1, 1))
     (tmp_path / "b.jpg").unlink()
     assert failure(one, a) == "changed since listing"
     assert failure(one, b) == "vanished since listing"
-    assert one.look(a) == a._replace(version="1-6")
-    assert one.look(b).problem == "vanished since listing"
+    assert one.stat(a) == a._replace(version="1-6")
+    assert one.stat(b).problem == "vanished since listing"
 
 
 def test_a_folder_that_is_gone_stops_the_run(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_nothing_is_known_of_what_is_elsewhere(tmp_path: Path) -> None:
     write(tmp_path, "https://h/a.jpg")
     one = source(tmp_path)
     (ref,) = one.list()
-    assert one.look(ref._replace(problem="read: gone")) == ref
+    assert one.stat(ref._replace(problem="read: gone")) == ref
 
 
 # -- what is taken -------------------------------------------------------------------------------------------

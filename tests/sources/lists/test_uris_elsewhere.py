@@ -51,7 +51,7 @@ def test_secrets_are_read_with_and_never_shown(tmp_path: Path) -> None:
     worker = source(tmp_path)
     found = {ref.uri: worker.read(ref).decode() for ref in refs}
     assert found == dict(zip(["s3://b/plain", *SHOWN], ["s3://b/plain", *SIGNED], strict=True))
-    assert [one.look(ref) for ref in refs] == refs
+    assert [one.stat(ref) for ref in refs] == refs
     for i, ref in enumerate(refs):
         assert list(one.list(ref.order)) == refs[i + 1 :]
 

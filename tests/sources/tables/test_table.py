@@ -392,7 +392,7 @@ def test_a_folder_that_is_gone_stops_the_run(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="is gone"):
         one.read(ref)
     with pytest.raises(StorageError, match="is gone"):
-        one.look(ref)
+        one.stat(ref)
 
 
 @every_format
@@ -400,15 +400,15 @@ def test_looking_again(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, image=IMAGES)
     one = source(tmp_path, name)
     refs = [ref._replace(source=3, fields=("x",)) for ref in one.list()]
-    assert one.look(refs[7]) is refs[7]
+    assert one.stat(refs[7]) is refs[7]
     write(tmp_path, name, image=[b"new" * 50] * 8)
     os.utime(tmp_path / name, ns=(5, 5))
     now = list(one.list())
-    assert one.look(refs[0]) == now[0]._replace(source=3, fields=("x",))
-    assert one.look(refs[7]) == now[7]._replace(source=3, fields=("x",))
-    assert one.look(refs[8]).problem == "vanished since listing"
+    assert one.stat(refs[0]) == now[0]._replace(source=3, fields=("x",))
+    assert one.stat(refs[7]) == now[7]._replace(source=3, fields=("x",))
+    assert one.stat(refs[8]).problem == "vanished since listing"
     (tmp_path / name).unlink()
-    assert one.look(refs[0]).problem == "vanished since listing"
+    assert one.stat(refs[0]).problem == "vanished since listing"
 
 
 # -- in a bucket ---------------------------------------------------------------------------------------------
@@ -428,7 +428,7 @@ def test_tables_in_a_bucket(tmp_path: Path, fast_s3: FastS3, name: str) -> None:
     assert [ref.uri for ref in refs] == [f"s3://{bucket}/t/{name}#row={i}" for i in range(30)]
     assert [ref.fields for ref in refs] == [(label,) for label in labels]
     assert [one.read(ref) for ref in refs] == images
-    assert [one.look(ref) for ref in refs[:3]] == refs[:3]
+    assert [one.stat(ref) for ref in refs[:3]] == refs[:3]
     for i, ref in enumerate(refs):
         assert list(one.list(ref.order)) == refs[i + 1 :]
     fast_s3.put(bucket, {f"t/{name}": (tmp_path / name).read_bytes() + b"x"})

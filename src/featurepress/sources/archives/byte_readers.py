@@ -164,8 +164,8 @@ class WindowReader:
 class GzipReader:
     """An archive that is compressed by gzip: it is inflated forwards, and once more from its beginning to go back.
 
-    All that can be had before damage is had, to the byte, and the same however it is read: else a member that was
-    listed could not be read.
+    Damage costs the piece that holds it, at most 256 KiB of inflated data, and all that follows. The pieces are the
+    same for every read, so that a member that was listed can be read.
 
     Parameters
     ----------
@@ -257,7 +257,6 @@ class GzipReader:
         return chunk
 
     def _inflate(self) -> bytes:
-        before = self._inflater.copy()
         try:
             chunk = self._inflater.decompress(self._input, _INFLATED_BYTES)
         except zlib.error as error:
@@ -266,7 +265,7 @@ class GzipReader:
             self._problem = (
                 "it is not compressed by gzip" if is_header else f"the compressed data are damaged, {reason}"
             )
-            return _inflate_carefully(before, self._input)
+            return b""
         self._input = self._inflater.unconsumed_tail
         return chunk
 
@@ -285,18 +284,6 @@ class GzipReader:
 
 class _GarbageError(BrokenArchiveError):
     """What was compressed is whole, but something else comes behind it."""
-
-
-def _inflate_carefully(inflater: zlib._Decompress, data: bytes) -> bytes:
-    """Inflate damaged data byte for byte, to the last good one: of a call that fails, zlib gives nothing at all."""
-    found = bytearray()
-    with contextlib.suppress(zlib.error):
-        for i in range(len(data)):
-            rest = data[i : i + 1]
-            while rest:
-                found += inflater.decompress(rest, 1)
-                rest = inflater.unconsumed_tail
-    return bytes(found)
 
 
 # -- what stays open -----------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ class FolderSource:
             os.close(descriptor)
         return data
 
-    def look(self, ref: ImageRef) -> ImageRef:
+    def stat(self, ref: ImageRef) -> ImageRef:
         """Look at the file again."""
         if self._seen is None:
             self._remember(self._root_of(ref))

@@ -285,7 +285,7 @@ class ObjectSource:
         address = replace(self._address, key=self._key(ref))
         return read_object(address, anonymous=self._anonymous, limits=self._limits, etag=ref.version, size=ref.size)
 
-    def look(self, ref: ImageRef) -> ImageRef:
+    def stat(self, ref: ImageRef) -> ImageRef:
         """Ask for size and etag again."""
         try:
             found = self._head(self._key(ref))
@@ -299,7 +299,7 @@ class ObjectSource:
 
     def open(self, ref: ImageRef) -> BinaryIO:
         """Open an object that is no image but holds some; each of its ranges is asked for with the listed etag."""
-        now = self.look(ref)
+        now = self.stat(ref)
         if now.problem is not None:
             raise ImageError("read", now.problem)
         if now.version != ref.version:

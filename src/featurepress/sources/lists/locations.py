@@ -167,11 +167,11 @@ class LocationReader:
             **dict.fromkeys(SCHEMES, self._get),
         }
 
-    def look(self, place: Location) -> tuple[int, str, str | None]:
+    def stat(self, place: Location) -> tuple[int, str, str | None]:
         """Give size, version and problem of what lies at a place: of a file as they are, of all else 0 and ""."""
         if place.scheme or place.problem is not None:
             return 0, "", place.problem
-        found = self._files.look(_file(place))
+        found = self._files.stat(_file(place))
         return found.size, found.version, found.problem
 
     def read(self, place: Location, size: int = 0, version: str = "") -> bytes:
@@ -186,7 +186,7 @@ class LocationReader:
             return self.readers[place.scheme](place.where.decode())
         if version:
             return self._files.read(_file(place)._replace(size=size, version=version))
-        found = self._files.look(_file(place))
+        found = self._files.stat(_file(place))
         if found.problem is not None:
             raise ImageError("read", found.problem)
         if found.size > self._limits.max_bytes:

@@ -237,7 +237,7 @@ class UriSource:
         if row.kind == _NO_URI:
             return 0, "", "no uri in this row"
         try:
-            return self.places.look(self._place(row.key))
+            return self.places.stat(self._place(row.key))
         except StorageError as error:
             raise SourceError(str(error)) from error
 
@@ -258,9 +258,9 @@ class UriSource:
         """Read what a uri leads to."""
         return self.places.read(self._place(ref.order, for_reading=True), ref.size, ref.version)
 
-    def look(self, ref: ImageRef) -> ImageRef:
+    def stat(self, ref: ImageRef) -> ImageRef:
         """Look at a file again; of all else there is nothing to know before it is read."""
-        size, version, problem = self.places.look(self._place(ref.order))
+        size, version, problem = self.places.stat(self._place(ref.order))
         return ref._replace(size=size, version=version, problem=problem)
 
     def _place(self, key: bytes, *, for_reading: bool = False) -> Location:

@@ -177,17 +177,17 @@ class TableSource:
             raise ImageError("read", f"damaged table: {error}") from None
 
     def _require_unchanged(self, table: ImageRef) -> ImageRef:
-        now = self._files.look(table)
+        now = self._files.stat(table)
         if now.problem is not None:
             raise ImageError("read", now.problem)
         if now.version != table.version:
             raise ImageError("read", "changed since listing")
         return now
 
-    def look(self, ref: ImageRef) -> ImageRef:
+    def stat(self, ref: ImageRef) -> ImageRef:
         """Look at the table again and, if it is another one now, for its row."""
         table, number = _place(ref)
-        now = self._files.look(table)
+        now = self._files.stat(table)
         if now.problem is not None:
             return ref._replace(size=0, version="", problem=now.problem)
         if now.version == ref.version:
