@@ -71,8 +71,8 @@ class ArchiveSource:
     The key of a member is its archive's, ``#``, and the position of its data, in 16 digits. A listing that goes on
     inside an archive reads the headers before that place again, because of the samples and of names that repeat.
     Costs about 10 microseconds a member on disk, 1 request per 4 MiB in a bucket; about 80 bytes of memory an
-    image while its archive is listed. Out of a compressed archive images come in its order; whoever goes back begins
-    again.
+    image while its archive is listed. A compressed archive is read forward; going back starts again from its
+    beginning.
     """
 
     def __init__(
