@@ -1,4 +1,4 @@
-"""The tasks that engines run over shards: light to import and to send, they fetch the pipeline where they run."""
+"""The tasks that engines run: quick to import and to pickle, they import the pipeline where they run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ MIN_COSINE = 0.999
 
 @dataclass(frozen=True)
 class EmbedShard:
-    """The task that embeds a shard, writes its part, and gives its receipt.
+    """Embed a shard, write its part, and return its receipt.
 
     Parameters
     ----------
     decode : callable, optional
         Bytes to pixels; `featurepress.images.decode` by default.
     repair : bool
-        Whether the shard is one that an earlier generation has left, which is over otherwise.
+        Whether the shard belongs to an earlier generation, which otherwise accepts no parts.
     """
 
     decode: Decoder | None = None
     repair: bool = False
 
-    leaves_receipts = True  # from which an engine can tell how the shards under way get on
+    leaves_receipts = True  # from which an engine can report progress
 
     def __call__(self, plan: Plan, shard: int) -> Receipt:
         """Embed shard number `shard` of `plan`; see `featurepress.embedding.shard.embed_shard`."""
@@ -42,16 +42,16 @@ class EmbedShard:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the first images told.
+    """The result of embedding the first images.
 
     Parameters
     ----------
     n_tried : int
-        Images that were tried.
+        Number of images.
     failures : tuple of Failure
-        What was wrong with some of them.
+        Those of them that failed.
     cosines : tuple of float
-        Of each good image, the cosine between its float32 and bfloat16 features.
+        For each other image, the cosine between its float32 and bfloat16 features.
     can_choose : bool
         Whether the images were embedded in both precisions.
     """
@@ -62,7 +62,7 @@ class ProbeResult:
     can_choose: bool
 
     def merge(self, other: ProbeResult) -> ProbeResult:
-        """Join what two workers found."""
+        """Return the sum of the results of two workers."""
         return ProbeResult(
             self.n_tried + other.n_tried,
             self.failures + other.failures,
@@ -70,31 +70,31 @@ class ProbeResult:
             self.can_choose and other.can_choose,
         )
 
-    def decide(self, asked: str) -> tuple[str, dict[str, Any]]:
-        """Give the precision for what the user asked, and the certificate that says why."""
-        certificate: dict[str, Any] = {"asked": asked}
-        if asked == "float32":
+    def decide(self, requested: str) -> tuple[str, dict[str, Any]]:
+        """Return the precision for the requested one, and the certificate for it."""
+        certificate: dict[str, Any] = {"asked": requested}
+        if requested == "float32":
             return "float32", certificate
         certificate["bfloat16_supported"] = self.can_choose
         if not self.can_choose or not self.cosines:
             return "float32", certificate
         lowest, mean = min(self.cosines), sum(self.cosines) / len(self.cosines)
         certificate.update(n_images=len(self.cosines), min_cosine=lowest, mean_cosine=mean, required=MIN_COSINE)
-        faithful = asked == "bfloat16" or lowest >= MIN_COSINE
-        return "bfloat16" if faithful else "float32", certificate
+        is_allowed = requested == "bfloat16" or lowest >= MIN_COSINE
+        return "bfloat16" if is_allowed else "float32", certificate
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The task that tries the first images before anything is written; each shard tries its share of them.
+    """Embed the first images in both precisions before anything is written; each shard embeds a share of them.
 
     Parameters
     ----------
     refs : tuple of ImageRef
-        The images to try.
+        The images.
     n_shards : int
-        Shard i tries every `n_shards`-th image, beginning with the i-th, until it has its share of
-        `PROBE_SAMPLE` good ones.
+        Shard i takes every `n_shards`-th image from the i-th on, until its share of `PROBE_SAMPLE` images has
+        succeeded.
     decode : callable, optional
         Bytes to pixels.
     """
@@ -104,10 +104,10 @@ class Probe:
     decode: Decoder | None = None
 
     reads_plan = False  # there is none yet
-    max_deaths = 1  # whoever runs the probe goes on without the images that were being tried
+    max_deaths = 1  # the driver continues without the images that killed the process
 
     def __call__(self, plan: Plan, shard: int) -> ProbeResult:
-        """Try a share; `plan` is a draft."""
+        """Embed a share; `plan` is a draft."""
         from featurepress.embedding.probe import probe_images
 
         own = self.refs[shard :: self.n_shards]

@@ -1,9 +1,9 @@
-"""What has changed since a feature set was made: the work of its next generation.
+"""Find what has changed since a feature set was embedded: the shards of its next generation.
 
 An update compares the listing of the sources with the references of all parts, both in byte order, and keeps one
-part of each generation in memory. An image that is there no more, or has another version, makes its part one to be
-revised; the others of that part are carried over. New images go to new parts. A retry revises the parts that have
-failures. Whatever is committed stands: an interrupted comparison begins again and leaves it as it is.
+part of each generation in memory. A part is revised if one of its images is deleted or has another version; the
+other rows of that part are carried over. New images go to new parts. A retry revises the parts that have failures.
+Commits are final: an interrupted comparison starts again, and keeps what is committed.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from featurepress.ledger.parts import PartFormat
 from featurepress.sources import Listing, open_source
 from featurepress.specs import Failure, ImageRef
 
-LOOKS_IN_FLIGHT = 32
-_LOOK_SECONDS = 1.0  # so long a driver goes on without a look at whether another one has finished
+CONCURRENT_LOOKUPS = 32
+_CHECK_SECONDS = 1.0  # between two checks whether another driver has finished the generation
 
 
 class Known(NamedTuple):
@@ -40,13 +40,13 @@ class History:
     Parameters
     ----------
     plan : Plan
-        Of a generation after those that are looked at.
+        Of the generation that follows.
     """
 
     def __init__(self, plan: Plan) -> None:
-        found = [ledger.read_generation(plan.storage, number) for number in range(1, plan.generation)]
-        self._plans = [one for one in found if one is not None]
-        self._revised = {one.generation: ledger.revised_shards(one) for one in self._plans}
+        generations = (ledger.read_generation(plan.storage, number) for number in range(1, plan.generation))
+        self._plans = [earlier for earlier in generations if earlier is not None]
+        self._revised = {earlier.generation: ledger.revised_shards(earlier) for earlier in self._plans}
 
     def images(self) -> Iterator[Known]:
         """Yield all images in byte order."""
@@ -54,7 +54,7 @@ class History:
         return streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda known: known.ref.order)
 
     def _images_of(self, plan: Plan) -> Iterator[Known]:
-        """Yield the images of the shards that were new in one generation, as they are now."""
+        """Yield the current images of the shards that were new in a generation."""
         listing = ledger.read_listing(plan)
         for number in range(0 if listing is None else listing["chunks"]):
             for shard, refs in ledger.read_chunk_shards(plan, number):
@@ -63,7 +63,7 @@ class History:
                     yield Known(ref, shard, plan.generation)
 
     def refs_of(self, shard: int) -> list[ImageRef]:
-        """Give the references of a shard as they are now."""
+        """Return the current references of a shard."""
         newest = self._newest(shard)
         return (
             ledger.read_shard(self._origin(shard), shard)
@@ -72,7 +72,7 @@ class History:
         )
 
     def count_images(self) -> int:
-        """Give the number of images, from the references that stand."""
+        """Return the number of images, from the committed references."""
         total = 0
         for plan in self._plans:
             listing = ledger.read_listing(plan) or {"chunks": 0}
@@ -89,16 +89,16 @@ class History:
         return self._revised[self._plans[-1].generation]
 
     def generation_of(self, shard: int) -> int:
-        """Give the generation that wrote the part of a shard as it is now."""
+        """Return the generation that wrote the current part of a shard."""
         return (self._newest(shard) or self._origin(shard)).generation
 
     def _newest(self, shard: int) -> Plan | None:
-        """Give the last generation that has revised a shard, if any has."""
-        return next((one for one in reversed(self._plans) if shard in self._revised[one.generation]), None)
+        """Return the last generation that has revised a shard, if any."""
+        return next((plan for plan in reversed(self._plans) if shard in self._revised[plan.generation]), None)
 
     def _origin(self, shard: int) -> Plan:
-        """Give the generation in which a shard was new."""
-        return next(one for one in reversed(self._plans) if one.first_shard <= shard)
+        """Return the generation in which a shard was new."""
+        return next(plan for plan in reversed(self._plans) if plan.first_shard <= shard)
 
 
 @dataclass
@@ -117,42 +117,42 @@ class _Part:
 
 
 class _Generation:
-    """What both kinds of work share: begin at the first change, pass on what stands, say when all is committed.
+    """The shard groups of an update or a retry, which begins with the first change.
 
-    Another driver may do the same at the same time. What either commits counts; what it comes to is told by what
-    stands, and by nothing that one of them has counted on the way.
+    Another driver may do the same at the same time. The commits of both are valid, and all totals are computed from
+    what is committed.
     """
 
     def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
         self.plan = plan
         self._begin = begin
         self.has_begun = begin is None
-        self._revised: set[int] = set()  # whose revision stands and was passed on
+        self._revised: set[int] = set()  # whose revision is committed and was yielded
         self._n_images = 0
-        self._n_before = 0  # images of the set, without this generation
+        self._n_before = 0  # images of the set before this generation
         self._n_chunks = 0
-        self._is_ended = False  # the last chunk stands
-        self._looked_at = 0.0
+        self._is_ended = False  # the last chunk is committed
+        self._checked_at = 0.0
 
     def __iter__(self) -> Iterator[Chunk | Revision]:
-        """Yield what stands, then what is found and committed, and at the end say that this was all."""
+        """Yield what is committed, then find, commit and yield the rest; at the end complete the listing."""
         for work in self._all():
             self._n_images += work.n_images
             yield work
 
     def _all(self) -> Iterator[Chunk | Revision]:
         is_complete = self.has_begun and ledger.read_listing(self.plan) is not None
-        yield from self._what_stands()  # after the listing was looked at: when that is complete, all stands
+        yield from self._committed()  # read after the listing: when that is complete, so are they
         if is_complete:
             return
         with contextlib.suppress(_FinishedError):
             yield from self._found()
         if self.has_begun:
             self._finish()
-            yield from self._what_stands()  # whatever another driver has committed meanwhile
+            yield from self._committed()  # also by another driver in the meantime
 
-    def _what_stands(self) -> Iterator[Chunk | Revision]:
-        """Yield what is committed and was not passed on yet."""
+    def _committed(self) -> Iterator[Chunk | Revision]:
+        """Yield what is committed and was not yielded yet."""
         if not self.has_begun:
             return
         for shard in sorted(ledger.revised_shards(self.plan) - self._revised):
@@ -162,7 +162,7 @@ class _Generation:
             yield from self._take(chunk)
 
     def _take(self, chunk: Chunk) -> Iterator[Chunk]:
-        """Note that a chunk stands, and pass it on unless it only marks the end."""
+        """Yield a committed chunk, unless it only marks the end."""
         self._is_ended = chunk.n_images < self.plan.layout.tier(chunk.number).chunk
         if chunk.n_images:
             self._n_chunks += 1
@@ -175,7 +175,7 @@ class _Generation:
         raise NotImplementedError
 
     def _revise(self, part: _Part, history: History) -> Iterator[Revision]:
-        """Commit the revision of a part, unless one stands."""
+        """Commit the revision of a part, unless there is one."""
         if part.has_changed and part.shard not in self._revised:
             self._begin_now(history)
             self._require_open()
@@ -190,37 +190,37 @@ class _Generation:
             self.has_begun = True
 
     def _require_open(self) -> None:
-        """Raise _FinishedError where another driver has come to the end, perhaps while this one slept."""
-        if abs(time.time() - self._looked_at) < _LOOK_SECONDS:
+        """Raise _FinishedError if another driver has finished the generation, as while this one was suspended."""
+        if abs(time.time() - self._checked_at) < _CHECK_SECONDS:
             return
         if ledger.read_listing(self.plan) is not None:
             raise _FinishedError
-        self._looked_at = time.time()
+        self._checked_at = time.time()
 
 
 class _FinishedError(Exception):
-    """Another driver has committed all that there is to do in this generation; what it did not see comes next."""
+    """Another driver has completed this generation; later changes belong to the next one."""
 
 
 class Comparison(_Generation):
-    """The work of an update: iterate to have it committed piece by piece.
+    """The shard groups of an update: each is committed when it is taken.
 
     Parameters
     ----------
     plan : Plan
         Of the new generation.
     begin : callable, optional
-        Called once before anything is committed, with the shards that the generation before has revised; where
-        nothing has changed it is never called. None if the generation has begun in an earlier run.
+        Called once before the first commit, with the shards that the generation before has revised; never called if
+        nothing has changed. None if an earlier run has begun the generation.
 
     Attributes
     ----------
     n_new, n_changed, n_deleted : int
-        Images, as far as the comparison has got. Changed are those with another version, whatever their bytes.
+        Images so far. Changed are those with another version, even if their bytes are the same.
 
     Notes
     -----
-    A few microseconds an image. In memory: the largest part of each generation, and a chunk of new images.
+    Time: a few microseconds per image. Memory: the largest part of each generation, and a chunk of new images.
     """
 
     def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
@@ -230,11 +230,11 @@ class Comparison(_Generation):
         self._listing = Listing(plan.sources, settings.listing, limits=settings.images)
         self._open: dict[int, _Part] = {}  # by generation
         self._new: list[ImageRef] = []
-        self._last_new = b""  # of the chunks that stand
+        self._last_new = b""  # in the committed chunks
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What the listing has passed over, counted by reason."""
+        """Number of skipped files, by reason."""
         return self._listing.skipped
 
     def _take(self, chunk: Chunk) -> Iterator[Chunk]:
@@ -245,7 +245,7 @@ class Comparison(_Generation):
 
     def _found(self) -> Iterator[Chunk | Revision]:
         history = History(self.plan)
-        for known, ref in _side_by_side(history.images(), iter(self._listing)):
+        for known, ref in _merged(history.images(), iter(self._listing)):
             if known is not None:
                 part = self._open.get(known.generation)
                 if part is None or part.shard != known.shard:
@@ -278,7 +278,7 @@ class Comparison(_Generation):
         self.n_changed += not is_same
 
     def _commit(self, history: History) -> Iterator[Chunk]:
-        """Commit a chunk of new images, or the end; what another driver's chunk in its place leaves comes next."""
+        """Commit a chunk of new images, or the end; if another driver was faster, its chunk is used instead."""
         self._begin_now(history)
         refs = self._new[: self._chunk_size]
         yield from self._take(ledger.commit_chunk(self.plan, self._n_chunks, refs, self.skipped))
@@ -290,12 +290,10 @@ class Comparison(_Generation):
         )
 
 
-def _side_by_side(
-    known: Iterable[Known], listed: Iterable[ImageRef]
-) -> Iterator[tuple[Known | None, ImageRef | None]]:
-    """Yield what is known and what is listed, both in byte order, with the same image side by side."""
-    ours = ((one.ref.order, one) for one in known)
-    theirs = ((other.order, other) for other in listed)
+def _merged(known: Iterable[Known], listed: Iterable[ImageRef]) -> Iterator[tuple[Known | None, ImageRef | None]]:
+    """Merge known and listed images, both in byte order; yield pairs, with None where one side is missing."""
+    ours = ((image.ref.order, image) for image in known)
+    theirs = ((ref.order, ref) for ref in listed)
     (key, one), (other_key, other) = next(ours, _END), next(theirs, _END)
     while one is not None or other is not None:
         if other is None or (one is not None and key < other_key):
@@ -313,13 +311,13 @@ _END: Any = (b"", None)
 
 
 def _failures_of(plan: Plan, shard: int) -> tuple[Failure, ...]:
-    """Give the failures in the footer of a part, which decides; the file of failures is for people."""
-    with PartFormat(plan.field_names, plan.backbone.n_features).open(plan.storage, shard) as standing:
-        return () if standing is None else standing.account.failures
+    """Return the failures in the footer of a part, which are authoritative."""
+    with PartFormat(plan.field_names, plan.backbone.n_features).open(plan.storage, shard) as part:
+        return () if part is None else part.account.failures
 
 
 class FailedParts(_Generation):
-    """The work of a retry: the parts that have failures, whose images are looked at again.
+    """The shard groups of a retry: the parts that have failures, whose images are looked up again.
 
     Parameters
     ----------
@@ -335,7 +333,7 @@ class FailedParts(_Generation):
         before, history = ledger.read_generation(self.plan.storage, self.plan.generation - 1), History(self.plan)
         assert before is not None
         sources = [open_source(spec, self.plan.settings.images) for spec in self.plan.sources]
-        with ThreadPoolExecutor(LOOKS_IN_FLIGHT) as pool:
+        with ThreadPoolExecutor(CONCURRENT_LOOKUPS) as pool:
             for receipt in ledger.newest_receipts(before):
                 if not receipt.failed:
                     continue

@@ -1,4 +1,4 @@
-"""Embed, resume, estimate: turn a request into a plan and hand it to the driver."""
+"""The public functions embed, resume, update, retry and estimate: a request becomes a plan, which the driver runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from featurepress.specs import BackboneSpec, Receipt
 from featurepress.storage import open_storage
 
 DEFAULT_OUT = "results{time}"
-# Of a row beside its features and its uri, of a part beside its rows, of a number as text: at most.
+# At most: of a row without features and uri, of a part without rows, of a number as text.
 _ROW_BYTES, _PART_BYTES, _CSV_BYTES = 80, 4_000, 16
 
 
@@ -89,7 +89,7 @@ def embed(
     sources : str, path, or sequence of them
         Folders (taken with all below them), globs, or files.
     out : str or path
-        The destination; ``{time}`` in it becomes the date and time, as ``2026_11_22_10_54_08``.
+        The destination; ``{time}`` in it becomes the date and time, for example ``2026_11_22_10_54_08``.
     engine : Engine, optional
         Where to run; by default worker processes on this machine.
     progress : bool or callable
@@ -102,7 +102,7 @@ def embed(
     Returns
     -------
     FeatureSet
-        The complete set; its `summary` tells what this call did.
+        The complete set; its `summary` describes this run.
 
     Raises
     ------
@@ -161,21 +161,21 @@ def draft_plan(request: Request, backbone: BackboneSpec) -> Plan:
 
 
 def find_backbone(settings: Settings, on_progress: OnProgress = ignore_progress) -> BackboneSpec:
-    """Give the backbone that the settings ask for; its model is made ready if it never was."""
-    asked = settings.features
+    """Return the backbone of the settings; prepare its model if that has not been done."""
+    features = settings.features
     card = find_card(
-        asked.model,
-        size=asked.size,
-        alpha=asked.alpha,
-        weights=asked.weights,
-        pooling=asked.pooling,
+        features.model,
+        size=features.size,
+        alpha=features.alpha,
+        weights=features.weights,
+        pooling=features.pooling,
         on_progress=on_progress,
     )
-    return card.backbone(asked.pooling)
+    return card.backbone(features.pooling)
 
 
 def _parity(backbone: BackboneSpec) -> dict[str, Any]:
-    """Give what `verify` found of a backbone, if it was asked."""
+    """Return the result of `verify` for a backbone, if there is one."""
     kept = store.read_note(backbone.file, store.CERTIFICATE).get(backbone.pooling)
     return {"parity": kept} if kept and kept.get("fingerprint") == backbone.fingerprint else {}
 
@@ -187,7 +187,7 @@ def resume(
     progress: bool | OnProgress = True,
     **options: Unpack[ResumeOptions],
 ) -> FeatureSet:
-    """Finish the run at a destination; everything else comes from its plan.
+    """Finish the run at a destination, with the settings of its plan.
 
     Parameters
     ----------
@@ -216,7 +216,7 @@ def update(
     progress: bool | OnProgress = True,
     **options: Unpack[ResumeOptions],
 ) -> FeatureSet:
-    """Bring a complete feature set up to date with its sources, for the price of what has changed.
+    """Bring a complete feature set up to date with its sources; only what changed is reprocessed.
 
     Images that are new or have other bytes are embedded; the rows of those that are gone leave; all other rows stay
     as they are. An update that was interrupted is finished first, and is the only thing that the call does then.
@@ -233,7 +233,7 @@ def update(
     Returns
     -------
     FeatureSet
-        The complete set; `summary.changes` tells what was found.
+        The complete set; its `summary.changes` has the counts.
 
     Raises
     ------
@@ -251,12 +251,12 @@ def retry(
     progress: bool | OnProgress = True,
     **options: Unpack[RetryOptions],
 ) -> FeatureSet:
-    """Embed the images that failed once more, and nothing else.
+    """Embed only the images that failed, once more.
 
     Parameters
     ----------
     destination, engine, progress, **options
-        As for `update`; `max_bytes` and `max_pixels` may be given as well.
+        As for `update`; `max_bytes` and `max_pixels` are allowed as well.
 
     Raises
     ------
@@ -324,8 +324,7 @@ def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> 
         raise FeatureSetError(str(error)) from error
     if plan is None:
         raise FeatureSetError(
-            f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. "
-            "Give the place that was --out of an embed."
+            f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. Use the --out of an embed."
         )
     if plan.backbone.projection:
         origin = plan.certificate["reduced"]["features"]
@@ -335,9 +334,9 @@ def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> 
         )
     flat = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
     settings = Settings.from_options(**{**flat, **options})
-    asked = {**settings.identity(), **asdict(settings.features)}
+    identity = {**settings.identity(), **asdict(settings.features)}
     free = ("max_bytes", "max_pixels") if verb == "retry" else ()
-    changed = {name for name, value in asked.items() if value != flat[name] and name not in free}
+    changed = {name for name, value in identity.items() if value != flat[name] and name not in free}
     if changed:
         doing = {"resume": "A resumed run", "update": "An update", "retry": "A retry"}[verb]
         raise SettingError(
@@ -347,7 +346,7 @@ def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> 
 
 
 def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Unpack[EmbedOptions]) -> Estimate:
-    """List only: count what `embed` would embed, and say how large the features can get.
+    """Count the images that `embed` would embed, and estimate the largest size of the features; write nothing.
 
     Parameters
     ----------
