@@ -1,4 +1,4 @@
-"""The public functions embed, resume, update, retry and estimate: a request becomes a plan, which the driver runs."""
+"""The public functions embed, resume, update, retry and estimate: each turns a request into a plan and runs it."""
 
 from __future__ import annotations
 
