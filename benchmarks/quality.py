@@ -28,7 +28,7 @@ import featurepress as fp
 from benchmarks.speed import SHARED, headline
 from featurepress.analysis import PCA, Classifier
 from featurepress.analysis.near_duplicates import near_duplicate_groups, near_duplicate_threshold
-from featurepress.analysis.scores import wilson
+from featurepress.analysis.scores import wilson_interval
 from featurepress.analysis.splits import given_split
 from featurepress.models.catalog import add_model
 
@@ -293,7 +293,7 @@ def share(n_right: int, n_samples: int) -> str:
     """Give an accuracy in per cent with its 95 % interval."""
     if not n_samples:
         return "nothing to test"
-    low, high = wilson(n_right, n_samples)
+    low, high = wilson_interval(n_right, n_samples)
     return f"{100 * n_right / n_samples:.1f} ({100 * low:.1f} to {100 * high:.1f})"
 
 

@@ -1,4 +1,4 @@
-"""Scores are those of the textbooks: on examples by hand, and beside scikit-learn and SciPy."""
+"""Scores equal examples computed by hand and the functions of scikit-learn."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.stats
 from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
-from featurepress.analysis.scores import Bin, score, wilson
+from featurepress.analysis.scores import Bin, score, wilson_interval
 from featurepress.errors import AnalysisError
 
 CLASSES = np.array(["apple", "banana", "cherry", "date"])
@@ -24,7 +23,7 @@ def drawn(n: int, seed: int = 0) -> tuple[Any, Any]:
     return y, powers / powers.sum(axis=1, keepdims=True)
 
 
-def test_an_example_by_hand() -> None:
+def test_scores_of_a_small_example() -> None:
     y = np.array(["apple", "apple", "banana", "fig"])
     probabilities = np.array([[0.9, 0.1, 0, 0], [0.2, 0.7, 0.1, 0], [0.1, 0.75, 0.1, 0.05], [0.4, 0.3, 0.2, 0.1]])
     found = score(y, probabilities, CLASSES)
@@ -43,11 +42,11 @@ def test_an_example_by_hand() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_scores_are_scikit_learns(seed: int) -> None:
+def test_scores_equal_scikit_learns(seed: int) -> None:
     y, probabilities = drawn(300, seed)
-    found, told = score(y, probabilities, CLASSES), CLASSES[probabilities.argmax(axis=1)]
-    assert found.accuracy == pytest.approx(accuracy_score(y, told))
-    assert found.macro_f1 == pytest.approx(f1_score(y, told, average="macro"))
+    found, predicted = score(y, probabilities, CLASSES), CLASSES[probabilities.argmax(axis=1)]
+    assert found.accuracy == pytest.approx(accuracy_score(y, predicted))
+    assert found.macro_f1 == pytest.approx(f1_score(y, predicted, average="macro"))
     assert found.top_3 == pytest.approx(top_k_accuracy_score(y, probabilities, k=3, labels=CLASSES))
     assert np.trace(np.array(found.confusion)) == round(found.accuracy * 300)
     assert sum(one.n_samples for one in found.reliability) == 300
@@ -55,17 +54,19 @@ def test_scores_are_scikit_learns(seed: int) -> None:
 
 @pytest.mark.parametrize(("n_right", "n"), [(0, 30), (30, 30), (15, 30), (499, 500), (1, 1)])
 def test_the_interval_is_wilsons(n_right: int, n: int) -> None:
-    theirs = scipy.stats.binomtest(n_right, n).proportion_ci(method="wilson")
-    assert wilson(n_right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    z = 1.959963984540054
+    middle, spread = n_right + z**2 / 2, z * (n_right * (n - n_right) / n + z**2 / 4) ** 0.5
+    ends = (middle - spread) / (n + z**2), (middle + spread) / (n + z**2)
+    assert wilson_interval(n_right, n) == pytest.approx(ends, abs=1e-12)
 
 
-def test_what_is_sure_and_right_is_calibrated() -> None:
+def test_certain_and_correct_predictions_are_calibrated() -> None:
     y = np.repeat(CLASSES, 10)
     found = score(y, (y[:, None] == CLASSES).astype(float), CLASSES)
     assert (found.accuracy, found.calibration_error, found.macro_f1) == (1.0, 0.0, 1.0)
     assert found.reliability == (Bin(40, 1.0, 1.0),)
 
 
-def test_there_must_be_something_to_test() -> None:
-    with pytest.raises(AnalysisError, match="no picture to test with"):
+def test_no_images_are_refused() -> None:
+    with pytest.raises(AnalysisError, match="no test images"):
         score(np.array([], np.str_), np.empty((0, 4)), CLASSES)

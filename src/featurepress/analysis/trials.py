@@ -12,7 +12,7 @@ from featurepress.analysis.classifier import Classifier, draw_rows
 from featurepress.analysis.evaluation import Baseline, LearningPoint, Measured, Mistake
 from featurepress.analysis.moments import require_finite
 from featurepress.analysis.near_duplicates import near_duplicate_groups, near_duplicate_threshold
-from featurepress.analysis.scores import score, wilson
+from featurepress.analysis.scores import score, wilson_interval
 from featurepress.analysis.splits import Split, drawn_split, given_split
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def learning_curve(outcome: Outcome) -> tuple[LearningPoint, ...]:
             one = replace(fitted, regularization=fitted.regularization_).fit(trial.X[rows], trial.y[rows])
             n_train = len(rows)
         right = int((one.predict(trial.X[split.test]) == trial.y[split.test]).sum())
-        points[len(rows)] = LearningPoint(n_train, right / len(split.test), wilson(right, len(split.test)))
+        points[len(rows)] = LearningPoint(n_train, right / len(split.test), wilson_interval(right, len(split.test)))
     return tuple(points.values())
 
 
@@ -224,7 +224,9 @@ def baselines(outcome: Outcome, looks: Histograms | None = None) -> tuple[Baseli
     labels, counts = np.unique(y[train], return_counts=True)
     right = int((y[test] == labels[counts.argmax()]).sum())
     most = Baseline(
-        f"always the most frequent label, '{labels[counts.argmax()]}'", right / len(test), wilson(right, len(test))
+        f"always the most frequent label, '{labels[counts.argmax()]}'",
+        right / len(test),
+        wilson_interval(right, len(test)),
     )
     return most, _colours(outcome, train, test, looks)
 
@@ -249,5 +251,5 @@ def _colours(outcome: Outcome, train: Rows, test: Rows, looks: Histograms | None
     return Baseline(
         f"{name}, of {len(train):,} training and {len(test):,} test pictures",
         right / len(test),
-        wilson(right, len(test)),
+        wilson_interval(right, len(test)),
     )
