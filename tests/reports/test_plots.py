@@ -196,7 +196,7 @@ plots.variance_plot([0.5, 0.4])
 assert "matplotlib.pyplot" not in sys.modules
 import matplotlib
 before = dict(matplotlib.rcParams)
-before["text.usetex"] = matplotlib.rcParams["text.usetex"] = True  # as in a user's configuration; TeX is not installed
+before["text.usetex"] = matplotlib.rcParams["text.usetex"] = True  # as a user may set it
 plots.confusion_plot([[1, 0], [1, 2]], ["$a", "b"])
 assert dict(matplotlib.rcParams) == before
 """
