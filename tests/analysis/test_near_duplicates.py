@@ -140,7 +140,7 @@ def test_threshold_of_many_pictures_is_drawn_and_comes_out_the_same_again(
 ) -> None:
     X, labels = alike(600, 1.5)
     every = near_duplicate_threshold(X, labels)
-    monkeypatch.setattr(near_duplicates, "_DRAWN_ROWS", 150)
+    monkeypatch.setattr(near_duplicates, "_SAMPLE_ROWS", 150)
     drawn = [near_duplicate_threshold(X, labels, random_state=seed) for seed in (0, 0, 1, 2)]
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) > 1

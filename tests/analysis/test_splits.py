@@ -90,7 +90,7 @@ def test_turntables_leave_nothing_to_test() -> None:
     assert len(drawn_split(y).test) == 50
     honest = drawn_split(y, groups)
     assert (len(honest.test), honest.not_evaluable) == (0, ("apple", "banana"))
-    assert honest.reason == "0 test pictures are left; 30 are needed"
+    assert honest.reason.startswith("0 test images are left, at least 30")
 
 
 def test_a_given_split_drops_test_pictures_with_a_twin_in_training() -> None:
@@ -109,11 +109,9 @@ def test_a_given_split_with_too_few_left_or_a_class_emptied_is_not_measurable() 
     y, groups = labelled({"apple": 100, "banana": 100}, 2)
     is_test = np.random.default_rng(0).random(200) < 0.5
     few = given_split(y, is_test, np.zeros(200, np.int64))
-    assert few.reason.startswith(
-        f"0 test pictures are left, {is_test.sum()} with a twin in training were dropped; 30"
-    )
+    assert few.reason.startswith(f"0 test images are left ({is_test.sum()} near-duplicates")
     groups = np.where(y == "apple", np.arange(200), 1_000)
     emptied = given_split(y, is_test, groups)
-    assert emptied.reason == "all test pictures of 'banana' have a twin in training"
+    assert emptied.reason == "all test images of 'banana' have a near-duplicate in training"
     assert emptied.not_evaluable == ("banana",)
     assert (y[emptied.test] == "apple").all()

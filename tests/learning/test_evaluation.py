@@ -78,7 +78,7 @@ def test_a_twin_in_training_is_dropped(tmp_path: Path) -> None:
     test = made(tmp_path / "all", X, uris, label=y.tolist(), distinct=True)
     found = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
     assert found.leak_aware.scores is None
-    assert found.leak_aware.reason == "all test pictures of 'apple' have a twin in training"
+    assert found.leak_aware.reason == "all test images of 'apple' have a near-duplicate in training"
     assert found.best is found.naive
 
 
@@ -265,7 +265,7 @@ def test_pictures_that_are_gone_leave_a_report_all_the_same(orchard: Path, tmp_p
     found = fp.evaluate(
         tmp_path / "model", tmp_path / "features", tmp_path / "report.html", near_duplicate_threshold=APART
     )
-    assert found.baselines[1].reason == "the pictures cannot be read any more"
+    assert found.baselines[1].reason == "the images cannot be read"
     assert (tmp_path / "report.html").is_file()
 
 
@@ -274,7 +274,7 @@ def test_a_report_that_cannot_be_written_is_refused_first(orchard: Path, tmp_pat
         with pytest.raises(kind, match="report"):
             fp.evaluate(tmp_path / "no model", orchard / "reduced", tmp_path / name)
     (tmp_path / "report.json").write_text("mine")
-    with pytest.raises(DestinationError, match=r"report.json' is there already"):
+    with pytest.raises(DestinationError, match=r"report.json' already exists"):
         fp.evaluate(tmp_path / "no model", orchard / "reduced", tmp_path / "report.html")
 
 

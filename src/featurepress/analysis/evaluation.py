@@ -1,4 +1,4 @@
-"""What is found when a classifier is measured: plain values, which reports and JSON show."""
+"""Results of an evaluation as plain values, for reports and JSON."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from featurepress.analysis.scores import Scores
 
 @dataclass(frozen=True)
 class Measured:
-    """What one way of splitting the pictures gives.
+    """Measurement with one split.
 
     Attributes
     ----------
     n_train, n_test : int
-        Pictures on either side.
+        Number of training and test images.
     n_near_duplicates : int
-        Test pictures that were dropped, because a near-duplicate of theirs trains.
+        Test images that were left out because they have a near-duplicate in training.
     not_evaluable : tuple of str
-        Classes without a picture to test.
+        Classes without test images.
     reason : str
-        Why nothing can be measured; "" where it can.
+        Why nothing can be measured; "" if `scores` exist.
     scores : Scores or None
-        None where nothing can be measured.
+        None if nothing can be measured.
     """
 
     n_train: int
@@ -36,7 +36,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A test picture that is told wrongly: the right label, the one that is told, and how confidently."""
+    """A test image with a wrong prediction: its true label, and the predicted one with its probability."""
 
     uri: str
     label: str
@@ -46,7 +46,7 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What something far simpler reaches on the same test pictures; `reason` says why it was not measured."""
+    """Accuracy of a simple method on the same test images; `reason` says why it was not measured."""
 
     name: str
     accuracy: float | None = None
@@ -56,7 +56,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class LearningPoint:
-    """The accuracy on the same test pictures, of a classifier fitted to `n_train` of the training pictures."""
+    """Accuracy on the same test images after fitting to `n_train` training images."""
 
     n_train: int
     accuracy: float
@@ -65,32 +65,33 @@ class LearningPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model tells pictures.
+    """Results of evaluating a model.
 
     Attributes
     ----------
     model : mapping
-        Of the model: ``name``, ``kind``, ``n_features``, ``backbone``, ``fingerprint``, ``labels``, ``trained_on``.
+        Facts about the model: ``name``, ``kind``, ``n_features``, ``backbone``, ``fingerprint``, ``labels``,
+        ``trained_on``.
     features : str
-        Where the test pictures' features lie.
+        Location of the test images' feature set.
     split : str
-        How training and test were told apart, in words.
+        How training and test images were separated, in words.
     near_duplicate_rule : str
-        From which cosine on pictures of a label are near-duplicates, and why, in words.
+        How `near_duplicate_threshold` was chosen, in words.
     near_duplicate_threshold : float
-        That cosine.
+        Cosine from which two images of a label count as near-duplicates.
     naive : Measured
-        With every test picture; near-duplicates may stand on both sides.
+        With all test images, including near-duplicates of training images.
     leak_aware : Measured
-        Without those: the figure to go by.
+        Without test images that have a near-duplicate in training: the figure to use.
     mistakes : tuple of Mistake
-        The most confident first; of the leak-aware test, or of the naive one where nothing else is measurable.
+        Highest confidence first, of the `best` measurement.
     baselines : tuple of Baseline
-        Measured on the same pictures as `mistakes`.
+        On the test images of the `best` measurement.
     learning_curve : tuple of LearningPoint
-        Likewise, from few training pictures to all.
+        On the same test images, in ascending order of `n_train`.
     notes : tuple of str
-        What a reader must know besides, such as that a sample was measured.
+        Caveats, for example that a sample was measured.
     """
 
     model: dict[str, Any]
@@ -107,9 +108,9 @@ class Evaluation:
 
     @property
     def best(self) -> Measured:
-        """The measurement to go by: leak-aware where that can be measured, else naive."""
+        """The leak-aware measurement if it has scores, else the naive one."""
         return self.naive if self.leak_aware.scores is None else self.leak_aware
 
     def to_json(self) -> dict[str, Any]:
-        """Give the evaluation as JSON values."""
+        """Return the evaluation as JSON values."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Measure a classifier honestly: naive and leak-aware splits, beside baselines and a learning curve."""
+"""Measure a classifier on naive and leak-aware splits, with baselines, mistakes and a learning curve."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
     Labels = npt.NDArray[np.str_]
 
-Histograms = Callable[[Sequence[str]], Mapping[str, Any]]  # uris -> a small vector of each picture that can be read
+Histograms = Callable[[Sequence[str]], Mapping[str, Any]]  # uris -> a histogram of each readable image
 
 MOST_MISTAKES = 24
-_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training pictures, for the learning curve
-_BASELINE_TRAIN, _BASELINE_TEST = 2_000, 1_000  # pictures whose colours are looked at, at most
+_CURVE_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the training images
+_BASELINE_TRAIN, _BASELINE_TEST = 2_000, 1_000  # images whose histograms are read at most
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Labelled rows in memory, and the classifier that is to be measured on them.
+    """Labelled rows in memory, and a classifier to measure on them.
 
     Parameters
     ----------
@@ -42,17 +42,17 @@ class Trial:
     y : array (n_samples,) of str
         The labels.
     uris : Arrow array (n_samples,) of str
-        The names.
+        The uris.
     hashes : array (n_samples,) int64
-        Numbers that are the same for files of the same bytes only.
+        Equal for files with the same bytes only.
     classifier : Classifier
-        Its settings; fitted, if `is_fitted`, to the rows that train.
+        Settings of the classifier; fitted to the training rows if `is_fitted`.
     is_test : array (n_samples,) bool, optional
-        Which rows test; drawn if nobody says it.
+        Test rows. Drawn by default.
     is_fitted : bool
-        Whether `classifier` is taken as it is.
+        Whether `classifier` is already fitted and used as it is.
     near_duplicate_threshold : float, optional
-        Cosine from which two pictures of a label are twins; by default found by
+        Cosine from which two images of a label are near-duplicates. By default chosen by
         `featurepress.analysis.near_duplicates.near_duplicate_threshold`.
     """
 
@@ -65,30 +65,30 @@ class Trial:
     is_fitted: bool = False
     near_duplicate_threshold: float | None = None
 
-    def named(self, rows: Rows) -> list[str]:
-        """Give the names of some rows."""
-        names: list[str] = self.uris.take(rows).to_pylist()
-        return names
+    def uris_of(self, rows: Rows) -> list[str]:
+        """Return the uris of rows."""
+        uris: list[str] = self.uris.take(rows).to_pylist()
+        return uris
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial gave.
+    """Results of a trial.
 
     Attributes
     ----------
     trial : Trial
         The trial.
     threshold : float
-        The cosine from which two pictures of a label were taken for twins.
+        Cosine from which two images of a label count as near-duplicates.
     groups : array (n_samples,) int64
-        Groups of twins.
+        Group of near-duplicates of each row.
     splits : tuple of Split
-        The naive one and the leak-aware one.
+        The naive and the leak-aware split.
     fitted : tuple of (Classifier or None)
-        What was fitted to the training rows of each; None where that cannot be.
+        Classifier fitted to the training rows of each split; None if that is impossible.
     naive, leak_aware : Measured
-        What was measured with each.
+        Measurement with each split.
     """
 
     trial: Trial
@@ -101,7 +101,7 @@ class Outcome:
 
     @property
     def near_duplicate_rule(self) -> str:
-        """From which cosine on pictures are twins, and why, in words."""
+        """How the threshold was chosen, in words."""
         if self.trial.near_duplicate_threshold is not None:
             return "set by near_duplicate_threshold"
         return (
@@ -110,21 +110,21 @@ class Outcome:
 
     @property
     def best(self) -> tuple[Split, Classifier | None]:
-        """The split to go by, and what was fitted: leak-aware where that can be measured, else naive."""
+        """Split and classifier of the leak-aware measurement if there is one, else of the naive one."""
         number = 0 if self.leak_aware.scores is None else 1
         return self.splits[number], self.fitted[number]
 
 
 def measure(trial: Trial) -> Outcome:
-    """Split the rows, fit to one side, and score the other, naively and leak-aware.
+    """Return the scores of a classifier on a naive and on a leak-aware split.
 
     Notes
     -----
-    The regularisation is chosen once, on the leak-aware training rows, with twins kept together; so that the two
-    figures differ by the pictures only. Time: that of two fits, of the search for twins (pairs of a label), and of
-    the cross-validation.
+    The regularisation is chosen once, on the leak-aware training rows, with near-duplicates in the same fold. So
+    the two measurements differ in their images only. Time: two fits, the search for near-duplicates among the rows
+    of each label, and the cross-validation.
     """
-    require_finite(trial.X.mean(axis=0, dtype=np.float64), trial.X)  # those that only test too
+    require_finite(trial.X.mean(axis=0, dtype=np.float64), trial.X)  # test rows too
     y, threshold = trial.y, trial.near_duplicate_threshold
     if threshold is None:
         threshold = near_duplicate_threshold(trial.X, y, random_state=trial.classifier.random_state)
@@ -152,7 +152,7 @@ def measure(trial: Trial) -> Outcome:
 
 
 def _fit(trial: Trial, classifier: Classifier, split: Split, groups: Rows) -> Classifier | None:
-    """Fit to the training rows of a split; None where they are of fewer than two labels."""
+    """Return a classifier fitted to the training rows; None if they have fewer than two labels."""
     if trial.is_fitted:
         return trial.classifier
     if len(np.unique(trial.y[split.train])) < 2:
@@ -161,7 +161,7 @@ def _fit(trial: Trial, classifier: Classifier, split: Split, groups: Rows) -> Cl
 
 
 def _measured(trial: Trial, split: Split, fitted: Classifier | None) -> Measured:
-    reason = split.reason or ("" if fitted is not None else "fewer than two labels are left to train with")
+    reason = split.reason or ("" if fitted is not None else "fewer than two labels are left in training")
     n_train, n_test = len(split.train), len(split.test)
     if reason or fitted is None:
         return Measured(n_train, n_test, split.n_near_duplicates, split.not_evaluable, reason)
@@ -169,87 +169,89 @@ def _measured(trial: Trial, split: Split, fitted: Classifier | None) -> Measured
     return Measured(n_train, n_test, split.n_near_duplicates, split.not_evaluable, "", found)
 
 
-# -- what stands beside the figure ---------------------------------------------------------------------------
+# -- mistakes, learning curve, baselines ------------------------------------------------------------------------
 
 
-def find_mistakes(outcome: Outcome, n_most: int = MOST_MISTAKES) -> tuple[Mistake, ...]:
-    """Give the test pictures that are told wrongly, the most confident first."""
+def find_mistakes(outcome: Outcome, limit: int = MOST_MISTAKES) -> tuple[Mistake, ...]:
+    """Return the mistakes on the test images, highest confidence first."""
     trial, (split, fitted) = outcome.trial, outcome.best
     if fitted is None or not len(split.test):
         return ()
     shares = fitted.predict_proba(trial.X[split.test])
-    told, confidence = fitted.classes_[shares.argmax(axis=1)], shares.max(axis=1)
-    wrong = np.flatnonzero(told != trial.y[split.test])
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:n_most]
+    predicted, confidence = fitted.classes_[shares.argmax(axis=1)], shares.max(axis=1)
+    wrong = np.flatnonzero(predicted != trial.y[split.test])
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
     return tuple(
-        Mistake(uri, str(trial.y[row]), str(told[i]), float(confidence[i]))
-        for i, row, uri in zip(wrong, split.test[wrong], trial.named(split.test[wrong]), strict=True)
+        Mistake(uri, str(trial.y[row]), str(predicted[i]), float(confidence[i]))
+        for i, row, uri in zip(wrong, split.test[wrong], trial.uris_of(split.test[wrong]), strict=True)
     )
 
 
 def learning_curve(outcome: Outcome) -> tuple[LearningPoint, ...]:
-    """Fit to more and more of the training rows, each class with its share, and score the same test rows."""
+    """Return the accuracy on the same test rows after fitting to growing shares of the training rows."""
     trial, (split, fitted) = outcome.trial, outcome.best
     if fitted is None or not len(split.test) or not len(split.train):
         return ()
-    own = trial.y[split.train]
+    y_train = trial.y[split.train]
     points: dict[int, LearningPoint] = {}
-    for share in _SHARES:
-        rows = split.train[draw_rows(own, round(share * len(own)), fitted.random_state)]
+    for share in _CURVE_SHARES:
+        rows = split.train[draw_rows(y_train, round(share * len(y_train)), fitted.random_state)]
         if len(rows) in points or len(np.unique(trial.y[rows])) < 2:
             continue
-        one, n_train = fitted, fitted.n_samples_  # of a trained model, more than are here if these were drawn
+        classifier, n_train = fitted, fitted.n_samples_  # more than len(rows) if these are a sample
         if len(rows) < len(split.train):
-            one = replace(fitted, regularization=fitted.regularization_).fit(trial.X[rows], trial.y[rows])
+            classifier = replace(fitted, regularization=fitted.regularization_).fit(trial.X[rows], trial.y[rows])
             n_train = len(rows)
-        right = int((one.predict(trial.X[split.test]) == trial.y[split.test]).sum())
-        points[len(rows)] = LearningPoint(n_train, right / len(split.test), wilson_interval(right, len(split.test)))
+        n_correct = int((classifier.predict(trial.X[split.test]) == trial.y[split.test]).sum())
+        points[len(rows)] = LearningPoint(
+            n_train, n_correct / len(split.test), wilson_interval(n_correct, len(split.test))
+        )
     return tuple(points.values())
 
 
-def baselines(outcome: Outcome, looks: Histograms | None = None) -> tuple[Baseline, ...]:
-    """Say what far simpler things reach: the most frequent label, and the colours of the pictures.
+def baselines(outcome: Outcome, histograms: Histograms | None = None) -> tuple[Baseline, ...]:
+    """Return the accuracy of two simple methods: the most frequent label, and colour histograms.
 
     Parameters
     ----------
     outcome : Outcome
-        Of the trial that they stand beside.
-    looks : callable, optional
-        Gives a colour histogram of each picture that can be read, by its uri.
+        The trial to compare with.
+    histograms : callable, optional
+        Returns the colour histogram of each readable image by uri. Without it the second baseline is not measured.
     """
     trial, (split, _) = outcome.trial, outcome.best
     if not len(split.test) or not len(split.train):
         return ()
     y, train, test = trial.y, split.train, split.test
     labels, counts = np.unique(y[train], return_counts=True)
-    right = int((y[test] == labels[counts.argmax()]).sum())
-    most = Baseline(
+    n_correct = int((y[test] == labels[counts.argmax()]).sum())
+    majority = Baseline(
         f"always the most frequent label, '{labels[counts.argmax()]}'",
-        right / len(test),
-        wilson_interval(right, len(test)),
+        n_correct / len(test),
+        wilson_interval(n_correct, len(test)),
     )
-    return most, _colours(outcome, train, test, looks)
+    return majority, _histogram_baseline(outcome, train, test, histograms)
 
 
-def _colours(outcome: Outcome, train: Rows, test: Rows, looks: Histograms | None) -> Baseline:
+def _histogram_baseline(outcome: Outcome, train: Rows, test: Rows, histograms: Histograms | None) -> Baseline:
     trial, name = outcome.trial, "colour histogram"
     seed = trial.classifier.random_state
-    if looks is None:
-        return Baseline(name, reason="the pictures were not looked at")
+    if histograms is None:
+        return Baseline(name, reason="the images were not read")
     train = train[draw_rows(trial.y[train], _BASELINE_TRAIN, seed)]
     test = test[draw_rows(trial.y[test], _BASELINE_TEST, seed)]
-    names = [trial.named(rows) for rows in (train, test)]
-    found = looks([*names[0], *names[1]])
-    is_there = [np.array([uri in found for uri in own], bool) for own in names]
-    train, test = train[is_there[0]], test[is_there[1]]
+    uris = [trial.uris_of(rows) for rows in (train, test)]
+    found = histograms([*uris[0], *uris[1]])
+    is_readable = [np.array([uri in found for uri in side], bool) for side in uris]
+    train, test = train[is_readable[0]], test[is_readable[1]]
     if len(test) < len(found) / 10 or len(np.unique(trial.y[train])) < 2 or not len(test):
-        return Baseline(name, reason="the pictures cannot be read any more")
-    H = [np.stack([found[uri] for uri in own if uri in found]).astype(np.float32) for own in names]
-    one = Classifier(random_state=seed, balanced=trial.classifier.balanced)
-    one.fit(H[0], trial.y[train], outcome.groups[train])  # near-duplicates together, as for what it stands beside
-    right = int((one.predict(H[1]) == trial.y[test]).sum())
+        return Baseline(name, reason="the images cannot be read")
+    H = [np.stack([found[uri] for uri in side if uri in found]).astype(np.float32) for side in uris]
+    classifier = Classifier(random_state=seed, balanced=trial.classifier.balanced)
+    classifier.fit(H[0], trial.y[train], outcome.groups[train])
+    n_correct = int((classifier.predict(H[1]) == trial.y[test]).sum())
     return Baseline(
-        f"{name}, of {len(train):,} training and {len(test):,} test pictures",
-        right / len(test),
-        wilson_interval(right, len(test)),
+        f"{name}, of {len(train):,} training and {len(test):,} test images",
+        n_correct / len(test),
+        wilson_interval(n_correct, len(test)),
     )
