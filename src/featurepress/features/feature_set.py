@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
-from featurepress.errors import DestinationError, FeatureSetError, IncompleteError, PlanMismatchError, SettingError
+from featurepress.errors import (
+    DestinationError,
+    FeatureSetError,
+    IncompleteError,
+    PlanMismatchError,
+    RequestError,
+    SettingError,
+)
+from featurepress.features.notebook import N_ROWS, to_html
 from featurepress.ledger import Plan
 from featurepress.ledger.names import FAILURES_FOLDER, FEATURES_FOLDER
 from featurepress.ledger.schemas import failure_schema, part_schema
@@ -22,23 +30,27 @@ from featurepress.storage import Storage, is_below, open_storage, reporting_dama
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
     import pyarrow as pa
 
     from featurepress.specs import Features
 
 
+_STREAM_ROWS = 1024  # of a batch of the Arrow stream: 46 MB with 11,520 features
+
+
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Some rows of a feature set.
+    """A batch of rows of a feature set.
 
     Attributes
     ----------
     X : array (n_samples, n_features) float32
         The features.
     y : array (n_samples,) of str, or None
-        The labels, or None for a set that was embedded without.
+        The labels, or None if the set has none.
     uris : array (n_samples,) of str
-        What each row was embedded from.
+        The uri of each image, as the source spells it.
     """
 
     X: Features
@@ -47,9 +59,10 @@ class FeatureBatch:
 
 
 class FeatureSet:
-    """The features at a destination, as they lie there; nothing is held in memory but the plan.
+    """The features at a destination; the rows stay on disk until they are read.
 
-    Use `open_features` to get one.
+    `open_features` opens one. Libraries that speak Arrow read it directly: ``polars.DataFrame(features)``,
+    ``pyarrow.table(features)``, or ``SELECT * FROM features`` in DuckDB.
 
     Parameters
     ----------
@@ -58,7 +71,7 @@ class FeatureSet:
     manifest : dict or None
         The manifest; None while the run has not finished.
     summary : object, optional
-        What the run that has just made or finished this set did, with its times.
+        Result of the run that has just written this set: a `featurepress.progress.Summary`.
     """
 
     def __init__(self, plan: Plan, manifest: dict[str, Any] | None, summary: Any = None) -> None:
@@ -72,9 +85,26 @@ class FeatureSet:
             f"<FeatureSet '{self.location}': {len(self)} x {self.n_features}, {self.plan.backbone.model}, {state}>"
         )
 
+    def _repr_html_(self) -> str:
+        """Return the set as HTML for notebooks: facts, and the first rows with a few of their features."""
+        backbone = self.plan.backbone
+        facts = {
+            "location": self.location,
+            "status": "complete" if self.is_complete else "incomplete",
+            "rows": len(self),
+            "failures": self.failures.num_rows,
+            "features": f"{self.n_features:,} float32 per row",
+            "model": f"{backbone.model}, {backbone.pooling}",
+            "fields": ", ".join(self.schema.names),
+            "fingerprint": self.fingerprint,
+        }
+        first = next(self.record_batches(N_ROWS, self.schema.names), None)
+        rows = [] if first is None else first.slice(0, N_ROWS).to_pylist()
+        return to_html("FeatureSet", facts, [{**row, "features": _preview(row["features"])} for row in rows])
+
     @property
     def location(self) -> str:
-        """Where it lies."""
+        """The destination: a folder or the address of one in a bucket."""
         return self.plan.storage.location
 
     @property
@@ -84,16 +114,16 @@ class FeatureSet:
 
     @property
     def fingerprint(self) -> str:
-        """Name of the feature space; sets with different ones cannot be compared."""
+        """Identifier of the feature space. Sets with different fingerprints cannot be compared."""
         return self.plan.backbone.fingerprint
 
     def require_comparable(self, other: FeatureSet) -> None:
-        """Make sure that the features of two sets may be compared, joined or searched together.
+        """Check that the features of two sets can be compared, joined or searched together.
 
         Raises
         ------
         PlanMismatchError
-            They are of different feature spaces; both sides are named, field by field.
+            The feature spaces differ; the message lists the fields that differ.
         """
         if differences := self.plan.backbone.differences(other.plan.backbone):
             raise PlanMismatchError(
@@ -101,23 +131,23 @@ class FeatureSet:
                 f"{'; '.join(differences)}. Embed both with the same model."
             )
 
-    def require_outside(self, place: str) -> None:
-        """Make sure that a destination, spelled in full, does not lie in this set, whose files readers glob.
+    def require_outside(self, location: str) -> None:
+        """Check that a destination, as a full path or address, is not inside this set.
 
         Raises
         ------
         DestinationError
-            It does.
+            It is.
         """
-        if is_below(place, self.location):
+        if is_below(location, self.location):
             raise DestinationError(
-                f"'{place}' lies in the feature set '{self.location}', which is only read. "
+                f"'{location}' is inside the feature set '{self.location}', which is only read. "
                 "Choose an --out beside it."
             )
 
     @property
     def n_features(self) -> int:
-        """Numbers a picture."""
+        """Number of features per image."""
         return self.plan.backbone.n_features
 
     def __len__(self) -> int:
@@ -125,22 +155,22 @@ class FeatureSet:
 
     @property
     def parts(self) -> dict[str, str]:
-        """Name of each part -> a hash that changes whenever the part is written anew, in order."""
+        """Name of each part -> a hash that changes whenever the part is rewritten, in order."""
         return {name: digest for name, (_, digest) in self._footers.items()}
 
     @property
     def parts_hash(self) -> str:
-        """A hash that changes whenever a part comes, goes, or is written anew."""
+        """A hash that changes whenever a part is added, removed or rewritten."""
         return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
 
     @property
     def _part_rows(self) -> dict[str, int]:
-        """Name of each part -> its rows, in order."""
+        """Name of each part -> its number of rows, in order."""
         return {name: n_rows for name, (n_rows, _) in self._footers.items()}
 
     @functools.cached_property
     def _footers(self) -> dict[str, tuple[int, str]]:
-        """Name of each part -> its rows and the hash of what its footer says, in order."""
+        """Name of each part -> its number of rows and the hash of its footer, in order."""
         return {entry.name: self._footer(entry.name) for entry in self._storage.list(FEATURES_FOLDER)}
 
     def _footer(self, name: str) -> tuple[int, str]:
@@ -148,12 +178,12 @@ class FeatureSet:
 
         with reporting_damage(self._storage, name), self._storage.open(name) as file:
             footer = pq.read_metadata(file)
-        said = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
+        row_groups = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
         account = (footer.metadata or {}).get(b"featurepress", b"")
-        return footer.num_rows, hashlib.sha256(account + said.encode()).hexdigest()
+        return footer.num_rows, hashlib.sha256(account + row_groups.encode()).hexdigest()
 
     def part_digest(self, name: str) -> str:
-        """Give the hash of one of the `parts` as it stands now, without a look at the others."""
+        """Return the current hash of one of the `parts`, without reading the others."""
         return self._footer(name)[1]
 
     @property
@@ -172,24 +202,24 @@ class FeatureSet:
 
     @property
     def uris(self) -> npt.NDArray[np.str_]:
-        """What each row was embedded from: array (n_samples,) of str."""
+        """The uri of each image, as the source spells it: array (n_samples,) of str."""
         return self._column("uri")
 
     @property
     def labels(self) -> npt.NDArray[np.str_] | None:
-        """The labels: array (n_samples,) of str, "" where there is none, or None for a set without labels."""
+        """The labels: array (n_samples,) of str, "" for an image without one; None for a set without labels."""
         return self._column("label") if "label" in self.plan.field_names else None
 
     def _column(self, name: str) -> npt.NDArray[np.str_]:
         return _texts(self.to_table([name]).column(name))
 
     def to_table(self, columns: list[str] | None = None) -> pa.Table:
-        """Give all rows as one Arrow table.
+        """Return all rows as one Arrow table.
 
         Parameters
         ----------
         columns : list of str, optional
-            Only these; all by default, which takes ``4 * n_features`` bytes a row and more.
+            Columns to read; all by default, which takes at least ``4 * n_features`` bytes of memory per row.
         """
         import pyarrow as pa
 
@@ -202,8 +232,40 @@ class FeatureSet:
                 tables.append(parquet.read(names, use_threads=False).replace_schema_metadata())
         return pa.concat_tables(tables)
 
+    def to_pandas(self, columns: list[str] | None = None) -> pd.DataFrame:
+        """Return all rows as a pandas DataFrame; the features of a row are an array (n_features,) float32.
+
+        Parameters
+        ----------
+        columns : list of str, optional
+            Columns to read; all by default.
+
+        Raises
+        ------
+        RequestError
+            pandas is not installed.
+        """
+        try:
+            return self.to_table(columns).to_pandas()
+        except ImportError as error:
+            raise RequestError("to_pandas needs pandas. Install it with: pip install pandas") from error
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return the rows as a PyCapsule stream of Arrow, with bounded memory.
+
+        Parameters
+        ----------
+        requested_schema : PyCapsule, optional
+            A schema to cast to, from a library that asks for one.
+        """
+        import pyarrow as pa
+
+        schema = self.schema
+        batches = (batch.cast(schema) for batch in self.record_batches(_STREAM_ROWS, schema.names))
+        return pa.RecordBatchReader.from_batches(schema, batches).__arrow_c_stream__(requested_schema)
+
     def to_numpy(self) -> Features:
-        """Give all features: array (n_samples, n_features) float32, in memory, filled part by part."""
+        """Return all features, read part by part: array (n_samples, n_features) float32."""
         import numpy as np
 
         features = np.empty((len(self), self.n_features), np.float32)
@@ -220,7 +282,7 @@ class FeatureSet:
         Parameters
         ----------
         batch_size : int
-            Most rows a batch; a batch never holds rows of two parts.
+            Maximum rows of a batch; a batch never holds rows of two parts.
 
         Yields
         ------
@@ -241,16 +303,16 @@ class FeatureSet:
     def record_batches(
         self, batch_size: int, columns: list[str], start: int = 0, stop: int | None = None
     ) -> Iterator[pa.RecordBatch]:
-        """Yield some rows in order as Arrow record batches, with bounded memory.
+        """Yield rows in order as Arrow record batches, with bounded memory.
 
         Parameters
         ----------
         batch_size : int
-            Most rows a batch; a batch never holds rows of two parts.
+            Maximum rows of a batch; a batch never holds rows of two parts.
         columns : list of str
             Names of `schema`.
         start, stop : int
-            The rows `start` up to and without `stop`; all by default.
+            The rows from `start` to `stop`, without `stop`; all by default.
         """
         stop = len(self) if stop is None else stop
         first = 0
@@ -274,14 +336,14 @@ class FeatureSet:
     def part_batches(
         self, name: str, columns: list[str], batch_size: int = 8192
     ) -> Iterator[tuple[Features, pa.RecordBatch]]:
-        """Yield the features of one of the `parts`, in order, each time with other columns of the same rows."""
+        """Yield the features of one of the `parts`, in order, with other columns of the same rows."""
         with self._parquet(name) as parquet:
             for record_batch in parquet.iter_batches(batch_size, columns=[*columns, "features"], use_threads=False):
                 yield _matrix(record_batch, self.n_features), record_batch.select(columns)
 
     @contextlib.contextmanager
     def _parquet(self, name: str) -> Iterator[Any]:
-        """Open a file, read without Arrow's threads: a process that ends while they start is aborted."""
+        """Open a file. Arrow's threads are not used: a process that ends while they start is aborted."""
         import pyarrow.parquet as pq
 
         with (
@@ -292,13 +354,13 @@ class FeatureSet:
             yield parquet
 
     def to_spark(self, session: Any) -> Any:
-        """Give the rows as a Spark DataFrame, read by Spark itself; the features are ``array<float>``.
+        """Return the rows as a Spark DataFrame, read by Spark itself; the features are ``array<float>``.
 
         Parameters
         ----------
         session : SparkSession
-            It must be able to read the place, with credentials of its own. A set in S3 is read through ``s3a://``
-            unless the session is one of EMR, which has its own ``s3://``.
+            It reads the files itself, with its own credentials. A set in S3 is read through ``s3a://``; on EMR,
+            which has its own file system, through ``s3://``.
         """
         location = self.location
         if location.startswith("s3://") and not _reads_s3(session):
@@ -311,13 +373,13 @@ class FeatureSet:
         return session.read.schema(self._spark_schema()).parquet(f"{location}/{FEATURES_FOLDER}")
 
     def _spark_schema(self) -> str:
-        """Give the columns in Spark's words, so that it need not open a part to know them."""
+        """Return the columns as a Spark schema, so that Spark does not open a part to infer it."""
         words = {"string": "string", "int32": "int"}
         kinds = ((field.name, words.get(str(field.type), "array<float>")) for field in self.schema)
         return ", ".join(f"`{name}` {kind}" for name, kind in kinds)
 
     def to_ray(self) -> Any:
-        """Give the rows as a Ray dataset; the parts are read by Ray's workers, through Arrow's file systems."""
+        """Return the rows as a Ray dataset; Ray's workers read the parts through Arrow's file systems."""
         import ray.data
 
         location = self.location.replace("gs://", "gcs://", 1)
@@ -343,7 +405,7 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
     location : str or path
         The ``--out`` of the run that made it.
     allow_incomplete : bool
-        Whether a set whose run has not finished may be opened; it holds the rows of the finished parts.
+        Open a set whose run has not finished, too; it holds the rows of the finished parts.
 
     Raises
     ------
@@ -357,7 +419,7 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
     if plan is None:
         raise FeatureSetError(
             f"'{location}' is not a feature set: there is no {ledger.PLAN} in it. "
-            "Give the folder that was --out of an embed."
+            "Name the folder that was --out of an embed."
         )
     manifest = ledger.read_manifest(storage)
     features = FeatureSet(plan, manifest)
@@ -395,8 +457,13 @@ def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:
     return features
 
 
+def _preview(features: list[float]) -> str:
+    """Return the first features of a row as text."""
+    return ", ".join(f"{value:.3g}" for value in features[:4]) + (", …" if len(features) > 4 else "")
+
+
 def _texts(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.str_]:
-    """Give a column as array of str; a missing text is an empty one."""
+    """Return a column as an array of str, "" for a missing text."""
     import numpy as np
 
     return np.array([text or "" for text in column.to_pylist()], np.str_)
