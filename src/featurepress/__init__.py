@@ -8,23 +8,34 @@ from typing import TYPE_CHECKING, Any
 
 from featurepress._version import __version__
 
-if TYPE_CHECKING:
-    from featurepress import engines, models
-    from featurepress.analysis import PCA
-    from featurepress.analysis.evaluation import Evaluation
-    from featurepress.engines import LocalEngine
-    from featurepress.errors import FeaturepressError
-    from featurepress.features.export import export
-    from featurepress.features.feature_set import FeatureBatch, FeatureSet
-    from featurepress.learning.evaluation import evaluate
-    from featurepress.learning.model import TrainedModel, open_model
-    from featurepress.learning.prediction import predict
-    from featurepress.learning.predictions import Predictions
-    from featurepress.learning.reduced import ReducedFeatureSet, open_features
-    from featurepress.learning.reduction import reduce
-    from featurepress.learning.training import train
-    from featurepress.progress import Changes, Progress, Summary
-    from featurepress.runs.verbs import Estimate, embed, estimate, resume, retry, update
+if TYPE_CHECKING:  # "as" marks a name as public for type checkers
+    from featurepress import engines as engines
+    from featurepress import models as models
+    from featurepress.analysis import PCA as PCA
+    from featurepress.analysis.evaluation import Evaluation as Evaluation
+    from featurepress.engines import LocalEngine as LocalEngine
+    from featurepress.errors import FeaturepressError as FeaturepressError
+    from featurepress.features.export import export as export
+    from featurepress.features.feature_set import FeatureBatch as FeatureBatch
+    from featurepress.features.feature_set import FeatureSet as FeatureSet
+    from featurepress.learning.evaluation import evaluate as evaluate
+    from featurepress.learning.model import TrainedModel as TrainedModel
+    from featurepress.learning.model import open_model as open_model
+    from featurepress.learning.prediction import predict as predict
+    from featurepress.learning.predictions import Predictions as Predictions
+    from featurepress.learning.reduced import ReducedFeatureSet as ReducedFeatureSet
+    from featurepress.learning.reduced import open_features as open_features
+    from featurepress.learning.reduction import reduce as reduce
+    from featurepress.learning.training import train as train
+    from featurepress.progress import Changes as Changes
+    from featurepress.progress import Progress as Progress
+    from featurepress.progress import Summary as Summary
+    from featurepress.runs.verbs import Estimate as Estimate
+    from featurepress.runs.verbs import embed as embed
+    from featurepress.runs.verbs import estimate as estimate
+    from featurepress.runs.verbs import resume as resume
+    from featurepress.runs.verbs import retry as retry
+    from featurepress.runs.verbs import update as update
 
 # Name -> the module it is imported from, in the order of use. The imports above are for editors and mypy; a test
 # compares the two.

@@ -54,7 +54,7 @@ def test_polars_reads_the_stream(features: FeatureSet) -> None:
 def test_duckdb_reads_the_stream_by_the_name_of_the_variable(features: FeatureSet) -> None:
     import duckdb
 
-    rows = duckdb.sql("SELECT label, count(*) FROM features GROUP BY label ORDER BY label").fetchall()
+    rows = duckdb.execute("SELECT label, count(*) FROM features GROUP BY label ORDER BY label").fetchall()
     assert rows == [("fruit 0", 8), ("fruit 1", 8), ("fruit 2", 7)]
 
 
