@@ -87,6 +87,7 @@ LIBRARIES = {
     "typer": {"cli"},
     "rich": {"cli", "progress"},
     "IPython": {"progress"},
+    "pandas": {"features", "learning"},
     "pyspark": {"engines", "features", "spark"},
     "ray": {"engines", "features"},
     "torch": set(),
