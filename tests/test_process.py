@@ -85,13 +85,13 @@ def test_an_argument_that_cannot_be_pickled_is_an_error_and_nothing_is_sent(chil
 
 def test_a_result_that_cannot_be_pickled_is_an_error(child: Child) -> None:
     with pytest.raises(Exception, match=r"(?i)pickle"):
-        child.call(tasks.give_lambda)
+        child.call(tasks.return_lambda)
     assert child.call(tasks.echo, 1) == 1
 
 
 def test_a_result_that_cannot_be_unpickled_here_is_an_error_not_a_hang(child: Child) -> None:
     with pytest.raises(ModuleNotFoundError, match="there is no such module here"):
-        child.call(tasks.give_what_only_the_child_knows)
+        child.call(tasks.return_value_of_this_process_only)
     assert child.call(tasks.echo, 1) == 1
 
 
@@ -128,17 +128,17 @@ def test_what_c_libraries_say_is_not_shown(capfd: pytest.CaptureFixture[str]) ->
     assert "a library's greeting" in err
 
 
-# -- beats ---------------------------------------------------------------------------------------------------
+# -- messages ------------------------------------------------------------------------------------------------
 
 
-def test_beats_come_in_order_before_the_result(child: Child) -> None:
-    heard: list[Any] = []
-    assert child.call(tasks.count_by_beats, 50, on_message=heard.append) == 50
-    assert heard == list(range(50))
+def test_messages_arrive_in_order_before_the_result(child: Child) -> None:
+    messages: list[Any] = []
+    assert child.call(tasks.count_by_messages, 50, on_message=messages.append) == 50
+    assert messages == list(range(50))
 
 
-def test_a_beat_outside_a_child_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    send_message("nobody hears")
+def test_a_message_outside_a_child_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    send_message("nobody receives this")
     assert capfd.readouterr() == ("", "")
 
 
@@ -147,7 +147,7 @@ def test_an_error_of_the_listener_leaves_a_child_that_is_not_ready(child: Child)
         raise LookupError("deaf")
 
     with pytest.raises(LookupError):
-        child.call(tasks.count_by_beats, 3, on_message=on_message)
+        child.call(tasks.count_by_messages, 3, on_message=on_message)
     assert not child.is_ready
 
 
@@ -158,7 +158,7 @@ def test_an_error_of_the_listener_leaves_a_child_that_is_not_ready(child: Child)
     ("how", "words"),
     [("exit", "exited with code 3"), ("abort", "was killed by SIGABRT"), ("kill", "was killed by SIGKILL")],
 )
-def test_a_death_is_told(child: Child, how: str, words: str) -> None:
+def test_the_cause_of_death_is_reported(child: Child, how: str, words: str) -> None:
     with pytest.raises(ChildDiedError, match=f"^{words}$"):
         child.call(tasks.die, how)
     assert not child.is_ready
@@ -166,7 +166,7 @@ def test_a_death_is_told(child: Child, how: str, words: str) -> None:
         child.call(tasks.echo, 1)
 
 
-def test_silence_is_death(child: Child) -> None:
+def test_a_silent_child_is_killed(child: Child) -> None:
     child.call(tasks.echo, 1)
     begun = time.monotonic()
     with pytest.raises(ChildSilentError, match=r"0\.3 seconds"):
@@ -175,9 +175,9 @@ def test_silence_is_death(child: Child) -> None:
     assert not is_running(child.pid)
 
 
-def test_beats_break_the_silence(child: Child) -> None:
+def test_messages_prevent_the_timeout(child: Child) -> None:
     child.call(tasks.echo, 1)
-    assert child.call(tasks.count_by_beats, 6, 0.4, silence_seconds=2.0) == 6
+    assert child.call(tasks.count_by_messages, 6, 0.4, silence_seconds=2.0) == 6
 
 
 def test_a_module_that_cannot_be_imported_is_death() -> None:

@@ -52,7 +52,7 @@ class UnportableError(Exception):
         super().__init__(f"{reason} ({code})")
 
 
-def give_lambda() -> Any:
+def return_lambda() -> Any:
     return lambda: None
 
 
@@ -69,7 +69,7 @@ def _here(pid: int) -> OnlyThere:
     return OnlyThere()
 
 
-def give_what_only_the_child_knows() -> Any:
+def return_value_of_this_process_only() -> Any:
     return OnlyThere()
 
 
@@ -85,7 +85,7 @@ def sleep(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def count_by_beats(n: int, pause_seconds: float = 0.0) -> int:
+def count_by_messages(n: int, pause_seconds: float = 0.0) -> int:
     for i in range(n):
         send_message(i)
         time.sleep(pause_seconds)
@@ -132,7 +132,7 @@ def mark_attempt(plan: Plan, shard: int, entered: Path) -> None:
 
 
 def running() -> set[int]:
-    """Give the processes that this process has started and that still run, but for the servers of tests."""
+    """Return the processes that this process has started and that still run, but for the servers of tests."""
     import psutil
 
     found = set()
@@ -160,13 +160,13 @@ def square_but_never(plan: Plan, shard: int) -> int:
     return shard * shard
 
 
-def beating(plan: Plan, shard: int) -> int:
+def sending(plan: Plan, shard: int) -> int:
     send_message(("images", shard, 0))
     return shard
 
 
-def beating_slowly(plan: Plan, shard: int) -> int:
-    return count_by_beats(6, 0.5)
+def sending_slowly(plan: Plan, shard: int) -> int:
+    return count_by_messages(6, 0.5)
 
 
 def worker_id(plan: Plan, shard: int) -> int:
@@ -175,7 +175,7 @@ def worker_id(plan: Plan, shard: int) -> int:
 
 
 @dataclass(frozen=True)
-class Noted:
+class Recorded:
     """Leaves a file for every attempt, and then does what `then` says."""
 
     folder: Path
@@ -188,7 +188,7 @@ class Noted:
 
 
 def attempts(folder: Path, shard: int) -> list[Path]:
-    """Give the attempts that `Noted` has noted at a shard."""
+    """Return the attempts that `Recorded` has recorded for a shard."""
     return list(folder.glob(f"{shard}-*"))
 
 
@@ -233,7 +233,7 @@ class Unplanned:
 
 
 def loads(plan: Plan, shard: int) -> tuple[int, int]:
-    """Give this process, and how often it has loaded the fake backbone."""
+    """Return this process, and how often it has loaded the fake backbone."""
     from featurepress.testing import FakeBackbone
 
     time.sleep(0.2)

@@ -61,9 +61,9 @@ def plan(tmp_path: Path) -> Plan:
     return PlanMaker(FolderStorage(str(tmp_path / "out")))(memory_source({"a": b"1"}))
 
 
-def test_every_shard_runs_once_and_its_result_comes(engine: Engine, plan: Plan, tmp_path: Path) -> None:
+def test_every_shard_runs_once_and_returns_its_result(engine: Engine, plan: Plan, tmp_path: Path) -> None:
     shards = [0, 1, 2, 3, 5, 8, 100_000_000]
-    results = list(engine.run(tasks.Noted(tmp_path), plan, shards))
+    results = list(engine.run(tasks.Recorded(tmp_path), plan, shards))
     assert sorted(results) == [shard * shard for shard in shards]
     assert all(len(tasks.attempts(tmp_path, shard)) == 1 for shard in shards)
 
@@ -119,7 +119,7 @@ def test_the_error_of_the_shards_reaches_the_caller(engine: Engine, plan: Plan) 
         list(engine.run(tasks.square, plan, shards()))
 
 
-def test_whoever_stops_early_stops_everything(engine: Engine, plan: Plan, tmp_path: Path) -> None:
+def test_closing_the_generator_stops_all_shards(engine: Engine, plan: Plan, tmp_path: Path) -> None:
     taken: list[int] = []
 
     def shards() -> Iterator[int]:
@@ -181,7 +181,7 @@ def test_a_shard_that_comes_after_the_end_is_not_run(process_engine: Engine, pla
         go_on.wait(PATIENCE_SECONDS)
         yield 1
 
-    results = process_engine.run(tasks.Noted(tmp_path), plan, shards())
+    results = process_engine.run(tasks.Recorded(tmp_path), plan, shards())
     assert next(results) == 0
     assert waiting.wait(PATIENCE_SECONDS)
     closer = threading.Thread(target=results.close)
@@ -222,13 +222,13 @@ def test_a_task_may_ask_for_fewer_deaths(process_engine: Engine, plan: Plan, tmp
     assert len(tasks.attempts(tmp_path, 1)) == 1
 
 
-def test_a_lack_of_memory_says_which_setting_gives_more(process_engine: Engine, plan: Plan) -> None:
+def test_an_out_of_memory_error_names_the_setting(process_engine: Engine, plan: Plan) -> None:
     setting = "--memory|spark.executor.memoryOverhead|ray start --num-cpus"
     with pytest.raises(EngineError, match=rf"A worker on .* ran out of memory \(bad_alloc\): .*({setting})"):
         list(process_engine.run(tasks.starve, plan, [1]))
 
 
-def test_what_a_worker_was_at_when_it_died_is_heard(process_engine: Engine, plan: Plan, tmp_path: Path) -> None:
+def test_the_last_message_of_a_dead_worker_is_delivered(process_engine: Engine, plan: Plan, tmp_path: Path) -> None:
     """So that whoever runs it can leave out the image that killed it."""
     heard: list[Any] = []
     task = tasks.Dying(tmp_path, "SIGKILL", times=1000, max_deaths=1, says=("at", 1, "evil.jpg"))
@@ -237,22 +237,22 @@ def test_what_a_worker_was_at_when_it_died_is_heard(process_engine: Engine, plan
     assert heard == [("at", 1, "evil.jpg")]
 
 
-def test_beats_arrive_before_the_result(process_engine: Engine, plan: Plan) -> None:
+def test_messages_arrive_before_the_result(process_engine: Engine, plan: Plan) -> None:
     heard: list[Any] = []
     results = set()
-    for result in process_engine.run(tasks.beating, plan, range(8), heard.append):
+    for result in process_engine.run(tasks.sending, plan, range(8), heard.append):
         results.add(result)
         assert ("images", result, 0) in heard
     assert results == set(range(8))
     assert sorted(heard) == [("images", shard, 0) for shard in range(8)]
 
 
-def test_the_error_of_whoever_hears_the_beats_reaches_the_caller(process_engine: Engine, plan: Plan) -> None:
+def test_an_error_in_on_message_reaches_the_caller(process_engine: Engine, plan: Plan) -> None:
     def on_message(message: Any) -> None:
         raise LookupError("no progress line here")
 
     with pytest.raises(LookupError, match="no progress line here"):
-        list(process_engine.run(tasks.beating, plan, [7, 7, 7], on_message))
+        list(process_engine.run(tasks.sending, plan, [7, 7, 7], on_message))
     assert sorted(process_engine.run(tasks.square, plan, [2, 3, 4])) == [4, 9, 16]
 
 

@@ -78,20 +78,20 @@ class HangOnce:
         tasks.hang(plan, shard)
 
 
-def test_a_worker_that_beats_is_not_silent(plan: Plan) -> None:
+def test_a_worker_that_sends_messages_is_not_killed(plan: Plan) -> None:
     with LocalEngine(1, silence_seconds=2.0) as engine:
         list(engine.run(tasks.square, plan, [0]))
-        assert list(engine.run(tasks.beating_slowly, plan, [0])) == [6]  # takes 3 seconds
+        assert list(engine.run(tasks.sending_slowly, plan, [0])) == [6]  # takes 3 seconds
 
 
 def test_a_worker_that_hung_once_is_no_end(plan: Plan, tmp_path: Path) -> None:
     with LocalEngine(1, silence_seconds=2.0) as engine:
-        assert list(engine.run(tasks.Noted(tmp_path, HangAtFirst(tmp_path)), plan, [3])) == [9]
+        assert list(engine.run(tasks.Recorded(tmp_path, HangAtFirst(tmp_path)), plan, [3])) == [9]
     assert len(tasks.attempts(tmp_path, 3)) == 2
 
 
 class HangAtFirst:
-    """Hangs at the first attempt that `Noted` has noted."""
+    """Hangs at the first attempt that `Recorded` has noted."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

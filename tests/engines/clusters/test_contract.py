@@ -17,15 +17,16 @@ from featurepress.storage import FolderStorage
 from featurepress.testing import PlanMaker, memory_source
 from tests.contracts import tasks
 from tests.contracts.test_engines import (
-    test_a_lack_of_memory_says_which_setting_gives_more,
     test_a_shard_that_comes_after_the_end_is_not_run,
     test_a_shard_whose_process_always_dies_is_an_error,
     test_a_shard_whose_process_dies_is_run_again,
     test_a_task_may_ask_for_fewer_deaths,
     test_a_task_that_cannot_travel_is_an_error_at_once,
     test_an_engine_goes_on_after_an_error,
+    test_an_out_of_memory_error_names_the_setting,
     test_close_twice,
-    test_every_shard_runs_once_and_its_result_comes,
+    test_closing_the_generator_stops_all_shards,
+    test_every_shard_runs_once_and_returns_its_result,
     test_flights_are_dropped_when_a_task_fails,
     test_flights_are_dropped_when_the_results_are_not_wanted,
     test_no_shards_no_results,
@@ -33,20 +34,20 @@ from tests.contracts.test_engines import (
     test_shards_may_still_grow_while_the_first_run,
     test_the_error_of_a_task_reaches_the_caller,
     test_the_error_of_the_shards_reaches_the_caller,
-    test_what_a_worker_was_at_when_it_died_is_heard,
-    test_whoever_stops_early_stops_everything,
+    test_the_last_message_of_a_dead_worker_is_delivered,
 )
 
 __all__ = [
-    "test_a_lack_of_memory_says_which_setting_gives_more",
     "test_a_shard_that_comes_after_the_end_is_not_run",
     "test_a_shard_whose_process_always_dies_is_an_error",
     "test_a_shard_whose_process_dies_is_run_again",
     "test_a_task_may_ask_for_fewer_deaths",
     "test_a_task_that_cannot_travel_is_an_error_at_once",
     "test_an_engine_goes_on_after_an_error",
+    "test_an_out_of_memory_error_names_the_setting",
     "test_close_twice",
-    "test_every_shard_runs_once_and_its_result_comes",
+    "test_closing_the_generator_stops_all_shards",
+    "test_every_shard_runs_once_and_returns_its_result",
     "test_flights_are_dropped_when_a_task_fails",
     "test_flights_are_dropped_when_the_results_are_not_wanted",
     "test_no_shards_no_results",
@@ -54,8 +55,7 @@ __all__ = [
     "test_shards_may_still_grow_while_the_first_run",
     "test_the_error_of_a_task_reaches_the_caller",
     "test_the_error_of_the_shards_reaches_the_caller",
-    "test_what_a_worker_was_at_when_it_died_is_heard",
-    "test_whoever_stops_early_stops_everything",
+    "test_the_last_message_of_a_dead_worker_is_delivered",
 ]
 
 
@@ -83,7 +83,7 @@ def test_a_job_under_way_is_dropped_when_the_shards_break_off(engine: Engine, pl
             time.sleep(0.05)
         raise OSError("the listing broke off")
 
-    results = engine.run(tasks.Noted(tmp_path, tasks.hang), plan, shards())
+    results = engine.run(tasks.Recorded(tmp_path, tasks.hang), plan, shards())
     with pytest.raises(OSError, match="the listing broke off"):
         next(results)
     begun = time.monotonic()

@@ -22,7 +22,7 @@ from tests.running import draw, read_rows
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Give the name of a model that only this process's home has."""
+    """Return the name of a model that only this process's home has."""
     monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
     onnx = tmp_path / "own.onnx"
     shutil.copy(store.BUNDLED / "embedded-v1.onnx", onnx)
