@@ -1,4 +1,4 @@
-"""What a source is, and how many of its images are read at once.
+"""The protocol of sources, and reading ahead with threads.
 
 The life of a source:
 
@@ -18,8 +18,7 @@ from typing import NamedTuple, Protocol
 from featurepress.errors import ImageError, StorageError
 from featurepress.specs import ImageRef, SourceSpec
 
-# Names that are taken for images. HEIC is among them though its decoder is not part of the package: pictures
-# from a phone shall stand in the failure ledger rather than be passed over.
+# HEIC is listed though its decoder is an extra: an image that cannot be decoded is a failure, not skipped.
 IMAGE_SUFFIXES = frozenset(
     [
         ".jpg",
@@ -64,43 +63,42 @@ class Source(Protocol):
 
     @property
     def skipped(self) -> collections.Counter[str]:
-        """What the listing has passed over so far, counted by reason."""
+        """The number of files that the listing has skipped so far, by reason."""
 
     @property
     def reading(self) -> Reading:
-        """How it likes to be read."""
+        """How many reads run at once, and how far ahead."""
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of `ImageRef.order`, beginning after that of `start_after`.
 
-        References have `source` 0, and no fields but the label, alone, of a source that brings labels along
-        (None where an image has none). Raises SourceError if there is no such place, or no more: a place that goes
-        away while it is listed ends the listing, it does not become a problem of single images.
+        References have `source` 0. Their only field is the label, for a source that has labels (None where an image
+        has none). Raises SourceError if the location does not exist, or disappears while it is listed.
         """
 
     def read(self, ref: ImageRef) -> bytes:
-        """Give the bytes of one image; safe from several threads.
+        """Return the bytes of one image; thread-safe.
 
         Raises ImageError with stage ``read`` if it is gone, unreadable, or changed since it was listed, and
-        StorageError if the whole source is away, which stops the run until it is back.
+        StorageError if the whole source cannot be reached, which stops the run.
         """
 
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Give the reference as a listing would give it now; safe from several threads.
+        """Return the reference as a listing would return it now; thread-safe.
 
-        With a `problem` where the image has vanished. Raises StorageError if the whole source is away.
+        `problem` is set if the image has vanished. Raises StorageError if the whole source cannot be reached.
         """
 
 
 class Reading(NamedTuple):
-    """How a source likes to be read.
+    """How many reads of a source run at once, and how far ahead.
 
     Attributes
     ----------
     in_flight : int
         Most reads at once.
     group : int
-        Images that one thread takes at once: many where a read takes microseconds, one where it is a request.
+        Images that one thread reads in a row: many if a read takes microseconds, one if it is a request.
     ahead_bytes : int
         Bytes that may wait to be embedded.
     """
@@ -116,14 +114,14 @@ IN_SEQUENCE = Reading(in_flight=1, group=16)
 
 
 class KeyFilter:
-    """Which names of a listing are taken.
+    """Select images by name.
 
     Parameters
     ----------
     all_files : bool
-        Whether names without an image suffix are.
+        Whether names without an image suffix are included.
     include, exclude : sequence of str
-        Patterns with ``*``, ``?`` and ``[…]``. One without a slash is held against the name, one with a slash
+        Patterns with ``*``, ``?`` and ``[…]``. One without a slash is matched against the name, one with a slash
         against the whole path below the source, where ``**`` stands for any folders.
     """
 
@@ -136,7 +134,7 @@ class KeyFilter:
 
     @classmethod
     def of(cls, spec: SourceSpec) -> KeyFilter:
-        """Give the filter that a source is told of."""
+        """Return the filter for the options of a source."""
         options = spec.options
         return cls(
             all_files=bool(options.get("all_files", False)),
@@ -145,7 +143,7 @@ class KeyFilter:
         )
 
     def passes_over(self, path: str) -> str:
-        """Give the reason why the image at `path`, below its source, is left out; "" if it is taken."""
+        """Return the reason why the image at `path`, relative to its source, is skipped; "" if it is included."""
         name = path.rpartition("/")[2]
         if not self._all_files and not is_image_name(name):
             return "not an image's name"
@@ -204,7 +202,7 @@ class _Group:
         self._lock = threading.Lock()
 
     def add(self, outcome: bytes | ImageError) -> bool:
-        """Take the outcome of the next reference; say False if the group was given up meanwhile."""
+        """Take the outcome of the next reference; return False if the group was given up meanwhile."""
         with self._lock:
             if not self.given_up:
                 self.outcomes.append(outcome)
@@ -378,7 +376,7 @@ def _grouped(refs: Iterable[ImageRef], size: int) -> Iterator[_Group]:
 
 
 def _wait(group: _Group, timeout_seconds: float) -> bool:
-    """Wait for a group; say False when one of its reads makes no progress for the timeout."""
+    """Wait for a group; return False when one of its reads makes no progress for the timeout."""
     seen = -1
     while seen != len(group.outcomes):
         seen = len(group.outcomes)

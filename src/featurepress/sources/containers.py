@@ -25,7 +25,7 @@ class Files(Source, Protocol):
 
 
 def files_behind(spec: SourceSpec, limits: ImageSettings) -> Files:
-    """Give the source of the files that a description names: one, or those that a glob matches, in byte order."""
+    """Return the source of the files that a description names: one, or those that a glob matches, in byte order."""
     kind = "objects" if scheme_of(spec.location) else "folder"
     options = {name: spec.options[name] for name in ("anonymous",) if name in spec.options}
     return cast(Files, open_source(replace(spec, kind=kind, options={**options, "all_files": True}), limits))

@@ -60,7 +60,7 @@ def describe(
 
 
 def _options(settings: ListingSettings, destination: str) -> dict[str, Any]:
-    """Give what every source is told; what is not said is left out."""
+    """Return what every source is told; what is not said is left out."""
     if destination and not scheme_of(destination):
         destination = str(Path(destination).resolve())
     said = {
@@ -132,7 +132,7 @@ MAX_LOCATIONS = 100_000
 
 
 def expand_braces(location: str) -> list[str]:
-    """Give the locations that ``{0000..0099}`` and ``{a,b}`` stand for, where the shell has left them."""
+    """Return the locations that ``{0000..0099}`` and ``{a,b}`` stand for, where the shell has left them."""
     match = _BRACES.search(location)
     if match is None or os.path.lexists(os.path.expanduser(location)):  # noqa: PTH111 - may not be looked at
         return [location]

@@ -132,7 +132,7 @@ _OWN_COLUMNS = ("uri", "width", "height", "sha256", "features")
 
 
 def field_names(settings: ListingSettings, specs: Sequence[SourceSpec] = ()) -> tuple[str, ...]:
-    """Give the names of `ImageRef.fields`.
+    """Return the names of `ImageRef.fields`.
 
     Raises
     ------
@@ -157,9 +157,9 @@ _NAMED = re.compile(r"\{([^{}]*)\}")
 
 
 class _Labeller:
-    """Gives the fields of a reference by the setting of labels.
+    """Returns the fields of a reference by the setting of labels.
 
-    A pattern is held against the end of the path, name for name: ``{split}/{label}/{name}`` takes the last three.
+    A pattern is matched against the end of the path, name for name: ``{split}/{label}/{name}`` takes the last three.
     What it does not fit gets nulls.
     """
 
@@ -189,7 +189,7 @@ def _parent_label(spec: SourceSpec, path: str, ref: ImageRef) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _real_name(base: str, folder: bytes) -> str:
-    """Give the name of a folder that its path does not tell, such as ``.``; "" for the root of the disk."""
+    """Return the name of a folder that its path does not tell, such as ``.``; "" for the root of the disk."""
     return path_text(os.fsencode(resolved(base, os.fsdecode(folder)).name))
 
 

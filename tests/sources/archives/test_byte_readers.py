@@ -92,55 +92,55 @@ LARGE = random.Random(1).randbytes(1024**2) * 17 + b"the end"
 
 def test_small_reads_are_cut_from_windows_and_a_run_of_them_is_one_request() -> None:
     requests = Requests(LARGE)
-    tape = windows(requests)
+    reader = windows(requests)
     for start in range(0, len(LARGE), 100_000):
-        assert tape.at(start, 100_000) == LARGE[start : start + 100_000]
+        assert reader.at(start, 100_000) == LARGE[start : start + 100_000]
     ends = [*range(0, len(LARGE), WINDOW_BYTES), len(LARGE)]
     assert requests.ranges == list(itertools.pairwise(ends))
-    assert tape.held_bytes == 3 * WINDOW_BYTES + ends[-1] - ends[-2]
+    assert reader.held_bytes == 3 * WINDOW_BYTES + ends[-1] - ends[-2]
 
 
 def test_large_reads_are_requests_of_their_own() -> None:
     requests = Requests(LARGE)
-    tape = windows(requests)
-    assert tape.at(5, 6_000_000) == LARGE[5:6_000_005]
-    assert tape.at(1_000_000, 99_000_000) == LARGE[1_000_000:]
+    reader = windows(requests)
+    assert reader.at(5, 6_000_000) == LARGE[5:6_000_005]
+    assert reader.at(1_000_000, 99_000_000) == LARGE[1_000_000:]
     assert requests.ranges == [(5, 6_000_005), (1_000_000, len(LARGE))]
-    assert tape.held_bytes == 0
+    assert reader.held_bytes == 0
 
 
 @pytest.mark.parametrize(
     "start", [0, 1, WINDOW_BYTES - 1, WINDOW_BYTES, len(LARGE) - 1, len(LARGE), len(LARGE) + 9]
 )
 def test_reads_across_windows_and_at_the_ends(start: int) -> None:
-    tape = windows(Requests(LARGE))
+    reader = windows(Requests(LARGE))
     for size in (0, 1, 2, 512, 5000):
-        assert tape.at(start, size) == LARGE[start : start + size]
-    assert tape.holds(len(LARGE))
-    assert not tape.holds(len(LARGE) + 1)
+        assert reader.at(start, size) == LARGE[start : start + size]
+    assert reader.holds(len(LARGE))
+    assert not reader.holds(len(LARGE) + 1)
 
 
 def test_threads_share_windows() -> None:
     requests = Requests(LARGE)
-    tape = windows(requests)
+    reader = windows(requests)
     starts = [*range(0, 8 * 1024**2 - 500, 500)]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda start: tape.at(start, 500), starts))
+        found = list(pool.map(lambda start: reader.at(start, 500), starts))
     assert found == [LARGE[start : start + 500] for start in starts]
     assert sorted(requests.ranges) == [(0, WINDOW_BYTES), (WINDOW_BYTES, 2 * WINDOW_BYTES)]
     assert requests.n_open == requests.n_opened <= 4
-    tape.close()
+    reader.close()
     assert requests.n_open == 0
 
 
 def test_a_window_that_could_not_be_filled_is_asked_for_again() -> None:
     requests = Requests(LARGE)
     requests.faults = [StorageError("away")]
-    tape = windows(requests)
+    reader = windows(requests)
     with pytest.raises(StorageError, match="away"):
-        tape.at(0, 10)
+        reader.at(0, 10)
     assert requests.n_open == 0
-    assert tape.at(0, 10) == LARGE[:10]
+    assert reader.at(0, 10) == LARGE[:10]
 
 
 # -- compressed ----------------------------------------------------------------------------------------------
@@ -151,12 +151,12 @@ ranges = st.lists(st.tuples(st.integers(0, len(DATA) + 10), st.integers(0, 400_0
 @settings(max_examples=30, deadline=None)
 @given(ranges=ranges, keep_bytes=st.sampled_from([1, 300_000, 16 * 1024**2]))
 def test_compressed_bytes_are_found_in_any_order(ranges: list[tuple[int, int]], keep_bytes: int) -> None:
-    tape = GzipReader(io.BytesIO(PRESSED), keep_bytes)
+    reader = GzipReader(io.BytesIO(PRESSED), keep_bytes)
     for start, size in ranges:
-        assert tape.at(start, size) == DATA[start : start + size]
-        assert tape.held_bytes <= keep_bytes + 256 * 1024
-    assert tape.holds(len(DATA))
-    assert not tape.holds(len(DATA) + 1)
+        assert reader.at(start, size) == DATA[start : start + size]
+        assert reader.held_bytes <= keep_bytes + 256 * 1024
+    assert reader.holds(len(DATA))
+    assert not reader.holds(len(DATA) + 1)
 
 
 class Watched(io.BytesIO):
@@ -171,21 +171,21 @@ class Watched(io.BytesIO):
 
 def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
     file = Watched(PRESSED)
-    tape = GzipReader(file, keep_bytes=1024**2)
+    reader = GzipReader(file, keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 10_000)]
     for i in range(0, len(starts), 50):
         for start in reversed(starts[i : i + 50]):
-            assert tape.at(start, 10_000) == DATA[start : start + 10_000]
+            assert reader.at(start, 10_000) == DATA[start : start + 10_000]
     assert file.n_beginnings == 0
-    tape.at(0, 1)
+    reader.at(0, 1)
     assert file.n_beginnings == 1
 
 
-def test_threads_share_a_compressed_tape() -> None:
-    tape = GzipReader(io.BytesIO(PRESSED), keep_bytes=1024**2)
+def test_threads_share_a_compressed_reader() -> None:
+    reader = GzipReader(io.BytesIO(PRESSED), keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 7000)]
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda start: tape.at(start, 7000), starts))
+        found = list(pool.map(lambda start: reader.at(start, 7000), starts))
     assert found == [DATA[start : start + 7000] for start in starts]
 
 
@@ -204,32 +204,32 @@ def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, st
         embedded[len(embedded) // 2 :] = b"\xff" * 9000
     else:
         embedded[-6] ^= 0x55
-    tapes = [GzipReader(io.BytesIO(embedded)) for _ in range(2)]
-    n_good = [bytes_before_damage(tapes[0], steps), bytes_before_damage(tapes[1], 777)]
+    readers = [GzipReader(io.BytesIO(embedded)) for _ in range(2)]
+    n_good = [bytes_before_damage(readers[0], steps), bytes_before_damage(readers[1], 777)]
     assert n_good[0] == n_good[1]
     assert len(expected) // 3 < n_good[0] < len(expected)
-    assert tapes[0].at(0, n_good[0])[: len(expected) // 3] == expected[: len(expected) // 3]
+    assert readers[0].at(0, n_good[0])[: len(expected) // 3] == expected[: len(expected) // 3]
     with pytest.raises(BrokenArchiveError):
-        tapes[0].at(n_good[0], 1)
+        readers[0].at(n_good[0], 1)
 
 
 def test_whatever_comes_out_of_data_that_break_off_is_had() -> None:
     embedded = gzip.compress(bytes(600_000))
     for end in range(10, len(embedded)):
         n_bytes = len(zlib.decompressobj(wbits=31).decompress(embedded[:end]))
-        tape = GzipReader(io.BytesIO(embedded[:end]))
-        assert len(tape.at(0, n_bytes)) == n_bytes
+        reader = GzipReader(io.BytesIO(embedded[:end]))
+        assert len(reader.at(0, n_bytes)) == n_bytes
         with pytest.raises(BrokenArchiveError, match="break off"):
-            tape.at(n_bytes, 1)
+            reader.at(n_bytes, 1)
 
 
-def bytes_before_damage(tape: GzipReader, steps: int) -> int:
+def bytes_before_damage(reader: GzipReader, steps: int) -> int:
     """Go forward in steps until there is damage, then find its place byte by byte."""
     low, high = 0, 10_000_000
     at = 0
     while True:
         try:
-            tape.at(at, steps)
+            reader.at(at, steps)
             at += steps
         except BrokenArchiveError:
             break
@@ -237,7 +237,7 @@ def bytes_before_damage(tape: GzipReader, steps: int) -> int:
     while low < high:
         middle = (low + high + 1) // 2
         try:
-            tape.at(at, middle - at)
+            reader.at(at, middle - at)
             low = middle
         except BrokenArchiveError:
             high = middle - 1
@@ -247,8 +247,8 @@ def bytes_before_damage(tape: GzipReader, steps: int) -> int:
 # -- what stays open -----------------------------------------------------------------------------------------
 
 
-class FakeTape:
-    """A tape that knows whether it is closed."""
+class FakeReader:
+    """A reader that knows whether it is closed."""
 
     def __init__(self, held_bytes: int = 0) -> None:
         self.held_bytes = held_bytes
@@ -268,87 +268,87 @@ class FakeTape:
         self.is_closed = True
 
 
-def opener(tapes: list[FakeTape], held_bytes: int = 0) -> Callable[[], FakeTape]:
-    def open_reader() -> FakeTape:
-        tapes.append(FakeTape(held_bytes))
-        return tapes[-1]
+def opener(readers: list[FakeReader], held_bytes: int = 0) -> Callable[[], FakeReader]:
+    def open_reader() -> FakeReader:
+        readers.append(FakeReader(held_bytes))
+        return readers[-1]
 
     return open_reader
 
 
-def test_tapes_stay_open_until_others_were_used_since() -> None:
-    tapes: list[FakeTape] = []
+def test_readers_stay_open_until_others_were_used_since() -> None:
+    readers: list[FakeReader] = []
     kept = OpenReaders(most=3, most_bytes=100)
     for name in "abcabcaad":
-        with kept.using(name, opener(tapes)) as tape:
-            assert not tape.is_closed  # type: ignore[attr-defined]
-    assert [tape.is_closed for tape in tapes] == [False, True, False, False]
+        with kept.using(name, opener(readers)) as reader:
+            assert not reader.is_closed  # type: ignore[attr-defined]
+    assert [reader.is_closed for reader in readers] == [False, True, False, False]
     kept.close()
-    assert all(tape.is_closed for tape in tapes)
+    assert all(reader.is_closed for reader in readers)
 
 
-def test_two_tapes_may_hold_much() -> None:
-    tapes: list[FakeTape] = []
+def test_two_readers_may_hold_much() -> None:
+    readers: list[FakeReader] = []
     kept = OpenReaders(most=9, most_bytes=100)
     for name in "abcd":
-        with kept.using(name, opener(tapes, held_bytes=60)):
+        with kept.using(name, opener(readers, held_bytes=60)):
             pass
-    assert [tape.is_closed for tape in tapes] == [True, True, False, False]
+    assert [reader.is_closed for reader in readers] == [True, True, False, False]
 
 
-def test_a_tape_that_is_used_is_not_closed() -> None:
-    tapes: list[FakeTape] = []
+def test_a_reader_that_is_used_is_not_closed() -> None:
+    readers: list[FakeReader] = []
     kept = OpenReaders(most=2, most_bytes=0)
-    with kept.using("a", opener(tapes)) as first:
+    with kept.using("a", opener(readers)) as first:
         for name in "bcde":
-            with kept.using(name, opener(tapes)):
+            with kept.using(name, opener(readers)):
                 pass
         kept.close()
         first.at(0, 1)
-    assert [tape.is_closed for tape in tapes] == [False, True, True, True, True]
-    with kept.using("a", opener(tapes)) as again:
+    assert [reader.is_closed for reader in readers] == [False, True, True, True, True]
+    with kept.using("a", opener(readers)) as again:
         assert again is first
 
 
-def test_a_tape_that_cannot_be_opened_is_tried_again() -> None:
-    tapes: list[FakeTape] = []
+def test_a_reader_that_cannot_be_opened_is_tried_again() -> None:
+    readers: list[FakeReader] = []
     kept = OpenReaders(most=2, most_bytes=0)
 
-    def fail() -> FakeTape:
+    def fail() -> FakeReader:
         raise OSError("away")
 
-    with kept.using("b", opener(tapes)):
+    with kept.using("b", opener(readers)):
         pass
     for name in "aacd":
         with pytest.raises(OSError, match="away"), kept.using(name, fail):
             pass
-    assert [tape.is_closed for tape in tapes] == [False]
-    with kept.using("a", opener(tapes)):
+    assert [reader.is_closed for reader in readers] == [False]
+    with kept.using("a", opener(readers)):
         pass
-    assert len(tapes) == 2
+    assert len(readers) == 2
 
 
-def test_threads_open_a_tape_once() -> None:
-    tapes: list[FakeTape] = []
+def test_threads_open_a_reader_once() -> None:
+    readers: list[FakeReader] = []
     kept = OpenReaders(most=2, most_bytes=0)
     together = threading.Barrier(8)
 
     def use(_: int) -> None:
         together.wait(PATIENCE_SECONDS)
-        with kept.using("a", opener(tapes)) as tape:
-            tape.at(0, 1)
+        with kept.using("a", opener(readers)) as reader:
+            reader.at(0, 1)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(use, range(8)))
-    assert len(tapes) == 1
+    assert len(readers) == 1
 
 
 def test_a_file_is_read_at_any_position(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(DATA)
     with path.open("rb") as file:
-        tape = FileReader(file)
-        assert tape.at(5, 1_000_000) == DATA[5:1_000_005]
-        assert tape.at(len(DATA) - 3, 10) == DATA[-3:]
-        assert tape.at(len(DATA) + 3, 10) == b""
+        reader = FileReader(file)
+        assert reader.at(5, 1_000_000) == DATA[5:1_000_005]
+        assert reader.at(len(DATA) - 3, 10) == DATA[-3:]
+        assert reader.at(len(DATA) + 3, 10) == b""
         assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 0

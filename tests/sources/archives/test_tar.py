@@ -20,7 +20,7 @@ FORMATS: dict[str, Any] = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FOR
 GIB = 1024**3
 
 
-class BytesTape:
+class BytesReader:
     """An archive in memory that remembers how far back it was read."""
 
     held_bytes = 0
@@ -62,7 +62,7 @@ def packed(*contents: tuple[str | tarfile.TarInfo, bytes], form: str = "ustar", 
 
 
 def listed(data: bytes, is_wanted: Callable[[bytes, int], bool] = lambda name, size: True) -> list[Member]:
-    return list(members(BytesTape(data), is_wanted))
+    return list(members(BytesReader(data), is_wanted))
 
 
 def files(data: bytes) -> list[tuple[bytes, bytes | None]]:
@@ -132,10 +132,10 @@ def test_a_name_that_is_no_utf_8_and_one_of_another_alphabet() -> None:
 
 def test_data_are_read_only_where_they_are_wanted() -> None:
     data = packed(("a.jpg", bytes(100_000)), ("a.cls", b"7"), ("b.jpg", bytes(100_000)))
-    tape = BytesTape(data)
-    found = list(members(tape, lambda name, size: name.endswith(b".cls") and size == 1))
+    reader = BytesReader(data)
+    found = list(members(reader, lambda name, size: name.endswith(b".cls") and size == 1))
     assert [one.data for one in found] == [None, b"7", None]
-    assert tape.bytes_read <= 6 * BLOCK_BYTES
+    assert reader.bytes_read <= 6 * BLOCK_BYTES
 
 
 def patched(header: bytes, at: int, field: bytes, *, signed: bool = False) -> bytes:
@@ -380,13 +380,13 @@ def test_what_is_not_compressed_is_told() -> None:
 
 
 def test_a_disk_that_fails_is_damage() -> None:
-    class Failing(BytesTape):
+    class Failing(BytesReader):
         def at(self, start: int, size: int) -> bytes:
             if start > 3000:
                 raise OSError(5, "Input/output error")
             return super().at(start, size)
 
-    tape: ByteReader = Failing(NOISY)
-    *before, last = members(tape, lambda name, size: False)
+    reader: ByteReader = Failing(NOISY)
+    *before, last = members(reader, lambda name, size: False)
     assert [one.name for one in before] == [b"0.jpg", b"1.jpg"]
     assert last.problem == "input/output error"

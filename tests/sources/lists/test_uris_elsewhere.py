@@ -64,7 +64,7 @@ def test_errors_hold_no_secret(tmp_path: Path) -> None:
     assert "SECRET" not in refusal(tmp_path)
     write(tmp_path, "\n".join([*SIGNED, "ftp://user:SECRET@h/a", "s3://key:SECRET@bucket/a"]))
     one = source(tmp_path)
-    one.places.readers = dict.fromkeys(one.places.readers, fails)
+    one.locations.readers = dict.fromkeys(one.locations.readers, fails)
     for ref in one.list():
         assert "SECRET" not in repr(ref)
         assert "SECRET" not in failure(one, ref)

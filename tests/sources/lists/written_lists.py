@@ -17,7 +17,7 @@ def source(
     base: Path, location: str = "list.txt", *, limits: ImageSettings | None = None, **options: Any
 ) -> UriSource:
     one = UriSource(SourceSpec("uris", location, str(base), options), limits)
-    one.places.readers = dict.fromkeys(("http", "https", "s3", "gs", "az"), str.encode)
+    one.locations.readers = dict.fromkeys(("http", "https", "s3", "gs", "az"), str.encode)
     return one
 
 

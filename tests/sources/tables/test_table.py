@@ -173,7 +173,7 @@ def test_what_a_path_leads_to_is_held_to_the_limits(tmp_path: Path) -> None:
     paths = ["a.jpg", "gone.jpg", "ftp://host/a.jpg", "s3://b/c.jpg", "a\0.jpg"]
     write(tmp_path, "snappy.parquet", image=hugging_face([(None, path) for path in paths]))
     one = source(tmp_path, "snappy.parquet", limits=ImageSettings(max_bytes=99))
-    one._places.readers["s3"] = lambda url: url.encode()
+    one._locations.readers["s3"] = lambda url: url.encode()
     a, gone, ftp, s3, zero = one.list()
     assert failure(one, a) == "too many bytes: 100, above the limit of 99 (--max-bytes)"
     assert failure(one, gone) == "vanished since listing"

@@ -1,4 +1,4 @@
-"""Images in tar archives, as WebDataset packs them: pictures and, beside each, what is known of it."""
+"""Images in tar archives, as WebDataset packs them: images, each with its label files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ArchiveSource:
     ----------
     spec : SourceSpec
         `location`: a path, url or glob of archives. Options ``all_files``, ``include`` and ``exclude`` (see
-        `KeyFilter`, held against the names of members); ``brings_label`` (bool): whether references have a label;
+        `KeyFilter`, matched against member names); ``brings_label`` (bool): whether references have a label;
         ``label_column`` (str): the suffix of the files with the labels, by default the first that says one of
         ``cls``, ``json`` (its ``label``, ``cls`` or ``class``) and ``txt``.
     limits : ImageSettings, optional
@@ -125,14 +125,14 @@ class ArchiveSource:
     def _entries(self, archive: ImageRef) -> Iterator[tuple[bytes, ImageRef | str]]:
         """Yield all members of an archive with their keys: their references, or why they are passed over."""
         try:
-            tape = self._opened(archive)
+            reader = self._opened(archive)
         except ImageError as error:
             lost = self._reference(archive, archive.uri, _key(archive, 0, _LOST), 0, error.reason)
             yield lost.order, lost
             return
         names = _Names()
-        with contextlib.closing(tape):
-            for sample in self._samples(members(tape, self._is_wanted)):
+        with contextlib.closing(reader):
+            for sample in self._samples(members(reader, self._is_wanted)):
                 label = self._label(sample.texts) if self._brings_label else None
                 for member, reason in sample.members:
                     if reason:
@@ -184,7 +184,7 @@ class ArchiveSource:
         return suffix in LABEL_SUFFIXES or suffix in self._label_suffixes
 
     def _label(self, texts: Mapping[str, bytes | None]) -> str | None:
-        """Give the label of a sample: that of the first file that says one; one that is broken ends the search."""
+        """Return the label of the first file that has one; None if a file before it is broken."""
         for suffix in self._label_suffixes:
             if suffix in texts:
                 try:
@@ -196,7 +196,7 @@ class ArchiveSource:
         return None
 
     def _member(self, archive: ImageRef, member: Member, names: _Names, label: str | None) -> ImageRef:
-        """Give the reference of a picture, or of the rest of a broken archive."""
+        """Return the reference of a picture, or of the rest of a broken archive."""
         name, key, problem = member.name, _key(archive, member.start), None
         if member.kind == SPARSE:
             problem = "sparse file: it is stored without its holes; pack it again without --sparse"
@@ -219,14 +219,14 @@ class ArchiveSource:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
-        """Read a member from its place, and make sure that its archive is the one that was listed."""
+        """Read a member at its offset, and check that its archive has not changed since listing."""
         archive = _archive_of(ref)
         place = ref.order.rpartition(b"#")[2]
         if place.endswith(_LOST):
             raise ImageError("read", ref.problem or "broken archive")
         try:
-            with _OPEN.using((self._base, archive.order, ref.version), lambda: self._opened(archive)) as tape:
-                data = tape.at(int(place), ref.size)
+            with _OPEN.using((self._base, archive.order, ref.version), lambda: self._opened(archive)) as reader:
+                data = reader.at(int(place), ref.size)
         except (BrokenArchiveError, OSError, StorageError) as error:
             raise self._failed_read(archive, error) from None
         if self._is_on_disk:  # in a bucket each request names the version
@@ -236,7 +236,7 @@ class ArchiveSource:
         return data
 
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Look at the archive again, and if it has changed, at what lies in the member's place."""
+        """Return the reference as it is now; the archive is listed again only if it has changed."""
         archive = _archive_of(ref)
         now = self._files.stat(archive)
         if now.problem is not None:
@@ -269,7 +269,7 @@ class ArchiveSource:
         return WindowReader(file, lambda: self._files.open(now), now.size)
 
     def _refuse_another(self, archive: ImageRef) -> ImageRef:
-        """Give an archive's reference as it is now; raise if that is another one's."""
+        """Return an archive's reference as it is now; raise if that is another one's."""
         now = self._files.stat(archive)
         if now.problem is not None:
             raise ImageError("read", now.problem)
@@ -278,7 +278,7 @@ class ArchiveSource:
         return now
 
     def _failed_read(self, archive: ImageRef, error: Exception) -> Exception:
-        """Give the error of one image, or that of the whole source if it is away."""
+        """Return the error of this image, or of the whole source if it cannot be reached."""
         try:
             self._refuse_another(archive)
         except ImageError as reason:
@@ -324,7 +324,7 @@ class _Names:
         self._numbers: dict[int, int] = {}  # of names that repeat: the next one's
 
     def own(self, name: bytes) -> bytes:
-        """Give the name, or ``name#2``, ``name#3``… where it was met before."""
+        """Return the name, or ``name#2``, ``name#3``… where it was met before."""
         if self._add(name):
             return name
         first = self._numbers.get(hash(name), 2)
@@ -352,7 +352,7 @@ def _key(archive: ImageRef, start: int, ending: bytes = b"") -> bytes:
 
 
 def _archive_of(ref: ImageRef) -> ImageRef:
-    """Give the reference of the archive in which a member lies, as far as that can be told."""
+    """Return the reference of the archive in which a member lies, as far as that can be told."""
     order = ref.order.rpartition(b"#")[0]
     uri = order.decode(errors="replace")
     if not (ref.uri + "#").startswith(uri + "#"):

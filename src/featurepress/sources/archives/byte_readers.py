@@ -1,4 +1,4 @@
-"""Archives as tapes: bytes at any position, uncompressed, from files on disk, in buckets, or compressed by gzip."""
+"""Read archives at any position: files on disk, objects in buckets, and gzip."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class ByteReader(Protocol):
         """How much memory it takes."""
 
     def at(self, start: int, size: int) -> bytes:
-        """Give `size` bytes from `start`, or what there is of them before the end."""
+        """Return `size` bytes from `start`, or what there is of them before the end."""
 
     def holds(self, end: int) -> bool:
         """Whether it is at least so many bytes long."""
 
     def finish(self) -> None:
-        """Make sure that what follows is not broken, as far as that can be told from the end of the archive."""
+        """Check what follows the last member, such as a checksum."""
 
     def close(self) -> None:
         """Close the files behind it."""
@@ -250,7 +250,7 @@ class GzipReader:
         return chunk
 
     def _inflate_last(self) -> bytes:
-        """Give what is left inside where the file ends too early."""
+        """Return what is left inside where the file ends too early."""
         chunk = self._inflater.decompress(b"", _INFLATED_BYTES)
         self._is_done = self._file.tell() == 0  # an empty file: whoever reads the archive will say so
         self._problem = "" if chunk or self._is_done else "the compressed data break off"
@@ -290,21 +290,21 @@ class _GarbageError(BrokenArchiveError):
 
 
 class _Open:
-    """A tape and how many use it at the moment."""
+    """A reader and how many use it at the moment."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.tape: ByteReader | None = None
+        self.reader: ByteReader | None = None
         self.users = 0
 
 
 class OpenReaders:
-    """Tapes that stay open for whoever reads on: those that were used last.
+    """Readers that stay open for whoever reads on: those that were used last.
 
     Parameters
     ----------
     most : int
-        Tapes that may stay open.
+        Readers that may stay open.
     most_bytes : int
         Bytes that they may hold together before the oldest go; two may always stay.
     """
@@ -316,7 +316,7 @@ class OpenReaders:
 
     @contextlib.contextmanager
     def using(self, name: Hashable, open_reader: Callable[[], ByteReader]) -> Iterator[ByteReader]:
-        """Give the tape of this name; it is opened unless it still is, and not closed meanwhile."""
+        """Return the reader of this name; it is opened unless it still is, and not closed meanwhile."""
         with self._lock:
             is_new = name not in self._readers
             one = self._readers.setdefault(name, _Open())
@@ -326,25 +326,25 @@ class OpenReaders:
                 old.close()
         try:
             with one.lock:
-                tape = one.tape = one.tape or open_reader()
-            yield tape
+                reader = one.reader = one.reader or open_reader()
+            yield reader
         finally:
             with self._lock:
                 one.users -= 1
-                if one.users == 0 and one.tape is None:
+                if one.users == 0 and one.reader is None:
                     del self._readers[name]
 
     def _too_many(self) -> Iterator[ByteReader]:
-        """Take away the tapes that have to go, those first that nobody has used for longest."""
-        held = sum(one.tape.held_bytes for one in self._readers.values() if one.tape)
+        """Take away the readers that have to go, those first that nobody has used for longest."""
+        held = sum(one.reader.held_bytes for one in self._readers.values() if one.reader)
         for name, one in [*self._readers.items()]:
             if len(self._readers) <= 2 or (len(self._readers) <= self._most and held <= self._most_bytes):
                 return
             if one.users == 0:
                 del self._readers[name]
-                if one.tape:
-                    held -= one.tape.held_bytes
-                    yield one.tape
+                if one.reader:
+                    held -= one.reader.held_bytes
+                    yield one.reader
 
     def close(self) -> None:
         """Close all that nobody uses."""
@@ -352,5 +352,5 @@ class OpenReaders:
             for name, one in [*self._readers.items()]:
                 if one.users == 0:
                     del self._readers[name]
-                    if one.tape:
-                        one.tape.close()
+                    if one.reader:
+                        one.reader.close()

@@ -55,7 +55,7 @@ class Member(NamedTuple):
     problem: str = ""
 
 
-def members(tape: ByteReader, is_wanted: Callable[[bytes, int], bool]) -> Iterator[Member]:
+def members(reader: ByteReader, is_wanted: Callable[[bytes, int], bool]) -> Iterator[Member]:
     """Yield the members of an archive in their order, going forward only; after damage a last one of kind `REST`.
 
     Read are ustar, GNU and pax archives, and what came before them. A member is yielded once its last byte is
@@ -64,7 +64,7 @@ def members(tape: ByteReader, is_wanted: Callable[[bytes, int], bool]) -> Iterat
 
     Parameters
     ----------
-    tape : Tape
+    reader : ByteReader
         The archive.
     is_wanted : callable
         Whether the data of the file with this name and size are wanted, too; others are not read.
@@ -76,22 +76,22 @@ def members(tape: ByteReader, is_wanted: Callable[[bytes, int], bool]) -> Iterat
     at = 0
     shared: dict[bytes, bytes] = {}
     try:
-        while (member := _next_member(tape, at, shared)) is not None:
+        while (member := _next_member(reader, at, shared)) is not None:
             name, start, size, kind, _, _ = member
             if kind == FILE and is_wanted(name, size):
-                member = member._replace(data=tape.at(start, size))
-            if not tape.holds(start + size):
+                member = member._replace(data=reader.at(start, size))
+            if not reader.holds(start + size):
                 raise BrokenArchiveError(f"it ends inside '{' '.join(name.decode(errors='replace').split())}'")
             yield member
             at = start + -size % BLOCK_BYTES + size
-        tape.finish()
+        reader.finish()
     except BrokenArchiveError as error:
         yield Member(b"", at, 0, REST, problem=str(error))
     except OSError as error:
         yield Member(b"", at, 0, REST, problem=(error.strerror or str(error)).lower())
 
 
-def _next_member(tape: ByteReader, at: int, shared: dict[bytes, bytes]) -> Member | None:
+def _next_member(reader: ByteReader, at: int, shared: dict[bytes, bytes]) -> Member | None:
     """Read the header at a position, with those before it that extend it; None at the end of the archive.
 
     `shared` are the records of pax headers that hold for all members from there on.
@@ -99,9 +99,9 @@ def _next_member(tape: ByteReader, at: int, shared: dict[bytes, bytes]) -> Membe
     own: dict[bytes, bytes] = {}
     is_extended = False
     while True:
-        block = tape.at(at, BLOCK_BYTES)
+        block = reader.at(at, BLOCK_BYTES)
         if len(block) < BLOCK_BYTES or block == _ZEROS:
-            if not is_extended and _is_end(tape, at, block):
+            if not is_extended and _is_end(reader, at, block):
                 return None
             if is_extended:
                 raise BrokenArchiveError("it ends behind a header that announces another")
@@ -110,11 +110,11 @@ def _next_member(tape: ByteReader, at: int, shared: dict[bytes, bytes]) -> Membe
         if not _is_header(block):
             raise BrokenArchiveError(_no_header(block, at))
         if block[156] not in _EXTENDING_TYPES:
-            return _member(tape, block, at, {**shared, **own} if shared or own else own)
+            return _member(reader, block, at, {**shared, **own} if shared or own else own)
         size = _number(block[124:136])
         if size > _EXTENSION_BYTES:
             raise BrokenArchiveError(f"the header at byte {at} announces another of {size} bytes")
-        data = tape.at(at + BLOCK_BYTES, size)
+        data = reader.at(at + BLOCK_BYTES, size)
         if len(data) < size:
             raise BrokenArchiveError("it ends inside a header")
         _extend(own, shared, block[156], data)
@@ -122,13 +122,13 @@ def _next_member(tape: ByteReader, at: int, shared: dict[bytes, bytes]) -> Membe
         at += BLOCK_BYTES + size + -size % BLOCK_BYTES
 
 
-def _is_end(tape: ByteReader, at: int, block: bytes) -> bool:
+def _is_end(reader: ByteReader, at: int, block: bytes) -> bool:
     """Whether an archive ends with a block that is short, or all zeros."""
     if len(block) == BLOCK_BYTES:
-        return not any(tape.at(at + BLOCK_BYTES, BLOCK_BYTES))
+        return not any(reader.at(at + BLOCK_BYTES, BLOCK_BYTES))
     if at == 0 and not block:
         raise BrokenArchiveError("it is empty")
-    if any(block) or not tape.holds(at):
+    if any(block) or not reader.holds(at):
         raise BrokenArchiveError(f"it ends inside a {'header' if block else 'block'}")
     return True
 
@@ -170,7 +170,7 @@ def _number(field: bytes) -> int:
     return number
 
 
-def _member(tape: ByteReader, block: bytes, at: int, extended: Mapping[bytes, bytes]) -> Member:
+def _member(reader: ByteReader, block: bytes, at: int, extended: Mapping[bytes, bytes]) -> Member:
     """Take a header apart; `extended` is what those before it said."""
     start, kind = at + BLOCK_BYTES, block[156:157]
     name = block[:100].partition(b"\0")[0]
@@ -185,7 +185,7 @@ def _member(tape: ByteReader, block: bytes, at: int, extended: Mapping[bytes, by
     if kind == b"S":
         more = block[482]
         while more:  # blocks that say where the holes are
-            block = tape.at(start, BLOCK_BYTES)
+            block = reader.at(start, BLOCK_BYTES)
             more = block[504] if len(block) == BLOCK_BYTES else 0
             start += BLOCK_BYTES
     if is_sparse:

@@ -29,7 +29,7 @@ def has_magic(location: str) -> bool:
 
 
 def glob_root(location: str) -> str:
-    """Give the part of a glob before its first pattern: the folder that has to be walked."""
+    """Return the part of a glob before its first pattern: the folder that has to be walked."""
     parts = location.split("/")
     n_plain = next(i for i, part in enumerate(parts) if _MAGIC.search(part))
     return "/".join(parts[:n_plain]) or ("/" if location.startswith("/") else "")
@@ -149,7 +149,7 @@ class FolderSource:
                 yield from self._walk(path, start_after, (*above, identity), below)
 
     def _file(self, path: bytes, entry: os.DirEntry[bytes]) -> ImageRef | None:
-        """Give the reference of one directory entry that is no folder, or count why there is none."""
+        """Return the reference of one directory entry that is no folder, or count why there is none."""
         if reason := self._filter.passes_over(os.fsdecode(path[self._start :])):
             self._skipped[reason] += 1
             return None
@@ -166,7 +166,7 @@ class FolderSource:
         return _reference(path, status)
 
     def _enter(self, folder: bytes, name: bytes, above: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
-        """Give the identity of a folder to walk into, or count why it is passed over."""
+        """Return the identity of a folder to walk into, or count why it is passed over."""
         path = os.path.join(folder, name)
         if self.destination and os.path.realpath(path) == self.destination:
             self._skipped["the destination"] += 1
@@ -198,7 +198,7 @@ class FolderSource:
             data = os.read(descriptor, ref.size + 1)
             while len(data) < ref.size and (more := os.read(descriptor, ref.size + 1 - len(data))):
                 data += more
-            # One look, at the end, sees changes before the read and during it.
+            # One check, at the end, finds changes before the read and during it.
             if len(data) != ref.size or _version(os.fstat(descriptor)) != ref.version:
                 raise ImageError("read", "changed since listing")
         except OSError as error:
@@ -208,7 +208,7 @@ class FolderSource:
         return data
 
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Look at the file again."""
+        """Return the reference of the file as it is now."""
         if self._seen is None:
             self._remember(self._root_of(ref))
         try:
@@ -238,7 +238,7 @@ class FolderSource:
     # -- whether the root still stands -----------------------------------------------------------------------
 
     def _failed_read(self, ref: ImageRef, error: OSError) -> ImageError | StorageError:
-        """Give the error of one image, or that of the whole source if it is away."""
+        """Return the error of one image, or that of the whole source if it is away."""
         if reason := self._gone(self._root_of(ref)):
             return StorageError(f"The source '{self.location}' is gone: {reason}. Bring it back and resume.")
         if isinstance(error, FileNotFoundError):
@@ -252,7 +252,7 @@ class FolderSource:
             )
 
     def _root_of(self, ref: ImageRef) -> bytes:
-        """Give the folder without which no image of this source can be read."""
+        """Return the folder without which no image of this source can be read."""
         location = os.fsencode(self.location)
         if ref.order == location:  # a single file
             return location.rpartition(b"/")[0]

@@ -126,7 +126,7 @@ class ObjectSource:
                     yield _reference(uri, found)
 
     def _count(self, reason: str, key: str) -> str:
-        """Count what is passed over; give the prefix of what is counted as one, destination or feature set."""
+        """Count what is passed over; return the prefix of what is counted as one, destination or feature set."""
         if reason == "the destination":
             self._skipped[reason] += 1
             return self._destination
@@ -140,7 +140,7 @@ class ObjectSource:
         return ""
 
     def _single(self) -> ImageRef | None:
-        """Give the reference of the one object that has the location's very name, if there is one."""
+        """Return the reference of the one object that has the location's very name, if there is one."""
         try:
             return _reference(self.location, self._head(self._address.key))
         except FileNotFoundError:
@@ -182,7 +182,7 @@ class ObjectSource:
         return list_in_ranges(lambda key: awkward_keys.list_fast(store, prefix, key), self._below, start)
 
     def _start(self, start_after: bytes) -> str:
-        """Give the key after which the listing begins: as far as it can be spelled, so that nothing is left out."""
+        """Return the key after which the listing begins: as far as it can be spelled, so that nothing is left out."""
         key = start_after.removeprefix(self._url.encode()) if start_after.startswith(self._url.encode()) else b""
         try:
             start = key.decode()
@@ -246,7 +246,7 @@ class ObjectSource:
         return any(self._glob.fullmatch("/".join(parts[:n])) for n in range(1, len(parts)))
 
     def _set_of(self, key: str) -> str | None:
-        """Give the prefix of the feature set of which a key is a part; "" in the bucket's root, None for none."""
+        """Return the prefix of the feature set of which a key is a part; "" in the bucket's root, None for none."""
         match = KEY_IN_FEATURE_SET.fullmatch(key)
         if match is None:
             return None
@@ -372,7 +372,7 @@ def read_object(
 
 
 def _get(address: Address, *, anonymous: bool, seconds: float, etag: str, max_bytes: int) -> tuple[int, bytes]:
-    """Make the request; give the object's size, and its bytes unless they are too many."""
+    """Make the request; return the object's size, and its bytes unless they are too many."""
     import obstore
 
     if address.scheme == "s3" and is_awkward(address.key):
@@ -391,7 +391,7 @@ def _too_large(n_bytes: int, limits: ImageSettings) -> ImageError:
 def _failed_read(
     error: BaseException, address: Address, *, anonymous: bool, seconds: float, was_listed: bool = True
 ) -> ImageError | StorageError:
-    """Give the error of one image, or that of the whole source if no other image would fare better."""
+    """Return the error of one image, or that of the whole source if no other image would fare better."""
     if isinstance(error, StorageError):
         return error
     refusal = Refusal.of(error)
@@ -429,7 +429,7 @@ def _if_missing(address: Address, *, anonymous: bool, seconds: float) -> Refusal
 
 
 def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:
-    """Give what is said to whoever lists the folder of a key; None if it can be listed."""
+    """Return what is said to whoever lists the folder of a key; None if it can be listed."""
     import obstore
 
     folder = address.key.rpartition("/")[0]

@@ -161,7 +161,7 @@ class _Ranges:
                 self._cut(own, cut_at)
 
     def _choose(self) -> tuple[_Range, str | None] | None:
-        """Give a range to list, or one to cut and where; mark it as taken."""
+        """Return a range to list, or one to cut and where; mark it as taken."""
         near = list(self._with_room())
         for one in near:
             if not (one.is_being_listed or one.is_listed or one.error):
@@ -213,7 +213,7 @@ class _Ranges:
 
 
 def _pull(found: Iterator[Object]) -> tuple[list[Object], BaseException | None]:
-    """Give the next page of a listing, and what went wrong in it."""
+    """Return the next page of a listing, and what went wrong in it."""
     page: list[Object] = []
     try:
         page.extend(itertools.islice(found, PAGE))
@@ -249,7 +249,7 @@ def cuts(low: str, high: str | None) -> Iterator[str]:
 
 
 def _between(below: str, above: str | None) -> list[str]:
-    """Give characters between two, each far from those before it."""
+    """Return characters between two, each far from those before it."""
     found = [char for char in _USUAL if below < char and (above is None or char < above)]
     if above is not None and above > _LAST:
         middle = (max(ord(below or _LAST), ord(_LAST)) + ord(above)) // 2

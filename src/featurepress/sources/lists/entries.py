@@ -141,7 +141,7 @@ def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> It
 
 
 def _header(file: BinaryIO, delimiter: str, bad: list[Any]) -> list[str]:
-    """Give the names of the columns; none if the file is empty."""
+    """Return the names of the columns; none if the file is empty."""
     import pyarrow as pa
 
     try:

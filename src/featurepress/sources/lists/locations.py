@@ -30,7 +30,7 @@ _SECRET = re.compile(
 
 
 def masked(uri: str) -> str:
-    """Give a uri without what is secret in it; the very same if nothing is.
+    """Return a uri without what is secret in it; the very same if nothing is.
 
     User and password are left out, the values of keys and signatures become ``***``.
     """
@@ -70,13 +70,13 @@ class Location(NamedTuple):
 
 
 def scheme_in(entry: bytes) -> str:
-    """Give the scheme of an entry of a list in lower case, or "" for a path."""
+    """Return the scheme of an entry of a list in lower case, or "" for a path."""
     match = _SCHEME.match(entry)
     return match[1].lower().decode() if match else ""
 
 
 def location_of(entry: bytes, folder: bytes) -> Location:
-    """Tell where an entry of a list leads.
+    """Return where an entry of a list leads.
 
     Parameters
     ----------
@@ -167,26 +167,26 @@ class LocationReader:
             **dict.fromkeys(SCHEMES, self._get),
         }
 
-    def stat(self, place: Location) -> tuple[int, str, str | None]:
-        """Give size, version and problem of what lies at a place: of a file as they are, of all else 0 and ""."""
-        if place.scheme or place.problem is not None:
-            return 0, "", place.problem
-        found = self._files.stat(_file(place))
+    def stat(self, location: Location) -> tuple[int, str, str | None]:
+        """Return size, version and problem of what is at a location: of a file as they are, of all else 0 and ""."""
+        if location.scheme or location.problem is not None:
+            return 0, "", location.problem
+        found = self._files.stat(_file(location))
         return found.size, found.version, found.problem
 
-    def read(self, place: Location, size: int = 0, version: str = "") -> bytes:
-        """Read what lies at a place.
+    def read(self, location: Location, size: int = 0, version: str = "") -> bytes:
+        """Read what is at a location.
 
         Raises ImageError with stage ``read`` if there is nothing, too much or, of a file with `version`, something
         else than was listed.
         """
-        if place.problem is not None:
-            raise ImageError("read", place.problem)
-        if place.scheme:
-            return self.readers[place.scheme](place.where.decode())
+        if location.problem is not None:
+            raise ImageError("read", location.problem)
+        if location.scheme:
+            return self.readers[location.scheme](location.where.decode())
         if version:
-            return self._files.read(_file(place)._replace(size=size, version=version))
-        found = self._files.stat(_file(place))
+            return self._files.read(_file(location)._replace(size=size, version=version))
+        found = self._files.stat(_file(location))
         if found.problem is not None:
             raise ImageError("read", found.problem)
         if found.size > self._limits.max_bytes:
@@ -211,8 +211,8 @@ class LocationReader:
         return read_object(Address.parse(url, SourceError), anonymous=anonymous, limits=self._limits)
 
 
-def _file(place: Location) -> ImageRef:
-    return ImageRef(path_text(place.where), 0, 0, "", key=place.where)
+def _file(location: Location) -> ImageRef:
+    return ImageRef(path_text(location.where), 0, 0, "", key=location.where)
 
 
 def read_location(uri: str, limits: ImageSettings) -> bytes:

@@ -55,7 +55,7 @@ class Sorted(Generic[Row]):
         self.close()
 
     def close(self) -> None:
-        """Give the temporary file back."""
+        """Return the temporary file back."""
         self._last = []
         if self._file is not None:
             self._file.close()

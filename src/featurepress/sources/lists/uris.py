@@ -64,7 +64,7 @@ class UriSource:
         `location`: a path, a glob, or a url of a bucket or a web server, of ``.txt``, ``.lst``, ``.csv`` and
         ``.tsv`` lists or tables; or the url of one picture on the web. Options: ``uri_column`` (by default the only
         one with a name such as ``url`` or ``path``), ``label_column``, ``brings_label``, ``include`` and
-        ``exclude`` (held against ``host/path`` or ``bucket/key``), ``anonymous`` and ``allow_private_hosts``.
+        ``exclude`` (matched against ``host/path`` or ``bucket/key``), ``anonymous`` and ``allow_private_hosts``.
     limits : ImageSettings, optional
         What one image may cost.
 
@@ -94,7 +94,7 @@ class UriSource:
         self._filter = KeyFilter(all_files=True, **said) if any(said.values()) else None
         location = os.fsencode(spec.location)
         self._home = self._folder_of(location)
-        self.places = LocationReader(spec.options, self._limits, b"/" if self._scheme else self._home)
+        self.locations = LocationReader(spec.options, self._limits, b"/" if self._scheme else self._home)
         self._names: list[str] = []  # of the lists
         self._skipped: collections.Counter[str] = collections.Counter()
 
@@ -106,7 +106,7 @@ class UriSource:
     # -- the lists -------------------------------------------------------------------------------------------
 
     def _folder_of(self, order: bytes) -> bytes:
-        """Give what relative paths in a list start from: a folder, or the url of the list."""
+        """Return what relative paths in a list start from: a folder, or the url of the list."""
         if self._scheme:
             return order
         base = os.fsencode(self._spec.base or os.getcwd())  # noqa: PTH109 - bytes
@@ -169,7 +169,7 @@ class UriSource:
                 yield _Row(key, number, entry.row, entry.label, kind)
 
     def _key_of(self, entry: Entry, one: _List) -> tuple[bytes, bytes]:
-        """Give the key of an entry, and what tells it from others with the same uri, if that is not all of it.
+        """Return the key of an entry, and what tells it from others with the same uri, if that is not all of it.
 
         The key is the uri; behind a zero byte it goes on with the list and row of a secret url, or with the folder
         of a relative path that does not start from the location's own.
@@ -237,12 +237,12 @@ class UriSource:
         if row.kind == _NO_URI:
             return 0, "", "no uri in this row"
         try:
-            return self.places.stat(self._place(row.key))
+            return self.locations.stat(self._location(row.key))
         except StorageError as error:
             raise SourceError(str(error)) from error
 
     def _passes_over(self, uri: bytes) -> str:
-        """Give the reason why a uri is left out; "" if it is taken."""
+        """Return the reason why a uri is left out; "" if it is taken."""
         if self._filter is None:
             return ""
         path = os.fsdecode(uri)
@@ -256,15 +256,15 @@ class UriSource:
 
     def read(self, ref: ImageRef) -> bytes:
         """Read what a uri leads to."""
-        return self.places.read(self._place(ref.order, for_reading=True), ref.size, ref.version)
+        return self.locations.read(self._location(ref.order, for_reading=True), ref.size, ref.version)
 
     def stat(self, ref: ImageRef) -> ImageRef:
         """Look at a file again; of all else there is nothing to know before it is read."""
-        size, version, problem = self.places.stat(self._place(ref.order))
+        size, version, problem = self.locations.stat(self._location(ref.order))
         return ref._replace(size=size, version=version, problem=problem)
 
-    def _place(self, key: bytes, *, for_reading: bool = False) -> Location:
-        """Tell where an image lies, from its key; a secret url is looked up in its list `for_reading`."""
+    def _location(self, key: bytes, *, for_reading: bool = False) -> Location:
+        """Return where an image lies, from its key; a secret url is looked up in its list `for_reading`."""
         uri, has_more, more = key.partition(b"\0")
         if has_more and (self._scheme in WEB or scheme_in(uri)):
             if for_reading:
@@ -273,7 +273,7 @@ class UriSource:
         return location_of(uri, more if has_more else self._home)
 
     def _secret(self, uri: bytes, place: bytes) -> bytes:
-        """Give the whole url that a list holds at a place, where `uri` is shown."""
+        """Return the whole url that a list holds at a place, where `uri` is shown."""
         with _secrets_lock:
             if self._spec not in _secrets:
                 _secrets.clear()
@@ -301,7 +301,7 @@ def _uri_of(row: _Row) -> bytes:
 
 
 def _shown(uri: bytes, *, has_scheme: bool) -> bytes:
-    """Give a url without what is secret; one without a scheme stands in a list on the web."""
+    """Return a url without what is secret; one without a scheme stands in a list on the web."""
     text = os.fsdecode(uri)
     if has_scheme:
         return os.fsencode(masked(text))

@@ -86,7 +86,7 @@ os.register_at_fork(after_in_child=_web.cache_clear)  # two processes cannot tal
 
 
 def _hold_urls_back(record: logging.LogRecord) -> bool:
-    """Say whether a record may be logged: urllib3 shows the whole url where a header is broken."""
+    """Return whether a record may be logged: urllib3 shows the whole url where a header is broken."""
     return not str(record.msg).startswith("Failed to parse headers")
 
 
@@ -191,7 +191,7 @@ class Web:
     # -- connections -----------------------------------------------------------------------------------------
 
     def _take(self, target: Url) -> _Plain | _Secure:
-        """Give a connection that is kept, or a new one."""
+        """Return a connection that is kept, or a new one."""
         with self._lock:
             kept = self._idle.get(_origin(target), [])
             while kept:
@@ -269,7 +269,7 @@ class _Clock(threading.local):
         return time.monotonic() >= self.deadline
 
     def left(self) -> float:
-        """Give the seconds that are left, or raise TimeoutError."""
+        """Return the seconds that are left, or raise TimeoutError."""
         seconds = self.deadline - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
@@ -343,7 +343,7 @@ def _require_success(response: urllib3.HTTPResponse) -> None:
 
 
 def _retry_after(value: str) -> float:
-    """Give the seconds of a Retry-After header, which may hold a date; 0 for none."""
+    """Return the seconds of a Retry-After header, which may hold a date; 0 for none."""
     if value.strip().isdecimal():
         return float(value)
     try:
@@ -432,7 +432,7 @@ def _user_agent() -> str:
 
 
 def _system_context() -> ssl.SSLContext:
-    """Give what trusts the certificates that this system trusts, or where it has none those of certifi."""
+    """Return what trusts the certificates that this system trusts, or where it has none those of certifi."""
     context = create_urllib3_context()
     context.load_default_certs()
     paths = ssl.get_default_verify_paths()

@@ -33,7 +33,7 @@ class TableError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> TableError:
-        """Give what a library raised, in one short line."""
+        """Return what a library raised, in one short line."""
         return cls(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
@@ -88,7 +88,7 @@ class ImageColumn(NamedTuple):
 
 
 def too_many_bytes(n_bytes: int, max_bytes: int) -> ImageError:
-    """Give the error of an image that is larger than allowed."""
+    """Return the error of an image that is larger than allowed."""
     return ImageError("read", f"too many bytes: {n_bytes}, above the limit of {max_bytes} (--max-bytes)")
 
 
@@ -195,7 +195,7 @@ def _find(schema: pa.Schema, name: str, where: str, flag: str) -> int:
 
 
 def _as_images(index: int, field: pa.Field) -> ImageColumn | None:
-    """Give the column as one of images, if its type can hold them."""
+    """Return the column as one of images, if its type can hold them."""
     import pyarrow as pa
 
     if _is_bytes(field.type):
@@ -253,7 +253,7 @@ def _listed(fields: Sequence[pa.Field] | pa.Schema) -> str:
 
 
 def texts(array: pa.Array) -> list[str | None]:
-    """Give the values of a column as texts: numbers and dates as Arrow spells them, None for null."""
+    """Return the values of a column as texts: numbers and dates as Arrow spells them, None for null."""
     import pyarrow as pa
 
     kind = array.type

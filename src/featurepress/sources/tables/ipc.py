@@ -39,18 +39,18 @@ class Flat:
         return value
 
     def _place(self, slot: int) -> int:
-        """Give where a field lies; 0 if it is not there."""
+        """Return where a field lies; 0 if it is not there."""
         at = 4 + 2 * slot
         offset = self._get("H", self._slots + at) if at < self._get("H", self._slots) else 0
         return self._at + offset if offset else 0
 
     def scalar(self, slot: int, code: str) -> int:
-        """Give a number; 0 is every default here."""
+        """Return a number; 0 is every default here."""
         at = self._place(slot)
         return self._get(code, at) if at else 0
 
     def table(self, slot: int) -> Flat | None:
-        """Give a table inside this one."""
+        """Return a table inside this one."""
         at = self._place(slot)
         return Flat(self._data, at + self._get("I", at)) if at else None
 
@@ -189,7 +189,7 @@ class Columns:
         return Column(kind, length, null_count, buffers, children)
 
     def where(self, buffer: Buffer) -> tuple[int, int, int]:
-        """Give where in the file a buffer lies, its bytes there, and its bytes decompressed."""
+        """Return where in the file a buffer lies, its bytes there, and its bytes decompressed."""
         offset, n_bytes = buffer
         if offset < 0 or n_bytes < 0 or offset + n_bytes > self._size:
             raise TableError("a buffer lies outside its batch")
@@ -213,7 +213,7 @@ class Columns:
         return self._pread(at + start, n_bytes)
 
     def bytes(self, buffer: Buffer) -> bytes:
-        """Give a whole buffer, decompressed."""
+        """Return a whole buffer, decompressed."""
         import pyarrow as pa
 
         at, n_bytes, full = self.where(buffer)
@@ -227,7 +227,7 @@ class Columns:
         return self._kept[buffer]
 
     def forward(self, buffer: Buffer) -> Forward:
-        """Give a reader of a compressed buffer that goes forward only."""
+        """Return a reader of a compressed buffer that goes forward only."""
         at, n_bytes, _ = self.where(buffer)
         return Forward(io.BufferedReader(_Section(self._pread, at, n_bytes), _SKIP_BYTES), buffer, self.codec or "")
 
@@ -282,7 +282,7 @@ def is_view(kind: Any) -> bool:
 
 
 def spans(columns: Columns, column: Column, first: int, end: int) -> list[tuple[Buffer, int, int]]:
-    """Give where the values of some rows of binary or text lie: (buffer, start, number of bytes)."""
+    """Return where the values of some rows of binary or text lie: (buffer, start, number of bytes)."""
     from pyarrow import types
 
     if first >= end:
@@ -323,7 +323,7 @@ def is_there(columns: Columns, column: Column, row: int) -> bool:
 
 
 def image_sizes(columns: Columns, image: ImageColumn) -> list[int | None]:
-    """Give the bytes of each image of a batch; None where there is none, 0 where there is but a path."""
+    """Return the bytes of each image of a batch; None where there is none, 0 where there is but a path."""
     column = columns[image.at]
     if not image.is_struct:
         return _sizes(columns, column)
@@ -353,7 +353,7 @@ def _present(columns: Columns, column: Column) -> Iterator[bool]:
 
 
 def as_array(kind: Any, columns: Columns, column: Column) -> Any:
-    """Give a whole column that is not nested as an Arrow array."""
+    """Return a whole column that is not nested as an Arrow array."""
     import pyarrow as pa
 
     if not column.length or pa.types.is_null(kind):

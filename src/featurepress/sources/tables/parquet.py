@@ -135,7 +135,7 @@ class ParquetTable:
     # -- one image -------------------------------------------------------------------------------------------
 
     def read(self, image: ImageColumn, number: int, max_bytes: int) -> Picture:
-        """Give what the image column holds in one row.
+        """Return what the image column holds in one row.
 
         Raises TableError where it cannot be decoded, and ImageError for an image above `max_bytes`.
         """
@@ -194,7 +194,7 @@ class ParquetTable:
 
 
 def _content(value: Any, max_bytes: int) -> bytes | None:
-    """Give the bytes of an Arrow scalar."""
+    """Return the bytes of an Arrow scalar."""
     if not value.is_valid:
         return None
     buffer = value.as_buffer()

@@ -29,7 +29,7 @@ class Table(Protocol):
         """Yield some columns as texts, a few thousand rows at once: the first row's number, and a list a column."""
 
     def read(self, image: ImageColumn, number: int, max_bytes: int) -> Picture:
-        """Give what the image column holds in one row.
+        """Return what the image column holds in one row.
 
         Raises TableError where it cannot be read, and ImageError for an image above `max_bytes`.
         """

@@ -63,7 +63,7 @@ class TableSource:
         self._brings_label = bool(spec.options.get("brings_label", False))
         self._base = os.fsencode(spec.base or os.getcwd())  # noqa: PTH109 - bytes
         root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
-        self._places = LocationReader(spec.options, self._limits, root)
+        self._locations = LocationReader(spec.options, self._limits, root)
         self._skipped: collections.Counter[str] = collections.Counter()
 
     @property
@@ -142,8 +142,8 @@ class TableSource:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
-        """Read one row; rows that are asked in order are read in one go."""
-        table, number = _place(ref)
+        """Read one row; consecutive rows are read in one pass."""
+        table, number = _parse_key(ref)
         try:
             picture = self._picture(table, number)
         except TableError as error:
@@ -153,7 +153,7 @@ class TableSource:
             return picture.data
         if not picture.path:
             raise ImageError("read", "no image in this row")
-        return self._places.read(location_of(os.fsencode(picture.path), self._folder_of(table.order)))
+        return self._locations.read(location_of(os.fsencode(picture.path), self._folder_of(table.order)))
 
     def _picture(self, table: ImageRef, number: int) -> Picture:
         key = (self._spec.base, table.order, table.version, self._column)
@@ -185,8 +185,8 @@ class TableSource:
         return now
 
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Look at the table again and, if it is another one now, for its row."""
-        table, number = _place(ref)
+        """Return the reference as it is now; the row is read again only if the table has changed."""
+        table, number = _parse_key(ref)
         now = self._files.stat(table)
         if now.problem is not None:
             return ref._replace(size=0, version="", problem=now.problem)
@@ -200,7 +200,7 @@ class TableSource:
         return ref._replace(size=found.size, version=found.version, problem=found.problem)
 
     def _folder_of(self, order: bytes) -> bytes:
-        """Give what the paths in a table start from: a folder, or the url of the table."""
+        """Return what the paths in a table start from: a folder, or the url of the table."""
         return order if self._is_remote else os.path.join(self._base, os.path.dirname(order))  # noqa: PTH120 - bytes
 
 
@@ -208,8 +208,8 @@ def _key(table: ImageRef, number: int) -> bytes:
     return b"%s#%0*d" % (table.order, _DIGITS, number)
 
 
-def _place(ref: ImageRef) -> tuple[ImageRef, int]:
-    """Give the table in which an image lies, as far as it is known, and the number of its row."""
+def _parse_key(ref: ImageRef) -> tuple[ImageRef, int]:
+    """Return the table in which an image lies, as far as it is known, and the number of its row."""
     order, number = ref.order[: -_DIGITS - 1], int(ref.order[-_DIGITS:])
     return ImageRef(path_text(order), 0, 0, ref.version, key=order), number
 
@@ -244,7 +244,7 @@ class _Shelf:
         self._kept: collections.OrderedDict[object, _Kept] = collections.OrderedDict()
 
     def get(self, key: object) -> _Kept | None:
-        """Give an open table."""
+        """Return an open table."""
         if key in self._kept:
             self._kept.move_to_end(key)
         return self._kept.get(key)
