@@ -157,10 +157,10 @@ _NAMED = re.compile(r"\{([^{}]*)\}")
 
 
 class _Labeller:
-    """Returns the fields of a reference by the setting of labels.
+    """Computes the fields of a reference from the setting of labels.
 
-    A pattern is matched against the end of the path, name for name: ``{split}/{label}/{name}`` takes the last three.
-    What it does not fit gets nulls.
+    A pattern is matched against the last parts of the path: ``{split}/{label}/{name}`` matches the last three.
+    Fields are None where it does not match.
     """
 
     def __init__(self, labels: str) -> None:

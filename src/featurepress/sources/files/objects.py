@@ -151,7 +151,7 @@ class ObjectSource:
             raise self._refused_listing(error) from None
 
     def _objects(self, start_after: bytes) -> Iterator[Object]:
-        """Yield all objects below the prefix: the fast way, and from a key that it cannot spell the slow one."""
+        """Yield all objects below the prefix, the slow way from the first awkward key on."""
         start, prefix = self._start(start_after), self._below.removesuffix("/")
         last = start
         try:
@@ -182,7 +182,7 @@ class ObjectSource:
         return list_in_ranges(lambda key: awkward_keys.list_fast(store, prefix, key), self._below, start)
 
     def _start(self, start_after: bytes) -> str:
-        """Return the key after which the listing begins: as far as it can be spelled, so that nothing is left out."""
+        """Return the key after which the listing begins, cut before what cannot be sent in a request."""
         key = start_after.removeprefix(self._url.encode()) if start_after.startswith(self._url.encode()) else b""
         try:
             start = key.decode()
@@ -281,12 +281,12 @@ class ObjectSource:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
-        """Get an object, and make sure that it is the one that was listed."""
+        """Read an object, and check that it has not changed since listing."""
         address = replace(self._address, key=self._key(ref))
         return read_object(address, anonymous=self._anonymous, limits=self._limits, etag=ref.version, size=ref.size)
 
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Ask for size and etag again."""
+        """Return the reference with the current size and etag."""
         try:
             found = self._head(self._key(ref))
         except store_errors() as error:

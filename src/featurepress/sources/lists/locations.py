@@ -168,7 +168,7 @@ class LocationReader:
         }
 
     def stat(self, location: Location) -> tuple[int, str, str | None]:
-        """Return size, version and problem of what is at a location: of a file as they are, of all else 0 and ""."""
+        """Return size, version and problem; for anything but a file on disk, size 0 and version ""."""
         if location.scheme or location.problem is not None:
             return 0, "", location.problem
         found = self._files.stat(_file(location))

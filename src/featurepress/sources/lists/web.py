@@ -1,4 +1,4 @@
-"""Fetch pictures by http and https, within limits of size and time, and from public addresses only.
+"""Fetch images by http and https, within limits of size and time, and from public addresses only.
 
 A list of urls is somebody else's text: it may name addresses inside one's own network. Each connection is therefore
 made to an address that was checked after its name was resolved, redirects included, so that no name can change its
@@ -136,7 +136,7 @@ class Web:
         with self._slot(str(target.host)):  # to wait for one's turn does not count
             _clock.deadline = time.monotonic() + timeout_seconds
             try:
-                return self._try_again_and_again(target, max_bytes)
+                return self._fetch_with_retries(target, max_bytes)
             except TimeoutError:
                 raise ImageError("read", f"timed out: not fetched in {timeout_seconds:g} seconds") from None
 
@@ -147,11 +147,11 @@ class Web:
                 slot = self._slots[host] = threading.Semaphore(AT_ONCE)
             return slot
 
-    def _try_again_and_again(self, target: Url, max_bytes: int) -> bytes:
+    def _fetch_with_retries(self, target: Url, max_bytes: int) -> bytes:
         for n in itertools.count(1):
             try:
                 return self._follow(target, max_bytes)
-            except _PassingError as error:
+            except _TransientError as error:
                 backoff = min(_MOST_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2**n) * random.uniform(0.5, 1.0)
                 wait_seconds = max(error.wait_seconds, backoff)
                 if n == TRIES or wait_seconds >= _clock.left():
@@ -191,7 +191,7 @@ class Web:
     # -- connections -----------------------------------------------------------------------------------------
 
     def _take(self, target: Url) -> _Plain | _Secure:
-        """Return a connection that is kept, or a new one."""
+        """Return an idle connection, or a new one."""
         with self._lock:
             kept = self._idle.get(_origin(target), [])
             while kept:
@@ -320,8 +320,8 @@ class _Secure(HTTPSConnection):
 # -- answers -------------------------------------------------------------------------------------------------
 
 
-class _PassingError(Exception):
-    """A request failed in a way that may pass."""
+class _TransientError(Exception):
+    """A request failed in a way that is worth a retry."""
 
     def __init__(self, reason: str, wait_seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -330,13 +330,13 @@ class _PassingError(Exception):
 
 
 def _require_success(response: urllib3.HTTPResponse) -> None:
-    """Raise unless the answer is a picture."""
+    """Raise unless the response has status 200 or 203."""
     status = response.status
     if status in (200, 203):
         return
     if status in (408, 429) or status >= 500:
         what = "the server is busy" if status in (408, 429) else "the server fails"
-        raise _PassingError(f"{what}: status {status}", _retry_after(response.headers.get("Retry-After", "")))
+        raise _TransientError(f"{what}: status {status}", _retry_after(response.headers.get("Retry-After", "")))
     what = "refused" if 400 <= status < 500 else "unexpected answer"
     known = {404: "no such picture", 410: "no such picture", 401: "no permission", 403: "no permission"}
     raise ImageError("read", f"{known.get(status, what)}: status {status}")
@@ -364,7 +364,7 @@ def _body(response: urllib3.HTTPResponse, max_bytes: int) -> bytes:
         if n_bytes > max_bytes:
             raise ImageError("read", f"too many bytes: {limit}")
     if not pieces and length != "0":  # the header broke off, where such a body ends with the connection
-        raise _PassingError("the answer is not whole")
+        raise _TransientError("the answer is not whole")
     return b"".join(pieces)
 
 
@@ -378,7 +378,7 @@ def _explain(error: Exception) -> NoReturn:
     if isinstance(cause, socket.gaierror):
         reason = "the server's name is not known"
         if cause.errno == socket.EAI_AGAIN:
-            raise _PassingError(reason) from None
+            raise _TransientError(reason) from None
         raise ImageError("read", reason) from None
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise ImageError("read", f"the server's certificate is not valid: {cause.verify_message}") from None
@@ -387,10 +387,10 @@ def _explain(error: Exception) -> NoReturn:
     if isinstance(cause, http.client.InvalidURL | LocationParseError):
         raise ImageError("read", "the url cannot be understood") from None
     if isinstance(cause, ConnectionRefusedError):
-        raise _PassingError("the connection is refused") from None
+        raise _TransientError("the connection is refused") from None
     if isinstance(error, HTTPError):
-        raise _PassingError("the answer is not whole") from None
-    raise _PassingError("the connection breaks off") from None
+        raise _TransientError("the answer is not whole") from None
+    raise _TransientError("the connection breaks off") from None
 
 
 # -- urls ----------------------------------------------------------------------------------------------------
