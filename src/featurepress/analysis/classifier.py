@@ -1,4 +1,4 @@
-"""Classifiers of features: scikit-learn's, with the standardisation inside, kept as plain arrays."""
+"""Classifiers of features: scikit-learn's, including standardisation, stored as plain arrays."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     Labels = npt.NDArray[np.str_]
 
-CHOSEN_FROM = tuple(10.0**power for power in range(-4, 3))  # regularisations that cross-validation tries
-UNCHOSEN = 1.0  # where too few rows are there to choose by: scikit-learn's
-CHOOSING_ROWS = 4_000  # on so many rows, drawn so that every class keeps its share
+CHOSEN_FROM = tuple(10.0**power for power in range(-4, 3))  # regularisations tried by cross-validation
+UNCHOSEN = 1.0  # with too few rows to cross-validate: scikit-learn's default
+CHOOSING_ROWS = 4_000  # rows of the stratified sample for cross-validation
 _FOLDS = 3
-_BLOCK_ROWS = 16_384  # that are standardised at once: in double precision all together would be four times X
+_BLOCK_ROWS = 16_384  # standardised at once: all rows in double precision would take four times the memory of X
 
 
 @dataclass
@@ -37,17 +37,17 @@ class Classifier:
     ----------
     kind : str
         ``logistic``: multinomial logistic regression. ``knn``: the share of each class among the nearest
-        neighbours, by the cosine of features less their mean. ``centroid``: the nearest mean of a class.
+        neighbours, by the cosine of features minus their mean. ``centroid``: the nearest class mean.
     regularization : float, optional
-        Of logistic regression: the inverse strength, scikit-learn's ``C``. By default the one of 1e-4, 1e-3, …, 100
+        Inverse strength for logistic regression, scikit-learn's ``C``. By default the one of 1e-4, 1e-3, …, 100
         with the least log loss in 3-fold cross-validation on up to 4,000 rows, as far as each larger one still
         gains 1 %.
     n_neighbors : int
-        Of knn.
+        Number of neighbours for knn.
     balanced : bool
-        Whether rare classes weigh as much as frequent ones.
+        Whether all classes have the same weight.
     random_state : int
-        Seed of the draws.
+        Seed of the random samples.
 
     Attributes
     ----------
@@ -57,9 +57,9 @@ class Classifier:
         What is taken off each feature, and what it is divided by: the standard deviation, or 1 where there is none,
         and of knn.
     regularization_ : float or None
-        The one that was taken, of logistic regression.
+        Regularisation of the fitted logistic regression.
     n_samples_ : int
-        Rows that it was fitted to.
+        Number of rows it was fitted to.
     """
 
     kind: str = "logistic"
@@ -84,13 +84,13 @@ class Classifier:
         y : array (n_samples,) of str
             Their labels.
         groups : array (n_samples,) int64, optional
-            Rows of a group are never on both sides of cross-validation: near-duplicates would choose too little
+            Rows of a group are never on both sides of cross-validation: near-duplicates would favour too little
             regularisation.
 
         Raises
         ------
         AnalysisError
-            There is one class only, or features that are no numbers.
+            There is only one class, or features are NaN or infinite.
         """
         require_classes(y, least=1)
         require_finite(X.mean(axis=0, dtype=np.float64), X)
@@ -120,7 +120,7 @@ class Classifier:
         return standardised
 
     def _logistic(self, regularization: float, *, is_rough: bool = False) -> Any:
-        """Give scikit-learn's classifier; a rough one goes on from where it was, and is soon content."""
+        """Return scikit-learn's classifier; a rough one has a warm start and a larger tolerance."""
         from sklearn.linear_model import LogisticRegression
 
         weights = "balanced" if self.balanced else None
@@ -128,9 +128,9 @@ class Classifier:
         return LogisticRegression(C=regularization, class_weight=weights, max_iter=5_000, **how)
 
     def choose(self, Z: Features, y: Labels, groups: npt.NDArray[np.int64] | None = None) -> float:
-        """Give the regularisation with the least log loss in cross-validation, of standardised rows.
+        """Return the regularisation with the least log loss in cross-validation, of standardised rows.
 
-        Where there are too few rows, or groups of them, to be cross-validated, it is 1, as scikit-learn's.
+        Where there are too few rows, or groups of them, to be cross-validated, it is 1, scikit-learn's default.
         """
         rows = draw_rows(y, CHOOSING_ROWS, self.random_state)
         Z, y = Z[rows], y[rows]
@@ -142,11 +142,11 @@ class Classifier:
         for regularization in CHOSEN_FROM:  # ascending: each fit starts from the one before it
             losses[regularization] = sum(_loss(fold, Z, y, regularization) for fold in folds)
             if len(losses) > 2 and losses[regularization] > 0.99 * min(list(losses.values())[:-1]):
-                break  # little is to be gained from here on, and these are the slow ones
+                break  # larger values gain little, and take longest
         return min(losses, key=lambda one: losses[one])
 
     def _centroids(self, Z: Features, y: Labels) -> dict[str, npt.NDArray[Any]]:
-        """Give the mean of each class, and the variance that rows have about it, over all features."""
+        """Return the mean of each class, and the variance that rows have about it, over all features."""
         places = locations_of(np.searchsorted(self.classes_, y))
         counts = np.array([len(rows) for rows in places])
         means = np.stack([Z[rows].mean(axis=0, dtype=np.float64) for rows in places])
@@ -158,7 +158,7 @@ class Classifier:
     # -- use -------------------------------------------------------------------------------------------------
 
     def predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """Give the probability of each class: array (n_samples, n_classes), columns in the order of `classes_`."""
+        """Return the probability of each class: array (n_samples, n_classes), columns as `classes_`."""
         if not self._arrays:
             raise AnalysisError("This classifier has not been fitted: call fit first.")
         if X.ndim != 2 or X.shape[1] != len(self.mean_):
@@ -176,7 +176,7 @@ class Classifier:
         return _softmax(np.log(self._arrays["shares"]) - distances / (2 * self._arrays["variance"]))
 
     def predict(self, X: npt.NDArray[Any]) -> Labels:
-        """Give the most probable class of each row: array (n_samples,) of str."""
+        """Return the most probable class of each row: array (n_samples,) of str."""
         shares = self.predict_proba(X)
         found: Labels = self.classes_[shares.argmax(axis=1)]
         return found
@@ -197,7 +197,7 @@ class Classifier:
     # -- storage ---------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Give a fitted classifier for storage: NumPy's format, no pickle."""
+        """Return a fitted classifier for storage: NumPy's format, no pickle."""
         if not self._arrays:
             raise AnalysisError("This classifier has not been fitted: call fit first.")
         arrays: dict[str, Any] = {
@@ -218,7 +218,7 @@ class Classifier:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Classifier:
-        """Read what `to_bytes` gave."""
+        """Return a classifier from the bytes of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             regularization = float(arrays["regularization"])
             one = cls(
@@ -272,7 +272,7 @@ def require_classes(y: Labels, *, least: int = 2) -> None:
 
 
 def draw_rows(y: npt.NDArray[Any], n_rows: int, random_state: int) -> npt.NDArray[np.int64]:
-    """Give some rows in order: of each class its share, and three at least; all if there are no more."""
+    """Return a stratified sample of rows in order, at least three per class; all rows if there are no more."""
     if len(y) <= n_rows:
         return np.arange(len(y))
     draw = np.random.default_rng(random_state)
@@ -284,13 +284,13 @@ def draw_rows(y: npt.NDArray[Any], n_rows: int, random_state: int) -> npt.NDArra
 
 
 def _blocks(X: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yield some rows after the others."""
+    """Yield blocks of rows."""
     for start in range(0, len(X), _BLOCK_ROWS):
         yield X[start : start + _BLOCK_ROWS]
 
 
 def _folds(y: Labels, own: npt.NDArray[np.int64]) -> list[tuple[Any, Any]]:
-    """Give training and test rows for cross-validation, groups whole; none where there are too few."""
+    """Return training and test rows for cross-validation, groups whole; none where there are too few."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     n_folds = min(_FOLDS, len(np.unique(own)), np.unique(y, return_counts=True)[1].max())
@@ -307,7 +307,7 @@ def _folds(y: Labels, own: npt.NDArray[np.int64]) -> list[tuple[Any, Any]]:
 
 
 def _loss(fold: tuple[Any, Any, Any], Z: Features, y: Labels, regularization: float) -> float:
-    """Give the sum of the log losses of a fold's test rows."""
+    """Return the sum of the log losses of a fold's test rows."""
     from sklearn.metrics import log_loss
 
     one, train, test = fold
@@ -316,7 +316,7 @@ def _loss(fold: tuple[Any, Any, Any], Z: Features, y: Labels, regularization: fl
 
 
 def linear_arrays(fitted: Any) -> dict[str, npt.NDArray[Any]]:
-    """Give the arrays of a linear classifier of scikit-learn; of two classes it keeps one only."""
+    """Return the arrays of a linear classifier of scikit-learn; of two classes it keeps one only."""
     coefficients, intercepts = fitted.coef_, fitted.intercept_
     if len(coefficients) == 1:
         coefficients = np.concatenate([-coefficients, coefficients]) / 2
@@ -325,7 +325,7 @@ def linear_arrays(fitted: Any) -> dict[str, npt.NDArray[Any]]:
 
 
 def _one_by_one(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Give probabilities where each class was told from all others alone."""
+    """Return normalised probabilities of one-vs-rest classifiers."""
     each = 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -500, 500)))
     shares: npt.NDArray[np.float64] = each / np.maximum(each.sum(axis=1, keepdims=True), 1e-300)
     return shares

@@ -1,4 +1,4 @@
-"""Count, mean and scatter of rows: all that an exact PCA needs of them, in any order and from anywhere."""
+"""Count, mean and scatter of rows, summed in any order and on any machine: input of an exact PCA."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Moments:
 
     @classmethod
     def empty(cls, n_features: int) -> Moments:
-        """Give those of no rows."""
+        """Return those of no rows."""
         return cls(0, np.zeros(n_features), np.zeros((n_features, n_features), order="F"))
 
     @property
@@ -100,7 +100,7 @@ class Moments:
         self.n_samples = total
 
     def to_bytes(self) -> bytes:
-        """Give them for storage: NumPy's format, no pickle."""
+        """Return them for storage: NumPy's format, no pickle."""
         buffer = io.BytesIO()
         packed = self.scatter[np.triu_indices(self.n_features)]
         np.savez(buffer, n_samples=np.int64(self.n_samples), mean=self.mean, scatter=packed)
@@ -108,7 +108,7 @@ class Moments:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Moments:
-        """Read what `to_bytes` gave."""
+        """Return moments from the bytes of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             moments = cls.empty(len(arrays["mean"]))
             moments.n_samples, moments.mean = int(arrays["n_samples"]), arrays["mean"]
@@ -117,7 +117,7 @@ class Moments:
 
 
 def require_finite(mean: npt.NDArray[Any], X: npt.NDArray[Any]) -> None:
-    """Raise AnalysisError if the mean of some rows tells that they are not all numbers."""
+    """Raise AnalysisError if the mean shows that some rows are NaN or infinite."""
     if not np.isfinite(mean).all():
         bad = ~np.isfinite(X).all(axis=1)
         raise AnalysisError(

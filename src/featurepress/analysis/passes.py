@@ -1,4 +1,4 @@
-"""Fit a PCA to a feature set, out of core: sums over its parts, made anywhere and merged as they come."""
+"""Fit a PCA to a feature set out of core: sums over its parts, computed by any engine and merged."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def fit(pca: PCA, features: FeatureSet, run: Run) -> PCA:
 
 
 def moments_of(features: FeatureSet, run: Run) -> Moments:
-    """Give the moments of a feature set: those that were kept of it, and what has come since; keep them.
+    """Return the moments of a feature set: those that were kept of it, and what has come since; keep them.
 
     They are kept in the set itself, with the hashes of the parts that are in them; where a part was written anew
     since, all are read again. A set that cannot be written to keeps none.
@@ -133,7 +133,7 @@ def moments_of(features: FeatureSet, run: Run) -> Moments:
 
 
 def _grouped(names: list[str]) -> Groups:
-    """Give runs of names, each of `PARTS_A_TASK` at least where there are so many."""
+    """Return runs of names, each of `PARTS_A_TASK` at least where there are so many."""
     n_groups = max(1, len(names) // PARTS_A_TASK) if names else 0
     return tuple(
         tuple(names[len(names) * i // n_groups : len(names) * (i + 1) // n_groups]) for i in range(n_groups)

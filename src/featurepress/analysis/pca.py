@@ -81,7 +81,7 @@ class PCA:
         ReductionSettings(self.n_components, self.variance, self.whiten, self.solver, self.random_state)  # checks
 
     def solver_for(self, n_features: int) -> str:
-        """Give the solver that is taken for so many features."""
+        """Return the solver that is taken for so many features."""
         if self.solver != "auto":
             return self.solver
         return "exact" if n_features <= MOST_EXACT_FEATURES or self.variance is not None else "randomized"
@@ -123,7 +123,7 @@ class PCA:
         return self._take(leading(n_features, n_kept, one_pass, random_state=self.random_state), "randomized")
 
     def _require_rows(self, n_samples: int, n_features: int) -> int:
-        """Give how many components there can be."""
+        """Return how many components there can be."""
         if n_samples < 2:
             raise AnalysisError(f"A PCA needs 2 pictures at least. There {_are(n_samples)}.")
         return min(n_samples - 1, n_features)
@@ -161,7 +161,7 @@ class PCA:
         return projected
 
     def inverse_transform(self, X: npt.NDArray[Any]) -> Features:
-        """Give back rows from their projection: array (n_samples, n_features) float32."""
+        """Return rows from their projection: array (n_samples, n_features) float32."""
         self._require_fitted()
         rows: Features = (np.asarray(X, np.float64) * self._scale @ self.components_ + self.mean_).astype(
             np.float32
@@ -184,7 +184,7 @@ class PCA:
     # -- storage ---------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
-        """Give a fitted PCA for storage: NumPy's format, no pickle."""
+        """Return a fitted PCA for storage: NumPy's format, no pickle."""
         self._require_fitted()
         buffer = io.BytesIO()
         np.savez(
@@ -201,7 +201,7 @@ class PCA:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> PCA:
-        """Read what `to_bytes` gave."""
+        """Return a PCA from the bytes of `to_bytes`."""
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             pca = cls(n_components=len(arrays["components"]), whiten=bool(arrays["whiten"]))
             pca.components_, pca.mean_ = arrays["components"], arrays["mean"]

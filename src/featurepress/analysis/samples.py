@@ -1,4 +1,4 @@
-"""The labelled rows of a feature set: which they are, what they are called, and which of them test."""
+"""Labelled rows of a feature set, with their labels and their split into training and test."""
 
 from __future__ import annotations
 
@@ -80,18 +80,18 @@ class Samples:
         return max(1, searchable_rows(np.bincount(self.codes), self.features.n_features))
 
     def draw(self, n_rows: int, random_state: int) -> Samples:
-        """Give so many drawn samples, of each label its share, and three at least; all if there are no more."""
+        """Return so many drawn samples, of each label its share, and three at least; all if there are no more."""
         return self if len(self) <= n_rows else self.take(draw_rows(self.codes, n_rows, random_state))
 
     def take(self, chosen: Rows) -> Samples:
-        """Give some of the samples, by their places, ascending; labels that none has are left out."""
+        """Return some of the samples, by their places, ascending; labels that none has are left out."""
         kinds, codes = np.unique(self.codes[chosen], return_inverse=True)
         is_test = None if self.is_test is None else self.is_test[chosen]
         own = self.classes[kinds]
         return Samples(self.features, self.rows[chosen], own, codes.astype(np.int32), is_test, self.split)
 
     def train_side(self) -> Samples:
-        """Give those that train: all, where nobody says which test."""
+        """Return those that train: all, where nobody says which test."""
         return self if self.is_test is None else self.take(np.flatnonzero(~self.is_test))
 
     @property
@@ -100,11 +100,11 @@ class Samples:
         return hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """Give a column of the set for these rows, such as ``uri`` or ``sha256``, as Arrow holds it."""
+        """Return a column of the set for these rows, such as ``uri`` or ``sha256``, as Arrow holds it."""
         return self.features.to_table([name]).column(name).take(_indices(self.rows))
 
     def matrix(self) -> Features:
-        """Give the features: array (n_samples, n_features) float32, in memory."""
+        """Return the features: array (n_samples, n_features) float32, in memory."""
         X = np.empty((len(self), self.features.n_features), np.float32)
         for places, batch in self.batches():
             X[places] = batch
@@ -123,14 +123,14 @@ class Samples:
 
 
 def joined(columns: Sequence[pa.ChunkedArray]) -> pa.ChunkedArray:
-    """Give some columns of text, one after the other, as one."""
+    """Return some columns of text, one after the other, as one."""
     import pyarrow as pa
 
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
 def numbered(columns: Sequence[pa.ChunkedArray]) -> npt.NDArray[np.int64]:
-    """Give a number for each text of some columns, one after the other: the same text has the same number."""
+    """Return a number for each text of some columns, one after the other: the same text has the same number."""
     encoded = joined(columns).dictionary_encode().unify_dictionaries()
     numbers = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
     return np.concatenate([np.empty(0, np.int64), *numbers]).astype(np.int64)
@@ -237,7 +237,7 @@ def _is_asked(settings: SplitSettings) -> bool:
 
 
 def _from_file(features: FeatureSet, path: str, column: str, setting: str) -> list[str | None]:
-    """Give what a CSV file with uris says of each row of a set."""
+    """Return what a CSV file with uris says of each row of a set."""
     table = _read_csv(path, column, setting)
     said: dict[str, str] = {}
     for uri, text in zip(table["uri"].to_pylist(), table[column].to_pylist(), strict=True):

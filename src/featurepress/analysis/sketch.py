@@ -53,7 +53,7 @@ class Sketch:
 
     @classmethod
     def empty(cls, directions: npt.NDArray[np.float32]) -> Sketch:
-        """Give that of no rows."""
+        """Return that of no rows."""
         return cls(directions, 0, np.zeros(len(directions)), np.zeros(directions.shape))
 
     def add(self, X: npt.NDArray[Any]) -> Sketch:
@@ -159,7 +159,7 @@ def leading(
 
 
 def _eigenvectors(sketch: Sketch, n_components: int) -> Leading:
-    """Give the best eigenvectors that a sketch tells of: those of its Nyström approximation."""
+    """Return the best eigenvectors that a sketch tells of: those of its Nyström approximation."""
     from scipy.linalg import cholesky, solve_triangular
 
     directions, n_free = sketch.directions.astype(np.float64), max(1, sketch.n_samples - 1)

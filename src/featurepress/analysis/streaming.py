@@ -1,4 +1,4 @@
-"""Fit a classifier to more rows than memory holds: sums, and stochastic gradients, batch by batch."""
+"""Fit a classifier to more rows than fit in memory, batch by batch: sums and stochastic gradients."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def require_streamable(classifier: Classifier, samples: Samples) -> None:
 
 
 def _spread(samples: Samples, heard: Heard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Give mean and deviation of each feature (1 where it is 0), merged batch by batch (Chan et al. 1982)."""
+    """Return mean and deviation of each feature (1 where it is 0), merged batch by batch (Chan et al. 1982)."""
     n, mean = 0, np.zeros(samples.features.n_features)
     scatter = np.zeros_like(mean)
     for places, X in samples.batches():
@@ -149,7 +149,7 @@ class _Stream:
 
 
 def _weights(classifier: Classifier, samples: Samples) -> npt.NDArray[np.float64]:
-    """Give the weight of a row of each class."""
+    """Return the weight of a row of each class."""
     counts = np.bincount(samples.codes, minlength=len(samples.classes))
     return len(samples) / (len(counts) * counts) if classifier.balanced else np.ones(len(counts))
 
@@ -182,7 +182,7 @@ def _descend(
 
 
 def _means(classifier: Classifier, stream: _Stream, heard: Heard) -> dict[str, npt.NDArray[Any]]:
-    """Give the mean of each class, and the variance about them, from sums."""
+    """Return the mean of each class, and the variance about them, from sums."""
     samples = stream.samples
     n_classes, n_features = len(samples.classes), samples.features.n_features
     sums, squares = np.zeros((n_classes, n_features)), 0.0
