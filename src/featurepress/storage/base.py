@@ -1,8 +1,8 @@
-"""What a storage is: named objects below one root, in a folder or a bucket.
+"""The storage protocol: named objects below one root, in a folder or a bucket.
 
-An object appears under its name complete or not at all. `create` is what makes a part exactly once: of any
-number of attempts, in any processes, one succeeds and the others learn that they lost. `replace` does the same
-for a new version of an object: it succeeds only over the version that was read.
+An object appears complete or not at all. `create` makes a part exactly once: of any number of attempts, in any
+processes, one succeeds and the others return False. `replace` does the same for a new version of an object: it
+succeeds only if the object still has the version that was read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from featurepress.errors import FeatureSetError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Data = bytes | memoryview | Iterable[bytes]  # an iterable: pieces that follow one another
+Data = bytes | memoryview | Iterable[bytes]  # an iterable: consecutive pieces
 
 
 class Entry(NamedTuple):
-    """One object: its name below the storage's root, its bytes, and what changes when they may have changed.
+    """An object: its name below the root, its size in bytes, and its version, which changes with the content.
 
-    The version is what `Storage.stat` gives; listings of some stores leave it out.
+    The version is that of `Storage.stat`. Listings of some stores leave it empty.
     """
 
     name: str
@@ -32,79 +32,80 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """Named objects below one root. Instances are small, picklable, and open what they need by themselves.
+    """Named objects below one root. Instances are small and picklable; they open connections when needed.
 
-    Names use ``/``. Objects are whole: readers never see half of one. Every method raises StorageError with
-    one line for people where the storage refuses.
+    Names use ``/``. Readers never see an incomplete object. Every method raises StorageError with a message of one
+    line if the storage refuses.
     """
 
     @property
     def location(self) -> str:
-        """The root, for people."""
+        """The root, as shown in messages."""
 
     @property
     def is_remote(self) -> bool:
-        """Whether every call is a request over a network."""
+        """Whether every call is a network request."""
 
     @property
     def is_conditional(self) -> bool:
-        """Whether `create` and `replace` are known to be safe between processes; False once a store refuses."""
+        """Whether `create` and `replace` are safe between processes. False once a condition was refused."""
 
     def prepare(self) -> None:
-        """Make the root ready for writing; the driver calls this once, before anything is written."""
+        """Prepare the root for writing. The driver calls this once, before the first write."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects below the folder `prefix` ("" for all), in byte order of their names."""
 
     def stat(self, name: str) -> Entry | None:
-        """Give what a listing would say of the object now, or None if there is none."""
+        """Return name, size and version of the object. None if there is none."""
 
     def read(self, name: str) -> bytes | None:
-        """Give the object's bytes, or None if there is none."""
+        """Return the bytes of the object. None if there is none."""
 
     def open(self, name: str) -> BinaryIO:
         """Open the object for reading at any position.
 
-        All that is read is of one version: where an object that is replaced meanwhile cannot be read on,
-        ReplacedError is raised. Where there is none, the StorageError is raised from a FileNotFoundError.
+        All reads return data of one version. If the object was replaced and the rest of the old version is not
+        available, ReplacedError is raised. If there is no object, the StorageError is raised from a
+        FileNotFoundError.
         """
 
     def open_version(self, name: str) -> tuple[BinaryIO, str]:
-        """Open the object, and give the version of what was opened, for `replace`."""
+        """Open the object, and return the file and its version, for `replace`."""
 
     def write(self, name: str, data: Data) -> None:
-        """Create or replace the object, whole."""
+        """Create or replace the object."""
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        """Create the object only if there is none; say whether this call did it.
+        """Create the object only if there is none. Return whether this call created it.
 
-        With `durable` it is sure to survive a power cut once this returns. Without, which is quicker on a
-        disk, a power cut may leave it out, or empty: good for what can be made again.
+        With `durable`, the object survives a power cut once this returns. Without, which is faster on disk, it may
+        be missing or empty after a power cut: for objects that can be rebuilt.
         """
 
     def replace(self, name: str, data: Data, version: str) -> bool:
-        """Replace the object only if it still has this `version`; say whether this call did it.
+        """Replace the object only if it still has this `version`. Return whether this call replaced it.
 
-        Sure to survive a power cut once this returns.
+        The new version survives a power cut once this returns.
         """
 
     def stream(self, name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-        """Write an object too large for memory; it appears, or is replaced, when the block ends well."""
+        """Yield a file to write a large object, which appears when the block ends without error."""
 
     def sync(self, prefix: str) -> None:
-        """Make what lies below the folder `prefix` sure to survive a power cut, however it was written."""
+        """Make all objects below the folder `prefix` survive a power cut."""
 
     def delete(self, name: str) -> None:
-        """Delete the object; it is no error if there is none."""
+        """Delete the object, if it exists."""
 
 
 def pieces(data: Data) -> Iterable[bytes | memoryview]:
-    """Give data as the pieces that they consist of; an iterator can be taken once."""
+    """Return data as an iterable of pieces."""
     return [data] if isinstance(data, bytes | memoryview) else data
 
 
 def run_concurrently(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
-    """Make calls at the same time where each takes requests, else one after the other; give what they give."""
+    """Run functions and return their results: concurrently for a remote storage, else one after the other."""
     if not storage.is_remote:
         return [call() for call in calls]
     with ThreadPoolExecutor(len(calls), "featurepress-storage") as pool:
@@ -112,7 +113,7 @@ def run_concurrently(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
 
 
 def map_concurrently(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Yield what a call gives for each item, in order; some are made ahead at once where each takes requests."""
+    """Yield the result of `call` for each item, in order. For a remote storage, calls run concurrently."""
     if not storage.is_remote:
         yield from map(call, items)
         return
@@ -131,7 +132,7 @@ _AHEAD = 32
 
 @contextlib.contextmanager
 def reporting_damage(storage: Storage, name: str) -> Iterator[None]:
-    """Say which object it is that a reader inside the block cannot make sense of."""
+    """Raise FeatureSetError with the name of the object if a reader inside the block cannot parse it."""
     try:
         yield
     except (ValueError, OSError, KeyError) as error:  # Arrow's errors are ValueErrors and OSErrors

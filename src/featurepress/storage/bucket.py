@@ -1,4 +1,4 @@
-"""A place in an object store as a storage."""
+"""A prefix of a bucket as a storage."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ from featurepress.storage.connection import (
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-_BLOCK_BYTES = 1024**2  # of a large object that is read here and there
-_UPLOAD_BYTES = 8 * 1024**2  # a piece of a large object that is written
-_PUT_SECONDS = 300.0  # a part of tens of megabytes on a slow line
-# The stores, as scheme and bucket, that have refused a condition.
+_BLOCK_BYTES = 1024**2  # read ahead in a large object
+_UPLOAD_BYTES = 8 * 1024**2  # of each piece of a multipart upload
+_PUT_SECONDS = 300.0  # for a part of tens of megabytes on a slow connection
+# Scheme and bucket of stores that have refused a conditional request.
 _UNCONDITIONAL: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
 class BucketStorage:
-    """What lies below a key prefix of a bucket.
+    """The objects below a prefix of a bucket.
 
-    `create` is one conditional PUT (If-None-Match, or the generation on Google), `replace` another (If-Match):
-    the store decides between any number of machines. An object is written by a single request, or by a
-    multipart upload that is completed or aborted, so that nobody sees half of one.
+    `create` is a conditional PUT (If-None-Match, or the generation on Google), and so is `replace` (If-Match): the
+    store decides between any number of machines. An object is written by a single request, or by a multipart upload
+    that is completed or aborted, so readers never see an incomplete object.
 
     Parameters
     ----------
     root : str
-        Url, without a slash at its end.
+        Url, without a trailing slash.
     """
 
     root: str
 
     @property
     def location(self) -> str:
-        """The url."""
+        """The url of the root."""
         return self.root
 
     @property
@@ -62,12 +62,12 @@ class BucketStorage:
 
     @property
     def is_remote(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     @property
     def is_conditional(self) -> bool:
-        """Whether the store has not yet refused a condition in this process."""
+        """Whether the store has refused no condition in this process."""
         return self._bucket not in _UNCONDITIONAL
 
     @property
@@ -85,23 +85,23 @@ class BucketStorage:
         """Do nothing: a bucket has no folders."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the objects below `prefix`, in the order of the store, which is byte order."""
+        """Yield the objects below `prefix`, in byte order, which is the order of stores."""
         start = len(self._key("")) + 1 if self._key("") else 0
-        with self._asking("list", prefix):
+        with self._translating_errors("list", prefix):
             for one in list_objects(self._store, self._key(prefix)):
                 name = one["path"][start:]
                 if not name.rpartition("/")[2].startswith("."):
                     yield Entry(name, one["size"], self._version(one))
 
     def _version(self, found: Any) -> str:
-        """Give what a condition is made of: the etag, on Google the generation, which listings leave out."""
+        """Return what a condition needs: the etag, or on Google the generation, which listings leave out."""
         return (found["version"] or "") if self._address.scheme == "gs" else etag_of(found)
 
     def stat(self, name: str) -> Entry | None:
-        """Ask for size and etag of the object."""
+        """Request size and etag of the object."""
         import obstore
 
-        with self._asking("look at", name, missing=None):
+        with self._translating_errors("look at", name, missing=None):
             found = retrying(lambda: obstore.head(self._store, self._key(name)))
             return Entry(name, found["size"], self._version(found))
         return None
@@ -110,16 +110,16 @@ class BucketStorage:
         """Get the object."""
         import obstore
 
-        with self._asking("read", name, missing=None):
+        with self._translating_errors("read", name, missing=None):
             return bytes(retrying(lambda: obstore.get(self._store, self._key(name)).bytes()))
         return None
 
     def open(self, name: str) -> BinaryIO:
-        """Open the object; one that fits into a block or two comes by a single request."""
+        """Open the object. A small one is read by a single request."""
         return self.open_version(name)[0]
 
     def open_version(self, name: str) -> tuple[BinaryIO, str]:
-        """Open the object, and give its etag, or generation; every request after the first asks for that etag."""
+        """Open the object, and return the file and its version. Later requests require the same etag."""
         import obstore
 
         store, key = self._store, self._key(name)
@@ -128,7 +128,7 @@ class BucketStorage:
             found = obstore.get(store, key)
             return found.meta, bytes(found.bytes()) if found.meta["size"] <= 2 * _BLOCK_BYTES else None
 
-        with self._asking("read", name):
+        with self._translating_errors("read", name):
             meta, data = retrying(get)
             if data is not None:
                 return io.BytesIO(data), self._version(meta)
@@ -139,11 +139,11 @@ class BucketStorage:
 
     def write(self, name: str, data: Data) -> None:
         """Put the object."""
-        self._put(name, _gathered(data), None)
+        self._put(name, _joined(data), None)
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        """Put the object if there is none. A store without conditions is asked first, which is no proof."""
-        content = _gathered(data)
+        """Put the object if there is none. Without conditional requests, check first, which is not safe."""
+        content = _joined(data)
         if self.is_conditional:
             try:
                 return self._put(name, content, "create")
@@ -152,8 +152,8 @@ class BucketStorage:
         return self.stat(name) is None and self._put(name, content, None)
 
     def replace(self, name: str, data: Data, version: str) -> bool:
-        """Put the object if it still has this etag, or generation."""
-        content = _gathered(data)
+        """Put the object if it still has this etag or generation."""
+        content = _joined(data)
         if self.is_conditional:
             try:
                 kind = "version" if self._address.scheme == "gs" else "e_tag"
@@ -164,7 +164,7 @@ class BucketStorage:
         return entry is not None and entry.version == version and self._put(name, content, None)
 
     def _put(self, name: str, data: bytes | memoryview, mode: Any) -> bool:
-        """Put by a single request, so that no unfinished upload is left by a process that dies."""
+        """Put the object by a single request, so that a killed process leaves no unfinished upload."""
         import obstore
 
         store = connect(*self._bucket, timeout_seconds=_PUT_SECONDS, tries=2)
@@ -181,7 +181,7 @@ class BucketStorage:
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
-        """Collect the object in a temporary file, and put it when the block ends well."""
+        """Yield a temporary file, and upload it when the block ends without error."""
         import obstore
 
         with tempfile.TemporaryFile() as file:
@@ -202,22 +202,22 @@ class BucketStorage:
                     ):
                         raise
 
-            with self._asking("write", name):
+            with self._translating_errors("write", name):
                 retrying(upload)
 
     def sync(self, prefix: str) -> None:
-        """Do nothing: what a store has taken survives."""
+        """Do nothing: stored objects are durable."""
 
     def delete(self, name: str) -> None:
         """Delete the object."""
         import obstore
 
-        with self._asking("delete", name, missing=None):
+        with self._translating_errors("delete", name, missing=None):
             retrying(lambda: obstore.delete(self._store, self._key(name)))
 
     @contextlib.contextmanager
-    def _asking(self, verb: str, name: str, **otherwise: Any) -> Iterator[None]:
-        """Turn what the store refuses into our own error; with `missing=None` an absent object is none."""
+    def _translating_errors(self, verb: str, name: str, **otherwise: Any) -> Iterator[None]:
+        """Convert errors of the store to StorageError. With `missing=None`, ignore a missing object."""
         url = f"{self.root}/{name}" if name else self.root
         try:
             yield
@@ -233,11 +233,11 @@ class BucketStorage:
             raise refused(verb, url, error) from None
 
 
-def _gathered(data: Data) -> bytes | memoryview:
-    """Give data in one piece; what comes in pieces is put into pages that go back to the system at once."""
+def _joined(data: Data) -> bytes | memoryview:
+    """Return data in one piece. Pieces are copied into mapped memory, which is freed immediately afterwards."""
     if isinstance(data, bytes | memoryview):
-        return data if isinstance(data, bytes) else data.cast("B")  # Arrow's bytes have a sign
-    # Private: the pages of a shared mapping cannot grow, whoever touches the new ones is killed.
+        return data if isinstance(data, bytes) else data.cast("B")  # Arrow's buffers are signed bytes
+    # Private: a shared mapping cannot grow, and touching the new pages would kill the process.
     pages, n_bytes = mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), 0
     for piece in data:
         if n_bytes + len(piece) > len(pages):
@@ -248,7 +248,7 @@ def _gathered(data: Data) -> bytes | memoryview:
 
 
 def list_objects(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Any]:
-    """Yield the objects below a prefix, after a key; a page that breaks off is asked for again from there."""
+    """Yield the objects below a prefix, after the key `start`. Continue from the last key if a page fails."""
     import obstore
 
     n_failures = 0
@@ -267,11 +267,11 @@ def list_objects(store: ObjectStore, prefix: str, start: str = "") -> Iterator[A
 
 
 class _UnsupportedError(Exception):
-    """The store does not know conditional requests."""
+    """The store does not support conditional requests."""
 
 
 class _Unclosed(io.BufferedRandom):
-    """A file that whoever writes to it may close, as Arrow's writers do, and that is still there."""
+    """A file that stays open when a writer closes it, as Arrow's writers do."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file.raw)
@@ -282,18 +282,18 @@ class _Unclosed(io.BufferedRandom):
 
 
 class Ranges(io.RawIOBase):
-    """An object of a bucket as a file: every read is a request for a range.
+    """An object of a bucket as a file. Every read is a range request.
 
     Parameters
     ----------
     store : ObjectStore
         The bucket.
     key, url : str
-        Its name there, and for people.
+        Its key, and its url for messages.
     size : int
-        Its bytes.
+        Size in bytes.
     options : dict
-        Of each request, such as the etag that it must have.
+        Options of each request, such as the etag that is required.
     """
 
     def __init__(self, store: ObjectStore, key: str, url: str, size: int, options: Any = None) -> None:
@@ -301,20 +301,20 @@ class Ranges(io.RawIOBase):
         self._options = options or {}
 
     def readable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Yes."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a position."""
+        """Set the position."""
         self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Get the next bytes."""
+        """Request the next bytes."""
         n = min(len(buffer), self._size - self._at)
         if n <= 0:
             return 0

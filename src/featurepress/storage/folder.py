@@ -24,10 +24,9 @@ TEMPORARY_SUFFIX = ".featurepress-tmp"
 class FolderStorage:
     """A folder on disk.
 
-    New objects are written without a name (O_TMPFILE), fsynced, and then linked to their name, so that a
-    process killed at any moment leaves nothing behind; where the file system cannot do that they get a
-    temporary dot name first. ``link(2)`` refuses an existing name, which makes `create` safe between any
-    number of processes.
+    New objects are written to an unnamed file (O_TMPFILE), fsynced, and then linked to their name, so that a
+    process killed at any moment leaves nothing behind. File systems without unnamed files use a temporary dot file.
+    ``link(2)`` refuses an existing name, which makes `create` safe between any number of processes.
 
     Parameters
     ----------
@@ -39,28 +38,28 @@ class FolderStorage:
 
     @property
     def location(self) -> str:
-        """The path."""
+        """The path of the root."""
         return self.root
 
     @property
     def is_remote(self) -> bool:
-        """No."""
+        """Always False."""
         return False
 
     @property
     def is_conditional(self) -> bool:
-        """The kernel sees to it."""
+        """Always True: the kernel guarantees it."""
         return True
 
     def prepare(self) -> None:
-        """Make the folder, with its parents."""
+        """Create the folder and its parents."""
         try:
             Path(self.root).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise _refused("make", Path(self.root), error) from error
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the regular files below `prefix`; temporary names and dot files are no objects."""
+        """Yield the regular files below `prefix`. Skip temporary files and dot files."""
         top = Path(self.root, prefix)
         try:
             with os.scandir(top) as entries:
@@ -78,13 +77,13 @@ class FolderStorage:
                     yield from self.list(name)
                 elif stat.S_ISREG((status := entry.stat()).st_mode):
                     yield Entry(name, status.st_size, _version(status))
-            except FileNotFoundError:  # deleted since the folder was listed, or a link that leads nowhere
+            except FileNotFoundError:  # deleted since the folder was listed, or a broken link
                 continue
             except OSError as error:
                 raise _refused("list", top / entry.name, error) from error
 
     def stat(self, name: str) -> Entry | None:
-        """Give size and version of the file, or None."""
+        """Return name, size and version of the file. None if there is none."""
         path = Path(self.root, name)
         try:
             status = path.stat()
@@ -97,7 +96,7 @@ class FolderStorage:
         return Entry(name, status.st_size, _version(status))
 
     def read(self, name: str) -> bytes | None:
-        """Give the file's bytes, or None."""
+        """Return the bytes of the file. None if there is none."""
         try:
             return Path(self.root, name).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -106,30 +105,30 @@ class FolderStorage:
             raise _refused("read", Path(self.root, name), error) from error
 
     def open(self, name: str) -> BinaryIO:
-        """Open the file for reading; it stays what it was when another takes its name."""
+        """Open the file for reading. It stays the same when another file replaces it."""
         return self.open_version(name)[0]
 
     def open_version(self, name: str) -> tuple[BinaryIO, str]:
-        """Open the file for reading, and give its version."""
+        """Open the file for reading, and return the file and its version."""
         try:
-            file = Path(self.root, name).open("rb")  # noqa: SIM115 - whoever asked closes it
+            file = Path(self.root, name).open("rb")  # noqa: SIM115 - the caller closes it
             return file, _version(os.fstat(file.fileno()))
         except OSError as error:
             raise _refused("read", Path(self.root, name), error) from error
 
     def write(self, name: str, data: Data) -> None:
-        """Write without a name, fsync, link; over an object that is there, rename."""
+        """Write an unnamed file, fsync, and link it; rename it over an existing object."""
         with self.stream(name) as file:
             file.writelines(pieces(data))
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        """Write without a name, fsync, link."""
+        """Write an unnamed file, fsync, and link it."""
         target = Path(self.root, name)
         try:
             self._make_folder(target.parent)
             if target.exists():
                 return False
-            with _nameless(target) as (file, link):
+            with _unnamed_file(target) as (file, link):
                 file.writelines(pieces(data))
                 file.flush()
                 if durable:
@@ -145,10 +144,10 @@ class FolderStorage:
         return True
 
     def replace(self, name: str, data: Data, version: str) -> bool:
-        """Write without a name, fsync, and take the file's place while the folder is locked."""
+        """Write an unnamed file, fsync, and replace the object while the folder is locked."""
         target = Path(self.root, name)
         try:
-            with _nameless(target) as (file, link):
+            with _unnamed_file(target) as (file, link):
                 file.writelines(pieces(data))
                 _sync(file)
                 with _locked(target.parent):
@@ -163,11 +162,11 @@ class FolderStorage:
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
-        """Give a file without a name that takes the object's name when the block ends well."""
+        """Yield an unnamed file that becomes the object when the block ends without error."""
         target = Path(self.root, name)
         try:
             self._make_folder(target.parent)
-            with _nameless(target) as (file, link):
+            with _unnamed_file(target) as (file, link):
                 yield file
                 _sync(file)
                 link.replace()
@@ -176,7 +175,7 @@ class FolderStorage:
             raise _refused("write", target, error) from error
 
     def sync(self, prefix: str) -> None:
-        """Fsync the files and their folder; those that are on the disk already cost some microseconds each."""
+        """Fsync the files and their folder. Files that are on disk already take a few microseconds each."""
         folder = Path(self.root, prefix)
         try:
             for entry in self.list(prefix):
@@ -188,7 +187,7 @@ class FolderStorage:
             raise _refused("write", folder, error) from error
 
     def delete(self, name: str) -> None:
-        """Unlink the file."""
+        """Delete the file."""
         target = Path(self.root, name)
         try:
             target.unlink(missing_ok=True)
@@ -196,7 +195,7 @@ class FolderStorage:
             raise _refused("delete", target, error) from error
 
     def _make_folder(self, folder: Path) -> None:
-        # Never the root: if that is gone the storage is lost, and a new one in its place would hide it.
+        # Never create the root: if it is missing the storage is lost, and a new folder would hide that.
         if not folder.is_dir():
             if not Path(self.root).is_dir():
                 raise FileNotFoundError(errno.ENOENT, "the destination is gone", self.root)
@@ -204,12 +203,12 @@ class FolderStorage:
 
 
 @contextlib.contextmanager
-def _nameless(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
-    """Give a new file without a name, and the call that links it to `target` unless that exists."""
+def _unnamed_file(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
+    """Yield a new unnamed file, and a function that links it to `target` unless that exists."""
     try:
         descriptor = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-    except (AttributeError, OSError) as error:  # no Linux, or a file system without nameless files
-        if isinstance(error, OSError) and error.errno not in _NO_NAMELESS:
+    except (AttributeError, OSError) as error:  # not Linux, or a file system without unnamed files
+        if isinstance(error, OSError) and error.errno not in _NO_UNNAMED_FILES:
             raise
         temporary = _temporary_name(target)
         try:
@@ -218,13 +217,13 @@ def _nameless(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
         finally:
             temporary.unlink(missing_ok=True)
         return
-    # Buffered: a raw file's write stops short of a full disk, and of 2 GiB, without an error.
+    # Buffered: a raw file may write only a part, on a full disk or above 2 GiB, without an error.
     with os.fdopen(descriptor, "wb") as file:
         yield file, _Link(f"/proc/self/fd/{descriptor}", target)
 
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
-_NO_NAMELESS = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
+_NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ class _Link:
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            self._rename_a_copy()
+            self._rename_copy()
 
     def _link(self) -> None:
         # A directory descriptor makes Python call linkat(2), whose AT_SYMLINK_FOLLOW /proc/self/fd needs.
@@ -248,10 +247,10 @@ class _Link:
         finally:
             os.close(folder)
 
-    def _rename_a_copy(self) -> None:
-        """Do without links, where there are none: that is safe for one driver, but not for two at once."""
+    def _rename_copy(self) -> None:
+        """Rename a copy, on file systems without links. Safe for one driver, but not for two."""
         if self.target.exists():
-            raise FileExistsError(errno.EEXIST, "it exists", str(self.target))
+            raise FileExistsError(errno.EEXIST, "file exists", str(self.target))
         temporary = _temporary_name(self.target)
         try:
             shutil.copyfile(self.source, temporary)
@@ -262,7 +261,7 @@ class _Link:
             temporary.unlink(missing_ok=True)
 
     def replace(self) -> None:
-        """Link to the target even if that exists: link(2) cannot, so a rename has to follow it."""
+        """Link to the target, or replace an existing one by a rename, since link(2) cannot."""
         try:
             self()
         except FileExistsError:
@@ -280,7 +279,7 @@ def _temporary_name(target: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time replace the files of a folder; where there are no locks, one driver is safe."""
+    """Lock a folder, so that one process at a time replaces its files. Without locks, only one driver is safe."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
@@ -291,7 +290,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _version(status: os.stat_result) -> str:
-    """Give what changes when a file is written again: objects are never written in place."""
+    """Return the version of a file. Objects are never written in place."""
     return f"{status.st_ino}-{status.st_mtime_ns}-{status.st_size}"
 
 
@@ -301,7 +300,7 @@ def _sync(file: BinaryIO) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new name survive a power cut; where folders cannot be synced, the name is as safe as it gets."""
+    """Make a new name survive a power cut, if the file system can sync folders."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with contextlib.suppress(OSError):
