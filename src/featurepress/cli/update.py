@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command()(retry)
 
 
-RESOURCES = ("workers", "memory_bytes", "timeout_seconds", "max_failures")
+RESOURCES = ("workers", "memory_bytes", "timeout_seconds", "max_failures", "anonymous", "allow_private_hosts")
 
 
 @with_settings(RESOURCES)
