@@ -24,7 +24,7 @@ from featurepress.settings import (
 )
 
 OF_A_RUN = {item.name: rule for _, item, rule in declared()}
-STAGES = {
+STAGES: dict[str, list[Any]] = {
     "reduce": [ReductionSettings],
     "evaluate": [LabelSettings, SplitSettings, TrainingSettings],
     "train": [LabelSettings, SplitSettings, TrainingSettings, ClassifierSettings],
