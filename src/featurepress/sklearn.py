@@ -283,7 +283,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def _is_here(file: str) -> bool:
     """Whether this machine has the file of a model; some need none."""
-    return not file or (store.BUNDLED / file).is_file() or store.find_prepared(file) is not None
+    return not file or (store.BUNDLED / file).is_file() or store.read_card(file) is not None
 
 
 # -- children ------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_what_was_assumed_of_a_file_is_said(pictures: Path, tmp_path: Path) -> N
     done = run_cli("embed", pictures, "--model", path, "--pooling", "flatten", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("note")]
-    assert "levels from 0 to 255 go in as they are" in line
+    assert "levels from 0 to 255 are passed on unchanged" in line
 
 
 @pytest.mark.usefixtures("own_home")

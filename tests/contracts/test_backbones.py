@@ -15,7 +15,7 @@ import pytest
 
 from featurepress.models.backbone import Backbone, load_backbone, supports_bfloat16
 from featurepress.models.catalog import EMBEDDED_V1, find_card
-from featurepress.models.origins.files import prepare
+from featurepress.models.origins.files import load_card
 from featurepress.progress import ignore_progress
 from featurepress.settings import Choices
 from featurepress.specs import BackboneSpec
@@ -45,7 +45,7 @@ def quantised() -> BackboneSpec:
     model = WEIGHTS / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
     if not model.is_file():
         pytest.skip(f"{model} is not here")
-    return prepare(str(model), Choices(output="ReduceMean:1"), on_progress=ignore_progress).backbone("avg")
+    return load_card(str(model), Choices(output="ReduceMean:1"), on_progress=ignore_progress).backbone("avg")
 
 
 BACKBONES: dict[str, tuple[Callable[[], BackboneSpec], str]] = {

@@ -19,7 +19,7 @@ from featurepress.embedding.inference import embed_images
 from featurepress.errors import ModelError
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import find_card
-from featurepress.models.origins.files import outputs, prepare
+from featurepress.models.origins.files import load_card, outputs
 from featurepress.models.store import home
 from featurepress.settings import Choices
 
@@ -148,7 +148,7 @@ def identity(path: Path, side: int = 6) -> Path:
 
 def ready(path: Path, **choices: Any) -> ModelCard:
     """Make a file ready with what the user says of it."""
-    return prepare(str(path), Choices(**choices), on_progress=lambda progress: None)
+    return load_card(str(path), Choices(**choices), on_progress=lambda progress: None)
 
 
 def features(card: ModelCard, levels: Sequence[Array], pooling: str = "avg") -> Array:

@@ -76,7 +76,7 @@ def test_an_unknown_model_names_the_near_ones(given: str, near: str) -> None:
 
 
 def test_another_hash_is_refused(card: ModelCard) -> None:
-    with pytest.raises(ModelError, match=r"has the hash [0-9a-f]{12}…, not 000000000000… as noted\. Reinstall"):
+    with pytest.raises(ModelError, match=r"has the hash [0-9a-f]{12}…, but 000000000000… was stored\. Reinstall"):
         model_file(card.file, "0" * 64)
 
 

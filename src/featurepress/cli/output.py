@@ -110,9 +110,9 @@ def print_summary(features: FeatureSet) -> None:
 
 def _notes(features: FeatureSet) -> tuple[str, ...]:
     """Give what was assumed of the model, if it was made ready here."""
-    from featurepress.models.store import find_prepared
+    from featurepress.models.store import read_card
 
-    card = find_prepared(features.plan.backbone.file)
+    card = read_card(features.plan.backbone.file)
     return card.notes if card is not None else ()
 
 

@@ -1,4 +1,4 @@
-"""What a backbone is, and how a small description becomes one, once a process."""
+"""The protocol of a backbone, and the loader that builds one from its specification, once per process."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ RUNTIMES = {
 
 
 class Backbone(Protocol):
-    """A model, ready to run, and its pooling.
+    """A loaded model with its pooling.
 
-    The features of an image do not depend on what stands beside it in the batch, on its position, or on the
-    size of the batch: not in a single bit.
+    The features of an image do not depend on the other images of the batch, on its position, or on the size of
+    the batch: they are bit-for-bit the same.
     """
 
     @property
     def batch_size(self) -> int:
-        """Images a call that run fastest; `__call__` takes exactly so many."""
+        """Number of images per call; `__call__` takes exactly this many."""
 
     @property
     def precision(self) -> str:
-        """``float32`` or ``bfloat16``: what it really computes in."""
+        """The precision in use, ``float32`` or ``bfloat16``."""
 
     def __call__(self, pixels: Any) -> Features:
         """Run the model.
@@ -40,7 +40,7 @@ class Backbone(Protocol):
         Parameters
         ----------
         pixels : array (batch_size, H, W, 3)
-            RGB, of the type that the spec's `preprocess.dtype` names.
+            RGB, of the dtype `spec.preprocess.dtype`.
 
         Returns
         -------
@@ -60,15 +60,15 @@ def supports_bfloat16(spec: BackboneSpec) -> bool:
 
 
 def load_backbone(spec: BackboneSpec, precision: str) -> Backbone:
-    """Give the backbone of a description, loaded at most once a process and precision.
+    """Return the backbone of a specification, loaded once per process and precision.
 
     Parameters
     ----------
     spec : BackboneSpec
-        What to load.
+        The model to load.
     precision : str
-        ``bfloat16`` is followed where the CPU has it natively; elsewhere the backbone computes in float32
-        and says so in its `precision`.
+        ``bfloat16`` is used if the CPU has it natively; else the backbone computes in float32, and its
+        `precision` says so.
     """
     if precision == "bfloat16" and not supports_bfloat16(spec):
         precision = "float32"
@@ -76,7 +76,7 @@ def load_backbone(spec: BackboneSpec, precision: str) -> Backbone:
 
 
 def fetch_model(spec: BackboneSpec, storage: Storage) -> None:
-    """See to it that the model of a description is on this machine, if the destination of its plan holds it."""
+    """Copy the model of a specification from the destination to this machine, if it is missing here."""
     if spec.file and spec.file not in _FETCHED:
         from featurepress.models.store import take_from
 
@@ -87,7 +87,7 @@ def fetch_model(spec: BackboneSpec, storage: Storage) -> None:
 _FETCHED: set[str] = set()  # in this process
 
 
-# One at a time: a large model is not kept in the precision that was only tried.
+# One at a time: `auto` tries two precisions, and a large model should not stay in memory twice.
 @functools.lru_cache(maxsize=1)
 def _loaded(spec: BackboneSpec, precision: str) -> Backbone:
     return cast(Backbone, _implementation(spec.runtime)(spec, precision))

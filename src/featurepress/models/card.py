@@ -1,4 +1,4 @@
-"""What is known of a model: what it is, takes and gives, what it was trained on, and how good it was measured."""
+"""The card of a model: its input and output, its training data, its licence and its measured quality."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from featurepress.errors import ModelError
 from featurepress.specs import BackboneSpec, PreprocessSpec
 
-# Keras's words for (mean, scale, channel order) of levels from 0 to 255; `raw` leaves them as they are.
+# Keras's names for (mean, scale, channel order) of levels from 0 to 255; `raw` leaves them as they are.
 KERAS_MODES: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
     "tf": ((127.5,), (127.5,), "RGB"),
     "caffe": ((103.939, 116.779, 123.68), (1.0,), "BGR"),
@@ -20,43 +20,43 @@ KERAS_MODES: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model that is ready to run.
+    """A model that can be run.
 
     Parameters
     ----------
     name : str
-        What people call it.
+        Name for `--model`.
     architecture, training_data, licence, source : str
-        For people.
+        Text for display.
     n_parameters : int
         Number of weights.
     preprocess : PreprocessSpec
-        What the pixels go through.
+        Resizing and normalisation.
     output : str
         The tensor of the model that is pooled.
     grid : tuple of int
-        Height, width and channels of that tensor for one image; (1, 1, n) where the model pools by itself.
+        Height, width and channels of that tensor for one image; (1, 1, n) if the model pools.
     file : str
-        Where the store has the model: a key of 32 hexadecimal digits, or the name of a bundled file.
+        Key of the model in the store, 32 hexadecimal digits; or the name of a bundled file.
     weights_sha256 : str
-        Content hash of the weights, as they came.
+        Hash of the original weights file.
     pooled : str
-        ``""``: the tensor is a grid, to be pooled in any way. ``avg`` or ``max``: the model has pooled it so, as
-        some do before their last layer. ``vector``: there is no grid.
+        ``""``: the tensor is a grid, and any pooling is possible. ``avg`` or ``max``: the model itself pools
+        so before its last layer. ``vector``: there is no grid.
     batch : int or None
-        The only number of images that it takes at a time, if there is one.
+        The only batch size that it accepts; None for any.
     n_bytes : int
-        Size of the weights in memory, where that is worth counting.
+        Size of the weights in memory; 0 if small.
     aliases : tuple of str
         Short names.
     advice, notes : str
-        What to know before using it; what was assumed of it.
+        What to know before using the model; what was assumed about it.
     quality : mapping
         Measured accuracies: set -> (linear probe, 5 nearest neighbours).
     origin : mapping
-        From what the file was made, enough to make it again.
+        What the model was converted from, enough to convert it again.
     versions : mapping
-        Of the libraries that made it.
+        Versions of the libraries that converted it.
     """
 
     name: str
@@ -81,18 +81,18 @@ class ModelCard:
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def backbone(self, pooling: str) -> BackboneSpec:
-        """Give the description of this model's backbone with a pooling.
+        """Return the specification of this model with a pooling.
 
         Raises
         ------
         ModelError
-            The model's output cannot be pooled so.
+            The output has no grid to pool.
         """
         allowed = {"": ("avg", "flatten", "max"), "vector": ("avg",)}.get(self.pooled, (self.pooled,))
         if pooling not in allowed:
             raise ModelError(
-                f"The output '{self.output}' of {self.name} is a vector of {self.grid[2]:,} numbers, with no grid "
-                f"left to take the '{pooling}' of. Leave out --pooling, or add the model with another --output."
+                f"The output '{self.output}' of {self.name} is a vector of {self.grid[2]:,} numbers: the "
+                f"pooling '{pooling}' needs a grid. Leave out --pooling, or add the model with another --output."
             )
         options = {} if self.batch is None else {"batch": self.batch}
         if self.n_bytes:
@@ -110,12 +110,12 @@ class ModelCard:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Give the card as JSON values."""
+        """Return the card as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ModelCard:
-        """Rebuild a card that `to_json` gave."""
+        """Build a card from the result of `to_json`."""
         lists = {name: tuple(values[name]) for name in ("grid", "aliases", "notes")}
         quality = {name: tuple(pair) for name, pair in values["quality"].items()}
         return cls(

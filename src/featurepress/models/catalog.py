@@ -1,4 +1,4 @@
-"""From what people ask for to a model that is ready: embedded, Keras Applications, named, a file, or a hub's."""
+"""Find a model by its name: bundled, added by the user, of Keras Applications, a file, or of a hub."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ EMBEDDED_V1 = ModelCard(
     file="embedded-v1.onnx",
     weights_sha256="81ade05dd9a86e2a7d6d8777593e1c15b4524a858c41fb03d9a0b9aefc9a44ec",
     training_data=(
-        "distilled from an ImageNet MobileNetV2 1.0 at 224 on 137,000 pictures: Tiny-ImageNet, Caltech-101, "
+        "distilled from an ImageNet MobileNetV2 1.0 at 224 on 137,000 images: Tiny-ImageNet, Caltech-101, "
         "photographs of PACS, scenes, and 8,000 of 54 Fruits-360 classes, all without labels"
     ),
-    licence="Apache-2.0; the training pictures keep their own terms",
+    licence="Apache-2.0; the training images keep their own terms",
     source="ships with the package",
-    advice="a model for trying out, for tests and for machines without network; not for real work",
+    advice="for a first try, for tests and for machines without a network; not for production",
     quality={
         "grocery, 81 classes": (0.374, 0.288),
         "clothing, 10 classes": (0.640, 0.478),
@@ -45,7 +45,7 @@ EMBEDDED_V1 = ModelCard(
 
 CARDS = (EMBEDDED_V1,)
 
-# What a file or folder with a model is told by.
+# Names that end so are paths of model files.
 MODEL_SUFFIXES = (".keras", ".onnx", ".tflite", ".xml", ".pb")
 HUB = "hf:"
 
@@ -59,30 +59,35 @@ def find_card(
     pooling: str = "avg",
     on_progress: OnProgress = ignore_progress,
 ) -> ModelCard:
-    """Give the card of a model that is ready to run, made ready now if it never was.
+    """Download a model if needed, check it, convert it once, and return its card.
 
     Parameters
     ----------
     name : str
-        A name of the list, of Keras Applications or given by ``models add``; the path of a model file; or
+        A name from `list`, a name of your own from `add`, the path of a model file, or
         ``hf:org/repo[@revision][:file]``.
     size : int, optional
-        Side of the input in pixels, where the model leaves a choice.
+        Side of the input in pixels, 1 to 4096, for models that leave a choice.
     alpha : float, optional
         Width of a MobileNet.
     weights : str, optional
-        ``imagenet`` (default) or a keras weights file, for Keras Applications.
+        ``imagenet`` (default) or the path of a Keras weights file, for Keras Applications.
     pooling : str
-        What is wanted of the model.
+        ``avg``, ``flatten`` or ``max``. A few architectures are converted once per pooling.
     on_progress : callable
-        Hears of downloads and conversions.
+        Receives the progress of downloads and conversions.
+
+    Returns
+    -------
+    ModelCard
 
     Raises
     ------
     ModelError
-        There is no such model (the near names are listed), or it cannot be had so.
+        The model does not exist (close matches are listed), does not allow these options, or cannot be
+        downloaded.
     """
-    FeatureSettings(size=size, pooling=pooling)  # refuses what no model has
+    FeatureSettings(size=size, pooling=pooling)  # checks the ranges
     for card in CARDS:
         if name in (card.name, *card.aliases):
             _refuse_choices(card.name, size=size, alpha=alpha, weights=weights)
@@ -91,60 +96,60 @@ def find_card(
         from featurepress.models.origins import hub
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return hub.prepare(name, size=size, on_progress=on_progress)
-    if (card_named := store.named(name)) is not None:
+        return hub.load_card(name, size=size, on_progress=on_progress)
+    if (card_named := store.find_name(name)) is not None:
         _refuse_choices(name, size=size, alpha=alpha, weights=weights)
         return card_named
     if looks_like_a_path(name):
         from featurepress.models.origins import files
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return files.prepare(name, Choices(size=size), on_progress=on_progress)
+        return files.load_card(name, Choices(size=size), on_progress=on_progress)
     from featurepress.models.origins import keras_applications
 
     architecture = find_architecture(name)
     if weights == keras_applications.RANDOM:
         raise ModelError(
-            "Random weights are for featurepress models bench --random only; their features say nothing."
+            "Random weights are for featurepress models bench --random only: their features are meaningless."
         )
-    return keras_applications.prepare(
+    return keras_applications.load_card(
         architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
     )
 
 
 def looks_like_a_path(name: str) -> bool:
-    """Whether a model's name is meant as the path of a file or folder."""
+    """Whether a model's name is the path of a file or folder."""
     return "/" in name or name.endswith(MODEL_SUFFIXES) or (Path(name) / "saved_model.pb").is_file()
 
 
 def find_architecture(name: str) -> Architecture:
-    """Give an architecture of Keras Applications, however its name is written.
+    """Return an architecture of Keras Applications; case, dashes and underscores of its name do not matter.
 
     Raises
     ------
     ModelError
-        There is none; the near names are listed.
+        There is no such model; close matches are listed.
     """
     from featurepress.models.origins import keras_applications
 
-    known = keras_applications.architectures()
-    by_plain = {keras_applications.plain(one): one for one in known}
+    architectures = keras_applications.architectures()
+    by_plain = {keras_applications.plain(key): key for key in architectures}
     if (found := by_plain.get(keras_applications.plain(name))) is not None:
-        return known[found]
-    all_names = [*(n for card in CARDS for n in (card.name, *card.aliases)), *store.names(), *known]
+        return architectures[found]
+    all_names = [*(n for card in CARDS for n in (card.name, *card.aliases)), *store.names(), *architectures]
     raise ModelError(
         f"There is no model '{name}'{nearest(name.lower(), all_names)} "
-        f"featurepress models list names all {len(all_names)}; a file or hf:org/repo serves too."
+        f"featurepress models list shows all {len(all_names)}; a file or hf:org/repo is possible too."
     )
 
 
 def _refuse_choices(name: str, **choices: object) -> None:
-    given = [f"--{choice}" for choice, value in choices.items() if value is not None]
-    if given:
-        raise ModelError(f"The model {name} leaves no choice of {' and '.join(given)}. Leave it out.")
+    options = [f"--{choice}" for choice, value in choices.items() if value is not None]
+    if options:
+        raise ModelError(f"The model {name} does not allow {' and '.join(options)}. Leave it out.")
 
 
-# -- what there is -------------------------------------------------------------------------------------------
+# -- lists and facts ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,9 @@ class ListedModel:
     Attributes
     ----------
     name, input, weights, licence : str
-        For people.
+        Text for display.
     n_parameters, n_features : int
-        With the pooling avg; 0 where it is known only once the model is ready.
+        With the pooling avg; 0 if unknown until the model is converted.
     here : str
         Sizes that are ready.
     images_per_second : float or None
@@ -174,27 +179,34 @@ class ListedModel:
 
 
 def list_models(on_progress: OnProgress = ignore_progress) -> list[ListedModel]:
-    """List the bundled models, the user's own, those of a hub that are ready, and Keras Applications."""
+    """List all models: bundled, your own, stored ones of a hub, and Keras Applications.
+
+    Parameters
+    ----------
+    on_progress : callable
+        Receives progress; the first call of an installation asks Keras for its architectures, some seconds.
+    """
     from featurepress.models.origins import keras_applications
 
-    on_progress(step("looking for models", 0, 0))
-    ready = store.prepared()
-    own = [(name, card) for name in store.names() if (card := store.named(name)) is not None]
-    own += [(card.name, card) for card in ready if card.name.startswith(HUB)]
+    on_progress(step("listing models", 0, 0))
+    stored = store.stored_cards()
+    own = [(name, card) for name in store.names() if (card := store.find_name(name)) is not None]
+    own += [(card.name, card) for card in stored if card.name.startswith(HUB)]
     found = [_listed(card.aliases[0], card, f"{card.preprocess.height}") for card in CARDS]
     found += [_listed(name, card, f"{card.preprocess.height}") for name, card in own]
     sizes = json.loads((Path(__file__).parent / "origins" / "keras_sizes.json").read_text("utf-8"))
-    for name, one in keras_applications.architectures().items():
+    for name, architecture in keras_applications.architectures().items():
         n_parameters, n_features = sizes.get(name, (0, 0))
-        here = [card for card in ready if card.name == name and card.origin.get("variant") == "imagenet"]
+        default_size = keras_applications.DEFAULT_SIZES.get(name, architecture.default_size)
+        here = [card for card in stored if card.name == name and card.origin.get("variant") == "imagenet"]
         found.append(
             ListedModel(
                 name=name,
                 n_parameters=n_parameters,
-                input=f"{keras_applications.DEFAULT_SIZES.get(name, one.default_size)} ({one.min_size}…)",
+                input=f"{default_size} ({architecture.min_size}…)",
                 n_features=n_features,
                 weights="ImageNet",
-                licence=one.licence,
+                licence=architecture.licence,
                 here=", ".join(sorted({str(card.preprocess.height) for card in here}, key=int)),
                 images_per_second=max((speed for card in here if (speed := _speed(card))), default=None),
             )
@@ -223,33 +235,43 @@ def _speed(card: ModelCard) -> float | None:
 def describe_model(
     name: str, *, size: int | None = None, alpha: float | None = None, weights: str | None = None
 ) -> dict[str, Any]:
-    """Give what is known of a model, word by word; of one that is not ready, what is known without its weights.
+    """Return what is known about a model; nothing of Keras Applications is downloaded for it.
+
+    Parameters
+    ----------
+    name, size, alpha, weights
+        As for `pull`.
+
+    Returns
+    -------
+    dict
+        Facts by name, for display: input, features, licence, quality, certificates, status and more.
 
     Raises
     ------
     ModelError
-        There is no such model.
+        The model does not exist.
     """
     from featurepress.models.origins import keras_applications
 
     choices = {"size": size, "alpha": alpha, "weights": weights}
     is_other = any(name in (card.name, *card.aliases) for card in CARDS) or name.startswith(HUB)
-    if is_other or store.named(name) is not None or looks_like_a_path(name):
+    if is_other or store.find_name(name) is not None or looks_like_a_path(name):
         return _described(find_card(name, **choices))  # type: ignore[arg-type]
-    one = find_architecture(name)
-    if (card := keras_applications.find_ready(one, size=size, alpha=alpha, weights=weights)) is not None:
+    architecture = find_architecture(name)
+    if (card := keras_applications.find_stored(architecture, size=size, alpha=alpha, weights=weights)) is not None:
         return _described(card)
-    size = keras_applications.checked_size(one, size)
-    default_size = keras_applications.DEFAULT_SIZES.get(one.name, one.default_size)
+    size = keras_applications.checked_size(architecture, size)
+    default_size = keras_applications.DEFAULT_SIZES.get(architecture.name, architecture.default_size)
     return {
-        "name": one.name,
-        "what": f"{one.keras_name} of Keras Applications",
-        "input": str(one.preprocess(size)),
-        "mode": one.mode,
-        "sizes": f"{one.min_size} and more, by default {default_size}",
-        "alpha": "" if one.alpha is None else f"{one.alpha:g} by default",
-        "licence": one.licence,
-        "status": f"not here yet: featurepress models pull {one.name} --size {size}",
+        "name": architecture.name,
+        "what": f"{architecture.keras_name} of Keras Applications",
+        "input": str(architecture.preprocess(size)),
+        "mode": architecture.mode,
+        "sizes": f"{architecture.min_size} and more, by default {default_size}",
+        "alpha": "" if architecture.alpha is None else f"{architecture.alpha:g} by default",
+        "licence": architecture.licence,
+        "status": f"not here yet: featurepress models pull {architecture.name} --size {size}",
     }
 
 
@@ -260,7 +282,7 @@ def _described(card: ModelCard) -> dict[str, Any]:
         "what": card.architecture,
         "parameters": card.n_parameters,
         "input": str(card.preprocess),
-        "mode": card.origin.get("told", {}).get("mode", ""),
+        "mode": card.origin.get("options", {}).get("mode", ""),
         "output": f"{card.output}, {height}x{width}x{channels}" if not card.pooled else card.output,
         "features": f"{channels:,} with avg"
         + ("" if card.pooled else f", {height * width * channels:,} with flatten"),

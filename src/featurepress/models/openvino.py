@@ -1,4 +1,4 @@
-"""Backbones on CPUs, by OpenVINO."""
+"""Run models on CPUs with OpenVINO."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from featurepress.specs import Features
 
-# Measured with MobileNetV2 0.5 at 96 on one core, decoding in between: 6 to 12 run alike, 16 is 6 % slower in
-# float32 (the activations outgrow the core's cache), 2 is 9 % slower in bfloat16.
+# Measured with MobileNetV2 0.5 at 96 on one core, with decoding in between: 6 to 12 are equal, 16 is 6 % slower
+# in float32 (the activations outgrow the core's cache), 2 is 9 % slower in bfloat16.
 BATCH_SIZE = 8
 
 _TYPES = {"uint8": ov.Type.u8, "float32": ov.Type.f32}
@@ -27,17 +27,17 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 class OpenVinoBackbone:
-    """A model file with its normalisation and pooling in one graph, on one thread of the calling process.
+    """Normalisation, model and pooling as one graph, on one thread of the calling process.
 
-    Parallelism is over processes, each with a stream of its own: the streams of one process would share an
-    interpreter, and a run with any number of workers gives the same bits, since each always computes alone.
+    Parallelism is over processes: threads of one process would share an interpreter. Results do not depend on the
+    number of workers, because each process always computes alone.
 
     Parameters
     ----------
     spec : BackboneSpec
         Model, output tensor, preprocessing and pooling.
     precision : str
-        ``float32`` or ``bfloat16``. Without this hint OpenVINO takes bfloat16 by itself where it can.
+        ``float32`` or ``bfloat16``. Always passed on: OpenVINO's own default is bfloat16 if the CPU has it.
     """
 
     def __init__(self, spec: BackboneSpec, precision: str) -> None:
@@ -77,10 +77,10 @@ def _core() -> Any:
 
 @functools.cache
 def _integers() -> dict[str, str]:
-    """Have quantised models computed in float32 on x86 without VNNI.
+    """Return the options that compute quantised models in float32 on x86 without VNNI.
 
-    There OpenVINO adds products of 8 bits up in 16, which overflow without a word: a quantised MobileNetV2 named
-    77 % of 120 photographs instead of 84 %.
+    There OpenVINO adds 8-bit products in 16 bits, which overflow silently: the accuracy of a quantised MobileNetV2
+    on 120 photographs fell from 84 % to 77 %.
     """
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -108,19 +108,19 @@ def _graph(spec: BackboneSpec, batch_size: int) -> Any:
 
 
 def _normalised(model: Any, steps: PreprocessSpec) -> Any:
-    """Put channel order, mean and scale before a model, and the type of the pixels that the preprocessing gives."""
+    """Return the model with type conversion, channel order, mean and scale in front of it."""
     processor = ov.preprocess.PrePostProcessor(model)
     processor.input().tensor().set_element_type(_TYPES[steps.dtype]).set_layout(ov.Layout("NHWC"))
     processor.input().model().set_layout(ov.Layout("NHWC"))
-    todo = processor.input().preprocess()
+    steps_before = processor.input().preprocess()
     is_raw = set(steps.mean) == {0.0} and set(steps.scale) == {1.0}
     if not is_raw or model.input(0).get_element_type() != _TYPES[steps.dtype]:
-        todo = todo.convert_element_type(ov.Type.f32)
+        steps_before = steps_before.convert_element_type(ov.Type.f32)
     if steps.channel_order == "BGR":
-        todo = todo.reverse_channels()
+        steps_before = steps_before.reverse_channels()
     if not is_raw:
         mean, scale = (values[0] if len(values) == 1 else list(values) for values in (steps.mean, steps.scale))
-        todo.mean(mean).scale(scale)
+        steps_before.mean(mean).scale(scale)
     if model.input(0).get_element_type() == ov.Type.u8:
-        todo.convert_element_type(ov.Type.u8)
+        steps_before.convert_element_type(ov.Type.u8)
     return processor.build()

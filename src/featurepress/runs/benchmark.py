@@ -88,7 +88,7 @@ def bench(
     list of Speed
         Kept beside the models as well, for ``models list``.
     """
-    cards = [_card(name, size, random, on_progress) for name in models] or [*CARDS, *store.prepared()]
+    cards = [_card(name, size, random, on_progress) for name in models] or [*CARDS, *store.stored_cards()]
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
         source = str(images) if images is not None else str(Path(scratch) / "pictures")
         if images is None:
@@ -108,8 +108,8 @@ def _draw(folder: Path) -> None:
 
 
 def _card(name: str, size: int | None, random: bool, on_progress: OnProgress) -> ModelCard:
-    if random and not name.startswith("embedded") and store.named(name) is None and not looks_like_a_path(name):
-        return keras_applications.prepare(
+    if random and not name.startswith("embedded") and store.find_name(name) is None and not looks_like_a_path(name):
+        return keras_applications.load_card(
             find_architecture(name),
             size=size,
             alpha=None,

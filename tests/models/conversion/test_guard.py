@@ -100,7 +100,7 @@ def test_a_lambda_layer_is_refused_by_its_name_and_not_executed(tmp_path: Path, 
     elif place == "an argument":
         evil = layer("Activation", "curve", activation=function)
     said = refused(archive(tmp_path / "net.keras", config_of(evil)))
-    assert "which carries code of its own: refused, and not executed" in said
+    assert "refused, and not executed" in said
     assert "ambda layer, " in said
     assert place == "an argument" or "'doubled'" in said
     assert not target.exists()
@@ -109,7 +109,7 @@ def test_a_lambda_layer_is_refused_by_its_name_and_not_executed(tmp_path: Path, 
 def test_a_lambda_layer_of_keras_itself_is_refused(tmp_path: Path) -> None:
     made.run_program("make_keras.py", tmp_path, "lambda")
     said = refused(tmp_path / "lambda.keras")
-    assert "has a Lambda layer, 'doubled', which carries code of its own" in said
+    assert "has a Lambda layer, 'doubled'" in said
 
 
 CARRIERS = ["Lambda", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer"]
@@ -159,9 +159,7 @@ FOREIGN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", FOREIGN)
 def test_what_is_not_keras_s_own_is_refused(tmp_path: Path, case: str) -> None:
     path = archive(tmp_path / "net.keras", config_of(FOREIGN[case]))
-    with pytest.raises(
-        ModelError, match=r"names '\w+' of the module '.*', which is not keras's own: refused"
-    ) as caught:
+    with pytest.raises(ModelError, match=r"names '\w+' of the module '.*', .* refused") as caught:
         check_keras(path)
     assert "\n" not in str(caught.value)
 
@@ -172,7 +170,7 @@ def test_what_is_not_keras_s_own_is_refused(tmp_path: Path, case: str) -> None:
 )
 def test_a_model_of_a_class_of_its_own_is_refused(tmp_path: Path, kind: Any, module: Any) -> None:
     said = refused(archive(tmp_path / "net.keras", config_of(kind=kind, module=module)))
-    assert f"is of the class '{kind}', which is code of its own" in said
+    assert f"is of the class '{kind}', which is custom code" in said
     assert "export it to ONNX" in said
 
 
@@ -205,7 +203,7 @@ class Evil:
 def test_a_member_that_belongs_to_no_model_is_refused(tmp_path: Path, name: str) -> None:
     data = pickle.dumps(Evil(tmp_path / "written"))
     said = refused(archive(tmp_path / "net.keras", config_of(), **{name: data}))
-    assert f"holds '{name}', which is no part of a .keras file" in said
+    assert f"has '{name}', which does not belong to a .keras file" in said
     assert not (tmp_path / "written").exists()
 
 
@@ -215,7 +213,7 @@ def test_a_member_that_belongs_to_no_model_is_refused(tmp_path: Path, name: str)
 def test_a_member_that_leads_out_of_the_archive_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "inside").mkdir()
     said = refused(archive(tmp_path / "inside" / "net.keras", config_of(), **{name: b"out"}))
-    assert f"holds a file that leads out of it, {name!r}: refused" in said
+    assert f"outside its folder, {name!r}: refused" in said
     assert sorted(path.name for path in tmp_path.iterdir()) in (["home", "inside"], ["inside"])
 
 
@@ -273,7 +271,7 @@ def test_an_encrypted_or_oddly_packed_archive_is_refused(tmp_path: Path) -> None
 
     for change in (encrypt, pack_by(99), pack_by(zipfile.ZIP_LZMA), pack_by(zipfile.ZIP_BZIP2), pack_by(0)):
         path = rewritten(archive(tmp_path / "net.keras", config_of()), change)
-        assert "is no .keras model, or a damaged one" in refused(path)
+        assert "is not a .keras model" in refused(path)
 
 
 def test_a_damaged_archive_is_refused_wherever_the_damage_is(tmp_path: Path) -> None:
@@ -359,9 +357,9 @@ def test_weights_that_go_round_in_a_circle_come_to_an_end(tmp_path: Path) -> Non
 def test_something_else_is_no_weights(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "own.weights.h5"
     path.write_bytes(content)
-    with pytest.raises(ModelError, match="are no HDF5 file, or a damaged one"):
+    with pytest.raises(ModelError, match="are not an HDF5 file"):
         check_weights(path)
-    with pytest.raises(ModelError, match="are no HDF5 file, or a damaged one"):
+    with pytest.raises(ModelError, match="are not an HDF5 file"):
         check_weights(tmp_path / "none.h5")
 
 

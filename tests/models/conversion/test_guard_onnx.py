@@ -100,7 +100,7 @@ def test_links_of_a_cache_are_followed(tmp_path: Path) -> None:
 def test_weights_outside_the_folder_are_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "models" / "inner").mkdir(parents=True)
     path = moved_out(tmp_path / "models" / "net.onnx", location, tmp_path / "secret.bin")
-    assert f"keeps weights in '{location}', outside its folder: refused" in refused(path)
+    assert f"'{location}', outside its folder" in refused(path)
 
 
 def test_weights_at_an_absolute_place_are_refused(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_weights_at_an_absolute_place_are_refused(tmp_path: Path) -> None:
 )
 def test_weights_that_are_not_there_are_named(tmp_path: Path, location: str) -> None:
     path = moved_out(tmp_path / "net.onnx", location)
-    assert f"keeps weights in {str(PurePosixPath(location))!r}, which is not beside it" in refused(path)
+    assert f"{str(PurePosixPath(location))!r}, which is not in its folder" in refused(path)
 
 
 def test_weights_too_short_are_refused(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_place_in_disguise_is_found(tmp_path: Path, case: str) -> None:
     tensor = b"\x08\x08\x10\x01" + field(8, b"weights") + DISGUISES[case] + b"\x70\x01"
     path = tmp_path / "net.onnx"
     path.write_bytes(field(7, field(5, tensor)))
-    with pytest.raises(ModelError, match="outside its folder" if "upper" not in case else "is no ONNX model"):
+    with pytest.raises(ModelError, match="outside its folder" if "upper" not in case else "is not an ONNX model"):
         external_files(path)
 
 
@@ -247,5 +247,5 @@ def test_graphs_without_end_are_refused(tmp_path: Path) -> None:
             graph = field(number, graph)
     path = tmp_path / "deep.onnx"
     path.write_bytes(field(7, graph))
-    with pytest.raises(ModelError, match="is no ONNX model, or a damaged one"):
+    with pytest.raises(ModelError, match="is not an ONNX model"):
         external_files(path)

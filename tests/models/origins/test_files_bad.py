@@ -26,7 +26,7 @@ SIDES = (HEIGHT // 2, WIDTH // 2)
 
 def refusal(path: Path, **choices: Any) -> str:
     """Give the one line by which a file is refused, in every way that takes one."""
-    good = files.prepare(
+    good = files.load_card(
         str(made.identity(path.parent / "good.onnx")), Choices(), on_progress=lambda progress: None
     )
     before = kept()
@@ -36,7 +36,7 @@ def refusal(path: Path, **choices: Any) -> str:
     assert kept() == before
     assert names() == []
     assert "\n" not in str(caught.value)
-    assert files.prepare(good.origin["file"], Choices(), on_progress=lambda progress: None) == good
+    assert files.load_card(good.origin["file"], Choices(), on_progress=lambda progress: None) == good
     return str(caught.value)
 
 
@@ -55,7 +55,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"weights")
     said = refusal(tmp_path / name)
-    assert "is no model: it must be a .keras, .onnx, .tflite, .xml file or a SavedModel folder" in said
+    assert "is not a model: it must be a .keras, .onnx, .tflite, .xml file" in said
     assert ("Save it again as .keras" in said) == name.endswith(".h5")
 
 
@@ -136,10 +136,10 @@ def of_shape(*shape: int | str) -> Callable[[Path], Path]:
 
 UNPRESSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two inputs": (two_inputs, "must have one input, the pixels. It has 2: left"),
-    "no batch": (without_batch, "no row for each image"),
-    "open features": (as_many_as_bright, "no row for each image"),
-    "NaN": (damaged(np.nan), "no numbers"),
-    "infinite": (damaged(np.inf), "no numbers"),
+    "no batch": (without_batch, "row per image"),
+    "open features": (as_many_as_bright, "row per image"),
+    "NaN": (damaged(np.nan), "NaN"),
+    "infinite": (damaged(np.inf), "NaN or infinite"),
     "grey": (of_shape("N", 1, 8, 8), "colours"),
     "four channels": (of_shape("N", 8, 8, 4), "colours"),
     "a vector": (of_shape("N", 12), "must have four axes"),
@@ -163,13 +163,13 @@ def test_a_size_that_the_model_cannot_take_is_refused(tmp_path: Path) -> None:
     path = made.channels_first(
         tmp_path / "net.onnx", tail=tail, constants=[rows, head], output=("vector", ["N", 7])
     )
-    assert "does not take pictures of 32x32" in refusal(path, size=32)
+    assert "does not accept images of 32x32" in refusal(path, size=32)
     assert find_card(str(path)).grid == (1, 1, 7)
 
 
 def test_a_size_too_small_for_the_model_is_refused(tmp_path: Path) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
-    assert "does not take pictures of 1x1" in refusal(path, size=1)
+    assert "does not accept images of 1x1" in refusal(path, size=1)
 
 
 @pytest.mark.parametrize("size", [0, -4])
@@ -201,5 +201,5 @@ def test_tensors_of_integers_are_not_offered(tmp_path: Path) -> None:
 def test_a_home_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "file"))
-    with pytest.raises(ModelError, match=r"Models cannot be kept in .* Name another folder in FEATUREPRESS_HOME"):
+    with pytest.raises(ModelError, match=r"Models cannot be stored in .*FEATUREPRESS_HOME"):
         find_card(str(made.identity(tmp_path / "net.onnx")))

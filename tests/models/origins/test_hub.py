@@ -246,7 +246,7 @@ def test_a_config_of_nonsense_is_refused(hub: Hub, tmp_path: Path, config: bytes
 
 def test_an_unknown_repository_or_revision_is_named(hub: Hub, tmp_path: Path) -> None:
     said = refusal(hub, tmp_path, "hf:org/none")
-    assert said.startswith("The hub's model 'hf:org/none' is not to be had: there is no such repository")
+    assert said.startswith("The hub's model 'hf:org/none' cannot be downloaded: there is no such repository")
     assert "there is no such revision" in refusal(hub, tmp_path, "hf:org/net@v9")
 
 
@@ -269,7 +269,7 @@ def test_weights_outside_the_repository_are_not_asked_for(hub: Hub, tmp_path: Pa
 
 def test_a_name_that_is_none_asks_nobody(hub: Hub, tmp_path: Path) -> None:
     for name in ("hf:", "hf:net", "hf:org/net:../up.onnx", "hf:org/net/more", "hf:org/net@"):
-        assert "is named hf:org/repo" in refusal(hub, tmp_path, name)
+        assert "must be written hf:org/repo" in refusal(hub, tmp_path, name)
     assert hub.asked == []
 
 

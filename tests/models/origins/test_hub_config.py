@@ -258,5 +258,5 @@ def test_a_name_is_taken_apart(name: str, expected: HubName) -> None:
     ],
 )
 def test_what_is_no_name_is_refused(name: str) -> None:
-    with pytest.raises(ModelError, match="is named hf:org/repo"):
+    with pytest.raises(ModelError, match="must be written hf:org/repo"):
         parse(name)

@@ -1,1 +1,1 @@
-"""Make a model file ready for OpenVINO; everything here runs in a child process."""
+"""Convert model files for OpenVINO; everything here runs in a child process."""

@@ -1,8 +1,7 @@
-"""Make an OpenVINO model ready: one input of pixels (N, H, W, 3), one output of features, any number of images.
+"""Convert a model graph to one input of pixels (N, H, W, 3) and one output of features, for any batch size.
 
-Runs in a child process: a damaged file may crash the reader. The ready model takes what its card's preprocessing
-gives before mean and scale, in the card's channel order; its output is (N, h, w, C) or (N, D), whatever the
-layout of the file was.
+Runs in a child process: a damaged file may crash the reader. The converted model expects pixels before mean and
+scale, in the channel order of its card. Its output is (N, h, w, C) or (N, D) for any layout of the file.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from openvino import opset13 as ops
 from featurepress.errors import ModelError
 
 BATCH = 8
-# What OpenVINO's readers raise; ValueError where the message itself has damaged names in it.
+# What OpenVINO's readers raise; ValueError if the message itself contains damaged names.
 _FAILURES = (
     *(RuntimeError, ValueError),
     *(frontend.GeneralFailure, frontend.InitializationFailure, frontend.NotImplementedFailure),
@@ -30,51 +29,51 @@ _DEFAULT_SIZE = 224
 
 
 def read(path: Path) -> Any:
-    """Read a model file of any format that OpenVINO knows.
+    """Read a model file of any format that OpenVINO supports.
 
     Raises
     ------
     ModelError
-        It is no model.
+        The file is not a model, or is damaged.
     """
     try:
         return ov.Core().read_model(path)
     except _FAILURES as error:
         if "Unable to read the model" in str(error):
             kind = path.suffix or "SavedModel"
-            raise ModelError(f"The file '{path}' is no {kind} model, or a damaged one.") from error
+            raise ModelError(f"The file '{path}' is not a {kind} model, or is damaged.") from error
         raise ModelError(f"The model '{path}' cannot be read: {first_sentence(error)}") from error
 
 
 def first_sentence(error: Exception) -> str:
-    """Give the telling line of one of OpenVINO's long messages."""
+    """Return the most useful line of a long message of OpenVINO."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if not line.startswith(("Exception from", "Check '", "src/", "While"))]
-    return (telling or lines or [type(error).__name__])[-1][:200]
+    useful = [line for line in lines if not line.startswith(("Exception from", "Check '", "src/", "While"))]
+    return (useful or lines or [type(error).__name__])[-1][:200]
 
 
 def finish(
     model: Any,
-    place: Path,
+    folder: Path,
     *,
     size: int | None = None,
     layout: str | None = None,
     output: str | None = None,
 ) -> dict[str, Any]:
-    """Cut a model at its output, free its batch, turn it to (N, H, W, C), try it, and write it.
+    """Cut a model at its output, make its batch size dynamic, transpose it to (N, H, W, C), test it, and write it.
 
     Parameters
     ----------
     model : openvino.Model
-        As read.
-    place : Path
-        Where model.xml and model.bin go.
+        Result of `read`.
+    folder : Path
+        Folder to write model.xml and model.bin to.
     size : int or None
-        Side of the input in pixels where the file leaves it open, or to change it.
+        Side of the input in pixels, if the file leaves it open or to change it.
     layout : str or None
-        ``NHWC`` or ``NCHW``; None to tell it from the shape.
+        ``NHWC`` or ``NCHW``; None to infer it from the shape.
     output : str or None
-        Name of the tensor wanted; None for the model's own.
+        Name of a tensor; None for the model's first output.
 
     Returns
     -------
@@ -84,7 +83,7 @@ def finish(
     Raises
     ------
     ModelError
-        The model does not fit: the sentence says what is in the way.
+        The model cannot be converted; the message says why.
     """
     n_outputs = len(model.outputs)
     model, name = _cut(model, output)
@@ -92,10 +91,10 @@ def finish(
     dtype = "uint8" if model.input(0).get_element_type() == ov.Type.u8 else "float32"
     height, width = _sides(model, layout, size)
     batch = _free_batch(model, layout, height, width)
-    model = _turned(model, layout, batch)
+    model = _channels_last(model, layout, batch)
     grid = _grid(model, name, batch)
     _try(model, height, width, dtype, batch)
-    ov.save_model(model, place / "model.xml", compress_to_fp16=False)
+    ov.save_model(model, folder / "model.xml", compress_to_fp16=False)
     return {
         "height": height,
         "width": width,
@@ -107,7 +106,7 @@ def finish(
         "n_parameters": _n_parameters(model),
         "layout": layout,
         "n_outputs": n_outputs,
-        "n_bytes": (place / "model.bin").stat().st_size,
+        "n_bytes": (folder / "model.bin").stat().st_size,
     }
 
 
@@ -115,7 +114,7 @@ def finish(
 
 
 def candidates(model: Any) -> list[dict[str, Any]]:
-    """List the tensors that can be features, from the input to the output: name, shape, what makes it."""
+    """List the tensors that can be features, from input to output: ``name``, ``shape``, ``made_by``."""
     found = {}
     for name, port in _tensors(model):
         shape, kind = port.get_partial_shape(), port.get_node().get_type_name()
@@ -132,12 +131,12 @@ def candidates(model: Any) -> list[dict[str, Any]]:
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors that the pixels reach, as they do not reach the weights, with their names."""
-    reached = {one.get_node().get_name() for one in model.inputs}
+    """Yield names and ports of the tensors that depend on the pixels."""
+    reached = {port.get_node().get_name() for port in model.inputs}
     counts: dict[str, int] = {}
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
-        # What hangs on the shape of the pixels only has nothing of them.
+        # A shape does not depend on the values of the pixels.
         if kind == "ShapeOf" or not any(value.get_node().get_name() in reached for value in node.input_values()):
             continue
         reached.add(node.get_name())
@@ -148,9 +147,9 @@ def _tensors(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def tensor_name(port: Any, counts: dict[str, int] | None = None) -> str:
-    """Give the name that people can use for a tensor: the shortest one of the file, or else the operation's.
+    """Return a name for a tensor: the shortest one of the file, else the operation's.
 
-    Where that was only made up by the reader, it is the kind of the operation and its number among that kind.
+    If the reader made that name up, the kind of the operation and its number among that kind.
     """
     names = sorted(port.get_names(), key=lambda name: (len(name), name))
     node = port.get_node()
@@ -162,9 +161,9 @@ def tensor_name(port: Any, counts: dict[str, int] | None = None) -> str:
 
 
 def _cut(model: Any, output: str | None) -> tuple[Any, str]:
-    """Give the model up to one tensor, and the tensor's name."""
+    """Return the model up to one tensor, and the tensor's name."""
     if len(model.inputs) != 1:
-        listed = ", ".join(f"{tensor_name(one)} {one.get_partial_shape()}" for one in model.inputs)
+        listed = ", ".join(f"{tensor_name(port)} {port.get_partial_shape()}" for port in model.inputs)
         raise ModelError(
             f"The model must have one input, the pixels. It has {len(model.inputs)}: {listed or 'none'}."
         )
@@ -185,36 +184,36 @@ def _find(model: Any, output: str) -> Any:
             return port
     from featurepress.settings import nearest
 
-    known = [one["name"] for one in candidates(model)]
+    names = [tensor["name"] for tensor in candidates(model)]
     raise ModelError(
-        f"The model has no tensor '{output}'{nearest(output, known)} "
+        f"The model has no tensor '{output}'{nearest(output, names)} "
         "featurepress models show FILE --outputs lists them."
     )
 
 
-def _layout(model: Any, told: str | None) -> str:
-    """Tell from the shape of the input, or take it as told, where the colours are."""
+def _layout(model: Any, requested: str | None) -> str:
+    """Return the layout of the input: as requested, else inferred from its shape."""
     shape = model.input(0).get_partial_shape()
     if shape.rank.is_dynamic or len(shape) != 4:
         raise ModelError(
-            f"The model's input must have four axes, images of three colours. It has the shape {shape}."
+            f"The model's input must have four axes, images of three channels. It has the shape {shape}."
         )
     possible = [
         name for name, axis in (("NHWC", 3), ("NCHW", 1)) if shape[axis].is_dynamic or _is_three(shape[axis])
     ]
-    if not possible or (told is not None and told not in possible):
+    if not possible or (requested is not None and requested not in possible):
         raise ModelError(
-            f"The model's input must be images of three colours, {told or 'NHWC or NCHW'}. It has the shape "
+            f"The model's input must be images of three channels, {requested or 'NHWC or NCHW'}. It has the shape "
             f"{shape}."
         )
-    if told is not None:
-        return told
+    if requested is not None:
+        return requested
     if _is_three(shape[3]) and not _is_three(shape[1]):
         return "NHWC"
     if _is_three(shape[1]) and not _is_three(shape[3]):
         return "NCHW"
     raise ModelError(
-        f"Where the three colours are cannot be told from the input's shape {shape}. Say --layout NHWC or NCHW."
+        f"The layout is ambiguous: the input has the shape {shape}. Use --layout NHWC or --layout NCHW."
     )
 
 
@@ -223,25 +222,25 @@ def _is_three(dimension: Any) -> bool:
 
 
 def _sides(model: Any, layout: str, size: int | None) -> tuple[int, int]:
-    """Give height and width of the input."""
+    """Return height and width of the input."""
     shape = model.input(0).get_partial_shape()
     axes = (1, 2) if layout == "NHWC" else (2, 3)
     sides = [shape[axis].get_length() if shape[axis].is_static else None for axis in axes]
     if size is not None:
         return size, size
     if None in sides:
-        raise ModelError(f"The model takes pictures of any size (its input is {shape}). Say which by --size.")
+        raise ModelError(f"The model accepts images of any size (its input is {shape}). Choose one with --size.")
     height, width = sides
     assert height is not None
     assert width is not None
     return height, width
 
 
-# -- making it ready -----------------------------------------------------------------------------------------
+# -- conversion ----------------------------------------------------------------------------------------
 
 
 def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
-    """Let the model take any number of images if that can be had; give the number that it insists on, else None."""
+    """Make the batch size dynamic and return None, or return the only batch size that works."""
     shape = model.input(0).get_partial_shape()
     own = shape[0].get_length() if shape[0].is_static else None
     sides = [height, width, 3] if layout == "NHWC" else [3, height, width]
@@ -251,18 +250,20 @@ def _free_batch(model: Any, layout: str, height: int, width: int) -> int | None:
         return None
     batch = own or 1
     if not _takes(model, [batch, *sides]):
-        given = model.output(0).get_partial_shape()
+        output_shape = model.output(0).get_partial_shape()
         if list(model.input(0).get_partial_shape()) == [batch, *sides]:
-            raise ModelError(f"The output has the shape {given}, no row for each image. Choose another --output.")
+            raise ModelError(
+                f"The output has the shape {output_shape}, without a row per image. Choose another --output."
+            )
         raise ModelError(
-            f"The model does not take pictures of {width}x{height}; its input has the shape {shape}. "
+            f"The model does not accept images of {width}x{height}; its input has the shape {shape}. "
             "Leave out --size."
         )
     return int(batch)
 
 
 def _free_reshapes(model: Any, batch: int) -> None:
-    """Where a model made for one batch size reshapes the pictures, let their number be whatever is left.
+    """Replace a fixed batch size in the targets of reshapes by -1, in place.
 
     Keras traces with a batch of one and writes it into the shapes of squeeze-and-excitation blocks.
     """
@@ -284,36 +285,36 @@ def _reshape(model: Any, shape: list[int]) -> None:
 
 
 def _takes(model: Any, shape: list[int]) -> bool:
-    """Whether a model can be reshaped so, and its output then has as many rows."""
+    """Whether a model can be reshaped to `shape`, with a row of output per image."""
     try:
         _reshape(model, shape)
     except RuntimeError:
         return False
-    given = model.output(0).get_partial_shape()
-    return not given.rank.is_dynamic and len(given) > 0 and given[0].is_static and given[0].get_length() == shape[0]
+    rows = model.output(0).get_partial_shape()
+    return not rows.rank.is_dynamic and len(rows) > 0 and rows[0].is_static and rows[0].get_length() == shape[0]
 
 
 def _same_in_batches(model: Any, shape: list[int]) -> bool:
-    """Whether an image's features are the same alone and among others, as a freed batch must leave them."""
+    """Whether an image has the same features alone and in a batch, except for rounding."""
     pixels = _noise(model, shape)
     together = _run(model, pixels)
     _reshape(model, [1, *shape[1:]])
-    alone = np.concatenate([_run(model, one[None]) for one in pixels[:2]])
+    alone = np.concatenate([_run(model, image[None]) for image in pixels[:2]])
     _reshape(model, shape)
     return _near(together[:2], alone)
 
 
-def same_features(one: Any, other: Any) -> bool:
-    """Whether two forms of a model give the same features, but for rounding."""
-    shape = [1, *(side.get_length() for side in list(one.input(0).get_partial_shape())[1:])]
-    for model in (one, other):
+def same_features(first: Any, second: Any) -> bool:
+    """Whether two forms of a model have the same features, except for rounding."""
+    shape = [1, *(side.get_length() for side in list(first.input(0).get_partial_shape())[1:])]
+    for model in (first, second):
         _reshape(model, shape)
-    pixels = _noise(one, shape)
-    return _near(_run(other, pixels), _run(one, pixels))
+    pixels = _noise(first, shape)
+    return _near(_run(second, pixels), _run(first, pixels))
 
 
 def _near(found: Any, expected: Any) -> bool:
-    """Whether features are the same but for rounding; those that are no numbers are not."""
+    """Whether features are the same except for rounding; NaN is never the same."""
     scale = max(1e-6, float(np.abs(expected).max()))
     with np.errstate(invalid="ignore"):
         return found.shape == expected.shape and bool(np.abs(found - expected).max() <= 1e-4 * scale)
@@ -331,8 +332,8 @@ def _run(model: Any, pixels: Any) -> Any:
     return np.array(ov.Core().compile_model(model, "CPU", hints)({0: pixels})[0], np.float32)
 
 
-def _turned(model: Any, layout: str, batch: int | None) -> Any:
-    """Give the model with pixels (N, H, W, 3) in, and a grid (N, h, w, C) or a vector (N, D) out, float32."""
+def _channels_last(model: Any, layout: str, batch: int | None) -> Any:
+    """Return the model with input (N, H, W, 3) and a float32 output (N, h, w, C) or (N, D)."""
     processor = ov.preprocess.PrePostProcessor(model)
     own = model.input(0).get_element_type()
     processor.input().tensor().set_layout(ov.Layout("NHWC"))
@@ -352,9 +353,9 @@ def _turned(model: Any, layout: str, batch: int | None) -> Any:
 
 
 def _is_channels_first(model: Any, shape: Any, layout: str) -> bool:
-    """Whether a grid is (N, C, h, w): h and w are as the input's sides, whatever the readers have turned around."""
-    taken = model.input(0).get_partial_shape()
-    aspect = taken[1].get_length() / taken[2].get_length()
+    """Whether a grid is (N, C, h, w): the sides whose proportion is closest to the input's are h and w."""
+    pixels = model.input(0).get_partial_shape()
+    aspect = pixels[1].get_length() / pixels[2].get_length()
     sides = (
         [side.get_length() for side in list(shape)[1:]] if all(s.is_static for s in list(shape)[1:]) else [1, 1, 1]
     )
@@ -365,28 +366,28 @@ def _is_channels_first(model: Any, shape: Any, layout: str) -> bool:
 
 
 def _grid(model: Any, name: str, batch: int | None) -> tuple[int, int, int]:
-    """Give height, width and channels of the output."""
+    """Return height, width and channels of the output."""
     shape = model.output(0).get_partial_shape()
     rows = shape[0] if len(shape) else None
-    follows = rows is not None and (rows.is_dynamic if batch is None else rows.get_length() == batch)
-    if len(shape) not in (2, 4) or not follows or any(side.is_dynamic for side in list(shape)[1:]):
+    has_rows = rows is not None and (rows.is_dynamic if batch is None else rows.get_length() == batch)
+    if len(shape) not in (2, 4) or not has_rows or any(side.is_dynamic for side in list(shape)[1:]):
         raise ModelError(
-            f"The output '{name}' has the shape {shape}: it must have a row for each image, and a fixed number of "
-            "features. Choose another one by --output."
+            f"The output '{name}' has the shape {shape}: it must have a row per image and a fixed number of "
+            "features. Choose another one with --output."
         )
     sides = [side.get_length() for side in list(shape)[1:]]
     return (1, 1, sides[0]) if len(sides) == 1 else (sides[0], sides[1], sides[2])
 
 
 def _try(model: Any, height: int, width: int, dtype: str, batch: int | None) -> None:
-    """Refuse a model with weights that are no numbers, and one whose features are none on noise, grey and black.
+    """Refuse a model with NaN weights, or with features on noise, grey or black that are not finite.
 
-    Activations such as ReLU6 turn NaN into numbers, so that the features alone do not tell.
+    Activations such as ReLU6 turn NaN into numbers, so that a check of the features alone is not enough.
     """
     for node in model.get_ordered_ops():
         is_weights = node.get_type_name() == "Constant" and node.get_element_type() in (ov.Type.f32, ov.Type.f16)
         if is_weights and np.isnan(node.get_data()).any():
-            raise ModelError("The model has weights that are no numbers (NaN). Its file is damaged.")
+            raise ModelError("The model has NaN weights. Its file is damaged.")
     count = batch or 3
     rng = np.random.default_rng(1)
     pixels = np.stack(
@@ -395,7 +396,7 @@ def _try(model: Any, height: int, width: int, dtype: str, batch: int | None) -> 
     pixels = np.resize(pixels, (count, height, width, 3))
     inputs = (pixels * 127.5 + 127.5).astype(np.uint8) if dtype == "uint8" else pixels.astype(np.float32)
     if not np.isfinite(_run(model, inputs)).all():
-        raise ModelError("The model gives features that are no numbers (NaN or infinite). Its weights are damaged.")
+        raise ModelError("The model's features are NaN or infinite. Its weights are damaged.")
 
 
 def _n_parameters(model: Any) -> int:

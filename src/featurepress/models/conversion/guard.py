@@ -1,7 +1,7 @@
-"""Look at a model file before any library reads it: no code, no bombs, no ways out of its folder.
+"""Check a model file before a library reads it: no code, no archive bombs, no files outside its folder.
 
-A file that is refused has not been executed or followed anywhere; of an archive, the weights alone are unpacked,
-into a nameless file, once their size is known.
+Checking executes nothing and follows no link. Of an archive, only the weights are unpacked, into an unnamed
+temporary file, after their size is checked.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import Any
 
 from featurepress.errors import ModelError
 
-# zipfile, its decompressors, json and h5py have many words for damage.
+# What zipfile, its decompressors, json and h5py raise for damaged files.
 _DAMAGE = (
     *(ArithmeticError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError),
     *(lzma.LZMAError, struct.error, zipfile.BadZipFile, zlib.error),
 )
 MAX_JSON_BYTES = 64 * 1024**2
-# Weights hardly compress: what grows tenfold is no model.
+# Weights hardly compress: a file that grows tenfold is not a model.
 _MAX_RATIO, _FREE_BYTES = 10, 10 * 1024**2
 _KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
 # Classes that hold code, load other files, or reach out of the model.
@@ -34,23 +34,23 @@ _FILE_READERS = ("StringLookup", "IntegerLookup", "TextVectorization")
 
 
 def check_keras(path: Path) -> dict[str, Any]:
-    """Check a ``.keras`` archive; give its config.
+    """Check a ``.keras`` archive, and return its config.
 
     Raises
     ------
     ModelError
-        It is no archive, holds something else than a model, or a layer that carries code.
+        The file is not an archive, has other members than a model, or has a layer that carries code.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive.infolist())
             config = json.loads(_read_some(archive, "config.json"))
-            # HDF5 jumps to and fro, and a member of an archive starts anew at each jump back.
+            # HDF5 seeks back and forth, and an archive member is unpacked again at each seek back.
             with archive.open("model.weights.h5") as member, tempfile.TemporaryFile() as weights:
                 shutil.copyfileobj(member, weights)
                 _check_h5(path, weights)
     except _DAMAGE as error:
-        raise ModelError(f"The file '{path}' is no .keras model, or a damaged one ({_reason(error)}).") from error
+        raise ModelError(f"The file '{path}' is not a .keras model, or is damaged ({_reason(error)}).") from error
     _check_config(path, config)
     result: dict[str, Any] = config
     return result
@@ -65,10 +65,10 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         name = PurePosixPath(member.filename.replace("\\", "/"))
         first = name.parts[0] if name.parts else ""
         if name.is_absolute() or ".." in name.parts or ":" in first:
-            raise ModelError(f"The model '{path}' holds a file that leads out of it, {member.filename!r}: refused.")
+            raise ModelError(f"The model '{path}' has a member outside its folder, {member.filename!r}: refused.")
         if str(name) not in _KERAS_MEMBERS and first != "assets":
             raise ModelError(
-                f"The model '{path}' holds {member.filename!r}, which is no part of a .keras file "
+                f"The model '{path}' has {member.filename!r}, which does not belong to a .keras file "
                 f"({', '.join(_KERAS_MEMBERS)}): refused."
             )
     packed, unpacked = path.stat().st_size, sum(member.file_size for member in members)
@@ -79,7 +79,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
 
 
 def _read_some(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read a member, but never more than what a config can be."""
+    """Read a member of at most `MAX_JSON_BYTES`."""
     with archive.open(name) as file:
         data = file.read(MAX_JSON_BYTES + 1)
     if len(data) > MAX_JSON_BYTES:
@@ -88,25 +88,27 @@ def _read_some(archive: zipfile.ZipFile, name: str) -> bytes:
 
 
 def check_weights(path: Path) -> None:
-    """Check a file of keras weights: links to other files are refused.
+    """Check a file of Keras weights; refuse links to other files.
 
     Raises
     ------
     ModelError
-        It is no HDF5 file, or reaches out of itself.
+        The file is not HDF5, or refers to another file.
     """
     try:
         with path.open("rb") as file:
             _check_h5(path, file)
     except _DAMAGE as error:
-        raise ModelError(f"The weights '{path}' are no HDF5 file, or a damaged one ({_reason(error)}).") from error
+        raise ModelError(
+            f"The weights '{path}' are not an HDF5 file, or are damaged ({_reason(error)})."
+        ) from error
 
 
 def _check_h5(path: Path, file: Any) -> None:
     import h5py
 
     with h5py.File(file, "r") as weights:
-        for name, thing in _things(weights):
+        for name, thing in _members(weights):
             if isinstance(thing, h5py.ExternalLink):
                 raise ModelError(
                     f"The weights '{path}' link to another file at '{name}' ({thing.filename}): refused."
@@ -115,7 +117,7 @@ def _check_h5(path: Path, file: Any) -> None:
                 raise ModelError(f"The weights '{path}' keep '{name}' in another file: refused.")
 
 
-def _things(group: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
+def _members(group: Any, prefix: str = "", seen: set[int] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield the links and datasets of an HDF5 file, each group once, without following a link out of it."""
     import h5py
 
@@ -132,18 +134,18 @@ def _things(group: Any, prefix: str = "", seen: set[int] | None = None) -> Itera
         thing = group[name]
         yield where, thing
         if isinstance(thing, h5py.Group):
-            yield from _things(thing, where, seen)
+            yield from _members(thing, where, seen)
 
 
 def _check_config(path: Path, config: Any) -> None:
-    """Refuse everything but keras's own layers, joined without code."""
+    """Refuse everything except Keras's own layers in Functional and Sequential models."""
     if not isinstance(config, dict) or config.get("class_name") not in ("Functional", "Sequential"):
         kind = config.get("class_name") if isinstance(config, dict) else type(config).__name__
         raise ModelError(
-            f"The model '{path}' is of the class '{kind}', which is code of its own. Only Functional and "
-            "Sequential models of keras's own layers are read; export it to ONNX."
+            f"The model '{path}' is of the class '{kind}', which is custom code. Only Functional and "
+            "Sequential models of Keras's own layers are supported; export it to ONNX."
         )
-    # What it was trained with is not read; see conversion.load_keras.
+    # compile_config is not read; see load_keras.
     for entry in _objects({name: value for name, value in config.items() if name != "compile_config"}):
         _check_object(path, entry)
 
@@ -154,8 +156,8 @@ def _check_object(path: Path, entry: dict[str, Any]) -> None:
     name = inner.get("name", kind) if isinstance(inner, dict) else kind
     if kind in _REFUSED_CLASSES:
         raise ModelError(
-            f"The model '{path}' has a {kind.strip('_')} layer, '{name}', which carries code of its own: refused, "
-            "and not executed. Replace it by keras's own layers."
+            f"The model '{path}' has a {kind.strip('_')} layer, '{name}', which carries custom code: refused, "
+            "and not executed. Replace it with Keras's own layers."
         )
     if kind in _FILE_READERS:
         raise ModelError(f"The model '{path}' has a {kind} layer, '{name}', which reads other files: refused.")
@@ -165,7 +167,7 @@ def _check_object(path: Path, entry: dict[str, Any]) -> None:
     is_foreign = module is not None and module != "keras" and not str(module).startswith(_KERAS_MODULES)
     if is_function or is_foreign:
         raise ModelError(
-            f"The model '{path}' names '{kind}' of the module '{module}', which is not keras's own: refused, and "
+            f"The model '{path}' names '{kind}' of the module '{module}', which is not Keras's own: refused, and "
             "not executed."
         )
 
@@ -187,7 +189,7 @@ _KERAS_MODULES = (
     "keras.src.backend.common.keras_tensor",
     "keras.random",
     "keras.src.random",
-    # A model that was compiled before it became a part of another one keeps these.
+    # A compiled model inside another one keeps these.
     "keras.optimizers",
     "keras.src.optimizers",
     "keras.losses",
@@ -213,49 +215,49 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def external_files(path: Path) -> list[Path]:
-    """Give the files in which an ONNX model keeps weights; all lie in its folder.
+    """Return the files with weights of an ONNX model; all are in its folder.
 
     Raises
     ------
     ModelError
-        It is no ONNX file, or one of the files lies elsewhere, or nowhere.
+        The file is not ONNX, or a file with weights is outside its folder or missing.
     """
     found = [path.parent / name for name in external_names(path)]
     for target in found:
         if not _is_file(target):
             name = target.relative_to(path.parent).as_posix()
-            raise ModelError(f"The model '{path}' keeps weights in {name!r}, which is not beside it.")
+            raise ModelError(f"The model '{path}' has weights in {name!r}, which is not in its folder.")
     return found
 
 
 def external_names(path: Path) -> list[str]:
-    """Give the names of the files in which an ONNX model keeps weights, whether they are there or not.
+    """Return the names of the files with weights of an ONNX model, existing or not.
 
-    The few messages on the way there are read by their numbers in onnx.proto: ModelProto.graph 7, GraphProto.node 1
+    The protobuf fields are read by their numbers in onnx.proto: ModelProto.graph 7, GraphProto.node 1
     and initializer 5, NodeProto.attribute 5, AttributeProto.t 5, g 6, tensors 10, graphs 11, and
     TensorProto.external_data 13 with key 1 and value 2.
 
     Raises
     ------
     ModelError
-        It is no ONNX file, or one of the files lies elsewhere.
+        The file is not ONNX, or a file with weights is outside its folder.
     """
     try:
         data = memoryview(path.read_bytes())
         names = {name for graph in _messages(data, 7) for name in _locations(graph)}
     except (IndexError, ValueError, OSError, RecursionError) as error:
-        raise ModelError(f"The file '{path}' is no ONNX model, or a damaged one.") from error
+        raise ModelError(f"The file '{path}' is not an ONNX model, or is damaged.") from error
     for name in names:
-        # By its name only: caches keep the files themselves elsewhere and put links here.
+        # By name only: in caches these are links to files elsewhere.
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ModelError(f"The model '{path}' keeps weights in {name!r}, outside its folder: refused.")
+            raise ModelError(f"The model '{path}' has weights in {name!r}, outside its folder: refused.")
     return sorted(names)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # such a long name
+    except OSError:  # the name is too long
         return False
 
 
@@ -273,7 +275,7 @@ def _locations(graph: memoryview) -> Iterator[str]:
 
 
 def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
-    """Yield the length-delimited fields of one number in a protobuf message."""
+    """Yield the length-delimited fields with one number in a protobuf message."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

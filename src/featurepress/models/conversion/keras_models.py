@@ -1,7 +1,6 @@
-"""Make keras models ready to run: the part that imports keras, and so runs in a child process.
+"""Convert Keras models: the part that imports Keras, and therefore runs in a child process.
 
-The child's KERAS_BACKEND is openvino: no TensorFlow, no torch. The functions of this file are light to import and
-to send.
+The child's KERAS_BACKEND is openvino: no TensorFlow, no torch. Importing this file imports neither.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from featurepress.models.store import content_hash
 from featurepress.process import send_message
 from featurepress.progress import Progress, step
 
-# What keras's libraries raise when a model does not fit: nothing that stops the process is among them.
+# What Keras and its libraries raise when a model does not fit.
 _FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
@@ -38,22 +37,22 @@ def on_progress(progress: Progress) -> None:
     send_message(progress)
 
 
-# -- what keras has ------------------------------------------------------------------------------------------
+# -- architectures of Keras -----------------------------------------------------------------------------------------
 
 
 def list_architectures() -> list[dict[str, Any]]:
-    """Give all architectures of keras.applications, as `zoo.Architecture` has them but for our name.
+    """Return all architectures of keras.applications: the fields of `Architecture` without our name.
 
-    Sizes come from the call by which every architecture checks its input shape; the preprocessing from what
-    `preprocess_input` does to black, white and coloured pixels.
+    Sizes come from the call by which every architecture checks its input shape, the preprocessing from the results
+    of `preprocess_input` for black and coloured pixels.
     """
-    on_progress(step("asking keras for its architectures", 0, 0))
+    on_progress(step("listing the architectures of Keras", 0, 0))
     keras = quiet_keras()
     found = []
     for keras_name, build in sorted(vars(keras.applications).items()):
         if not inspect.isfunction(build) or "include_top" not in inspect.signature(build).parameters:
             continue
-        sizes = _asked_sizes(build)
+        sizes = _sizes_of(build)
         mean, scale, order = _affine(preprocess_input(build))
         found.append(
             {
@@ -72,52 +71,52 @@ def list_architectures() -> list[dict[str, Any]]:
 
 
 def preprocess_input(build: Callable[..., Any]) -> Callable[..., Any]:
-    """Give keras's own preprocessing for an architecture."""
+    """Return Keras's own preprocessing for an architecture."""
     function: Callable[..., Any] = sys.modules[build.__module__].preprocess_input
     return function
 
 
-class _AskedError(Exception):
-    """Carries the arguments of a call that was made instead of the real one."""
+class _CallError(Exception):
+    """Carries the arguments of a call that replaced the real one."""
 
 
 @contextlib.contextmanager
-def _instead(module: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Replace a function of keras for a while, in this child process of ours."""
+def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Replace a function of Keras for a while; only in the child process."""
     original = getattr(module, name)
-    setattr(module, name, stand_in)
+    setattr(module, name, function)
     try:
         yield
     finally:
         setattr(module, name, original)
 
 
-def _asked_sizes(build: Callable[..., Any]) -> Mapping[str, Any]:
-    """Give default_size and min_size of an architecture."""
+def _sizes_of(build: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return default_size and min_size of an architecture."""
     from keras.src.applications import imagenet_utils
     from keras.src.utils import file_utils
 
     real = inspect.signature(imagenet_utils.obtain_input_shape)
 
     def ask_shape(*args: Any, **kwargs: Any) -> None:
-        raise _AskedError(real.bind(*args, **kwargs).arguments)
+        raise _CallError(real.bind(*args, **kwargs).arguments)
 
     def ask_file(fname: str, *args: Any, **kwargs: Any) -> None:
-        # MobileNetV3 takes any size from 32 on without asking; the name of its weights has the one of its training.
+        # MobileNetV3 accepts any size from 32 on without this call; its weights are named by size.
         size = re.search(r"_(\d{3})_", fname)
-        raise _AskedError({"default_size": int(size[1]) if size else 224, "min_size": 32})
+        raise _CallError({"default_size": int(size[1]) if size else 224, "min_size": 32})
 
-    with _instead(imagenet_utils, "obtain_input_shape", ask_shape), _instead(file_utils, "get_file", ask_file):
+    with _replaced(imagenet_utils, "obtain_input_shape", ask_shape), _replaced(file_utils, "get_file", ask_file):
         try:
             build(include_top=False, weights="imagenet")
-        except _AskedError as asked:
-            sizes: Mapping[str, Any] = asked.args[0]
+        except _CallError as call:
+            sizes: Mapping[str, Any] = call.args[0]
             return sizes
-    raise ModelError(f"This version of keras builds {build.__name__} in a way that is not known here.")
+    raise ModelError(f"This version of Keras builds {build.__name__} in a way that featurepress does not support.")
 
 
 def _affine(function: Callable[..., Any]) -> tuple[tuple[float, ...], tuple[float, ...], str]:
-    """Give (mean, scale, channel order) of a function that maps levels to ``(level - mean) / scale``."""
+    """Return (mean, scale, channel order) of a function that maps levels to ``(level - mean) / scale``."""
     import numpy as np
 
     black = np.asarray(function(np.zeros((1, 1, 1, 3), np.float32)))[0, 0, 0].astype(np.float64)
@@ -130,14 +129,14 @@ def _affine(function: Callable[..., Any]) -> tuple[tuple[float, ...], tuple[floa
     levels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.float32)
     ours = (levels if order == "RGB" else levels[..., ::-1]).astype(np.float64)
     if np.abs((ours - mean) / scale - np.asarray(function(levels.copy()))).max() > 1e-4:
-        raise ModelError("This version of keras preprocesses in a way that is not known here.")
+        raise ModelError("This version of Keras preprocesses in a way that featurepress does not support.")
     return _short(mean), _short(scale), order
 
 
 def _mode(mean: tuple[float, ...], scale: tuple[float, ...], order: str) -> str:
-    """Give keras's word for a normalisation."""
-    word = next((word for word, one in KERAS_MODES.items() if one == (mean, scale, order)), "of its own")
-    return "inside the model" if word == "raw" else word
+    """Return Keras's name for a normalisation."""
+    mode = next((mode for mode, values in KERAS_MODES.items() if values == (mean, scale, order)), "custom")
+    return "inside the model" if mode == "raw" else mode
 
 
 def _short(values: tuple[float, ...]) -> tuple[float, ...]:
@@ -145,7 +144,7 @@ def _short(values: tuple[float, ...]) -> tuple[float, ...]:
 
 
 def quiet_keras() -> Any:
-    """Import keras, quietly, and set what the user's keras.json could set otherwise."""
+    """Import Keras without its warnings, and set what the user's keras.json may have changed."""
     warnings.filterwarnings("ignore")
     import keras
 
@@ -157,45 +156,45 @@ def quiet_keras() -> Any:
 # -- one architecture ----------------------------------------------------------------------------------------
 
 
-def convert(told: Mapping[str, Any], keras_models: str, place: str) -> dict[str, Any]:
+def convert(options: Mapping[str, Any], keras_models: str, folder: str) -> dict[str, Any]:
     """Build an architecture, load its weights, and write model.xml and model.bin.
 
     Parameters
     ----------
-    told : mapping
-        Fields of `zoo.Architecture`, and the request: size, alpha, weights, pooling, file.
+    options : mapping
+        Fields of `Architecture`, and size, alpha, weights, pooling and file as requested.
     keras_models : str
-        The user's keras's folder of weights.
-    place : str
-        The folder to write to.
+        Folder of weights of the user's own Keras.
+    folder : str
+        Folder to write to.
 
     Returns
     -------
     dict
-        What the model's card needs.
+        Facts for the model's card.
     """
-    on_progress(step(f"building {told['name']}", 0, 0))
+    on_progress(step(f"building {options['name']}", 0, 0))
     keras = quiet_keras()
-    build = getattr(keras.applications, told["keras_name"])
-    options = {"include_top": False, "input_shape": (told["size"], told["size"], 3)}
-    if told["alpha"] is not None:
-        options["alpha"] = told["alpha"]
-    chosen = Weights(told, Path(keras_models), build, options)
-    # Some put a layer behind the pooling; then the pooled features are not the pooled grid, and every pooling is a
-    # model of its own.
-    pooling = None if told["pooling"] == "flatten" else told["pooling"]
-    model = _built(lambda: chosen.build(pooling="avg"), told)
+    build = getattr(keras.applications, options["keras_name"])
+    arguments = {"include_top": False, "input_shape": (options["size"], options["size"], 3)}
+    if options["alpha"] is not None:
+        arguments["alpha"] = options["alpha"]
+    weights_source = Weights(options, Path(keras_models), build, arguments)
+    # Some architectures have a layer after the pooling. Their features are not a pooled grid, and every pooling
+    # is a separate model.
+    pooling = None if options["pooling"] == "flatten" else options["pooling"]
+    model = _built(lambda: weights_source.build(pooling="avg"), options)
     is_last = isinstance(model.layers[-1], keras.layers.GlobalAveragePooling2D)
     if is_last:
         model = keras.Model(model.inputs, model.layers[-1].input)
     elif pooling != "avg":
-        model = _built(lambda: chosen.build(pooling=pooling), told)
-    on_progress(step(f"converting {told['name']} to OpenVINO", 0, 0))
+        model = _built(lambda: weights_source.build(pooling=pooling), options)
+    on_progress(step(f"converting {options['name']} to OpenVINO", 0, 0))
     output = model.layers[-1].name
-    facts = write_ready(keras, model, Path(place))
+    facts = write_converted(keras, model, Path(folder))
     return {
         **facts,
-        **chosen.facts(),
+        **weights_source.facts(),
         "output": output,
         "pooled": "" if is_last or pooling is None else pooling,
         "n_parameters": model.count_params(),
@@ -203,42 +202,45 @@ def convert(told: Mapping[str, Any], keras_models: str, place: str) -> dict[str,
     }
 
 
-def _built(build: Callable[[], Any], told: Mapping[str, Any]) -> Any:
-    """Build, or say in one line why keras would not."""
+def _built(build: Callable[[], Any], options: Mapping[str, Any]) -> Any:
+    """Call `build`; raise a ModelError of one line if Keras fails."""
     try:
         return build()
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:300]
-        what = f"The model {told['name']} at {told['size']}x{told['size']}"
-        if told["alpha"] is not None:
-            what += f", width {told['alpha']:g},"
-        if told["file"] is not None:
+        what = f"The model {options['name']} at {options['size']}x{options['size']}"
+        if options["alpha"] is not None:
+            what += f", width {options['alpha']:g},"
+        if options["file"] is not None:
             raise ModelError(
-                f"The weights '{told['file']}' do not fit {told['name']} without its classifier ({reason}). "
+                f"The weights '{options['file']}' do not fit {options['name']} without its classifier ({reason}). "
                 "Check --model, --size and --alpha."
             ) from error
-        raise ModelError(f"{what} could not be built by keras: {reason}") from error
+        raise ModelError(f"{what} cannot be built by Keras: {reason}") from error
 
 
 class Weights:
-    """Where the weights come from, and how a model is built with them.
+    """The weights of an architecture, and the model built with them.
 
-    Some architectures are built otherwise for ImageNet's weights than for others: a file of the user that is
-    keras's own is built as keras would.
+    Keras builds some architectures differently for ImageNet weights than for others. A file of the user that is
+    Keras's own ImageNet file is treated as such.
     """
 
     def __init__(
-        self, told: Mapping[str, Any], keras_models: Path, build: Callable[..., Any], options: Mapping[str, Any]
+        self,
+        options: Mapping[str, Any],
+        keras_models: Path,
+        build: Callable[..., Any],
+        arguments: Mapping[str, Any],
     ) -> None:
-        self._told = told
         self._keras_models = keras_models
         self._build = build
-        self._options = options
-        self._file = None if told["file"] is None else Path(told["file"])
+        self._arguments = arguments
+        self._file = None if options["file"] is None else Path(options["file"])
         self._used: Path | None = None
         self._url = ""
         self._variant = "imagenet"
-        if told["weights"] == "random":
+        if options["weights"] == "random":
             self._variant = "random"
         elif self._file is not None:
             guard.check_weights(self._file)
@@ -246,21 +248,21 @@ class Weights:
 
     def build(self, pooling: str | None) -> Any:
         """Build the model with its weights."""
-        options = {**self._options, "pooling": pooling}
+        arguments = {**self._arguments, "pooling": pooling}
         if self._variant == "random":
             import keras
 
             keras.utils.set_random_seed(0)
-            return self._build(weights=None, **options)
+            return self._build(weights=None, **arguments)
         if self._variant == "custom":
             assert self._file is not None
             self._used = self._file
-            return self._build(weights=str(self._file), **options)
-        with self._get_file_is(self._fetch):
-            return self._build(weights="imagenet", **options)
+            return self._build(weights=str(self._file), **arguments)
+        with self._get_file_replaced(self._fetch):
+            return self._build(weights="imagenet", **arguments)
 
     def facts(self) -> dict[str, Any]:
-        """Say what was used."""
+        """Return the weights that were used: their variant, hash, file name and URL."""
         if self._variant == "random":
             return {"variant": "random", "weights_sha256": "random", "weights_file": "none", "weights_url": ""}
         assert self._used is not None
@@ -272,7 +274,7 @@ class Weights:
         }
 
     def _fetch(self, fname: str, origin: str, file_hash: str | None = None, **_: Any) -> str:
-        """Stand in for keras's get_file."""
+        """Replace Keras's get_file."""
         self._url = origin
         if self._file is not None:
             self._used = self._file
@@ -281,58 +283,58 @@ class Weights:
         return str(self._used)
 
     def _is_imagenet(self, path: Path) -> bool:
-        """Whether a file has the name or the hash of the one that keras would download."""
+        """Whether a file has the name or the hash of the file that Keras would download."""
 
         def ask(fname: str, origin: str, file_hash: str | None = None, **_: Any) -> None:
-            raise _AskedError(fname, file_hash)
+            raise _CallError(fname, file_hash)
 
-        with self._get_file_is(ask), contextlib.suppress(Exception):
+        with self._get_file_replaced(ask), contextlib.suppress(Exception):
             try:
-                self._build(weights="imagenet", **self._options)
-            except _AskedError as asked:
-                name, known = asked.args
+                self._build(weights="imagenet", **self._arguments)
+            except _CallError as call:
+                name, known_hash = call.args
                 if path.name == name:
                     return True
-                return bool(known) and weights.has_hash(path, known)
+                return bool(known_hash) and weights.has_hash(path, known_hash)
         return False
 
     @staticmethod
-    def _get_file_is(function: Callable[..., Any]) -> Any:
+    def _get_file_replaced(function: Callable[..., Any]) -> Any:
         from keras.src.utils import file_utils
 
-        return _instead(file_utils, "get_file", function)
+        return _replaced(file_utils, "get_file", function)
 
 
 # -- a file of the user ---------------------------------------------------------------------------------------
 
 
-def convert_file(kind: str, given: str, choices: Mapping[str, Any], place: str) -> dict[str, Any]:
-    """Make a model file ready; give what its card needs.
+def convert_file(kind: str, path: str, choices: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Convert a model file; return the facts for its card.
 
     Parameters
     ----------
     kind : str
         ``keras``, ``onnx``, ``tflite``, ``openvino`` or ``saved_model``.
-    given : str
-        Its path.
+    path : str
+        Path of the model.
     choices : mapping
-        Fields of `files.Choices`.
-    place : str
-        The folder to write model.xml and model.bin to.
+        Fields of `Choices`.
+    folder : str
+        Folder to write model.xml and model.bin to.
     """
     from featurepress.models.conversion import graph
 
-    on_progress(step(f"converting {Path(given).name} to OpenVINO", 0, 0))
-    how = {name: choices[name] for name in ("size", "layout", "output")}
+    on_progress(step(f"converting {Path(path).name} to OpenVINO", 0, 0))
+    options = {name: choices[name] for name in ("size", "layout", "output")}
     versions = {"openvino": version("openvino")}
     if kind != "keras":
-        with _gathered(kind, Path(given), place) as path:
-            return {**graph.finish(graph.read(path), Path(place), **how), "versions": versions}
-    keras, model = load_keras(given)
-    name = how["output"] or model.layers[-1].name
+        with _gathered(kind, Path(path), folder) as whole:
+            return {**graph.finish(graph.read(whole), Path(folder), **options), "versions": versions}
+    keras, model = load_keras(path)
+    name = options["output"] or model.layers[-1].name
     cut = keras_cut(keras, model, name)
-    cut = _keras_sized(keras, cut, how["size"])
-    facts = write_ready(keras, cut, Path(place), layout="NHWC")
+    cut = _keras_sized(keras, cut, options["size"])
+    facts = write_converted(keras, cut, Path(folder), layout="NHWC")
     first = [type(layer).__name__ for layer in model.layers[:4]]
     return {
         **facts,
@@ -343,14 +345,14 @@ def convert_file(kind: str, given: str, choices: Mapping[str, Any], place: str) 
     }
 
 
-def list_outputs(kind: str, given: str) -> list[dict[str, Any]]:
-    """List the tensors of a model file that can be its features: name, shape, what makes it."""
+def list_outputs(kind: str, path: str) -> list[dict[str, Any]]:
+    """List the tensors of a model file that can be its features: ``name``, ``shape``, ``made_by``."""
     from featurepress.models.conversion import graph
 
     if kind != "keras":
-        with _gathered(kind, Path(given), None) as path:
-            return graph.candidates(graph.read(path))
-    _, model = load_keras(given)
+        with _gathered(kind, Path(path), None) as whole:
+            return graph.candidates(graph.read(whole))
+    _, model = load_keras(path)
     found = []
     for layer in model.layers:
         shape = getattr(layer.output, "shape", None) if not isinstance(layer.output, list | dict) else None
@@ -361,45 +363,45 @@ def list_outputs(kind: str, given: str) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _gathered(kind: str, path: Path, place: str | None) -> Iterator[Path]:
-    """Give a model with its files really in one folder.
+def _gathered(kind: str, path: Path, folder: str | None) -> Iterator[Path]:
+    """Yield the path of a model whose files are in one folder, without links to other folders.
 
-    Caches of hubs show links beside each other, and OpenVINO refuses weights that lie elsewhere.
+    Caches of hubs have links, and OpenVINO refuses weights outside the model's folder.
     """
-    beside = guard.external_files(path) if kind == "onnx" else []
-    if not any(one.is_symlink() for one in beside):
+    external = guard.external_files(path) if kind == "onnx" else []
+    if not any(file.is_symlink() for file in external):
         yield path
         return
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        for one in (path, *beside):
-            real = Path(folder) / one.relative_to(path.parent)
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        for file in (path, *external):
+            real = Path(temporary) / file.relative_to(path.parent)
             real.parent.mkdir(parents=True, exist_ok=True)
             try:
-                real.hardlink_to(one.resolve())
+                real.hardlink_to(file.resolve())
             except OSError:  # another file system
-                shutil.copyfile(one, real)
-        yield Path(folder) / path.name
+                shutil.copyfile(file, real)
+        yield Path(temporary) / path.name
 
 
-def load_keras(given: str) -> tuple[Any, Any]:
-    """Load a checked .keras file without executing anything of it."""
-    guard.check_keras(Path(given))
+def load_keras(path: str) -> tuple[Any, Any]:
+    """Check and load a .keras file without executing code from it; return keras and the model."""
+    guard.check_keras(Path(path))
     keras = quiet_keras()
     try:
-        model = keras.saving.load_model(given, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, compile=False, safe_mode=True)
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"The model '{given}' cannot be read by keras: {reason}") from error
+        raise ModelError(f"The model '{path}' cannot be read by Keras: {reason}") from error
     if len(model.inputs) != 1:
-        listed = ", ".join(f"{one.name} {one.shape}" for one in model.inputs)
+        listed = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in model.inputs)
         raise ModelError(
-            f"The model '{given}' must have one input, the pixels. It has {len(model.inputs)}: {listed}."
+            f"The model '{path}' must have one input, the pixels. It has {len(model.inputs)}: {listed}."
         )
     return keras, model
 
 
 def keras_cut(keras: Any, model: Any, name: str) -> Any:
-    """Give the model up to one layer."""
+    """Return the model up to one layer."""
     layers = {layer.name: layer for layer in model.layers}
     if name not in layers:
         from featurepress.settings import nearest
@@ -415,14 +417,14 @@ def keras_cut(keras: Any, model: Any, name: str) -> Any:
 
 
 def _keras_sized(keras: Any, model: Any, size: int | None) -> Any:
-    """Give the model with an input of fixed size: keras exports no other."""
+    """Return the model with an input of fixed size, which Keras's export needs."""
     shape = model.inputs[0].shape
     if len(shape) != 4 or shape[3] != 3:
         raise ModelError(
             f"The model's input must be images of three colours, (N, H, W, 3). It has the shape {shape}."
         )
     if size is None and None in shape[1:3]:
-        raise ModelError(f"The model takes pictures of any size (its input is {shape}). Say which by --size.")
+        raise ModelError(f"The model accepts images of any size (its input is {shape}). Choose one with --size.")
     if size is None or (size, size) == tuple(shape[1:3]):
         return model
     try:
@@ -430,21 +432,21 @@ def _keras_sized(keras: Any, model: Any, size: int | None) -> Any:
         return keras.Model(pixels, model(pixels))
     except _FAILURES as error:
         raise ModelError(
-            f"The model does not take pictures of {size}x{size}; its input has the shape {shape}. Leave out --size."
+            f"The model does not accept images of {size}x{size}; its input has the shape {shape}. Leave out --size."
         ) from error
 
 
-def write_ready(keras: Any, model: Any, place: Path, **how: Any) -> dict[str, Any]:
-    """Export a keras model and make a ready one of it; see `graph.finish`."""
+def write_converted(keras: Any, model: Any, folder: Path, **options: Any) -> dict[str, Any]:
+    """Export a Keras model and convert it; see `graph.finish`."""
     from featurepress.models.conversion import graph
     from featurepress.models.conversion.transpositions import channels_first
 
-    raw = place / "raw.xml"
+    raw = folder / "raw.xml"
     model.export(str(raw), format="openvino", verbose=False)
     try:
         plain, fast = graph.read(raw), graph.read(raw)
         channels_first(fast)
-        return graph.finish(fast if graph.same_features(plain, fast) else plain, place, **how)
+        return graph.finish(fast if graph.same_features(plain, fast) else plain, folder, **options)
     finally:
-        for path in place.glob("raw.*"):
+        for path in folder.glob("raw.*"):
             path.unlink()

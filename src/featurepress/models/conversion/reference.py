@@ -1,7 +1,7 @@
-"""The features of some pictures as the library computes them that a model comes from; runs in a child process.
+"""Features computed by the library that a model comes from, for comparison; runs in a child process.
 
-Nothing of our own pixel code is used here, so that a mistake there cannot hide: TensorFlow or Pillow resize, keras
-normalises and infers. KERAS_BACKEND says which keras: tensorflow where it is installed, else openvino.
+Our own pixel code is not used here, so that its mistakes are found: TensorFlow or Pillow resizes, Keras normalises
+and infers. KERAS_BACKEND is tensorflow if it is installed, else openvino.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ _BATCH = 16
 
 
 def reference_features(
-    card: ModelCard, pooling: str, pictures: Sequence[Any], keras_cache: str
+    card: ModelCard, pooling: str, images: Sequence[Any], keras_cache: str
 ) -> tuple[np.ndarray[Any, Any], str]:
-    """Give the reference's features of some pictures, and the reference's name.
+    """Return the reference's features of images, and the reference's name.
 
     Parameters
     ----------
     card : ModelCard
-        What is to be verified.
+        The model to verify.
     pooling : str
         ``avg``, ``flatten`` or ``max``.
-    pictures : sequence of array (H, W, 3) uint8
+    images : sequence of array (H, W, 3) uint8
         RGB, decoded.
     keras_cache : str
-        The user's keras's folder of weights.
+        Folder of weights of the user's own Keras.
 
     Returns
     -------
     array (n_samples, n_features) float32, str
     """
-    levels = np.stack([_resized(pixels, card.preprocess) for pixels in pictures])
+    levels = np.stack([_resized(pixels, card.preprocess) for pixels in images])
     kind = card.origin.get("request", {}).get("kind")
     if kind == "keras" and "variant" in card.origin:
         return _by_keras_application(card, pooling, levels, keras_cache)
@@ -61,7 +61,7 @@ def _is_unchanged(path: Path, sha256: str) -> bool:
 
 
 def _resized(pixels: Any, spec: PreprocessSpec) -> Any:
-    """Resize and cut one picture: (height, width, 3) float32, levels."""
+    """Return one image resized and cropped: (height, width, 3) float32, levels."""
     height, width = spec.height, spec.width
     if spec.shortest_edge is not None:
         short, long = sorted(pixels.shape[:2])
@@ -94,13 +94,13 @@ def _whole(pixels: Any, height: int, width: int, spec: PreprocessSpec) -> Any:
 
 
 def _by_pillow(pixels: Any, height: int, width: int, name: str) -> Any:
-    """Resize in float with Pillow, colour by colour."""
+    """Return an image resized in float32 with Pillow, channel by channel."""
     bands = [Image.fromarray(pixels[..., band].astype(np.float32)) for band in range(3)]
     return np.stack([np.asarray(band.resize((width, height), Image.Resampling[name])) for band in bands], axis=-1)
 
 
 def _by_interpolation(pixels: Any, height: int, width: int) -> Any:
-    """Interpolate linearly between pixel centres, in double precision."""
+    """Return an image resized by linear interpolation between pixel centres, in double precision."""
 
     def along(values: Any, to: int) -> Any:
         return _interpolated((np.arange(to) + 0.5) * (len(values) / to) - 0.5, values)
@@ -109,7 +109,7 @@ def _by_interpolation(pixels: Any, height: int, width: int) -> Any:
 
 
 def _by_area(pixels: Any, height: int, width: int) -> Any:
-    """Take the mean of the source area below each target pixel: the difference of two running sums."""
+    """Return an image resized by area: the difference of two running sums for each target pixel."""
 
     def along(values: Any, to: int) -> Any:
         sums = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
@@ -123,10 +123,10 @@ def _along_both(along: Callable[[Any, int], Any], pixels: Any, height: int, widt
     return along(rows.transpose(1, 0, 2), width).transpose(1, 0, 2)
 
 
-def _interpolated(places: Any, values: Any) -> Any:
-    """Interpolate along the first axis; beyond its ends lie the ends."""
-    columns = [np.interp(places, np.arange(len(values)), column) for column in values.reshape(len(values), -1).T]
-    return np.stack(columns, axis=1).reshape(len(places), *values.shape[1:])
+def _interpolated(positions: Any, values: Any) -> Any:
+    """Return values at positions along the first axis; the ends are repeated beyond it."""
+    columns = [np.interp(positions, np.arange(len(values)), column) for column in values.reshape(len(values), -1).T]
+    return np.stack(columns, axis=1).reshape(len(positions), *values.shape[1:])
 
 
 def _normalised(levels: Any, spec: PreprocessSpec) -> Any:
@@ -139,12 +139,12 @@ def _normalised(levels: Any, spec: PreprocessSpec) -> Any:
 
 def _by_keras_application(card: ModelCard, pooling: str, levels: Any, keras_cache: str) -> tuple[Any, str]:
     keras = keras_models.quiet_keras()
-    told = dict(card.origin["told"])
-    build = getattr(keras.applications, told["keras_name"])
-    options = {"include_top": False, "input_shape": (told["size"], told["size"], 3)}
-    if told["alpha"] is not None:
-        options["alpha"] = told["alpha"]
-    model = keras_models.Weights(told, Path(keras_cache), build, options).build(
+    options = dict(card.origin["options"])
+    build = getattr(keras.applications, options["keras_name"])
+    arguments = {"include_top": False, "input_shape": (options["size"], options["size"], 3)}
+    if options["alpha"] is not None:
+        arguments["alpha"] = options["alpha"]
+    model = keras_models.Weights(options, Path(keras_cache), build, arguments).build(
         None if pooling == "flatten" else pooling
     )
     values = keras_models.preprocess_input(build)(levels.copy())
@@ -159,7 +159,7 @@ def _by_keras_file(card: ModelCard, pooling: str, values: Any) -> tuple[Any, str
 
 
 def _by_openvino(card: ModelCard, pooling: str, values: Any) -> tuple[Any, str]:
-    """Run the ready model as it is, a picture at a time, and pool in NumPy."""
+    """Run the converted model on one image at a time, and pool in NumPy."""
     import openvino as ov
 
     core = ov.Core()
@@ -168,9 +168,9 @@ def _by_openvino(card: ModelCard, pooling: str, values: Any) -> tuple[Any, str]:
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     if model.input(0).get_element_type() == ov.Type.u8:
         values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    run: Callable[[Any], Any] = lambda one: compiled({0: np.repeat(one, card.batch or 1, axis=0)})[0][:1]  # noqa: E731
+    run: Callable[[Any], Any] = lambda image: compiled({0: np.repeat(image, card.batch or 1, axis=0)})[0][:1]  # noqa: E731
     grids = np.concatenate([run(values[i : i + 1]).copy() for i in range(len(values))])
-    return _pooled(grids, pooling), f"OpenVINO {version('openvino')} float32, a picture at a time"
+    return _pooled(grids, pooling), f"OpenVINO {version('openvino')} float32, one image at a time"
 
 
 def _in_batches(run: Callable[[Any], Any], values: Any) -> Any:

@@ -1,8 +1,8 @@
-"""Take the transpositions out of a model that keras has exported: four times the speed, the same features.
+"""Remove the transpositions from a model that Keras has exported: four times the speed, the same features.
 
-Keras computes in (N, H, W, C) and OpenVINO's convolutions in (N, C, H, W), so that the export turns every picture
-around before and after every layer, and nothing can be fused across. Here each operation that does not care is
-moved to (N, C, H, W); two turns that meet cancel, and what cares keeps its own turn.
+Keras computes in (N, H, W, C) and OpenVINO's convolutions in (N, C, H, W). The export transposes before and after
+every layer, and nothing can be fused across. Here every operation that works in both layouts is moved to
+(N, C, H, W). Adjacent transpositions cancel; the other operations keep theirs.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _BINARY = {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Power", "SquaredD
 _REDUCTIONS = {"ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
 
 
-class _Turned:
-    """Which tensors (N, H, W, C) are turns of which tensors (N, C, H, W)."""
+class _Transposed:
+    """Maps tensors (N, H, W, C) to the tensors (N, C, H, W) that they are transposed from."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, int], Any] = {}
 
     def of(self, port: Any) -> Any | None:
-        """Give the tensor that `port` is a turn of, or None."""
+        """Return the tensor that `port` is transposed from, or None."""
         return self._first.get((port.get_node().get_name(), port.get_index()))
 
     def note(self, port: Any, first: Any) -> None:
-        """Note that `port` is a turn of `first`."""
+        """Record that `port` is transposed from `first`."""
         self._first[port.get_node().get_name(), port.get_index()] = first
 
-    def turn_back(self, node: Any) -> None:
-        """Turn the output of a node, which is (N, C, H, W) now, for those who want it as before."""
+    def transpose_back(self, node: Any) -> None:
+        """Transpose the output of a node, now (N, C, H, W), back for its readers."""
         node.validate_and_infer_types()  # its shape has changed with its inputs
         output = node.output(0)
         readers = list(output.get_target_inputs())
@@ -48,17 +48,17 @@ class _Turned:
 
 
 def channels_first(model: Any) -> None:
-    """Move a model's operations to (N, C, H, W) where that takes a transposition out; in place.
+    """Move a model's operations to (N, C, H, W) where that removes a transposition; in place.
 
     Parameters
     ----------
     model : openvino.Model
-        As exported by keras; its inputs and outputs keep their layout.
+        As exported by Keras; its inputs and outputs keep their layout.
     """
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Convert":
             _drop_if_idle(node)
-    turned = _Turned()
+    turned = _Transposed()
     for node in model.get_ordered_ops():
         kind = node.get_type_name()
         if kind == "Transpose":
@@ -72,7 +72,7 @@ def channels_first(model: Any) -> None:
     model.validate_nodes_and_infer_types()
 
 
-def _transpose(node: Any, turned: _Turned) -> None:
+def _transpose(node: Any, turned: _Transposed) -> None:
     order = _constant(node.input_value(1))
     source = node.input_value(0)
     if order == _TO_LAST:
@@ -83,7 +83,7 @@ def _transpose(node: Any, turned: _Turned) -> None:
 
 
 def _drop_if_idle(node: Any) -> None:
-    """Take out a conversion from a type to itself."""
+    """Remove a conversion from a type to itself."""
     source = node.input_value(0)
     if source.get_element_type() != node.get_output_element_type(0):
         return
@@ -92,27 +92,27 @@ def _drop_if_idle(node: Any) -> None:
 
 
 def _constant(port: Any) -> Any:
-    """Give the values of a constant as a list, or None."""
+    """Return the values of a constant as a list, or None."""
     node = port.get_node()
     return np.array(node.get_data()).tolist() if node.get_type_name() == "Constant" else None
 
 
-def _unary(node: Any, turned: _Turned) -> None:
+def _unary(node: Any, turned: _Transposed) -> None:
     node.input(0).replace_source_output(turned.of(node.input_value(0)))
-    turned.turn_back(node)
+    turned.transpose_back(node)
 
 
-def _binary(node: Any, turned: _Turned) -> None:
+def _binary(node: Any, turned: _Transposed) -> None:
     sides = [_first_side(node.input_value(index), turned) for index in (0, 1)]
     if None in sides:
         return
     for index, side in enumerate(sides):
         node.input(index).replace_source_output(side)
-    turned.turn_back(node)
+    turned.transpose_back(node)
 
 
-def _first_side(port: Any, turned: _Turned) -> Any | None:
-    """Give one side of a sum or product as (N, C, H, W), or None if that is not clear."""
+def _first_side(port: Any, turned: _Transposed) -> Any | None:
+    """Return one operand of a binary operation as (N, C, H, W), or None if that is not possible."""
     if (first := turned.of(port)) is not None:
         return first
     shape, node = port.get_partial_shape(), port.get_node()
@@ -124,17 +124,17 @@ def _first_side(port: Any, turned: _Turned) -> Any | None:
     return ops.constant(np.ascontiguousarray(full.transpose(_TO_FIRST))).output(0)
 
 
-def _batch_norm(node: Any, turned: _Turned) -> None:
-    """Move a normalisation that keras does in (N, C, W, H): each channel is for itself, whatever the sides are."""
+def _batch_norm(node: Any, turned: _Transposed) -> None:
+    """Move a normalisation that Keras computes in (N, C, W, H); it treats each channel separately."""
     before = node.input_value(0).get_node()
     readers = [reader.get_node() for reader in node.output(0).get_target_inputs()]
-    if not all(_is_swap(one) for one in (before, *readers)):
+    if not all(_is_swap(neighbour) for neighbour in (before, *readers)):
         return
     first = turned.of(before.input_value(0))
     if first is None:
         return
     node.input(0).replace_source_output(first)
-    turned.turn_back(node)
+    turned.transpose_back(node)
     back = next(iter(node.output(0).get_target_inputs())).get_node().output(0)
     for reader in readers:
         for target in list(reader.output(0).get_target_inputs()):
@@ -145,7 +145,7 @@ def _is_swap(node: Any) -> bool:
     return bool(node.get_type_name() == "Transpose" and _constant(node.input_value(1)) == _SWAP)
 
 
-def _pad(node: Any, turned: _Turned) -> None:
+def _pad(node: Any, turned: _Transposed) -> None:
     pads = [_constant(node.input_value(index)) for index in (1, 2)]
     if None in pads:
         return
@@ -154,7 +154,7 @@ def _pad(node: Any, turned: _Turned) -> None:
     _unary(node, turned)
 
 
-def _reduce(node: Any, turned: _Turned) -> None:
+def _reduce(node: Any, turned: _Transposed) -> None:
     axes = _constant(node.input_value(1))
     if axes is None:
         return
@@ -165,10 +165,10 @@ def _reduce(node: Any, turned: _Turned) -> None:
     node.input(1).replace_source_output(ops.constant(np.array(moved)).output(0))
     node.input(0).replace_source_output(turned.of(node.input_value(0)))
     if keeps:
-        turned.turn_back(node)
+        turned.transpose_back(node)
 
 
-def _concat(node: Any, turned: _Turned) -> None:
+def _concat(node: Any, turned: _Transposed) -> None:
     sides = [_first_side(port, turned) for port in node.input_values()]
     axis = node.get_attributes()["axis"] % 4
     if None in sides:
@@ -176,10 +176,10 @@ def _concat(node: Any, turned: _Turned) -> None:
     joined = ops.concat(sides, {0: 0, 1: 2, 2: 3, 3: 1}[axis])
     for reader in list(node.output(0).get_target_inputs()):
         reader.replace_source_output(joined.output(0))
-    turned.turn_back(joined)
+    turned.transpose_back(joined)
 
 
-_MOVES: dict[str, Callable[[Any, _Turned], None]] = {
+_MOVES: dict[str, Callable[[Any, _Transposed], None]] = {
     **dict.fromkeys(_UNARY, _unary),
     **dict.fromkeys(_BINARY, _binary),
     **dict.fromkeys(_REDUCTIONS, _reduce),

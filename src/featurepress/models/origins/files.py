@@ -1,4 +1,4 @@
-"""Models of the user's own: a file or folder is checked, made ready once, and found again by its content."""
+"""Model files of the user: a file or folder is checked, converted once, and found again by its content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featurepress.settings import Choices
 from featurepress.specs import PreprocessSpec
 
 SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino"}
-# Libraries in whose company such files are trained, and whose resizing is therefore theirs.
+# The library whose resizing such models are usually trained with.
 LIKE = {
     "keras": "tensorflow",
     "tflite": "tensorflow",
@@ -29,62 +29,62 @@ LIKE = {
 }
 
 
-def prepare(given: str, choices: Choices, *, on_progress: OnProgress, name: str | None = None) -> ModelCard:
-    """Give a model of a file or folder, ready to run.
+def load_card(file: str, choices: Choices, *, on_progress: OnProgress, name: str | None = None) -> ModelCard:
+    """Return the card of a model file or folder, converted if it is not stored.
 
     Parameters
     ----------
-    given : str
+    file : str
         Path of a ``.keras``, ``.onnx``, ``.tflite`` or OpenVINO ``.xml`` file, or of a SavedModel folder.
     choices : Choices
-        What the user says of it.
+        What the user states about the model.
     on_progress : callable
-        Hears how it gets on.
+        Receives the progress of the conversion.
     name : str, optional
-        What to call it; by default as its file.
+        Name of the model; by default its file name.
 
     Raises
     ------
     ModelError
-        It is no model, or none that can be embedded; nothing is kept.
+        The file is not a model that can be embedded; nothing is stored.
     """
-    path, kind = find(given)
+    path, kind = find(file)
     content = content_hash(path, kind)
     request = {"kind": kind, "content": content, "choices": asdict(choices), "name": name or path.stem}
-    card = store.remembered(request)
+    card = store.find_request(request)
     if card is None:
-        card = _make(path, request, choices, on_progress)
-        store.remember(request, card.file)
+        card = _convert(path, request, choices, on_progress)
+        store.write_request(request, card.file)
     return card
 
 
-def find(given: str) -> tuple[Path, str]:
-    """Give the path and the kind of a model file.
+def find(file: str) -> tuple[Path, str]:
+    """Return the path and the kind of a model file.
 
     Raises
     ------
     ModelError
-        There is none, or it is of a kind that is not read.
+        The file does not exist, or its kind is not supported.
     """
-    path = Path(given).expanduser().absolute()
+    path = Path(file).expanduser().absolute()
     if path.is_dir() and (path / "saved_model.pb").is_file():
         return path, "saved_model"
     if path.is_file() and path.name == "saved_model.pb":
         return path.parent, "saved_model"
     if not path.exists():
-        raise ModelError(f"There is no model file '{given}'.")
+        raise ModelError(f"There is no model file '{file}'.")
     if path.is_dir() or path.suffix not in SUFFIXES:
         hint = " Save it again as .keras." if path.suffix in (".h5", ".hdf5") else ""
         raise ModelError(
-            f"'{given}' is no model: it must be a {', '.join(SUFFIXES)} file or a SavedModel folder.{hint}"
+            f"'{file}' is not a model: it must be a {', '.join(SUFFIXES)} file or a SavedModel folder.{hint}"
         )
     return path, SUFFIXES[path.suffix]
 
 
 def content_hash(path: Path, kind: str) -> str:
-    """Give one hash of all that belongs to a model; what reaches out of it is refused here."""
+    """Return one hash of all files of a model; refuse files outside its folder."""
     if kind == "saved_model":
-        parts = sorted(one for one in path.rglob("*") if one.is_file())
+        parts = sorted(part for part in path.rglob("*") if part.is_file())
     elif kind == "openvino":
         parts = [path, *([path.with_suffix(".bin")] if path.with_suffix(".bin").is_file() else [])]
     elif kind == "onnx":
@@ -94,7 +94,7 @@ def content_hash(path: Path, kind: str) -> str:
     if len(parts) == 1:
         return store.content_hash(parts[0])
     root = path if path.is_dir() else path.parent
-    lines = [f"{store.content_hash(one)}  {one.relative_to(root).as_posix()}\n" for one in parts]
+    lines = [f"{store.content_hash(part)}  {part.relative_to(root).as_posix()}\n" for part in parts]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -124,31 +124,31 @@ def outputs(file: str | Path) -> list[dict[str, Any]]:
     return tensors
 
 
-def add(given: str, name: str, choices: Choices, *, reserved: list[str], on_progress: OnProgress) -> ModelCard:
-    """Give a model file a name of its own, by which `embed` finds it.
+def add(file: str, name: str, choices: Choices, *, reserved: list[str], on_progress: OnProgress) -> ModelCard:
+    """Store a model file under a name for `embed`; names in `reserved` are refused.
 
     Raises
     ------
     ModelError
-        The name is taken by another model, or is none.
+        The name is reserved or has other characters, or the file is not a model.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ModelError(f"A model's name is made of letters, digits, '.', '_' and '-'. Got '{name}'.")
+        raise ModelError(f"A model's name must consist of letters, digits, '.', '_' and '-'. Got '{name}'.")
     if name in reserved:
-        raise ModelError(f"The name '{name}' is taken by a model of the list. Choose another --name.")
-    card = prepare(given, choices, on_progress=on_progress, name=name)
-    store.give_name(name, card.file)
+        raise ModelError(f"The name '{name}' belongs to a model of the list. Choose another --name.")
+    card = load_card(file, choices, on_progress=on_progress, name=name)
+    store.write_name(name, card.file)
     return card
 
 
-def _make(path: Path, request: Mapping[str, Any], choices: Choices, on_progress: OnProgress) -> ModelCard:
+def _convert(path: Path, request: Mapping[str, Any], choices: Choices, on_progress: OnProgress) -> ModelCard:
     from featurepress.models.conversion import keras_models
 
     kind, content = request["kind"], request["content"]
     _check_choices(choices)
-    with store.workplace() as place:
+    with store.scratch_folder() as folder:
         facts = in_child(
-            keras_models.convert_file, kind, str(path), asdict(choices), str(place), on_progress=on_progress
+            keras_models.convert_file, kind, str(path), asdict(choices), str(folder), on_progress=on_progress
         )
         preprocess, notes = preprocessing(kind, choices, facts)
         made_from = {
@@ -168,8 +168,8 @@ def _make(path: Path, request: Mapping[str, Any], choices: Choices, on_progress:
             grid=tuple(facts["grid"]),
             file=store.key_of(made_from),
             weights_sha256=content,
-            training_data="as its maker says",
-            licence="as its maker says",
+            training_data="see its publisher",
+            licence="see its publisher",
             source=f"the file '{path}'",
             pooled=facts["pooled"],
             n_bytes=facts["n_bytes"],
@@ -178,35 +178,35 @@ def _make(path: Path, request: Mapping[str, Any], choices: Choices, on_progress:
             origin={"request": dict(request), "file": str(path), "layout": facts["layout"]},
             versions=facts["versions"],
         )
-        store.publish(place, card)
+        store.publish(folder, card)
     return card
 
 
 def _check_choices(choices: Choices) -> None:
-    """Refuse choices that are allowed each, but not together."""
+    """Refuse choices that contradict each other."""
     if choices.mode is not None and (choices.mean or choices.scale):
-        raise SettingError("Give --mode, or --mean and --scale, not both.")
+        raise SettingError("Use --mode, or --mean and --scale, but not both.")
     if (choices.mean is None) != (choices.scale is None):
-        raise SettingError("Give --mean and --scale together.")
+        raise SettingError("Use --mean and --scale together.")
     if any(value > 1 for value in choices.mean or ()):
         raise SettingError(
-            f"--mean is of pixels from 0 to 1, as torch has it. Got {max(choices.mean or ())}; divide by 255, "
-            "or take --mode."
+            f"--mean must be for pixels from 0 to 1, as in torch. Got {max(choices.mean or ())}; divide by 255, "
+            "or use --mode."
         )
 
 
 def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tuple[PreprocessSpec, list[str]]:
-    """Turn what the user says, and what the file tells, into a preprocessing; say what was assumed.
+    """Build the preprocessing from the user's choices and the file; return it with notes on what was assumed.
 
     Raises
     ------
     SettingError
-        There is no such way.
+        The choices do not fit the model.
     """
     is_bytes = facts["dtype"] == "uint8"
     like = choices.like or ("pillow" if is_bytes else LIKE[kind])
     if is_bytes and like == "tensorflow":
-        raise SettingError("The model takes bytes, which --like tensorflow does not give. Leave it out.")
+        raise SettingError("The model's input is bytes, but --like tensorflow produces floats. Leave it out.")
     mean, scale, order = KERAS_MODES[choices.mode or "raw"]
     notes = []
     if choices.mean is not None and choices.scale is not None:
@@ -214,20 +214,24 @@ def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tupl
         scale = tuple(255 * value for value in choices.scale)
     elif choices.mode is None and not is_bytes and not facts.get("normalises"):
         notes.append(
-            "Nothing was said of its normalisation: levels from 0 to 255 go in as they are. If it was trained "
-            "otherwise, add it by featurepress models add with --mode, or --mean and --scale."
+            "Its normalisation is unknown: levels from 0 to 255 are passed on unchanged. If it was trained with "
+            "another one, run featurepress models add with --mode, or with --mean and --scale."
         )
     if is_bytes and (set(mean), set(scale)) != ({0.0}, {1.0}):
-        raise SettingError("The model takes bytes, the levels as they are. Leave out --mode, --mean and --scale.")
+        raise SettingError(
+            "The model's input is bytes without normalisation. Leave out --mode, --mean and --scale."
+        )
     if choices.output is None and facts.get("n_outputs", 1) > 1:
-        notes.append(f"It has {facts['n_outputs']} outputs; the first, '{facts['output']}', is taken (--output).")
+        notes.append(
+            f"It has {facts['n_outputs']} outputs; the first one, '{facts['output']}', is used (--output)."
+        )
     crop = choices.resize == "crop"
     dtype = "uint8" if like == "pillow" else "float32"
     interpolation = choices.interpolation or "bilinear"
     antialias = dtype == "uint8" or interpolation == "area" or bool(choices.antialias)
     if choices.antialias is False and dtype == "uint8":
         raise SettingError(
-            "Pillow always resizes with antialias. Say --like tensorflow, or leave out --no-antialias."
+            "Pillow always resizes with antialias. Use --like tensorflow, or leave out --no-antialias."
         )
     spec = PreprocessSpec(
         height=facts["height"],

@@ -1,7 +1,7 @@
-"""Models of a hub: ``hf:org/repo[@revision][:file]``, an ONNX file and the preprocessing that lies beside it.
+"""Models of a hub: ``hf:org/repo[@revision][:file]``, an ONNX file and its ``preprocessor_config.json``.
 
-An ``.onnx`` file, the weights it names and ``preprocessor_config.json`` are read, the repository's code never.
-They are kept in huggingface_hub's own cache. What a name led to is remembered, and used again without network.
+The ``.onnx`` file, the weights that it names and the config are read; the repository's code never is. They are in
+huggingface_hub's own cache. A name that was used before needs no network.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ from featurepress.progress import OnProgress, step
 from featurepress.settings import Choices
 
 CONFIG = "preprocessor_config.json"
-# PIL.Image.Resampling by its numbers, as the configs have them.
+# The numbers of PIL.Image.Resampling, which the configs use.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-# Below this side ConvNeXT's processor resizes to more and cuts; from it on it stretches.
+# Below this side ConvNeXT's processor resizes to a larger side and crops; from this side on it stretches.
 _CONVNEXT_STRETCHES_FROM = 384
 
-
-# What is done beside resizing, cutting and normalising; and processors whose sizes mean something else.
-_UNKNOWN = ("do_align_long_axis", "do_color_quantize", "do_flip_channel_order", "do_pad", "do_thumbnail")
-_UNKNOWN_KINDS = ("Levit", "PoolFormer")
-# To these a single number is both sides, to the others the shorter one.
+# Steps other than resizing, cropping and normalising; and processors whose sizes have another meaning.
+_UNSUPPORTED = ("do_align_long_axis", "do_color_quantize", "do_flip_channel_order", "do_pad", "do_thumbnail")
+_UNSUPPORTED_KINDS = ("Levit", "PoolFormer")
+# For these a single number means both sides; for the others, the shorter side.
 _SQUARE_KINDS = ("Beit", "DeiT")
 
 
 @dataclass(frozen=True)
 class HubName:
-    """What ``hf:org/repo[@revision][:file]`` says."""
+    """The parts of ``hf:org/repo[@revision][:file]``."""
 
     repo: str
     revision: str | None
@@ -50,59 +49,59 @@ def parse(name: str) -> HubName:
     Raises
     ------
     ModelError
-        It is none.
+        The name is not of this form.
     """
     match = re.fullmatch(r"hf:([\w.-]+/[\w.-]+)(?:@([\w./-]+))?(?::([\w./ -]+))?", name)
     if match is None or {".", ".."} & set(re.split("[/@:]", name)):
         raise ModelError(
-            f"A hub's model is named hf:org/repo, hf:org/repo@revision or hf:org/repo:file. Got '{name}'."
+            f"A hub's model must be written hf:org/repo, hf:org/repo@revision or hf:org/repo:file. Got '{name}'."
         )
     return HubName(match[1], match[2], match[3])
 
 
-def prepare(name: str, *, size: int | None, on_progress: OnProgress) -> ModelCard:
-    """Give a hub's model, downloaded and made ready once.
+def load_card(name: str, *, size: int | None, on_progress: OnProgress) -> ModelCard:
+    """Return the card of a hub's model, downloaded and converted if it is not stored.
 
     Raises
     ------
     ModelError
-        It is not to be had, or cannot be embedded.
+        The model cannot be downloaded or cannot be embedded.
     """
-    asked = parse(name)
+    hub_name = parse(name)
     request = {"kind": "hub", "name": name, "size": size}
-    card = store.remembered(request)
+    card = store.find_request(request)
     if card is None:
         on_progress(step(f"downloading {name}", 0, 0))
-        path, config = _download(asked, name, on_progress)
+        path, config = _download(hub_name, name, on_progress)
         choices = replace(read_config(config, name), size=size) if size else read_config(config, name)
-        card = files.prepare(str(path), choices, on_progress=on_progress, name=name)
-        store.remember(request, card.file)
+        card = files.load_card(str(path), choices, on_progress=on_progress, name=name)
+        store.write_request(request, card.file)
     return card
 
 
-def _download(asked: HubName, name: str, on_progress: OnProgress) -> tuple[Path, dict[str, Any]]:
-    """Give the path of the ONNX file in the hub's cache, and the preprocessing's config."""
+def _download(hub_name: HubName, name: str, on_progress: OnProgress) -> tuple[Path, dict[str, Any]]:
+    """Return the path of the ONNX file in the hub's cache, and the config of its preprocessing."""
     hub = _hub()
     bar = _bar(f"downloading {name}", on_progress)
     try:
-        # This asks once, where listing would ask for half a minute; and all files are then of one commit.
-        commit = hub.HfApi().model_info(asked.repo, revision=asked.revision, timeout=TIMEOUT_SECONDS).sha
-        listed = hub.HfApi().list_repo_files(asked.repo, revision=commit)
-        chosen = _choose(asked, listed, name)
-        path = Path(hub.hf_hub_download(asked.repo, chosen, revision=commit, tqdm_class=bar))
-        for beside in guard.external_names(path):  # model.onnx_data
-            if (whole := (PurePosixPath(chosen).parent / beside).as_posix()) in listed:
-                hub.hf_hub_download(asked.repo, whole, revision=commit, tqdm_class=bar)
+        # Fails at once without a network, where listing retries for half a minute. All files are of one commit.
+        commit = hub.HfApi().model_info(hub_name.repo, revision=hub_name.revision, timeout=TIMEOUT_SECONDS).sha
+        listed = hub.HfApi().list_repo_files(hub_name.repo, revision=commit)
+        chosen = _choose(hub_name, listed, name)
+        path = Path(hub.hf_hub_download(hub_name.repo, chosen, revision=commit, tqdm_class=bar))
+        for external in guard.external_names(path):  # model.onnx_data
+            if (whole := (PurePosixPath(chosen).parent / external).as_posix()) in listed:
+                hub.hf_hub_download(hub_name.repo, whole, revision=commit, tqdm_class=bar)
         if CONFIG not in listed:
             raise ModelError(
-                f"The hub's {asked.repo} has no {CONFIG}, so how its pictures were prepared is not known. Download "
-                f"'{chosen}' and say it: featurepress models add FILE --name NAME --size … --mean … --scale …"
+                f"The hub's {hub_name.repo} has no {CONFIG}, so its preprocessing is unknown. Download "
+                f"'{chosen}' and run featurepress models add FILE --name NAME --size … --mean … --scale …"
             )
-        config = json.loads(Path(hub.hf_hub_download(asked.repo, CONFIG, revision=commit)).read_text("utf-8"))
+        config = json.loads(Path(hub.hf_hub_download(hub_name.repo, CONFIG, revision=commit)).read_text("utf-8"))
     except _failures(hub) as error:
-        raise ModelError(f"The hub's model '{name}' is not to be had: {_reason(error)}") from error
+        raise ModelError(f"The hub's model '{name}' cannot be downloaded: {_reason(error)}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"The {CONFIG} of '{name}' is no JSON object.")
+        raise ModelError(f"The {CONFIG} of '{name}' is not a JSON object.")
     return path, config
 
 
@@ -111,59 +110,61 @@ def _hub() -> Any:
         import huggingface_hub
     except ImportError as error:
         raise ModelError(
-            "Models of a hub need huggingface_hub. Install it by: pip install 'featurepress[hub]'"
+            "Models of a hub need huggingface_hub. Install it: pip install 'featurepress[hub]'"
         ) from error
     return huggingface_hub
 
 
 def _failures(hub: Any) -> tuple[type[Exception], ...]:
-    """Give what the hub and whatever it speaks HTTP with raise: the base of its own errors is that library's."""
+    """Return the exceptions of the hub and of its HTTP library, which is the base of the hub's own errors."""
     transport: type[Exception] = hub.errors.HfHubHTTPError.__bases__[0]
     return (OSError, ValueError, hub.errors.EntryNotFoundError, transport)
 
 
 def _bar(what: str, on_progress: OnProgress) -> type:
-    """Give the hub's progress bar, which tells instead of drawing itself."""
+    """Return a progress bar class for the hub that calls `on_progress` instead of drawing."""
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Telling(tqdm):
+    class CallingBar(tqdm):
         def display(self, *args: Any, **kwargs: Any) -> bool:
             on_progress(step(what, int(self.n), int(self.total or 0)))
             return True
 
-    return Telling
+    return CallingBar
 
 
 def _reason(error: Exception) -> str:
     kind = type(error).__name__
     known = {
         "RepositoryNotFoundError": "there is no such repository, or it is private (set HF_TOKEN).",
-        "GatedRepoError": "its owner wants to be asked first; accept the terms on its page and set HF_TOKEN.",
-        "RevisionNotFoundError": "there is no such revision.",
-        "EntryNotFoundError": "there is no such file in it.",
-        "RemoteEntryNotFoundError": "there is no such file in it.",
-        "LocalEntryNotFoundError": "there is no connection, and it was not downloaded before.",
+        "GatedRepoError": "its owner requires consent; accept the terms on its page and set HF_TOKEN.",
+        "RevisionNotFoundError": "it has no such revision.",
+        "EntryNotFoundError": "it has no such file.",
+        "RemoteEntryNotFoundError": "it has no such file.",
+        "LocalEntryNotFoundError": "no connection, and it was not downloaded before.",
         "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and it was not downloaded before.",
-        "ConnectError": "there is no connection. --model embedded needs no network.",
-        "ConnectTimeout": "there is no connection. --model embedded needs no network.",
+        "ConnectError": "no connection. --model embedded needs no network.",
+        "ConnectTimeout": "no connection. --model embedded needs no network.",
     }
     return known.get(kind, f"{kind}: {' '.join(str(error).split())[:200]}")
 
 
-def _choose(asked: HubName, listed: list[str], name: str) -> str:
-    """Choose the ONNX file."""
-    found = [one for one in listed if one.endswith(".onnx")]
-    if asked.file is not None:
-        if asked.file not in found:
-            raise ModelError(f"The hub's {asked.repo} has no '{asked.file}'. Its ONNX files: {_few(found)}.")
-        return asked.file
-    usual = [one for one in ("onnx/model.onnx", "model.onnx") if one in found]
+def _choose(hub_name: HubName, listed: list[str], name: str) -> str:
+    """Return the ONNX file to use."""
+    found = [file for file in listed if file.endswith(".onnx")]
+    if hub_name.file is not None:
+        if hub_name.file not in found:
+            raise ModelError(f"The hub's {hub_name.repo} has no '{hub_name.file}'. Its ONNX files: {_few(found)}.")
+        return hub_name.file
+    usual = [file for file in ("onnx/model.onnx", "model.onnx") if file in found]
     if usual or len(found) == 1:
         return (usual or found)[0]
     if not found:
-        raise ModelError(f"The hub's {asked.repo} has no ONNX file. Export it to ONNX, or take another one.")
+        raise ModelError(
+            f"The hub's {hub_name.repo} has no ONNX file. Export it to ONNX, or use another repository."
+        )
     raise ModelError(
-        f"The hub's {asked.repo} has several ONNX files; say which, as {name}:{found[0]}. {_few(found)}."
+        f"The hub's {hub_name.repo} has several ONNX files; choose one, as in {name}:{found[0]}. {_few(found)}."
     )
 
 
@@ -180,16 +181,16 @@ def read_config(config: dict[str, Any], name: str) -> Choices:
     Raises
     ------
     ModelError
-        It prepares pictures in a way that is not known here.
+        The preprocessing is not supported.
     """
     try:
         mean, scale = _normalisation(config, name)
         size, resize, edge = _sizes(config, name)
     except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"The {CONFIG} of '{name}' has values that are no numbers, or none to use.") from error
+        raise ModelError(f"The {CONFIG} of '{name}' has missing or invalid numbers.") from error
     number = config.get("resample", 2)
     if not isinstance(number, int) or number not in _RESAMPLE:
-        raise ModelError(f"The {CONFIG} of '{name}' resizes in a way that is not known, resample {number}.")
+        raise ModelError(f"The {CONFIG} of '{name}' resizes in a way that is not supported, resample {number}.")
     return Choices(
         size=size,
         resize=resize,
@@ -202,7 +203,7 @@ def read_config(config: dict[str, Any], name: str) -> Choices:
 
 
 def _normalisation(config: dict[str, Any], name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Give mean and scale of pixels from 0 to 1."""
+    """Return mean and scale for pixels from 0 to 1."""
     factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
     offset = 1.0 if config.get("rescale_offset") else 0.0
     mean: tuple[float, ...] = (0.0,)
@@ -225,21 +226,21 @@ def _three(values: Any) -> tuple[float, ...]:
 
 
 def _sizes(config: dict[str, Any], name: str) -> tuple[int, str, int | None]:
-    """Give the side of the input, how it is reached, and the shorter side before cutting."""
+    """Return the side of the input, ``stretch`` or ``crop``, and the shorter side before cropping."""
     size, crop = config.get("size"), config.get("crop_size")
     edge = size.get("shortest_edge") if isinstance(size, dict) else None
     kind = str(config.get("image_processor_type") or config.get("feature_extractor_type"))
-    if (odd := [key for key in _UNKNOWN if config.get(key)]) or kind.startswith(_UNKNOWN_KINDS):
+    if (unsupported := [key for key in _UNSUPPORTED if config.get(key)]) or kind.startswith(_UNSUPPORTED_KINDS):
         raise ModelError(
-            f"The {CONFIG} of '{name}' prepares pictures in a way that is not known here "
-            f"({', '.join(odd) or kind}). Download the model and use featurepress models add."
+            f"The {CONFIG} of '{name}' has preprocessing that is not supported "
+            f"({', '.join(unsupported) or kind}). Download the model and use featurepress models add."
         )
     if "ConvNext" in kind and edge:
         share = 224 / 256 if config.get("crop_pct") is None else float(config["crop_pct"])
         return (edge, "stretch", None) if edge >= _CONVNEXT_STRETCHES_FROM else (edge, "crop", int(edge / share))
     cut = _side(crop) if config.get("do_center_crop") else None
     if not config.get("do_resize", True):
-        raise ModelError(f"The {CONFIG} of '{name}' does not resize: pictures of one size only. Use models add.")
+        raise ModelError(f"The {CONFIG} of '{name}' does not resize: images of one size only. Use models add.")
     side = _side(size) if edge is None else None
     if edge is not None and cut is not None:
         return cut, "crop", max(int(edge), cut)
@@ -248,13 +249,13 @@ def _sizes(config: dict[str, Any], name: str) -> tuple[int, str, int | None]:
     if side is not None and cut in (None, side):
         return side, "stretch", None
     raise ModelError(
-        f"The {CONFIG} of '{name}' resizes in a way that is not known here (size {size}, crop_size {crop}). "
+        f"The {CONFIG} of '{name}' resizes in a way that is not supported (size {size}, crop_size {crop}). "
         "Download the model and use featurepress models add."
     )
 
 
 def _side(size: Any) -> int | None:
-    """Give the side of a square size, however it is written."""
+    """Return the side of a square size: a number, a pair or a dict; None if it is not square."""
     if isinstance(size, int):
         return size
     if isinstance(size, list) and len(size) == 2 and size[0] == size[1]:

@@ -1,7 +1,7 @@
-"""The architectures of Keras Applications, with their ImageNet weights or the user's, made ready once.
+"""The architectures of Keras Applications, with ImageNet weights or the user's own, converted once.
 
-The list, the sizes and the preprocessing are taken from the installed keras itself, which is asked in a child
-process and whose answer is kept: a run with a model that is ready never imports keras.
+The list, the sizes and the preprocessing come from the installed Keras, by a child process, and are stored: a run
+with a stored model never imports Keras.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from featurepress.process import Child, ChildDiedError
 from featurepress.progress import OnProgress, ignore_progress
 from featurepress.specs import PreprocessSpec
 
-# Sizes of ours where they differ from keras's: the notebook's, which is also the cheapest that has its own weights.
+# Default sizes that differ from Keras's. 96 is the smallest size with weights of its own.
 DEFAULT_SIZES = {"mobilenet_v2": 96}
 
-RANDOM = "random"  # for measuring speed, which does not depend on them
+RANDOM = "random"  # weights for measuring speed, which does not depend on them
 
-SILENCE_SECONDS = 1200  # of a conversion; the longest measured is 90, and a download tells of itself
+SILENCE_SECONDS = 1200  # of a conversion; the longest measured took 90. Downloads report progress.
 
 _APACHE = "Apache-2.0"
 # Family (keras's module) -> licence of the ImageNet weights, as their publishers state it.
@@ -58,13 +58,13 @@ class Architecture:
     Parameters
     ----------
     name : str
-        As people write it here, ``mobilenet_v2``.
+        Name for `--model`, ``mobilenet_v2``.
     keras_name, module : str
-        Where it is, ``MobileNetV2`` in ``keras.applications.mobilenet_v2``.
+        Function and module, ``MobileNetV2`` in ``keras.applications.mobilenet_v2``.
     default_size, min_size : int
         Sides of the input in pixels.
     mode : str
-        Keras's word for the preprocessing: ``tf``, ``caffe``, ``torch``, or ``inside the model``.
+        Keras's name for the preprocessing: ``tf``, ``caffe``, ``torch``, or ``inside the model``.
     mean, scale, channel_order
         The same as numbers, see `PreprocessSpec`.
     alpha : float or None
@@ -83,7 +83,7 @@ class Architecture:
     alpha: float | None
 
     def preprocess(self, size: int) -> PreprocessSpec:
-        """Give what pixels go through: stretched by plain bilinear interpolation, as ``tf.image.resize`` does."""
+        """Return the preprocessing: stretched by plain bilinear interpolation, as ``tf.image.resize`` does."""
         return PreprocessSpec(
             height=size,
             width=size,
@@ -102,20 +102,20 @@ class Architecture:
 
 
 def spelled(keras_name: str) -> str:
-    """Give our spelling of keras's name: ``InceptionResNetV2`` is ``inception_resnet_v2``."""
+    """Return our spelling of Keras's name: ``InceptionResNetV2`` is ``inception_resnet_v2``."""
     name = re.sub(r"(NASNet|ConvNeXt|(?<=[a-z])V3|(?<=[a-z0-9])V2|Inception(?=Res))(?=[A-Z])", r"\1_", keras_name)
     name = re.sub(r"(?<=[a-z])(?=V\d)|(?<=\d)(?=V2)|(?<=[a-z])(?=B\d$)", "_", name)
     return re.sub(r"_+", "_", name).lower()
 
 
 def plain(name: str) -> str:
-    """Give a name without what people write differently: case, dashes, underscores."""
+    """Return a name in lower case without dashes and underscores, for comparison."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 @functools.cache
 def architectures() -> dict[str, Architecture]:
-    """Give all architectures by name, as the installed keras has them."""
+    """Return all architectures of the installed Keras by name."""
     path = store.home() / f"keras-{version('keras')}.json"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -123,9 +123,9 @@ def architectures() -> dict[str, Architecture]:
         from featurepress.models.conversion import keras_models
 
         entries = in_child(keras_models.list_architectures)
-        with store.workplace() as place:
-            (place / "list.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
-            (place / "list.json").replace(path)
+        with store.scratch_folder() as folder:
+            (folder / "list.json").write_text(json.dumps(entries, indent=1), encoding="utf-8")
+            (folder / "list.json").replace(path)
     found = {}
     for entry in entries:
         entry.update(name=spelled(entry["keras_name"]), mean=tuple(entry["mean"]), scale=tuple(entry["scale"]))
@@ -139,12 +139,12 @@ def in_child(
     on_progress: OnProgress = ignore_progress,
     backend: str = "openvino",
 ) -> Any:
-    """Run a function in a child whose keras runs on OpenVINO; the user's own keras is left alone.
+    """Run a function in a child process whose Keras runs on OpenVINO, with settings of its own.
 
     Raises
     ------
     ModelError
-        Whatever is wrong with the model; or it has killed the child.
+        The model is invalid, or the child process died.
     """
     keras_home = store.home() / "keras"
     child = Child(
@@ -157,15 +157,15 @@ def in_child(
     )
     try:
         return child.call(function, *args, silence_seconds=SILENCE_SECONDS, on_message=on_progress)
-    except OSError as error:  # the model itself is read by libraries, whose errors are ours by now
-        raise store.not_kept(store.home(), error) from error
+    except OSError as error:  # errors of reading the model are ModelErrors already; this is the store
+        raise store.write_error(store.home(), error) from error
     except ChildDiedError as death:
-        raise ModelError(f"The model could not be read: the process that did it {death}.") from death
+        raise ModelError(f"The model cannot be read: its child process {death}.") from death
     finally:
         child.close()
 
 
-def prepare(
+def load_card(
     architecture: Architecture,
     *,
     size: int | None,
@@ -174,7 +174,7 @@ def prepare(
     pooling: str,
     on_progress: OnProgress,
 ) -> ModelCard:
-    """Give an architecture ready to run, made now if it never was.
+    """Return the card of an architecture, downloaded and converted if it is not stored.
 
     Parameters
     ----------
@@ -185,30 +185,30 @@ def prepare(
     weights : str or None
         ``imagenet`` (also None), the path of a keras weights file, or `RANDOM`.
     pooling : str
-        What is wanted; most architectures pool last, and one file serves every pooling.
+        Most architectures pool last, so that one file serves every pooling.
     on_progress : callable
-        Hears of downloads and conversions.
+        Receives the progress of downloads and conversions.
 
     Raises
     ------
     ModelError
-        The architecture cannot be had so, or its weights are not to be had.
+        The architecture does not allow these options, or its weights cannot be downloaded.
     """
     request, path = _request(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling)
-    card = store.remembered(request)
+    card = store.find_request(request)
     if card is None:
         card = _convert(architecture, request, path, on_progress)
-        store.remember(request, card.file)
+        store.write_request(request, card.file)
     return card
 
 
-def find_ready(
+def find_stored(
     architecture: Architecture, *, size: int | None, alpha: float | None, weights: str | None
 ) -> ModelCard | None:
-    """Give an architecture if it was made ready before, for whatever pooling."""
+    """Return the card of a stored architecture, for any pooling, or None."""
     for pooling in ("avg", "flatten", "max"):
         request, _ = _request(architecture, size=size, alpha=alpha, weights=weights, pooling=pooling)
-        if (card := store.remembered(request)) is not None:
+        if (card := store.find_request(request)) is not None:
             return card
     return None
 
@@ -216,7 +216,7 @@ def find_ready(
 def _request(
     architecture: Architecture, *, size: int | None, alpha: float | None, weights: str | None, pooling: str
 ) -> tuple[dict[str, Any], Path | None]:
-    """Give what names a model, and the user's weights file if there is one."""
+    """Return the request that identifies a model, and the path of the user's weights file, if any."""
     size = checked_size(architecture, size)
     if alpha is not None and architecture.alpha is None:
         raise ModelError(f"The model {architecture.name} has no widths. Leave out --alpha.")
@@ -234,22 +234,22 @@ def _request(
 
 
 def checked_size(architecture: Architecture, size: int | None) -> int:
-    """Give the side of the input, the default if none is given; refuse one that the architecture cannot take."""
+    """Return the side of the input, by default the architecture's; raise ModelError if it is too small."""
     size = size or DEFAULT_SIZES.get(architecture.name, architecture.default_size)
     if size < architecture.min_size:
         raise ModelError(
-            f"The model {architecture.name} takes pictures of {architecture.min_size} pixels a side and more. "
+            f"The model {architecture.name} needs images of at least {architecture.min_size} pixels a side. "
             f"Got --size {size}."
         )
     return size
 
 
-def _weights_path(given: str) -> Path:
-    path = Path(given).expanduser()
+def _weights_path(weights: str) -> Path:
+    path = Path(weights).expanduser()
     if not path.is_file():
-        raise ModelError(f"There is no weights file '{given}'. Give 'imagenet', or a .h5 or .weights.h5 file.")
+        raise ModelError(f"There is no weights file '{weights}'. Use 'imagenet', or a .h5 or .weights.h5 file.")
     if path.suffix != ".h5":
-        raise ModelError(f"The weights '{given}' must be a keras weights file, .h5 or .weights.h5.")
+        raise ModelError(f"The weights '{weights}' must be a Keras weights file, .h5 or .weights.h5.")
     return path.absolute()
 
 
@@ -258,9 +258,9 @@ def _convert(
 ) -> ModelCard:
     from featurepress.models.conversion import keras_models
 
-    with store.workplace() as place:
-        told = {**asdict(architecture), **request, "file": None if path is None else str(path)}
-        facts = in_child(keras_models.convert, told, str(keras_folder()), str(place), on_progress=on_progress)
+    with store.scratch_folder() as folder:
+        options = {**asdict(architecture), **request, "file": None if path is None else str(path)}
+        facts = in_child(keras_models.convert, options, str(keras_folder()), str(folder), on_progress=on_progress)
         made_from = {
             "kind": "keras",
             "name": architecture.name,
@@ -271,7 +271,9 @@ def _convert(
             "pooled": facts["pooled"],
         }
         is_imagenet = facts["variant"] == "imagenet"
-        told_of = f"the weights file '{facts['weights_file']}'" if facts["variant"] != RANDOM else "random weights"
+        weights_text = (
+            f"the weights file '{facts['weights_file']}'" if facts["variant"] != RANDOM else "random weights"
+        )
         size, alpha = request["size"], request["alpha"]
         width = "" if alpha is None else f", width {alpha:g}"
         card = ModelCard(
@@ -283,13 +285,13 @@ def _convert(
             grid=tuple(facts["grid"]),
             file=store.key_of(made_from),
             weights_sha256=facts["weights_sha256"],
-            training_data="ImageNet-1k" if is_imagenet else told_of,
+            training_data="ImageNet-1k" if is_imagenet else weights_text,
             licence=architecture.licence if is_imagenet else "as the weights file",
-            source=facts["weights_url"] if is_imagenet else told_of,
+            source=facts["weights_url"] if is_imagenet else weights_text,
             pooled=facts["pooled"],
             n_bytes=facts["n_bytes"],
-            origin={"request": request, "told": told, "variant": facts["variant"], "file": told["file"]},
+            origin={"request": request, "options": options, "variant": facts["variant"], "file": options["file"]},
             versions=facts["versions"],
         )
-        store.publish(place, card)
+        store.publish(folder, card)
     return card
