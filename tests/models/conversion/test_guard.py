@@ -121,7 +121,7 @@ def test_a_layer_with_code_of_its_own_is_refused_from_any_module(
     tmp_path: Path, kind: str, module: str | None
 ) -> None:
     path = archive(tmp_path / "net.keras", config_of(layer(kind, "hidden", module, filepath="/etc")))
-    with pytest.raises(ModelError, match=f"has a {kind} layer, 'hidden', which carries code"):
+    with pytest.raises(ModelError, match=f"has a {kind} layer, 'hidden', which carries custom code"):
         check_keras(path)
 
 

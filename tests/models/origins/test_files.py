@@ -282,7 +282,7 @@ def test_a_name_of_the_list_is_not_given_away(tmp_path: Path, name: str) -> None
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b", "hf:a", "ü"])
 def test_a_silly_name_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match="name is made of letters, digits"):
+    with pytest.raises(ModelError, match="name must consist of letters, digits"):
         add_model(str(made.channels_first(tmp_path / "net.onnx")), name)
     assert names() == []
 

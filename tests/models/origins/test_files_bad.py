@@ -62,7 +62,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["folder", "folder.onnx", "folder.keras"])
 def test_a_folder_that_is_no_saved_model_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
-    assert "is no model" in refusal(tmp_path / name)
+    assert "is not a model" in refusal(tmp_path / name)
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".onnx", ".tflite", ".xml"])
@@ -140,8 +140,8 @@ UNPRESSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "open features": (as_many_as_bright, "row per image"),
     "NaN": (damaged(np.nan), "NaN"),
     "infinite": (damaged(np.inf), "NaN or infinite"),
-    "grey": (of_shape("N", 1, 8, 8), "colours"),
-    "four channels": (of_shape("N", 8, 8, 4), "colours"),
+    "grey": (of_shape("N", 1, 8, 8), "three channels"),
+    "four channels": (of_shape("N", 8, 8, 4), "three channels"),
     "a vector": (of_shape("N", 12), "must have four axes"),
     "video": (of_shape("N", 3, 4, 8, 8), "must have four axes"),
 }

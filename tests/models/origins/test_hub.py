@@ -213,7 +213,7 @@ def test_several_files_are_listed_to_choose_from(hub: Hub, tmp_path: Path) -> No
     files = hub.repos["org/net"]["main"]
     files["b.onnx"] = files["a.onnx"] = files.pop("model.onnx")
     said = refusal(hub, tmp_path, "hf:org/net")
-    assert "has several ONNX files; say which, as hf:org/net:" in said
+    assert "has several ONNX files; choose one, as in hf:org/net:" in said
     assert "a.onnx" in said
     assert "b.onnx" in said
     assert hub.downloads() == set()
@@ -247,13 +247,13 @@ def test_a_config_of_nonsense_is_refused(hub: Hub, tmp_path: Path, config: bytes
 def test_an_unknown_repository_or_revision_is_named(hub: Hub, tmp_path: Path) -> None:
     said = refusal(hub, tmp_path, "hf:org/none")
     assert said.startswith("The hub's model 'hf:org/none' cannot be downloaded: there is no such repository")
-    assert "there is no such revision" in refusal(hub, tmp_path, "hf:org/net@v9")
+    assert "no such revision" in refusal(hub, tmp_path, "hf:org/net@v9")
 
 
 def test_without_connection_there_is_one_line(tmp_path: Path) -> None:
     with serving(Hub({})) as hub:
         pass
-    assert "there is no connection" in refusal(hub, tmp_path, "hf:org/net")
+    assert "no connection" in refusal(hub, tmp_path, "hf:org/net")
 
 
 def test_weights_outside_the_repository_are_not_asked_for(hub: Hub, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def on_progress(progress: Progress) -> None:
     send_message(progress)
 
 
-# -- architectures of Keras -----------------------------------------------------------------------------------------
+# -- architectures of Keras -----------------------------------------------------------------------------------
 
 
 def list_architectures() -> list[dict[str, Any]]:
