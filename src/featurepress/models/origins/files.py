@@ -29,6 +29,12 @@ LIKE = {
 }
 
 
+_UNKNOWN_NORMALISATION = (
+    "Its normalisation is unknown: levels from 0 to 255 are passed on unchanged. If it was trained with "
+    "another one, run featurepress models add with --mode, or with --mean and --scale."
+)
+
+
 def load_card(file: str, choices: Choices, *, on_progress: OnProgress, name: str | None = None) -> ModelCard:
     """Return the card of a model file or folder, converted if it is not stored.
 
@@ -213,10 +219,7 @@ def preprocessing(kind: str, choices: Choices, facts: Mapping[str, Any]) -> tupl
         mean = tuple(255 * value for value in choices.mean)
         scale = tuple(255 * value for value in choices.scale)
     elif choices.mode is None and not is_bytes and not facts.get("normalises"):
-        notes.append(
-            "Its normalisation is unknown: levels from 0 to 255 are passed on unchanged. If it was trained with "
-            "another one, run featurepress models add with --mode, or with --mean and --scale."
-        )
+        notes.append(_UNKNOWN_NORMALISATION)
     if is_bytes and (set(mean), set(scale)) != ({0.0}, {1.0}):
         raise SettingError(
             "The model's input is bytes without normalisation. Leave out --mode, --mean and --scale."
