@@ -207,7 +207,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return features
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
-        """Give the names of the features: ``imagefeaturizer0``, ``imagefeaturizer1``, and so on.
+        """Return the names of the features: ``imagefeaturizer0``, ``imagefeaturizer1``, and so on.
 
         Parameters
         ----------
@@ -228,7 +228,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             embedders.end()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Give what a pickle and a copy hold: no processes."""
+        """Return what a pickle and a copy hold: no processes."""
         return {name: value for name, value in self.__dict__.items() if name != "_embedders"}
 
     def __sklearn_tags__(self) -> Any:
@@ -254,7 +254,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return Settings.from_options(**options)
 
     def _backbone(self) -> BackboneSpec:
-        """Give the backbone of `fit`, or without `fit` that of the parameters; its model is on this machine."""
+        """Return the backbone of `fit`, or without `fit` that of the parameters; its model is on this machine."""
         backbone: BackboneSpec | None = getattr(self, "backbone_", None)
         if backbone is None:
             return find_backbone(self._settings())
@@ -269,7 +269,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return backbone
 
     def _started(self, backbone: BackboneSpec, settings: Settings) -> _Embedders:
-        """Give the pressers for a backbone; those of the last call if they are for the same one."""
+        """Return the pressers for a backbone; those of the last call if they are for the same one."""
         key = repr((os.getpid(), backbone, self.precision, settings.images, settings.resources))
         embedders: _Embedders | None = getattr(self, "_embedders", None)
         if embedders is None or embedders.key != key:
@@ -313,7 +313,7 @@ class _Embedders:
         self._lock = threading.Lock()
 
     def embed(self, values: Sequence[Value]) -> tuple[Features, dict[int, str]]:
-        """Give features (n_samples, n_features) float32, NaN where there are none, and the reasons by row."""
+        """Return features (n_samples, n_features) float32, NaN where there are none, and the reasons by row."""
         features = np.full((len(values), self._embedders[0].backbone.n_features), np.nan, np.float32)
         reasons: dict[int, str] = {}
         runs = collections.deque(_cut(values, len(self._embedders)))
@@ -376,7 +376,7 @@ _TAKEN = "X must hold uris, bytes or arrays (H, W, 3) of uint8, one a picture, o
 
 
 def _listed(X: Any) -> list[Any]:
-    """Give the pictures of X one by one."""
+    """Return the pictures of X one by one."""
     if isinstance(X, str | bytes | bytearray | os.PathLike):
         raise SettingError(f"{_TAKEN}. Got one {type(X).__name__}: give a list, [X].")
     columns = getattr(X, "columns", None)
@@ -393,7 +393,7 @@ def _listed(X: Any) -> list[Any]:
 
 
 def _rows(X: Any) -> list[Any]:
-    """Give the pictures of an array."""
+    """Return the pictures of an array."""
     if X.dtype.kind in "OUT" and (X.ndim == 1 or (X.ndim == 2 and X.shape[1] == 1)):
         return list(X.ravel())
     if X.dtype == np.uint8 and X.ndim == 4 and X.shape[3] in (1, 3, 4):
@@ -409,7 +409,7 @@ def _rows(X: Any) -> list[Any]:
 
 
 def _value(one: Any, row: int) -> Value:
-    """Give what a presser takes for an element of X."""
+    """Return what a presser takes for an element of X."""
     one = _named(one)
     if isinstance(one, str):
         return _place(one)
@@ -420,7 +420,7 @@ def _value(one: Any, row: int) -> Value:
 
 
 def _named(one: Any) -> Any:
-    """Give an element of X as a uri, bytes, an array, or None for what tables have where nothing is."""
+    """Return an element of X as a uri, bytes, an array, or None for what tables have where nothing is."""
     if isinstance(one, str):
         return str(one)
     if isinstance(one, os.PathLike):
@@ -434,7 +434,7 @@ def _named(one: Any) -> Any:
 
 
 def _place(uri: str) -> str:
-    """Give a uri that means the same in another process: it may have started in another folder."""
+    """Return a uri that means the same in another process: it may have started in another folder."""
     if "://" in uri or uri.startswith("file:/"):
         return uri
     path = Path.cwd() / uri
@@ -446,7 +446,7 @@ def _place(uri: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Give a parameter as the settings know it: searches bring NumPy's numbers, and people bring paths."""
+    """Return a parameter as the settings know it: searches bring NumPy's numbers, and people bring paths."""
     if isinstance(value, np.generic):
         return value.item()
     return os.fsdecode(value) if isinstance(value, os.PathLike) else value

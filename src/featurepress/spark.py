@@ -176,7 +176,7 @@ def _fetched(archive: str, key: str) -> None:
 
 
 def _mapper(embedder: tuple[Any, ...], columns: tuple[str, str, str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """Give the function that Spark runs on the batches of a task; it travels by value."""
+    """Return the function that Spark runs on the batches of a task; it travels by value."""
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -222,7 +222,7 @@ def _numbers(answer: Answer) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _embedder(backbone: BackboneSpec, precision: str, limits: Any, archive: str) -> Embedder:
-    """Give this worker's presser: one model, kept for as long as the worker lives."""
+    """Return this worker's presser: one model, kept for as long as the worker lives."""
     from featurepress.embedding.values import Embedder
 
     if archive:

@@ -157,7 +157,7 @@ class SourceSpec:
         freeze_mappings(self)
 
     def __str__(self) -> str:
-        """Give what people are told: what the user wrote, and where from if that matters."""
+        """Return what people are told: what the user wrote, and where from if that matters."""
         return self.location if self.base in ("", "/") else f"{self.location} (from {self.base})"
 
     def to_json(self) -> dict[str, Any]:
@@ -245,7 +245,7 @@ class PreprocessSpec:
         return cls(**{**values, "mean": tuple(values["mean"]), "scale": tuple(values["scale"])})
 
     def applied(self) -> dict[str, Any]:
-        """Give the fields that make a difference: two ways with the same ones are the same way."""
+        """Return the fields that make a difference: two ways with the same ones are the same way."""
         values = asdict(self)
         if self.shortest_edge is None:
             del values["shortest_edge"]
@@ -254,7 +254,7 @@ class PreprocessSpec:
         return values
 
     def __str__(self) -> str:
-        """Give one line for people."""
+        """Return one line for people."""
         kept = f", the shorter side to {self.shortest_edge}" if self.shortest_edge is not None else ""
         edges = " with antialias" if self.dtype == "float32" and self.antialias else ""
         return (
@@ -264,7 +264,7 @@ class PreprocessSpec:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give nested mappings as one, ``preprocess height`` for what lies in ``preprocess``."""
+    """Return nested mappings as one, ``preprocess height`` for what lies in ``preprocess``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -275,7 +275,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shortened(value: object) -> str:
-    """Give a value for people: of a hash its beginning."""
+    """Return a value for people: of a hash its beginning."""
     return f"'{value[:12]}…'" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
 
 
@@ -378,7 +378,7 @@ class BackboneSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Give the description as JSON values."""
+        """Return the description as JSON values."""
         values = {**asdict(self), "options": thawed(self.options), "projection": thawed(self.projection)}
         return values if self.projection else {name: values[name] for name in values if name != "projection"}
 

@@ -53,7 +53,7 @@ def export(
 
 
 def number(text: str) -> Any:
-    """Give the number; what is none goes on as it is, and is refused with the sentence of all settings."""
+    """Return the number; what is none goes on as it is, and is refused with the sentence of all settings."""
     with contextlib.suppress(ValueError):
         return int(text)
     return text

@@ -77,6 +77,6 @@ def hardest(scores: Scores, most: int = 3) -> str:
 
 
 def shortened(words: Sequence[str], most: int = 8) -> str:
-    """Give some words in a line, and how many there are if they are too many."""
+    """Return some words as one line, and their number if there are too many."""
     more = f", … {len(words):,} in all" if len(words) > most else ""
     return ", ".join(words[:most]) + more

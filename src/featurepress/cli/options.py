@@ -46,7 +46,7 @@ _PANELS = {
 
 
 def with_settings(names: Collection[str] | None = None, **stages: Any) -> Callable[[Command], Command]:
-    """Give a command an option for each setting (or those named); it gets the given ones as `options`.
+    """Return a command an option for each setting (or those named); it gets the given ones as `options`.
 
     Only what the user has given is passed on, so that defaults stand in one place. More `stages` are as for
     `with_stages`, and come first.
@@ -56,17 +56,17 @@ def with_settings(names: Collection[str] | None = None, **stages: Any) -> Callab
 
 
 def with_choices() -> Callable[[Command], Command]:
-    """Give a command an option for each thing that can be said of a model file, in the same way."""
+    """Return a command an option for each thing that can be said of a model file, in the same way."""
     return with_stages(choices=Choices)
 
 
 def with_stages(**stages: Any) -> Callable[[Command], Command]:
-    """Give a command an option for each setting of some stages, named as their panels are, in the same way."""
+    """Return a command an option for each setting of some stages, named as their panels are, in the same way."""
     return _with([entry for name, stage in stages.items() for entry in declared_of(name, stage)])
 
 
 def with_engine(command: Command) -> Command:
-    """Give a command the options that say where it runs; the engine is among its `options`, and closed after it."""
+    """Return a command the options that say where it runs; the engine is among its `options`, and closed after it."""
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:

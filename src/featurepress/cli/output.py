@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def console(*, stderr: bool = True) -> Console:
-    """Give a console for people; results for machines go to stdout by themselves."""
+    """Return a console for people; results for machines go to stdout by themselves."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
@@ -61,7 +61,7 @@ def _quoted(text: str) -> str:
 
 
 def result_json(features: FeatureSet) -> dict[str, Any]:
-    """Give the result of a run for machines."""
+    """Return the result of a run for machines."""
     from dataclasses import asdict
 
     manifest = features.manifest or {}

@@ -132,7 +132,7 @@ def print_speeds(speeds: Sequence[Speed]) -> None:
 
 
 def _wide() -> Console:
-    """Give a console that cuts nothing off where the output is no terminal."""
+    """Return a console that cuts nothing off where the output is no terminal."""
     screen = console(stderr=False)
     if not screen.is_terminal:
         screen.width = 200

@@ -145,7 +145,7 @@ class ExportCsv:
 
 
 def _writer(to: str) -> _Writer:
-    """Give what writes the format that a file's name ends in."""
+    """Return what writes the format that a file's name ends in."""
     suffix = Path(to).suffix.lower()
     if suffix not in _WRITERS:
         *others, last = _WRITERS
@@ -155,7 +155,7 @@ def _writer(to: str) -> _Writer:
 
 
 def _place(to: str) -> tuple[Storage, str]:
-    """Give the storage of a file's folder, and the file's name in it."""
+    """Return the storage of a file's folder, and the file's name in it."""
     folder, _, name = open_storage(to).location.rpartition("/")
     return open_storage(f"{folder}/"), name
 
@@ -166,7 +166,7 @@ def _numbered(name: str, number: int, parts: int) -> str:
 
 
 def _run_of_rows(n_rows: int, number: int, parts: int) -> range:
-    """Give the rows of file `number` of so many."""
+    """Return the rows of file `number` of so many."""
     return range(n_rows * number // parts, n_rows * (number + 1) // parts)
 
 
@@ -206,7 +206,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _n_rows(row_bytes: int, limit_bytes: int = _BATCH_BYTES) -> int:
-    """Give the number of rows that fit."""
+    """Return the number of rows that fit."""
     return max(1, min(_MAX_BATCH_ROWS, limit_bytes // row_bytes))
 
 
@@ -239,7 +239,7 @@ def _write_npz(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote
 
 
 def _text_arrays(features: FeatureSet) -> dict[str, str]:
-    """Give the arrays of text: name -> column."""
+    """Return the arrays of text: name -> column."""
     others = [name for name in features.plan.field_names if name != "label"]
     arrays = {"uris": "uri"} | ({"y": "label"} if "label" in features.plan.field_names else {})
     for name in others:
@@ -253,7 +253,7 @@ def _text_arrays(features: FeatureSet) -> dict[str, str]:
 
 
 def _text_widths(features: FeatureSet, columns: list[str], rows: range) -> dict[str, int]:
-    """Give the length of the longest text of each column, in code points; at least 1."""
+    """Return the length of the longest text of each column, in code points; at least 1."""
     import pyarrow.compute as pc
 
     widths = dict.fromkeys(columns, 1)

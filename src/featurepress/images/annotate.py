@@ -18,7 +18,7 @@ _COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#
 
 
 def annotate(pixels: Pixels, boxes: Sequence[tuple[Box, str]]) -> bytes:
-    """Give a copy of a picture as JPEG, with boxes and what they are called drawn in; smaller if it must be.
+    """Return a copy of a picture as JPEG, with boxes and what they are called drawn in; smaller if it must be.
 
     Parameters
     ----------

@@ -59,7 +59,7 @@ def _resize_by_area(pixels: Pixels, out: npt.NDArray[np.uint8]) -> None:
 def _area_maps(
     height: int, width: int, to_height: int, to_width: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """Give the maps with which `cv2.remap` does what INTER_AREA does, where there are such, for one size."""
+    """Return the maps with which `cv2.remap` does what INTER_AREA does, where there are such, for one size."""
     down, across = _area_positions(height, to_height), _area_positions(width, to_width)
     if down is None or across is None:
         return None
@@ -73,7 +73,7 @@ def _area_maps(
 
 
 def _area_positions(n: int, to: int) -> npt.NDArray[np.float32] | None:
-    """Give the places between pixels at which bilinear interpolation is the mean over the area.
+    """Return the places between pixels at which bilinear interpolation is the mean over the area.
 
     Parameters
     ----------

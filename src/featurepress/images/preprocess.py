@@ -61,7 +61,7 @@ def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[Any]) -> N
 
 
 def spans(height: int, width: int, spec: PreprocessSpec) -> tuple[Span, Span]:
-    """Give what is kept of a picture's height and width after resizing.
+    """Return what is kept of a picture's height and width after resizing.
 
     For ``crop`` the shorter side is resized to `shortest_edge`, the longer one in proportion, rounded down, and the
     middle is kept, a pixel more at the end where it is odd: as the image processors of transformers do.
@@ -106,7 +106,7 @@ def _resize_by_cv2(pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _linear_maps(height: int, width: int, to_height: int, to_width: int) -> list[Any]:
-    """Give the places between source pixels at which to look, in TensorFlow's own float32 arithmetic."""
+    """Return the places between source pixels at which to look, in TensorFlow's own float32 arithmetic."""
     half = np.float32(0.5)
     down = (np.arange(to_height, dtype=np.float32) + half) * np.float32(height / to_height) - half
     across = (np.arange(to_width, dtype=np.float32) + half) * np.float32(width / to_width) - half

@@ -90,7 +90,7 @@ def _combine(pixels: npt.NDArray[Any], taps: Taps, axis: int) -> npt.NDArray[np.
 
 @functools.lru_cache(maxsize=256)
 def _taps(n: int, span: Span, kernel: str, antialias: bool) -> Taps:
-    """Give the taps from a side of `n` pixels to a span."""
+    """Return the taps from a side of `n` pixels to a span."""
     targets, step = np.arange(span.start, span.stop), n / span.of
     if kernel == "area":
         return _area_taps(targets, step, n)
@@ -113,7 +113,7 @@ def _area_taps(targets: npt.NDArray[np.intp], step: float, n: int) -> Taps:
 
 
 def _table_taps(targets: npt.NDArray[np.intp], step: float, n: int) -> Taps:
-    """Give plain bicubic's taps, the distances rounded as in TensorFlow's table."""
+    """Return plain bicubic's taps, the distances rounded as in TensorFlow's table."""
     positions = (targets.astype(np.float32) + np.float32(0.5)) * np.float32(step) - np.float32(0.5)
     below = np.floor(positions).astype(np.intp)
     fraction = np.rint((positions - below) * _CUBIC_STEPS) / _CUBIC_STEPS

@@ -17,7 +17,7 @@ _QUALITY = 85
 
 
 def thumbnail(pixels: Pixels, *, side_px: int = 160) -> bytes:
-    """Give a small copy of a picture.
+    """Return a small copy of a picture.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def thumbnail(pixels: Pixels, *, side_px: int = 160) -> bytes:
 
 
 def colour_histogram(pixels: Pixels) -> npt.NDArray[np.float32]:
-    """Give the square roots of the shares of 4 x 4 x 4 colours: array (64,) float32, of length 1.
+    """Return the square roots of the shares of 4 x 4 x 4 colours: array (64,) float32, of length 1.
 
     Square roots, so that distances are Hellinger's, in which rare colours count.
     """

@@ -48,7 +48,7 @@ class Constraint:
     identity: bool = True
 
     def called(self, name: str) -> str:
-        """Give what errors call the setting `name`."""
+        """Return what errors call the setting `name`."""
         return f"The '{name}' setting" + (f" ({self.flag})" if self.flag else "")
 
     def check(self, name: str, value: object) -> None:
@@ -108,7 +108,7 @@ def _spoken_list(words: tuple[str, ...], more: str = "") -> str:
 
 
 def nearest(given: str, known: tuple[str, ...] | list[str]) -> str:
-    """Give the end of an error sentence, which names what is near to `given` if anything is."""
+    """Return the end of an error sentence, which names what is near to `given` if anything is."""
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     return f"; did you mean {_spoken_list(tuple(near))}?" if near else "."
 

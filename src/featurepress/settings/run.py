@@ -189,7 +189,7 @@ class ResourceSettings(Stage):
     )
 
     def workers_for(self, model: str, model_bytes: int) -> int:
-        """Give the number of workers that cores, the user, and the memory that the model leaves allow.
+        """Return the number of workers that cores, the user, and the memory that the model leaves allow.
 
         Raises SettingError if the memory is too little for one.
         """
@@ -239,12 +239,12 @@ class Settings:
         return cls(**{stage: replace(getattr(defaults, stage), **given) for stage, given in stages.items()})
 
     def identity(self) -> dict[str, Any]:
-        """Give the settings that make two plans different, by flat name."""
+        """Return the settings that make two plans different, by flat name."""
         values = self.to_json()
         return {item.name: values[stage][item.name] for stage, item, rule in declared() if rule.identity}
 
     def to_json(self) -> dict[str, dict[str, Any]]:
-        """Give the settings as nested dictionaries of JSON values."""
+        """Return the settings as nested dictionaries of JSON values."""
         return asdict(self)
 
     @classmethod
@@ -268,7 +268,7 @@ IMAGE_SETTINGS = frozenset(
 
 
 def available_cores() -> int:
-    """Give the number of cores this process may use."""
+    """Return the number of cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
