@@ -409,7 +409,7 @@ def _rows(X: Any) -> list[Any]:
 
 
 def _value(one: Any, row: int) -> Value:
-    """Return what a presser takes for an element of X."""
+    """Return an element of X as the embedding process takes it."""
     one = _named(one)
     if isinstance(one, str):
         return _place(one)

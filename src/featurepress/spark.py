@@ -222,7 +222,7 @@ def _numbers(answer: Answer) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _embedder(backbone: BackboneSpec, precision: str, limits: Any, archive: str) -> Embedder:
-    """Return this worker's presser: one model, kept for as long as the worker lives."""
+    """Return this worker's embedding process: one model, kept until the worker ends."""
     from featurepress.embedding.values import Embedder
 
     if archive:

@@ -96,7 +96,7 @@ class ImageRef(NamedTuple):
     key : bytes or None
         The source's own name of the image where it differs from the UTF-8 bytes of `uri`.
     problem : str or None
-        Why the listing could already tell that there is nothing to read here; such a reference is a failure.
+        Why the listing already found that there is nothing to read here; such a reference is a failure.
     """
 
     uri: str
@@ -157,7 +157,7 @@ class SourceSpec:
         freeze_mappings(self)
 
     def __str__(self) -> str:
-        """Return what people are told: what the user wrote, and where from if that matters."""
+        """Return the text for messages: what the user wrote, and where from if that matters."""
         return self.location if self.base in ("", "/") else f"{self.location} (from {self.base})"
 
     def to_json(self) -> dict[str, Any]:

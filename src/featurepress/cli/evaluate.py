@@ -52,8 +52,8 @@ def evaluate(
         lines.add("calibration", f"expected error {best.calibration_error:.3f}")
         lines.add("hardest", hardest(best))
     for one in found.baselines:
-        told = f"not measured: {one.reason}" if one.accuracy is None else f"{one.accuracy:.1%}"
-        lines.add("beside it", f"{one.name}: {told}")
+        accuracy = f"not measured: {one.reason}" if one.accuracy is None else f"{one.accuracy:.1%}"
+        lines.add("beside it", f"{one.name}: {accuracy}")
     lines.add("time", format_seconds(time.perf_counter() - started))
     if report is not None:
         lines.add("report", report)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from featurepress.features.feature_set import FeatureSet
     from featurepress.specs import Failure
 
-_SHOWN_ROWS = 50  # in a terminal, unless told otherwise
+_SHOWN_ROWS = 50  # in a terminal, by default
 _LIMIT = Constraint(int, "Rows to show.", minimum=0, optional=True)
 
 

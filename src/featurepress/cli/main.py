@@ -144,7 +144,7 @@ def main() -> None:
 
 
 def _refuse(error: Any) -> int:
-    """Tell of a wrong option or argument, and where the right ones are listed."""
+    """Report a wrong option or argument, and where the right ones are listed."""
     message = " ".join(error.format_message().split())
     if not message:  # the command alone: its help has been shown
         return 2
@@ -154,7 +154,7 @@ def _refuse(error: Any) -> int:
 
 
 def _say(message: str, kind: str, code: int) -> int:
-    """Tell people, and the machine that asked for JSON; too many failures come with the result, shown before."""
+    """Report an error as text, and as JSON if requested; too many failures come with the result, shown before."""
     if "--json" in sys.argv[1:] and code != TooManyFailuresError.exit_code:
         from featurepress.cli.output import print_json
 

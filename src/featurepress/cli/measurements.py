@@ -47,8 +47,8 @@ def model_json(model: TrainedModel) -> dict[str, Any]:
 
 def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
     """Add the naive and the leak-aware figure, from the values of metrics or of an evaluation."""
-    lines.add("leak-aware", _told(measured["leak_aware"]))
-    lines.add("naive", _told(measured["naive"]))
+    lines.add("leak-aware", _measured(measured["leak_aware"]))
+    lines.add("naive", _measured(measured["naive"]))
     threshold, rule = measured["near_duplicate_threshold"], measured["near_duplicate_rule"]
     lines.add("near-dupl.", f"from cosine {threshold:.3f} on: {rule}")
     if untested := measured["leak_aware"]["not_evaluable"]:
@@ -57,23 +57,23 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
         lines.add("note", note)
 
 
-def _told(side: Mapping[str, Any]) -> str:
+def _measured(side: Mapping[str, Any]) -> str:
     scores = side["scores"]
-    twins = f", {side['n_near_duplicates']:,} left out for a twin in training" if side["n_near_duplicates"] else ""
+    left_out = f", {side['n_near_duplicates']:,} left out as near-duplicates of training images" if side["n_near_duplicates"] else ""
     if scores is None:
-        way = ". A split that is drawn may be: --split-column drawn" if side["n_near_duplicates"] else ""
+        way = ". A random split may be: --split-column drawn" if side["n_near_duplicates"] else ""
         return f"not measurable: {side['reason']}{way}"
     low, high = scores["interval"]
     return (
         f"accuracy {scores['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%}), macro F1 {scores['macro_f1']:.3f}, "
-        f"top-3 {scores['top_3']:.1%}, of {side['n_test']:,} test pictures{twins}"
+        f"top-3 {scores['top_3']:.1%}, of {side['n_test']:,} test images{left_out}"
     )
 
 
 def hardest(scores: Scores, most: int = 3) -> str:
-    """Name the classes that are told worst."""
+    """Return the classes with the lowest F1."""
     worst = sorted((one for one in scores.classes if one.f1 < 1), key=lambda one: (one.f1, one.label))[:most]
-    return ", ".join(f"{one.label} (F1 {one.f1:.2f})" for one in worst) or "none: all are told rightly"
+    return ", ".join(f"{one.label} (F1 {one.f1:.2f})" for one in worst) or "none: all are classified correctly"
 
 
 def shortened(words: Sequence[str], most: int = 8) -> str:

@@ -41,7 +41,7 @@ _PANELS = {
     "classifier": "The classifier",
     "split": "How it is measured",
     "training": "Memory",
-    "prediction": "What is told",
+    "prediction": "What is predicted",
 }
 
 
@@ -66,7 +66,7 @@ def with_stages(**stages: Any) -> Callable[[Command], Command]:
 
 
 def with_engine(command: Command) -> Command:
-    """Return a command the options that say where it runs; the engine is among its `options`, and closed after it."""
+    """Add the options that select an engine to a command; the engine is in its `options`, and closed after it."""
 
     @functools.wraps(command)
     def wrapper(**arguments: Any) -> Any:

@@ -50,7 +50,7 @@ def _has_begun(destination: str, begun_by: Sequence[str]) -> bool:
     try:
         storage = open_storage(destination)
         return any(storage.stat(name) is not None for name in begun_by)
-    except FeaturepressError:  # it cannot be seen now; what stopped the command is what is told
+    except FeaturepressError:  # it cannot be read now; report what stopped the command
         return True
 
 
@@ -117,8 +117,8 @@ def _notes(features: FeatureSet) -> tuple[str, ...]:
 
 
 _EMBEDDED_ADVICE = (
-    "The embedded model is for trying out: a linear probe on its features tells 81 groceries apart with 37 % "
-    "accuracy, where ImageNet's MobileNetV2 reaches 67 %.\n"
+    "The embedded model is for trying out: a linear probe on its features classifies 37 % of 81 kinds of "
+    "groceries correctly, on those of ImageNet's MobileNetV2 67 %.\n"
     "better vectors: --model mobilenet_v2 (9 MB once)"
 )
 

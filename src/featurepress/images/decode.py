@@ -40,7 +40,7 @@ LARGE_PIXELS = 16_000_000
 
 # The workers keep every core busy with an image each; threads inside a decoder would only fight with them.
 cv2.setNumThreads(1)
-# What is wrong with an image is told by its ImageError; OpenCV's own lines name no file.
+# ImageError describes what is wrong with an image; OpenCV's own lines name no file.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 Pixels = npt.NDArray[np.uint8]

@@ -83,7 +83,7 @@ def jpeg_header(data: bytes) -> tuple[int, int, bool, int, int] | None:
     -------
     tuple or None
         Width and height in pixels as stored; whether it is plain (DCT, 8 bits, 1 or 3 components); the EXIF
-        orientation, 1 to 8, or 0 where only Pillow can tell; the position just behind the scan header. None
+        orientation, 1 to 8, or 0 where only Pillow can read it; the position just behind the scan header. None
         where the segments do not follow one another to a scan.
 
     Raises
@@ -307,7 +307,7 @@ def unsupported_kind(data: bytes) -> str | None:
 
 
 def ends_early(data: bytes) -> bool:
-    """Tell whether a JPEG has no end marker, a PNG no end chunk, or a WebP fewer bytes than it states."""
+    """Return whether a JPEG has no end marker, a PNG no end chunk, or a WebP fewer bytes than it states."""
     if data.startswith(JPEG_SIGNATURE):
         found = jpeg_header(data)
         # Without a scan header, an end marker inside may be a thumbnail's.

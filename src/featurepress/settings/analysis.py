@@ -130,7 +130,7 @@ class TrainingSettings(Stage):
 
 @dataclass(frozen=True)
 class PredictionSettings(Stage):
-    """What is told of each picture."""
+    """What is predicted for each image."""
 
     called = "a prediction"
 
@@ -144,8 +144,8 @@ class PredictionSettings(Stage):
         optional=True,
     )
     format: str = setting("parquet", str, "Of the files.", choices=("parquet", "csv"))
-    regions: bool = setting(False, bool, "Tell each cell of the model's grid: more labels a picture, with boxes.")
-    tiles: bool = setting(False, bool, "Tell overlapping crops: likewise, slower, and finds far more.")
+    regions: bool = setting(False, bool, "Classify each cell of the model's grid: several labels per image, with boxes.")
+    tiles: bool = setting(False, bool, "Classify overlapping crops: likewise, slower, and finds far more.")
     annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")
 
     def __post_init__(self) -> None:

@@ -46,4 +46,4 @@ class Choices(Stage):
     mean: tuple[float, ...] | None = _choice(tuple, "Of pixels from 0 to 1: a number, or three with commas.")
     scale: tuple[float, ...] | None = _choice(tuple, "What (pixel - mean) is divided by.")
     channel_order: str | None = _choice(str, "Default: RGB.", choices=("RGB", "BGR"))
-    layout: str | None = _choice(str, "Where the shape does not tell.", choices=("NHWC", "NCHW"))
+    layout: str | None = _choice(str, "If the shape does not determine it.", choices=("NHWC", "NCHW"))

@@ -32,7 +32,7 @@ class ListingSettings(Stage):
         str,
         "Where labels come from: 'parent' for the folder an image lies in, a PATTERN for the end of its path, as "
         "{split}/{label}/{name}, which gives a column for each name, 'none', or 'auto' for what an archive or "
-        "--label-column brings along.",
+        "--label-column provides.",
         choices=("auto", "none", "parent"),
         form=r".*\{[^{}]*\}.*",
         form_name="a pattern such as '{split}/{label}/{name}'",
@@ -76,7 +76,7 @@ class ImageSettings(Stage):
     """
 
     max_pixels: int = setting(
-        178_956_970, int, "Images with more pixels are failures, told from their header.", minimum=1
+        178_956_970, int, "Images with more pixels are failures, detected from their header.", minimum=1
     )
     max_bytes: int = setting(
         256 * 1024**2, int, "Files with more bytes are failures, not read (1GB, 500MiB work too).", minimum=1
