@@ -59,7 +59,11 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
 
 def _measured(side: Mapping[str, Any]) -> str:
     scores = side["scores"]
-    left_out = f", {side['n_near_duplicates']:,} left out as near-duplicates of training images" if side["n_near_duplicates"] else ""
+    left_out = (
+        f", {side['n_near_duplicates']:,} left out as near-duplicates of training images"
+        if side["n_near_duplicates"]
+        else ""
+    )
     if scores is None:
         way = ". A random split may be: --split-column drawn" if side["n_near_duplicates"] else ""
         return f"not measurable: {side['reason']}{way}"
