@@ -59,13 +59,10 @@ def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
 
 def _measured(side: Mapping[str, Any]) -> str:
     scores = side["scores"]
-    left_out = (
-        f", {side['n_near_duplicates']:,} left out as near-duplicates of training images"
-        if side["n_near_duplicates"]
-        else ""
-    )
+    dropped = side["n_near_duplicates"]
+    left_out = f", {dropped:,} left out as near-duplicates of training images" if dropped else ""
     if scores is None:
-        way = ". A random split may be: --split-column drawn" if side["n_near_duplicates"] else ""
+        way = ". A random split may be: --split-column drawn" if dropped else ""
         return f"not measurable: {side['reason']}{way}"
     low, high = scores["interval"]
     return (

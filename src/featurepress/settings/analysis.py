@@ -144,9 +144,7 @@ class PredictionSettings(Stage):
         optional=True,
     )
     format: str = setting("parquet", str, "Of the files.", choices=("parquet", "csv"))
-    regions: bool = setting(
-        False, bool, "Classify each cell of the model's grid: several labels per image, with boxes."
-    )
+    regions: bool = setting(False, bool, "Classify each cell of the model's grid: several labels per image.")
     tiles: bool = setting(False, bool, "Classify overlapping crops: likewise, slower, and finds far more.")
     annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")
 
