@@ -1,4 +1,4 @@
-"""Open a table of whichever format, recognised by its first bytes."""
+"""Open a table of whichever format, told from its first bytes."""
 
 from __future__ import annotations
 
