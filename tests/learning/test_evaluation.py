@@ -1,8 +1,9 @@
-"""Evaluation: the figures are those that a few lines by hand give, and what cannot be measured is said."""
+"""Evaluation: the measurements equal those of a few lines of NumPy; what cannot be measured has a reason."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from tests.features.feature_sets import made
 from tests.running import embed, run_cli
 
 EASY: dict[str, Any] = {"regularization": 0.1}
-APART = 0.99  # pictures of an orchard are drawn each by itself, yet are more alike than photographs
+APART = 0.99  # drawn images are more alike than photographs
 
 
 @pytest.fixture(scope="module")
@@ -34,35 +35,35 @@ def orchard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def strangers(out: Path, n: int = 90) -> FeatureSet:
-    """Write other rows about the same centres."""
+def other_rows(out: Path, n: int = 90) -> FeatureSet:
+    """Write other rows around the same centres."""
     return cloud_set(out, n, random_state=5, spread=2.0)
 
 
-def test_other_pictures_all_test(tmp_path: Path) -> None:
+def test_all_rows_of_another_set_are_tested(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features", spread=2.0), tmp_path / "model", **EASY)
-    test = strangers(tmp_path / "test")
-    found = fp.evaluate(tmp_path / "model", test.location, near_duplicate_threshold=1.0)
+    test = other_rows(tmp_path / "test")
+    evaluation = fp.evaluate(tmp_path / "model", test.location, near_duplicate_threshold=1.0)
     X, y = cloud(90, random_state=5, spread=2.0)
     right = model.predict(X) == y
-    assert found.naive.scores is not None
-    assert found.naive.scores.accuracy == pytest.approx(right.mean())
-    assert (found.naive.n_train, found.naive.n_test, found.split) == (
+    assert evaluation.naive.scores is not None
+    assert evaluation.naive.scores.accuracy == pytest.approx(right.mean())
+    assert (evaluation.naive.n_train, evaluation.naive.n_test, evaluation.split) == (
         240,
         90,
-        "other pictures than it was trained on",
+        "other images than the training images",
     )
-    assert [(one.uri, one.label) for one in sorted(found.mistakes, key=lambda one: one.uri)] == [
+    assert [(one.uri, one.label) for one in sorted(evaluation.mistakes, key=lambda one: one.uri)] == [
         (f"test-{i:05d}.jpg", y[i]) for i in np.flatnonzero(~right)
     ]
-    shares = [one.probability for one in found.mistakes]
+    shares = [one.probability for one in evaluation.mistakes]
     assert shares == sorted(shares, reverse=True)
-    assert found.baselines[0].accuracy == pytest.approx(1 / 3)
-    assert [point.n_train for point in found.learning_curve][-1] == 240
-    assert found.learning_curve[-1].accuracy == pytest.approx(right.mean())
+    assert evaluation.baselines[0].accuracy == pytest.approx(1 / 3)
+    assert [point.n_train for point in evaluation.learning_curve][-1] == 240
+    assert evaluation.learning_curve[-1].accuracy == pytest.approx(right.mean())
 
 
-def test_a_twin_in_training_is_dropped(tmp_path: Path) -> None:
+def test_a_near_duplicate_of_a_training_image_is_dropped(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=2.0)
     model = fp.train(features, None, **EASY)
     X, y = cloud(90, random_state=5, spread=2.0)
@@ -71,107 +72,107 @@ def test_a_twin_in_training_is_dropped(tmp_path: Path) -> None:
     X[:20] = known[labels == "apple"][:20]  # twenty of the thirty apples
     uris = [f"t{i}.jpg" for i in range(90)]
     test = made(tmp_path / "test", X, uris, label=y.tolist(), distinct=True)
-    found = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
-    assert (found.leak_aware.n_near_duplicates, found.leak_aware.n_test, found.naive.n_test) == (20, 70, 90)
-    assert found.leak_aware.scores is not None
+    evaluation = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
+    assert (evaluation.leak_aware.n_near_duplicates, evaluation.leak_aware.n_test, evaluation.naive.n_test) == (
+        20,
+        70,
+        90,
+    )
+    assert evaluation.leak_aware.scores is not None
     X[:30] = known[labels == "apple"][:30]
     test = made(tmp_path / "all", X, uris, label=y.tolist(), distinct=True)
-    found = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
-    assert found.leak_aware.scores is None
-    assert found.leak_aware.reason == "all test images of 'apple' have a near-duplicate in training"
-    assert found.best is found.naive
+    evaluation = fp.evaluate(model, test, near_duplicate_threshold=0.9999)
+    assert evaluation.leak_aware.scores is None
+    assert "'apple'" in evaluation.leak_aware.reason
+    assert evaluation.best is evaluation.naive
 
 
-def test_without_the_training_set_only_the_naive_figure_is_told(tmp_path: Path) -> None:
+def test_without_the_training_set_only_the_naive_measurement_is_made(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features")
     fp.train(features, tmp_path / "model", **EASY)
-    test = strangers(tmp_path / "test")
+    test = other_rows(tmp_path / "test")
     shutil.rmtree(tmp_path / "features")
-    found = fp.evaluate(tmp_path / "model", test)
-    assert found.leak_aware.reason == (
-        f"near-duplicates cannot be looked for: the training set '{features.location}' is gone"
-    )
-    assert found.naive.scores is not None
-    assert found.learning_curve == ()
+    evaluation = fp.evaluate(tmp_path / "model", test)
+    assert f"'{features.location}' is missing" in evaluation.leak_aware.reason
+    assert evaluation.naive.scores is not None
+    assert evaluation.learning_curve == ()
     cloud_set(tmp_path / "features", 120)
     assert fp.evaluate(tmp_path / "model", test).leak_aware.reason.endswith("has changed")
 
 
-def test_labels_that_the_model_does_not_know_are_told(tmp_path: Path) -> None:
+def test_labels_that_the_model_cannot_predict_are_noted(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features"), None, **EASY)
     test = cloud_set(tmp_path / "test", 40, label=["durian", *(["apple"] * 12), *(["fig"] * 27)])
-    found = fp.evaluate(model, test)
-    assert found.notes == ("the model knows nothing of 'durian', 'fig': each such picture counts as a mistake",)
-    assert found.naive.scores is not None
-    assert found.naive.scores.accuracy == pytest.approx(12 / 40)
+    evaluation = fp.evaluate(model, test)
+    assert "'durian', 'fig'" in evaluation.notes[0]
+    assert evaluation.naive.scores is not None
+    assert evaluation.naive.scores.accuracy == pytest.approx(12 / 40)
 
 
-def test_more_than_memory_is_drawn(tmp_path: Path) -> None:
+def test_a_sample_of_a_set_larger_than_memory_is_measured(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features"), None, **EASY)
-    found = fp.evaluate(model, strangers(tmp_path / "test", 300), in_memory_bytes=4 * 15 * 200)
-    assert (found.naive.n_train, found.naive.n_test) == (99, 99)  # of three labels, a third each
-    assert [note.partition(" pictures")[0] for note in found.notes] == ["99 of the 300", "99 of the 240"]
+    evaluation = fp.evaluate(model, other_rows(tmp_path / "test", 300), in_memory_bytes=4 * 15 * 200)
+    assert (evaluation.naive.n_train, evaluation.naive.n_test) == (99, 99)  # of three labels, a third each
+    assert [re.findall(r"\d+ of \d+", note) for note in evaluation.notes] == [["99 of 300"], ["99 of 240"]]
 
 
-def test_a_drawn_split_is_made_again(tmp_path: Path) -> None:
+def test_a_drawn_split_is_repeated(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=2.0)
     model = fp.train(features, None, **EASY)
-    found = fp.evaluate(model, features)
+    evaluation = fp.evaluate(model, features)
     for side in ("naive", "leak_aware"):
-        scores, known = getattr(found, side).scores, model.metrics[side]["scores"]
+        scores, known = getattr(evaluation, side).scores, model.metrics[side]["scores"]
         assert (scores.accuracy, scores.n_samples) == (known["accuracy"], known["n_samples"])
 
 
-def test_it_is_made_again_whatever_the_seed(tmp_path: Path) -> None:
+def test_a_drawn_split_is_repeated_with_any_seed(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=3.0)
     model = fp.train(features, tmp_path / "model", random_state=7, near_duplicate_threshold=0.99)
-    found = fp.evaluate(fp.open_model(tmp_path / "model"), features)
-    assert found.leak_aware.scores is not None
-    assert found.leak_aware.scores.accuracy == model.metrics["leak_aware"]["scores"]["accuracy"]
-    assert found.naive.n_test == model.metrics["naive"]["n_test"]
+    evaluation = fp.evaluate(fp.open_model(tmp_path / "model"), features)
+    assert evaluation.leak_aware.scores is not None
+    assert evaluation.leak_aware.scores.accuracy == model.metrics["leak_aware"]["scores"]["accuracy"]
+    assert evaluation.naive.n_test == model.metrics["naive"]["n_test"]
 
 
-def test_what_was_trained_on_does_not_test_under_another_word(tmp_path: Path) -> None:
-    """A column with three sides: what was left for choosing trained the model, and tells nothing of it."""
+def test_training_images_are_not_tested_with_another_test_value(tmp_path: Path) -> None:
+    """A column with three values: the model was trained on the rows of 'val', so they cannot test it."""
     column = (["train", "train", "val", "test"] * 60)[:240]
     features = cloud_set(tmp_path / "features", spread=3.0, split=column)
     options: dict[str, Any] = {"kind": "knn", "n_neighbors": 1, "near_duplicate_threshold": 1.0}
     model = fp.train(features, None, **options)
     assert fp.evaluate(model, features).split == "by the column 'split'"
-    found = fp.evaluate(model, features, test_value="val")
-    assert found.split == "by the column 'split'; a like classifier, fitted to one side"
-    assert found.naive.scores is not None
-    assert found.naive.scores.accuracy < 1.0  # one neighbour tells what it was trained on without fail
-    assert found.naive.n_test == 60
+    evaluation = fp.evaluate(model, features, test_value="val")
+    assert evaluation.split == "by the column 'split'; a classifier of the same kind, fitted to one side"
+    assert evaluation.naive.scores is not None
+    assert evaluation.naive.scores.accuracy < 1.0  # a nearest neighbour is always right on training images
+    assert evaluation.naive.n_test == 60
 
 
-def test_the_set_that_a_training_set_was_reduced_from_is_its_own(orchard: Path) -> None:
-    found = fp.evaluate(orchard / "model", orchard / "features", near_duplicate_threshold=APART)
+def test_the_source_of_a_reduced_training_set_is_the_training_set(orchard: Path) -> None:
+    evaluation = fp.evaluate(orchard / "model", orchard / "features", near_duplicate_threshold=APART)
     other = fp.evaluate(orchard / "model", orchard / "reduced", near_duplicate_threshold=APART)
-    assert found.split == other.split == "by the column 'split'"
-    assert (found.naive.n_train, found.naive.n_test) == (other.naive.n_train, other.naive.n_test)
+    assert evaluation.split == other.split == "by the column 'split'"
+    assert (evaluation.naive.n_train, evaluation.naive.n_test) == (other.naive.n_train, other.naive.n_test)
 
 
-def test_files_that_were_trained_on_are_told(tmp_path: Path) -> None:
+def test_training_images_in_the_test_are_noted(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features")
     model = fp.train(features, None, **EASY)
     X, y = cloud(240)
     again = made(tmp_path / "again", X[:90], list(features.uris[:90]), label=y[:90].tolist(), distinct=True)
-    found = fp.evaluate(model, again, near_duplicate_threshold=1.0)
-    assert found.notes[0].startswith("90 of the 90 test pictures are files that it was trained on")
-    assert found.leak_aware.scores is None
+    evaluation = fp.evaluate(model, again, near_duplicate_threshold=1.0)
+    assert "90 of the 90 test images" in evaluation.notes[0]
+    assert evaluation.leak_aware.scores is None
 
 
-def test_a_drawn_part_of_the_training_set_is_no_place_to_look_for_twins(tmp_path: Path) -> None:
+def test_near_duplicates_are_not_searched_in_a_sample_of_the_training_set(tmp_path: Path) -> None:
     model = fp.train(cloud_set(tmp_path / "features", 600), None, **EASY)
-    found = fp.evaluate(
-        model, strangers(tmp_path / "test"), in_memory_bytes=4 * 15 * 400, near_duplicate_threshold=1.0
+    evaluation = fp.evaluate(
+        model, other_rows(tmp_path / "test"), in_memory_bytes=4 * 15 * 400, near_duplicate_threshold=1.0
     )
-    assert found.leak_aware.scores is None
-    assert found.leak_aware.reason == (
-        "near-duplicates cannot be looked for: 201 of the 600 pictures that it was trained on were drawn"
-    )
-    assert [point.n_train for point in found.learning_curve][-2:] == [99, 600]
+    assert evaluation.leak_aware.scores is None
+    assert "201 of the 600 training images" in evaluation.leak_aware.reason
+    assert [point.n_train for point in evaluation.learning_curve][-2:] == [99, 600]
 
 
 def labels_file(features: FeatureSet, path: Path, **renamed: str) -> Path:
@@ -181,7 +182,7 @@ def labels_file(features: FeatureSet, path: Path, **renamed: str) -> Path:
     return path
 
 
-def test_a_file_of_labels_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_labels_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features = cloud_set(tmp_path / "features")
     names = {"apple": "Apfel, süß", "cherry": "桜" * 200}
     labels_file(features, tmp_path / "labels.csv", **names)
@@ -192,41 +193,39 @@ def test_a_file_of_labels_is_found_from_any_folder(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert fp.evaluate("../model", "../features").naive.scores is not None
     (tmp_path / "labels.csv").unlink()
-    found = fp.evaluate("../model", strangers(tmp_path / "test"), label_column="label")
-    assert found.naive.scores is not None  # by the field, though the model was trained with a file
-    assert "cannot be told any more. The 'labels_file' setting" in found.leak_aware.reason
-    assert "\n" not in found.leak_aware.reason
+    evaluation = fp.evaluate("../model", other_rows(tmp_path / "test"), label_column="label")
+    assert evaluation.naive.scores is not None  # by the field, though the model was trained with a file
+    assert "'labels_file'" in evaluation.leak_aware.reason
+    assert "\n" not in evaluation.leak_aware.reason
 
 
 def test_another_feature_space_is_refused(orchard: Path, tmp_path: Path) -> None:
     model = fp.train(orchard / "features", tmp_path / "model", near_duplicate_threshold=APART, **EASY)
-    with pytest.raises(
-        PlanMismatchError, match=r"model' cannot tell the features of '.*reduced'; .*projection: None"
-    ):
+    with pytest.raises(PlanMismatchError, match=r"model'.*reduced'.*projection: None"):
         fp.evaluate(model, orchard / "reduced", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
 
 
-# -- with pictures -------------------------------------------------------------------------------------------
+# -- with images -------------------------------------------------------------------------------------------
 
 
 def test_a_report_of_an_orchard(orchard: Path, tmp_path: Path) -> None:
-    found = fp.evaluate(
+    evaluation = fp.evaluate(
         orchard / "model", orchard / "reduced", tmp_path / "report.html", near_duplicate_threshold=APART
     )
-    assert found.split == "by the column 'split'"
-    assert found.leak_aware.scores is not None
-    assert found.leak_aware.scores.accuracy > 0.9
-    names = [one.name.partition(",")[0] for one in found.baselines]
+    assert evaluation.split == "by the column 'split'"
+    assert evaluation.leak_aware.scores is not None
+    assert evaluation.leak_aware.scores.accuracy > 0.9
+    names = [one.name.partition(",")[0] for one in evaluation.baselines]
     assert names == ["always the most frequent label", "colour histogram"]
-    assert found.baselines[1].accuracy is not None
-    assert found.baselines[1].accuracy > 0.5
-    told = json.loads((tmp_path / "report.json").read_text())
-    assert told == json.loads(json.dumps(found.to_json()))
+    assert evaluation.baselines[1].accuracy is not None
+    assert evaluation.baselines[1].accuracy > 0.5
+    values = json.loads((tmp_path / "report.json").read_text())
+    assert values == json.loads(json.dumps(evaluation.to_json()))
 
 
-def test_mistakes_are_shown_with_their_pictures(orchard: Path, tmp_path: Path) -> None:
-    """Labels that a file has swapped are mistakes, and confident ones."""
+def test_mistakes_are_shown_with_their_images(orchard: Path, tmp_path: Path) -> None:
+    """Labels swapped in a file become confident mistakes."""
     features = fp.open_features(orchard / "features")
     assert features.labels is not None
     rows = [f"{uri},Durian\n" for uri in features.uris if "Plum" in uri]
@@ -234,15 +233,15 @@ def test_mistakes_are_shown_with_their_pictures(orchard: Path, tmp_path: Path) -
         f"{uri},{label}\n" for uri, label in zip(features.uris, features.labels, strict=True) if label != "Plum"
     ]
     (tmp_path / "labels.csv").write_text("uri,label\n" + "".join(rows))
-    found = fp.evaluate(
+    evaluation = fp.evaluate(
         orchard / "model",
         features,
         tmp_path / "report.html",
         labels_file=str(tmp_path / "labels.csv"),
     )
-    assert {(one.label, one.predicted) for one in found.mistakes} >= {("Durian", "Plum")}
+    assert {(one.label, one.predicted) for one in evaluation.mistakes} >= {("Durian", "Plum")}
     page = (tmp_path / "report.html").read_text()
-    assert page.count("data:image/jpeg") >= len(found.mistakes) > 3
+    assert page.count("data:image/jpeg") >= len(evaluation.mistakes) > 3
 
 
 def test_the_report_in_a_browser(orchard: Path, tmp_path: Path) -> None:
@@ -256,25 +255,25 @@ def test_the_report_in_a_browser(orchard: Path, tmp_path: Path) -> None:
             assert page.requests == [(tmp_path / "report.html").as_uri()]
 
 
-def test_pictures_that_are_gone_leave_a_report_all_the_same(orchard: Path, tmp_path: Path) -> None:
+def test_a_report_is_written_without_the_images(orchard: Path, tmp_path: Path) -> None:
     copy = tmp_path / "orchard"
     shutil.copytree(orchard / "in", copy)
     embed(str(copy), tmp_path / "features", labels="{split}/{label}/{name}", precision="float32")
     fp.train(tmp_path / "features", tmp_path / "model", near_duplicate_threshold=APART)
     shutil.rmtree(copy)
-    found = fp.evaluate(
+    evaluation = fp.evaluate(
         tmp_path / "model", tmp_path / "features", tmp_path / "report.html", near_duplicate_threshold=APART
     )
-    assert found.baselines[1].reason == "the images cannot be read"
+    assert "cannot be read" in evaluation.baselines[1].reason
     assert (tmp_path / "report.html").is_file()
 
 
-def test_a_report_that_cannot_be_written_is_refused_first(orchard: Path, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_refused_before_any_work(orchard: Path, tmp_path: Path) -> None:
     for name, kind in (("report.htm", SettingError), ("nowhere/report.html", DestinationError)):
         with pytest.raises(kind, match="report"):
             fp.evaluate(tmp_path / "no model", orchard / "reduced", tmp_path / name)
     (tmp_path / "report.json").write_text("mine")
-    with pytest.raises(DestinationError, match=r"report.json' already exists"):
+    with pytest.raises(DestinationError, match=r"report\.json"):
         fp.evaluate(tmp_path / "no model", orchard / "reduced", tmp_path / "report.html")
 
 
@@ -285,9 +284,9 @@ def test_the_commands(orchard: Path, tmp_path: Path) -> None:
     threshold = ("--near-duplicate-threshold", str(APART))
     done = run_cli("train", orchard / "reduced", "--out", tmp_path / "model", "--json", *threshold)
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["metrics"]["naive"]["scores"]["accuracy"] > 0.9
-    assert told["where"] == str(tmp_path / "model")
+    values = json.loads(done.stdout)
+    assert values["metrics"]["naive"]["scores"]["accuracy"] > 0.9
+    assert values["where"] == str(tmp_path / "model")
     for word in ("leak-aware", "naive", "accuracy", "95 %", "Apple Green", "next: featurepress predict"):
         assert word in done.stderr
     done = run_cli("info", tmp_path / "model")
@@ -295,7 +294,7 @@ def test_the_commands(orchard: Path, tmp_path: Path) -> None:
     for word in ("leak-aware", "Apple Green", "embedded-v1, avg, reduced to 40", "fingerprint", "scikit-learn"):
         assert word in done.stdout
     shown = json.loads(run_cli("info", tmp_path / "model", "--json").stdout)
-    assert {name: told[name] for name in shown} == shown
+    assert {name: values[name] for name in shown} == shown
     report = tmp_path / "report.html"
     done = run_cli("evaluate", tmp_path / "model", orchard / "reduced", "--report", report, "--json", *threshold)
     assert done.returncode == 0, done.stderr

@@ -67,7 +67,7 @@ def _report(found: Predictions, *, as_json: bool) -> None:
     lines = output.Lines()
     has_regions = summary["settings"]["regions"] or summary["settings"]["tiles"]
     what = "regions" if has_regions else "labels"
-    lines.add("rows", f"{len(found):,} {what} of {summary['pictures']:,} pictures, {summary['failed']:,} failed")
+    lines.add("rows", f"{len(found):,} {what} of {summary['images']:,} images, {summary['failed']:,} failed")
     if unread := summary.get("unread"):
         lines.add("unread", f"{unread:,} pictures could not be read again; the same command tries again")
     lines.add_counts("labels", dict(list(counts.items())[:_MOST_FREQUENT]))

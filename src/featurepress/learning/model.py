@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress.analysis import PCA, Classifier
 from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError
 from featurepress.features.notebook import to_html
-from featurepress.learning.arguments import naming_out
+from featurepress.ledger.destination import destination_errors
 from featurepress.ledger.names import TRAINED_CLASSIFIER, TRAINED_MODEL, TRAINED_PROJECTION
 from featurepress.specs import BackboneSpec
 from featurepress.storage import Storage, open_storage
@@ -171,7 +171,7 @@ class TrainedModel:
         if self.projection is not None:
             files[TRAINED_PROJECTION] = self.projection.to_bytes()
         text = self._text({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
-        with naming_out():
+        with destination_errors():
             storage.prepare()
             for name, data in files.items():
                 storage.write(name, data)
@@ -253,7 +253,7 @@ def require_free(storage: Storage) -> None:
     DestinationError
         It holds something, or cannot be read.
     """
-    with naming_out():
+    with destination_errors():
         existing = next(iter(storage.list("")), None)
     path = Path(storage.location)
     if path.exists() and not path.is_dir():

@@ -1,7 +1,7 @@
-"""Predict labels with a trained model, from pictures or from a feature set.
+"""Predict labels with a trained model, from images or from a feature set.
 
-From pictures it is an embed with the model's own backbone, into the destination, and then a task over the parts;
-from a feature set it is the task alone. `learning.predictions` defines what is written.
+Images are first embedded into the destination with the model's own backbone. Then a task predicts each part of the
+features. `learning.predictions` defines the files.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from featurepress.errors import (
 )
 from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.learning import predictions
-from featurepress.learning.model import TrainedModel, open_model
+from featurepress.learning.arguments import open_destination
+from featurepress.learning.model import TrainedModel, as_model
 from featurepress.learning.predictions import UNKNOWN, Predictions, Tally
 from featurepress.learning.regions import BACKGROUND, RegionPart, pooling_of, require_apart, require_regions
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan
-from featurepress.ledger.destination import require_free_destination
+from featurepress.ledger.destination import destination_errors, require_free_destination
 from featurepress.ledger.names import PREDICTIONS_SUMMARY, part_name, shard_of
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, show_progress, step
-from featurepress.runs.verbs import Request, expand_time, prepare, run_plan
+from featurepress.runs.verbs import Request, prepare, run_plan
 from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, PredictOptions, Settings
 from featurepress.sources import Locations
 from featurepress.storage import Storage, open_storage
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
 
 DEFAULT_OUT = "predictions{time}"
 IMAGES_PER_PART_OF_TILES = 8
-# As many numbers in as many parts are predicted before a worker process has started.
-_NUMBERS_AT_ONCE, _PARTS_AT_ONCE = 16_000_000, 64
+# Up to so many numbers and parts, this process is done before a worker process has started.
+_MAX_NUMBERS_HERE, _MAX_PARTS_HERE = 16_000_000, 64
+_BATCH_ROWS = 1024
+_SUMMED = ("images", "rows", "unknown", "unread")
 
 
 def predict(
@@ -65,53 +68,54 @@ def predict(
     progress: bool | OnProgress = True,
     **options: Unpack[PredictOptions],
 ) -> Predictions:
-    """Predict the labels of pictures, or of the rows of a feature set.
+    """Predict the labels of images, or of the rows of a feature set.
 
-    The same call again finishes what was interrupted. After an update of the features it predicts the parts that
-    have changed.
+    The same call again finishes what was interrupted. After an update of the features, it predicts only the parts
+    that changed.
 
     Parameters
     ----------
     model : TrainedModel, str or path
-        The model, or where it lies.
+        The model, or its location.
     sources : FeatureSet, str, path, or sequence of them
-        A complete feature set, or where one lies; or pictures, as for `featurepress.embed`: these are embedded into
-        `out` first, with the model's own backbone.
-    out : str or path
-        The destination; ``{time}`` in it becomes the date and time.
+        A complete feature set, or its location. Or images, as for `featurepress.embed`: they are first embedded
+        into `out`, with the model's own backbone.
+    out : str or path, default='predictions{time}'
+        The destination; ``{time}`` becomes the date and time.
     engine : Engine, optional
-        Where to run; by default worker processes on this machine.
+        Where to run; by default in worker processes on this machine.
     progress : bool or callable
         True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
         `top_k` (1), `threshold`, `format` (``parquet`` or ``csv``); or `regions`, `tiles` and `annotate`, for
-        several labels a picture, with boxes. Of pictures also what `embed` knows of listing and reading them,
-        `images_per_part`, `max_failures`, `workers` and `memory_bytes`; of features `workers`.
+        several labels per image, with boxes. For images also the settings of `embed` for listing and reading,
+        `images_per_part`, `max_failures`, `workers` and `memory_bytes`; for features `workers`.
 
     Returns
     -------
     Predictions
-        All of them, complete.
+        The complete predictions.
 
     Raises
     ------
     AnalysisError
-        There is no model, it was changed since it was trained, or the feature set is empty.
+        There is no model, it has changed since it was trained, or the feature set is empty.
     PlanMismatchError
-        The features, or the backbone that is found here under the model's name, are of another feature space; or
-        `out` holds other predictions.
+        The features, or the backbone of that name on this machine, are of another feature space; or `out` holds
+        other predictions.
     RequestError
         The request cannot be served; nothing was written.
     StoppedError
-        It stopped; the same call finishes it.
+        The run stopped; the same call finishes it.
     TooManyFailuresError
-        All is written, but more pictures failed than `max_failures` allows; its `features` are the `Predictions`.
+        Everything is written, but more images failed than `max_failures` allows; its `result` are the
+        `Predictions`.
 
     Examples
     --------
     >>> import featurepress as fp
     >>> predictions = fp.predict("fruit-model/", "photos/", "predictions/", top_k=3)  # doctest: +SKIP
-    >>> predictions.to_table().to_pandas()  # doctest: +SKIP
+    >>> predictions.to_pandas()  # doctest: +SKIP
     """
     with show_progress(progress) as on_progress:
         return _predict(model, sources, out, engine=engine, on_progress=on_progress, options=options)
@@ -127,49 +131,49 @@ def _predict(
     options: Mapping[str, Any],
 ) -> Predictions:
     started = time.perf_counter()
-    asked, others = _sorted(options)
-    model = model if isinstance(model, TrainedModel) else open_model(model)
-    if asked.top_k > len(model.labels):
+    settings, embed_options = _settings(options)
+    model = as_model(model)
+    if settings.top_k > (n_labels := len(model.labels)):
         raise SettingError(
-            f"The 'top_k' setting (--top-k) can be {len(model.labels)} at most, of so many labels the model knows. "
-            f"Got {asked.top_k}."
+            f"The 'top_k' setting (--top-k) must be at most {n_labels}, the number of the model's labels. "
+            f"Got {settings.top_k}."
         )
-    pooling = pooling_of(asked, model)
-    storage = open_storage(expand_time(str(out)))
-    trouble: TooManyFailuresError | None = None
-    with _lying_somewhere(model) as model:
-        features = feature_set(sources)
+    pooling = pooling_of(settings, model)
+    storage = open_destination(out)
+    failures: TooManyFailuresError | None = None
+    with _on_disk(model) as model:
+        prediction = _Prediction(model, settings, storage, engine, on_progress, embed_options.get("workers"))
+        features = find_feature_set(sources)
         if features is None:
             assert not isinstance(sources, FeatureSet)
-            if asked.tiles:  # a picture of which costs so much that small collections, too, keep all cores busy
-                others = {"images_per_part": IMAGES_PER_PART_OF_TILES, **others}
-            others = {**others, "pooling": pooling}
-            features, trouble = _embedded(model, sources, storage, asked, others, engine, on_progress)
+            if settings.tiles:  # each image is so much work that small parts keep all cores busy
+                embed_options = {"images_per_part": IMAGES_PER_PART_OF_TILES, **embed_options}
+            features, failures = prediction.embed(sources, {**embed_options, "pooling": pooling})
         else:
-            _require_predictable(model, features, storage, asked, others)
-        predictions = _predict_features(model, features, storage, asked, engine, on_progress, others.get("workers"))
-    predictions.seconds = time.perf_counter() - started
+            prediction.require_predictable(features, embed_options)
+        result = prediction.run(features)
+    result.seconds = time.perf_counter() - started
     if features.summary is not None:
-        predictions.images_per_second = features.summary.images_per_second
-    if trouble is not None:
-        raise TooManyFailuresError(str(trouble), predictions)
-    return predictions
+        result.images_per_second = features.summary.images_per_second
+    if failures is not None:
+        raise TooManyFailuresError(str(failures), result)
+    return result
 
 
-def _sorted(options: Mapping[str, Any]) -> tuple[PredictionSettings, dict[str, Any]]:
-    """Sort the options into those of the prediction, and those of an embed."""
+def _settings(options: Mapping[str, Any]) -> tuple[PredictionSettings, dict[str, Any]]:
+    """Sort the options into the settings of the prediction and the options of an embed."""
     own = {item.name for item in fields(PredictionSettings)}
-    others = {name: value for name, value in options.items() if name in IMAGE_SETTINGS}
-    asked = PredictionSettings.from_options(
-        **{name: value for name, value in options.items() if name in own or name not in others}
+    embed_options = {name: value for name, value in options.items() if name in IMAGE_SETTINGS}
+    settings = PredictionSettings.from_options(
+        **{name: value for name, value in options.items() if name in own or name not in embed_options}
     )
-    Settings.from_options(**others)  # checks them
-    return asked, others
+    Settings.from_options(**embed_options)  # checks them
+    return settings, embed_options
 
 
 @contextlib.contextmanager
-def _lying_somewhere(model: TrainedModel) -> Iterator[TrainedModel]:
-    """Give a model with its files, from which it can be copied; one that was never saved gets them for a while."""
+def _on_disk(model: TrainedModel) -> Iterator[TrainedModel]:
+    """Yield a model with files that can be copied; a model in memory is saved into a temporary folder."""
     if model.location:
         yield model
         return
@@ -177,203 +181,164 @@ def _lying_somewhere(model: TrainedModel) -> Iterator[TrainedModel]:
         yield model.save(Path(folder) / "model")
 
 
-# -- what is predicted ---------------------------------------------------------------------------------------
-
-
-def feature_set(sources: FeatureSet | Locations) -> FeatureSet | None:
-    """Give the feature set that is meant, which must be complete, or None if it is pictures."""
+def find_feature_set(sources: FeatureSet | Locations) -> FeatureSet | None:
+    """Return the feature set that the sources name, which must be complete, or None if they name images."""
     if isinstance(sources, FeatureSet):
         return open_features(sources.location)
-    places: list[Any] = [sources]
+    locations: list[Any] = [sources]
     if isinstance(sources, Sequence) and not isinstance(sources, str):
-        places = list(sources)
-    if len(places) != 1 or not isinstance(places[0], str | Path):
+        locations = list(sources)
+    if len(locations) != 1 or not isinstance(locations[0], str | Path):
         return None
     try:
-        plan = ledger.read_plan(open_storage(str(places[0])))
-    except (DestinationError, StorageError):  # no place where a feature set can be, such as a web address
+        plan = ledger.read_plan(open_storage(str(locations[0])))
+    except (DestinationError, StorageError):  # cannot hold a feature set, such as a web address
         return None
-    return None if plan is None else open_features(places[0])
+    return None if plan is None else open_features(locations[0])
 
 
-def _require_predictable(
-    model: TrainedModel,
-    features: FeatureSet,
-    storage: Storage,
-    asked: PredictionSettings,
-    others: Mapping[str, Any],
-) -> None:
-    """Refuse a feature set, or a destination, of which nothing can come."""
-    if wrong := sorted(set(others) - {"workers"}):
-        raise SettingError(
-            f"'{features.location}' is a feature set, of which no picture is listed or read. Leave out "
-            f"{', '.join(wrong)}."
-        )
-    if asked.regions or asked.tiles:
-        require_regions(asked, model, features)
-    else:
-        model.transform_of(features.plan.backbone, features.location)
-    features.require_outside(storage.location)
-    if asked.annotate:
-        require_apart(storage, features)
-    if not len(features):
-        raise AnalysisError(f"The feature set '{features.location}' is empty: there is nothing to predict.")
-    with _refusing():
-        if not predictions.require_same(storage, _request(model, features, asked)):
-            if ledger.read_plan(storage) is not None:
-                raise DestinationError(
-                    f"'{storage.location}' is a feature set. Choose another --out, for the predictions alone."
-                )
-            require_free_destination(storage)
+@dataclass(frozen=True)
+class _Prediction:
+    """One call of `predict`."""
 
+    model: TrainedModel
+    settings: PredictionSettings
+    storage: Storage
+    engine: Engine | None
+    on_progress: OnProgress
+    workers: int | None
 
-def _embedded(
-    model: TrainedModel,
-    sources: Locations,
-    storage: Storage,
-    asked: PredictionSettings,
-    others: Mapping[str, Any],
-    engine: Engine | None,
-    on_progress: OnProgress,
-) -> tuple[FeatureSet, TooManyFailuresError | None]:
-    """Embed the pictures into the destination as the model's own were; give also what is to be said in the end."""
-    started = time.perf_counter()
-    settings = Settings.from_options(**{**model.embed_settings, **others})
-    with _refusing():
-        standing = ledger.read_generation(storage, 1)
-        if standing is not None:  # its request, too, if there is one already
-            predictions.require_same(storage, _request(model, FeatureSet(standing, None), asked))
-    plan = prepare(Request(sources, storage.location, settings), on_progress)
-    known = replace(model.backbone.unprojected, pooling=others["pooling"])
-    if differences := known.differences(plan.backbone):
-        raise PlanMismatchError(
-            f"The model '{model.location}' cannot tell what is embedded here with '{settings.features.model}'; it "
-            f"knows features with {'; '.join(differences)}. Make the same model ready, or train another."
-        )
-    try:
-        return run_plan(plan, engine=engine, on_progress=on_progress, started=started), None
-    except TooManyFailuresError as error:
-        return error.result, error
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Say of a place that cannot be read, when nothing is written yet, that the request is bad."""
-    try:
-        yield
-    except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-
-
-def _request(model: TrainedModel, features: FeatureSet, asked: PredictionSettings) -> dict[str, Any]:
-    """Say what is predicted: enough to tell whether it would be the same again, also after updates of the set."""
-    first = ledger.read_generation(features.plan.storage, 1)
-    return {
-        "format": 1,
-        "model": {"sha256": model.sha256, "location": model.location},
-        "features": {"run_id": (first or features.plan).run_id, "location": features.location},
-        "settings": asdict(asked),
-        "library_version": __version__,
-    }
-
-
-# -- predicting ----------------------------------------------------------------------------------------------
-
-
-def _predict_features(
-    model: TrainedModel,
-    features: FeatureSet,
-    storage: Storage,
-    asked: PredictionSettings,
-    engine: Engine | None,
-    on_progress: OnProgress,
-    workers: int | None,
-) -> Predictions:
-    """Predict the parts that are left, add up, and say that all is there."""
-    _begin(model, features, storage, asked)
-    kind = RegionPart if asked.regions or asked.tiles else PredictPart
-    task: RegionPart | PredictPart = kind(storage, model.sha256, asked)
-    digests = {shard_of(name): digest for name, digest in features.parts.items()}
-    left = predictions.left(storage, digests)
-    summary = predictions.read_summary(storage)
-    if left or summary is None or summary["parts"] != len(digests):
-        storage.delete(PREDICTIONS_SUMMARY)
-        predictions.forget(storage, set(digests))
-        if isinstance(task, RegionPart) and asked.annotate:
-            drawn = {shard for _, shard in predictions.annotated_shards(storage)}
-            task = replace(task, drawn=frozenset(drawn.intersection(left)))
-        _run(task, features, left, engine, on_progress, workers)
-        summary = _sum_up(model, features, task, digests)
-        predictions.write_summary(storage, summary)
-    return Predictions(storage, features, summary)
-
-
-def _run(
-    task: RegionPart | PredictPart,
-    features: FeatureSet,
-    left: Sequence[int],
-    engine: Engine | None,
-    on_progress: OnProgress,
-    workers: int | None,
-) -> None:
-    """Predict some parts, in this process where that takes no longer than to start others."""
-    n_numbers = len(features) * features.n_features
-    is_little = n_numbers <= _NUMBERS_AT_ONCE and len(left) <= _PARTS_AT_ONCE
-    if engine is None and workers is None and isinstance(task, PredictPart) and is_little:
-        for i, shard in enumerate(left):
-            on_progress(step("predicting", 4 * n_numbers * i // len(left), 4 * n_numbers))
-            task(features.plan, shard)
-        return
-    runner = Runner(features, engine, on_progress, preload=__name__, workers=workers)
-    try:
-        for _ in runner.run(features.plan, "predicting", task, left):
-            pass
-    finally:
-        runner.close()
-
-
-def _begin(model: TrainedModel, features: FeatureSet, storage: Storage, asked: PredictionSettings) -> None:
-    """Write the request and the model, unless they are there."""
-    own = features.location == storage.location  # a place that was written to already
-    try:
-        if not own:
-            storage.prepare()
-        predictions.create_request(storage, _request(model, features, asked))
-        predictions.bring(storage, model)
-    except StorageError as error:
-        if own:
-            raise
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
-
-
-def _sum_up(
-    model: TrainedModel, features: FeatureSet, task: RegionPart | PredictPart, digests: Mapping[int, str]
-) -> dict[str, Any]:
-    """Give the summary, once every part of the features has its predictions."""
-    labels: Counter[str] = Counter()
-    totals: Counter[str] = Counter()
-    now = {shard_of(name): digest for name, digest in FeatureSet(features.plan, None).parts.items()}
-    for shard, receipt in predictions.read_receipts(task.storage, list(digests)):
-        if receipt is None or receipt["part"] != digests[shard] or now != digests:
-            raise StoppedError(
-                f"The feature set '{features.location}' has changed while it was predicted. Run the same again; if "
-                f"it is being updated, after: featurepress resume {shlex.quote(features.location)}"
+    def require_predictable(self, features: FeatureSet, embed_options: Mapping[str, Any]) -> None:
+        """Refuse a feature set that the model cannot classify, and a destination that is not free."""
+        if wrong := sorted(set(embed_options) - {"workers"}):
+            raise SettingError(
+                f"'{features.location}' is a feature set: no image of it is listed or read. Leave out "
+                f"{', '.join(wrong)}."
             )
-        labels.update(receipt["labels"])
-        totals.update({name: receipt.get(name, 0) for name in _ADDED_UP})
-    return {
-        "status": "complete",
-        "parts": len(digests),
-        **{name: totals[name] for name in _ADDED_UP},
-        "labels": dict(sorted(labels.items())),
-        "failed": (features.manifest or {}).get("failed", features.failures.num_rows),
-        **{name: value for name, value in _request(model, features, task.asked).items() if name != "format"},
-        "knows_background": BACKGROUND in model.labels,
-        "versions": {name: version(name) for name in ("featurepress", "numpy", "pyarrow")},
-    }
+        if self.settings.regions or self.settings.tiles:
+            require_regions(self.settings, self.model, features)
+        else:
+            self.model.transform_of(features.plan.backbone, features.location)
+        features.require_outside(self.storage.location)
+        if self.settings.annotate:
+            require_apart(self.storage, features)
+        if not len(features):
+            raise AnalysisError(f"The feature set '{features.location}' is empty: there is nothing to predict.")
+        with destination_errors():
+            if not predictions.require_same(self.storage, self._request(features)):
+                if ledger.read_plan(self.storage) is not None:
+                    raise DestinationError(
+                        f"'{self.storage.location}' is a feature set. Choose another --out for the predictions."
+                    )
+                require_free_destination(self.storage)
 
+    def embed(
+        self, sources: Locations, options: Mapping[str, Any]
+    ) -> tuple[FeatureSet, TooManyFailuresError | None]:
+        """Embed images into the destination, as the model's own; return also an error to raise in the end."""
+        started = time.perf_counter()
+        settings = Settings.from_options(**{**self.model.embed_settings, **options})
+        with destination_errors():
+            existing = ledger.read_generation(self.storage, 1)
+            if existing is not None:
+                predictions.require_same(self.storage, self._request(FeatureSet(existing, None)))
+        plan = prepare(Request(sources, self.storage.location, settings), self.on_progress)
+        own = replace(self.model.backbone.unprojected, pooling=options["pooling"])
+        if differences := own.differences(plan.backbone):
+            raise PlanMismatchError(
+                f"The model '{self.model.location}' does not fit the backbone '{settings.features.model}' of this "
+                f"machine. It needs features with {'; '.join(differences)}. Add the model's backbone, or train "
+                "another model."
+            )
+        try:
+            return run_plan(plan, engine=self.engine, on_progress=self.on_progress, started=started), None
+        except TooManyFailuresError as error:
+            return error.result, error
 
-_ADDED_UP = ("pictures", "rows", "unknown", "unread")
+    def run(self, features: FeatureSet) -> Predictions:
+        """Predict the parts that are missing, and write the summary."""
+        self._begin(features)
+        digests = {shard_of(name): digest for name, digest in features.parts.items()}
+        unfinished = predictions.unfinished_parts(self.storage, digests)
+        summary = predictions.read_summary(self.storage)
+        if unfinished or summary is None or summary["parts"] != len(digests):
+            self.storage.delete(PREDICTIONS_SUMMARY)
+            predictions.delete_other_parts(self.storage, set(digests))
+            self._predict_parts(features, unfinished)
+            summary = self._summary(features, digests)
+            predictions.write_summary(self.storage, summary)
+        return Predictions(self.storage, features, summary)
+
+    def _begin(self, features: FeatureSet) -> None:
+        """Write the request and the model, unless they exist."""
+        is_own = features.location == self.storage.location  # has been written to already
+        with contextlib.nullcontext() if is_own else destination_errors():
+            if not is_own:
+                self.storage.prepare()
+            predictions.create_request(self.storage, self._request(features))
+            predictions.copy_model(self.storage, self.model)
+
+    def _task(self, unfinished: Sequence[int]) -> RegionPart | PredictPart:
+        if not (self.settings.regions or self.settings.tiles):
+            return PredictPart(self.storage, self.model.sha256, self.settings)
+        annotated = frozenset[int]()
+        if self.settings.annotate:
+            shards = {shard for _, shard in predictions.annotated_copies(self.storage)}
+            annotated = frozenset(shards.intersection(unfinished))
+        return RegionPart(self.storage, self.model.sha256, self.settings, annotated)
+
+    def _predict_parts(self, features: FeatureSet, unfinished: Sequence[int]) -> None:
+        """Predict parts; in this process where that is quicker than starting workers."""
+        task = self._task(unfinished)
+        n_numbers = len(features) * features.n_features
+        is_small = n_numbers <= _MAX_NUMBERS_HERE and len(unfinished) <= _MAX_PARTS_HERE
+        if self.engine is None and self.workers is None and isinstance(task, PredictPart) and is_small:
+            for i, shard in enumerate(unfinished):
+                self.on_progress(step("predicting", 4 * n_numbers * i // len(unfinished), 4 * n_numbers))
+                task(features.plan, shard)
+            return
+        runner = Runner(features, self.engine, self.on_progress, preload=__name__, workers=self.workers)
+        try:
+            for _ in runner.run(features.plan, "predicting", task, unfinished):
+                pass
+        finally:
+            runner.close()
+
+    def _request(self, features: FeatureSet) -> dict[str, Any]:
+        """Return what is predicted; the same after an update of the features."""
+        first = ledger.read_generation(features.plan.storage, 1)
+        return {
+            "format": 1,
+            "model": {"sha256": self.model.sha256, "location": self.model.location},
+            "features": {"run_id": (first or features.plan).run_id, "location": features.location},
+            "settings": asdict(self.settings),
+            "library_version": __version__,
+        }
+
+    def _summary(self, features: FeatureSet, digests: Mapping[int, str]) -> dict[str, Any]:
+        """Return the summary; every part of the features must have its predictions."""
+        labels: Counter[str] = Counter()
+        totals: Counter[str] = Counter()
+        current = {shard_of(name): digest for name, digest in FeatureSet(features.plan, None).parts.items()}
+        for shard, receipt in predictions.read_receipts(self.storage, list(digests)):
+            if receipt is None or receipt["part"] != digests[shard] or current != digests:
+                raise StoppedError(
+                    f"The feature set '{features.location}' changed while it was predicted. Run the same command "
+                    f"again. If an update is unfinished, finish it first: featurepress resume "
+                    f"{shlex.quote(features.location)}"
+                )
+            labels.update(receipt["labels"])
+            totals.update({name: receipt.get(name, 0) for name in _SUMMED})
+        return {
+            "status": "complete",
+            "parts": len(digests),
+            **{name: totals[name] for name in _SUMMED},
+            "labels": dict(sorted(labels.items())),
+            "failed": (features.manifest or {}).get("failed", features.failures.num_rows),
+            **{name: value for name, value in self._request(features).items() if name != "format"},
+            "knows_background": BACKGROUND in self.model.labels,
+            "versions": {name: version(name) for name in ("featurepress", "numpy", "pyarrow")},
+        }
 
 
 @dataclass(frozen=True)
@@ -383,73 +348,66 @@ class PredictPart:
     Parameters
     ----------
     storage : Storage
-        The destination, in which the model lies already.
+        The destination, which holds a copy of the model.
     model : str
-        Its sha256.
-    asked : PredictionSettings
-        What is told.
+        Hash of the model.
+    settings : PredictionSettings
+        Of the prediction.
     """
 
     storage: Storage
     model: str
-    asked: PredictionSettings
+    settings: PredictionSettings
 
     def __call__(self, plan: Plan, shard: int) -> int:
-        """Predict part number `shard` of the feature set of `plan`; give its number of rows."""
+        """Predict part number `shard` of the feature set of `plan`; return its number of rows."""
         features, name = FeatureSet(plan, None), part_name(shard)
-        model = predictions.brought(self.storage, self.model)
-        prepare = model.transform_of(plan.backbone, features.location)
-        # Of features that are replaced after this, the rows may be newer than the receipt says: never older.
+        model = predictions.copied_model(self.storage, self.model)
+        transform = model.transform_of(plan.backbone, features.location)
+        # If the features are replaced after this, the rows are newer than the receipt: never older.
         tally = Tally(features.part_digest(name))
         schema = predictions.schema_of(self._columns)
-        with predictions.writing(self.storage, shard, schema, self.asked.format) as write:
+        with predictions.part_writer(self.storage, shard, schema, self.settings.format) as write:
             for X, batch in features.part_batches(name, ["uri"], _BATCH_ROWS):
-                _require_numbers(X, batch.column("uri"), features.location)
-                table = self._told(model.labels, model.classifier.predict_proba(prepare(X)), batch.column("uri"))
+                _require_finite(X, batch.column("uri"), features.location)
+                probabilities = model.classifier.predict_proba(transform(X))
+                table = self._rows(model.labels, probabilities, batch.column("uri"))
                 write(table.cast(schema))
                 tally.add(table.column("label").to_pylist(), len(batch))
                 send_message(("rows", len(batch)))
-        predictions.write_receipt(self.storage, shard, tally.to_json({"model": self.model}))
+        predictions.write_receipt(self.storage, shard, tally.to_receipt(self.model))
         return tally.rows
 
     @property
     def _columns(self) -> list[str]:
-        columns = ["uri", "label", "probability"]
-        if self._tells_more:
-            columns += [f"{what}_{i + 1}" for i in range(self.asked.top_k) for what in ("label", "probability")]
-        return columns
+        return predictions.columns_of(asdict(self.settings))
 
-    @property
-    def _tells_more(self) -> bool:
-        return self.asked.top_k > 1 or self.asked.threshold is not None
-
-    def _told(self, labels: npt.NDArray[np.str_], shares: npt.NDArray[np.float64], uris: pa.Array) -> pa.Table:
-        """Give the rows of some pictures, from the probabilities of all labels: array (n_samples, n_classes)."""
+    def _rows(
+        self, labels: npt.NDArray[np.str_], probabilities: npt.NDArray[np.float64], uris: pa.Array
+    ) -> pa.Table:
+        """Return the rows of some images, from the probabilities of all labels: array (n_samples, n_classes)."""
         import numpy as np
         import pyarrow as pa
 
-        order = np.argsort(-shares, axis=1, kind="stable")[:, : self.asked.top_k]
-        ranked, heights = labels[order], np.take_along_axis(shares, order, axis=1).astype(np.float32)
+        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.settings.top_k]
+        ranked = labels[order]
+        highest = np.take_along_axis(probabilities, order, axis=1).astype(np.float32)
         first = ranked[:, 0].astype(object)
-        if self.asked.threshold is not None:
-            first[heights[:, 0] < self.asked.threshold] = UNKNOWN  # as it is written
-        columns: list[Any] = [uris, pa.array(first.tolist(), pa.string()), heights[:, 0]]
-        if self._tells_more:
-            for i in range(self.asked.top_k):
-                columns += [pa.array(ranked[:, i].tolist(), pa.string()), heights[:, i]]
-        return pa.table(columns, names=self._columns)
+        if self.settings.threshold is not None:  # compared as written, in single precision
+            first[highest[:, 0] < self.settings.threshold] = UNKNOWN
+        names = self._columns
+        columns: list[Any] = [uris, pa.array(first.tolist(), pa.string()), highest[:, 0]]
+        if len(names) > len(columns):
+            for i in range(self.settings.top_k):
+                columns += [pa.array(ranked[:, i].tolist(), pa.string()), highest[:, i]]
+        return pa.table(columns, names=names)
 
 
-_BATCH_ROWS = 1024
-
-
-def _require_numbers(X: npt.NDArray[Any], uris: pa.Array, location: str) -> None:
-    """Refuse features that are no numbers; featurepress itself writes none."""
+def _require_finite(X: npt.NDArray[Any], uris: pa.Array, location: str) -> None:
+    """Refuse features that are NaN or infinite; featurepress never writes any."""
     import numpy as np
 
-    good = np.isfinite(X).all(axis=1)
-    if not good.all():
-        uri = uris[int(np.flatnonzero(~good)[0])].as_py()
-        raise AnalysisError(
-            f"The features of '{uri}' in '{location}' are no numbers (NaN or infinite). Embed that set again."
-        )
+    finite = np.isfinite(X).all(axis=1)
+    if not finite.all():
+        uri = uris[int(np.flatnonzero(~finite)[0])].as_py()
+        raise AnalysisError(f"The features of '{uri}' in '{location}' are NaN or infinite. Embed that set again.")

@@ -1,14 +1,14 @@
-"""What `predict` writes below its destination, in the order in which it appears.
+"""Predictions: how users read them, and the files below the destination, in the order in which they are written.
 
-    predictions/request.json          which model, which features, which settings; created only if absent
-    predictions/model/                the model, file by file: workers read it there
-    predictions/part-00000000.parquet the answers for a part of the features (or .csv), row for row
-    predictions/part-00000000.json    its receipt: of which features it was made, and how often which label is in it
-    predictions/summary.json          everything is there: the receipts added up
-    annotated/00000000-00000-name.jpg the first picture of the first part, with its regions drawn in, if asked
+    predictions/request.json          the model, the features and the settings; created only if absent
+    predictions/model/                a copy of the model, for the workers
+    predictions/part-00000000.parquet the predictions for a part of the features (or .csv), row by row
+    predictions/part-00000000.json    its receipt: the hash of that part, and the number of rows by label
+    predictions/summary.json          written last: the sum of the receipts
+    annotated/00000000-00000-name.jpg optional: the first image of the first part, with its regions drawn in
 
-A part and its receipt depend on nothing but the model, the settings and the part of the features. So any number of
-attempts write the same, and one whose receipt names the features as they stand need not be made again.
+A part and its receipt depend only on the model, the settings and the part of the features. Repeated attempts write
+the same, and a part whose receipt names the current features is not predicted again.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurepress.errors import PlanMismatchError, StoppedError
+from featurepress.errors import PlanMismatchError, RequestError, StoppedError
 from featurepress.features.feature_set import FeatureSet
+from featurepress.features.notebook import N_ROWS, to_html
 from featurepress.learning.model import TrainedModel, open_model
 from featurepress.ledger.names import (
     ANNOTATED_FOLDER,
@@ -39,28 +41,31 @@ from featurepress.ledger.names import (
 from featurepress.storage import Storage, map_concurrently, open_storage, reporting_damage
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
 
 UNKNOWN = "unknown"
 
 
 class Predictions:
-    """The predictions at a destination, as they lie there.
+    """The predictions at a destination; the rows stay on disk until they are read.
+
+    Libraries that speak Arrow read them directly: ``polars.DataFrame(predictions)``,
+    ``pyarrow.table(predictions)``, or ``SELECT * FROM predictions`` in DuckDB.
 
     Attributes
     ----------
     location : str
-        Where they lie; the files are below ``predictions/`` there.
+        The destination; the files are below ``predictions/`` there.
     features : FeatureSet
-        What they were made of.
+        The features that were classified.
     summary : dict
-        ``rows``, ``pictures``, ``labels`` (how often each was told), ``unknown``, ``unread`` (pictures that could
-        not be read again for their tiles), ``failed``, the ``model`` and the ``features`` they are of, and
-        ``versions``.
+        ``rows``, ``images`` (their number), ``labels`` (rows by label), ``unknown``, ``unread`` (images that
+        could not be read again for their tiles), ``failed``, ``model``, ``features``, ``settings``, ``versions``.
     seconds : float
-        What the call that gave this took.
+        Duration of the call that returned this.
     images_per_second : float
-        Pictures that were embedded in that call, a second of it; 0.0 if none were.
+        Speed of embedding in that call; 0.0 if nothing was embedded.
     """
 
     def __init__(self, storage: Storage, features: FeatureSet, summary: Mapping[str, Any]) -> None:
@@ -68,7 +73,21 @@ class Predictions:
         self.seconds = self.images_per_second = 0.0
 
     def __repr__(self) -> str:
-        return f"<Predictions '{self.location}': {len(self)} rows, {len(self.counts)} labels>"
+        return f"<Predictions '{self.location}': {len(self):,} rows, {len(self.counts):,} labels>"
+
+    def _repr_html_(self) -> str:
+        """Return the predictions as HTML for notebooks: facts, and the first rows."""
+        counts = [f"{label} {n:,}" for label, n in itertools.islice(self.counts.items(), 10)]
+        facts = {
+            "location": self.location,
+            "rows": len(self),
+            "images": self.summary["images"],
+            "labels": f"{len(self.counts):,}: {', '.join(counts)}",
+            "failed": self.summary["failed"],
+            "model": self.summary["model"]["location"],
+        }
+        first = next(iter(self.tables()), None)
+        return to_html("Predictions", facts, () if first is None else first.slice(0, N_ROWS).to_pylist())
 
     def __len__(self) -> int:
         rows: int = self.summary["rows"]
@@ -76,114 +95,173 @@ class Predictions:
 
     @property
     def location(self) -> str:
-        """Where they lie."""
+        """The destination."""
         return self._storage.location
 
     @property
     def counts(self) -> dict[str, int]:
-        """How often each label was told, the most frequent first; ``unknown`` is one of them."""
+        """Rows by label, the most frequent first; ``unknown`` is one of the labels."""
         counts = {**self.summary["labels"], **({UNKNOWN: n} if (n := self.summary["unknown"]) else {})}
         return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
     @property
     def failures(self) -> pa.Table:
-        """The pictures that could not be embedded: Arrow table with uri, stage, reason."""
+        """The images that could not be embedded: Arrow table with uri, stage, reason."""
         return self.features.failures
 
+    @property
+    def schema(self) -> pa.Schema:
+        """Arrow schema of the rows."""
+        settings = self.summary["settings"]
+        return schema_of(columns_of(settings))
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yield the rows part by part, in the order of the features."""
+        for entry in self._storage.list(PREDICTIONS_FOLDER):
+            if is_prediction(entry.name):
+                yield read_part(self._storage, entry.name)
+
     def to_table(self) -> pa.Table:
-        """Give all rows as one Arrow table, in the order of the features."""
+        """Return all rows as one Arrow table, in the order of the features."""
         import pyarrow as pa
 
-        tables = [
-            read_part(self._storage, entry.name)
-            for entry in self._storage.list(PREDICTIONS_FOLDER)
-            if is_prediction(entry.name)
-        ]
-        return pa.concat_tables(tables)
+        return pa.concat_tables([self.schema.empty_table(), *self.tables()])
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return all rows as a pandas DataFrame, in the order of the features.
+
+        Raises
+        ------
+        RequestError
+            pandas is not installed.
+        """
+        try:
+            return self.to_table().to_pandas()
+        except ImportError as error:
+            raise RequestError("to_pandas needs pandas. Install it with: pip install pandas") from error
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        """Return the rows as a PyCapsule stream of Arrow, part by part.
+
+        Parameters
+        ----------
+        requested_schema : PyCapsule, optional
+            A schema to cast to, from a library that asks for one.
+        """
+        import pyarrow as pa
+
+        batches = (batch for table in self.tables() for batch in table.to_batches())
+        return pa.RecordBatchReader.from_batches(self.schema, batches).__arrow_c_stream__(requested_schema)
+
+
+# -- columns -------------------------------------------------------------------------------------------------
+
+
+def columns_of(settings: Mapping[str, Any]) -> list[str]:
+    """Return the columns of predictions with these settings."""
+    if settings["regions"] or settings["tiles"]:
+        return ["uri", "label", "probability", "left", "top", "right", "bottom", "kind"]
+    columns = ["uri", "label", "probability"]
+    if settings["top_k"] > 1 or settings["threshold"] is not None:
+        columns += [f"{name}_{i + 1}" for i in range(settings["top_k"]) for name in ("label", "probability")]
+    return columns
+
+
+def schema_of(columns: Sequence[str]) -> pa.Schema:
+    """Return the Arrow schema of parts with these columns."""
+    import pyarrow as pa
+
+    return pa.schema([pa.field(name, _type_of(name), nullable=False) for name in columns])
+
+
+def _type_of(column: str) -> pa.DataType:
+    import pyarrow as pa
+
+    if column.startswith("probability"):
+        return pa.float32()
+    return pa.int32() if column in ("left", "top", "right", "bottom") else pa.string()
 
 
 # -- the request ---------------------------------------------------------------------------------------------
 
 
 def read_request(storage: Storage) -> dict[str, Any] | None:
-    """Read which request a destination holds, or give None if it holds none."""
+    """Read the request at a destination; return None if there is none."""
     return _read_json(storage, PREDICTIONS_REQUEST)
 
 
 def require_same(storage: Storage, request: Mapping[str, Any]) -> bool:
-    """Say whether a destination holds the same request already.
+    """Return whether a destination already holds this request.
 
     Raises
     ------
     PlanMismatchError
-        It holds another one; what makes it another is named.
+        It holds another one; the differences are named.
     """
-    standing = read_request(storage)
-    if standing is None:
+    existing = read_request(storage)
+    if existing is None:
         return False
-    mine, theirs = (_flat(one) for one in (request, standing))
-    different = [
-        f"{name}: {theirs.get(name)!r}, not {mine[name]!r}" for name in mine if mine[name] != theirs.get(name)
-    ]
-    if different:
+    old, new = _identity(existing), _identity(request)
+    differences = [f"{name}: {old.get(name)!r}, not {new[name]!r}" for name in new if new[name] != old.get(name)]
+    if differences:
         raise PlanMismatchError(
-            f"'{storage.location}' holds other predictions; they have {'; '.join(different)}. Choose another --out."
+            f"'{storage.location}' holds other predictions, with {'; '.join(differences)}. Choose another --out."
         )
     return True
 
 
 def create_request(storage: Storage, request: Mapping[str, Any]) -> None:
-    """Write the request only if there is none, and make sure that the one that stands is the same."""
+    """Write the request if there is none; an existing one must be the same."""
     if not storage.create(PREDICTIONS_REQUEST, _dump(request)):
         require_same(storage, request)
 
 
-def _flat(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Give what makes two requests different; where the features lie does not, they may have been moved."""
+def _identity(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two requests must share; the features may have been moved."""
     return {"model": request["model"]["sha256"], "features": request["features"]["run_id"], **request["settings"]}
 
 
 # -- the model -----------------------------------------------------------------------------------------------
 
 
-def bring(storage: Storage, model: TrainedModel) -> None:
-    """Lay a model where workers find it, unless it is there.
+def copy_model(storage: Storage, model: TrainedModel) -> None:
+    """Copy a model into the destination, where workers read it, unless it is there.
 
     Raises
     ------
     AnalysisError, StoppedError
-        It was changed since it was opened.
+        It has changed since it was opened.
     """
     if storage.stat(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}") is not None:
         return
     source = open_storage(model.location)
     text = source.read(TRAINED_MODEL) or b"{}"
     if hashlib.sha256(text).hexdigest() != model.sha256:
-        raise StoppedError(f"The model '{model.location}' was changed while it was read. Run the same again.")
+        raise StoppedError(f"The model '{model.location}' changed while it was read. Run the same command again.")
     for name in json.loads(text)["files"]:
         storage.write(f"{PREDICTIONS_MODEL}/{name}", source.read(name) or b"")
-    storage.write(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}", text)  # last, since it stands for all
-    _brought(storage, model.sha256)
+    storage.write(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}", text)  # last: it declares the copy complete
+    _open_copy(storage, model.sha256)
 
 
-def brought(storage: Storage, sha256: str) -> TrainedModel:
-    """Give the model that was laid there; kept, since a worker predicts many parts."""
+def copied_model(storage: Storage, sha256: str) -> TrainedModel:
+    """Return the model at the destination; a worker reads it once for many parts."""
     if sha256 not in _MODELS:
         _MODELS.clear()
-        _MODELS[sha256] = _brought(storage, sha256)
+        _MODELS[sha256] = _open_copy(storage, sha256)
     return _MODELS[sha256]
 
 
-def _brought(storage: Storage, sha256: str) -> TrainedModel:
+def _open_copy(storage: Storage, sha256: str) -> TrainedModel:
     model = open_model(f"{storage.location.rstrip('/')}/{PREDICTIONS_MODEL}")
     if model.sha256 != sha256:
         raise StoppedError(
-            f"The model in '{model.location}' is not the one of these predictions. Predict into another --out."
+            f"The model in '{model.location}' is not the model of these predictions. Predict into another --out."
         )
     return model
 
 
-_MODELS: dict[str, TrainedModel] = {}  # by their hash; one at a time
+_MODELS: dict[str, TrainedModel] = {}  # by hash; one at a time
 
 
 # -- parts ---------------------------------------------------------------------------------------------------
@@ -191,40 +269,42 @@ _MODELS: dict[str, TrainedModel] = {}  # by their hash; one at a time
 
 @dataclass
 class Tally:
-    """What a part holds, added up while it is written.
+    """Counts of a part, added up while it is written.
 
     Parameters
     ----------
     part : str
-        Hash of the features that it is made of.
-    pictures, rows : int
-        So many.
+        Hash of the part of the features.
+    images : int
+        Number of images.
+    rows : int
+        Number of rows.
     unread : int
-        Pictures that could not be read again for what was asked.
+        Number of images that could not be read again.
     """
 
     part: str
-    pictures: int = 0
+    images: int = 0
     rows: int = 0
     unread: int = 0
 
     def __post_init__(self) -> None:
         self._labels: collections.Counter[str] = collections.Counter()
 
-    def add(self, labels: list[str], n_pictures: int) -> None:
-        """Take the labels of some rows."""
+    def add(self, labels: Sequence[str], n_images: int) -> None:
+        """Count the labels of some rows."""
         self._labels.update(labels)
         self.rows += len(labels)
-        self.pictures += n_pictures
+        self.images += n_images
 
-    def to_json(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Give the receipt; `told` says what else made the part what it is."""
-        unknown = self._labels.pop(UNKNOWN, 0)
+    def to_receipt(self, model: str) -> dict[str, Any]:
+        """Return the receipt of the part, predicted by the model with this hash."""
         labels = dict(sorted(self._labels.items()))
+        unknown = labels.pop(UNKNOWN, 0)
         return {
             "part": self.part,
-            **told,
-            "pictures": self.pictures,
+            "model": model,
+            "images": self.images,
             "rows": self.rows,
             "labels": labels,
             "unknown": unknown,
@@ -233,8 +313,10 @@ class Tally:
 
 
 @contextlib.contextmanager
-def writing(storage: Storage, shard: int, schema: pa.Schema, suffix: str) -> Iterator[Callable[[pa.Table], None]]:
-    """Give what writes rows into a part, ``parquet`` or ``csv``; it appears when the block ends well."""
+def part_writer(
+    storage: Storage, shard: int, schema: pa.Schema, suffix: str
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield a function that writes rows into a part, ``parquet`` or ``csv``; the part appears at the end."""
     with storage.stream(prediction_name(shard, suffix)) as file:
         if suffix == "csv":
             import pyarrow.csv
@@ -250,7 +332,7 @@ def writing(storage: Storage, shard: int, schema: pa.Schema, suffix: str) -> Ite
 
 
 def read_part(storage: Storage, name: str) -> pa.Table:
-    """Read a part, of either format."""
+    """Read a part, Parquet or CSV."""
     with reporting_damage(storage, name), storage.open(name) as file:
         if name.endswith(".parquet"):
             import pyarrow.parquet as pq
@@ -263,76 +345,57 @@ def read_part(storage: Storage, name: str) -> pa.Table:
         columns = csv.open_csv(file, parse_options=lines).schema.names
         file.seek(0)
         schema = schema_of(columns)
-        kinds = csv.ConvertOptions(column_types=schema, strings_can_be_null=False)
-        return csv.read_csv(file, parse_options=lines, convert_options=kinds).cast(schema)
-
-
-def _kind(column: str) -> pa.DataType:
-    """Give the type of a column of a part."""
-    import pyarrow as pa
-
-    if column.startswith("probability"):
-        return pa.float32()
-    return pa.int32() if column in ("left", "top", "right", "bottom") else pa.string()
-
-
-def schema_of(columns: list[str]) -> pa.Schema:
-    """Give the Arrow schema of parts with these columns."""
-    import pyarrow as pa
-
-    return pa.schema([pa.field(name, _kind(name), nullable=False) for name in columns])
+        types = csv.ConvertOptions(column_types=schema, strings_can_be_null=False)
+        return csv.read_csv(file, parse_options=lines, convert_options=types).cast(schema)
 
 
 def write_receipt(storage: Storage, shard: int, receipt: Mapping[str, Any]) -> None:
-    """Say that a part is written, and of what."""
+    """Write the receipt of a part, which declares it complete."""
     storage.write(prediction_name(shard, "json"), _dump(receipt))
 
 
 def read_receipts(storage: Storage, shards: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield parts with their receipts, None where there is none."""
-    found = map_concurrently(storage, lambda shard: _read_json(storage, prediction_name(shard, "json")), shards)
-    return zip(shards, found, strict=True)
+    """Yield parts with their receipts; None where there is none."""
+    receipts = map_concurrently(storage, lambda shard: _read_json(storage, prediction_name(shard, "json")), shards)
+    return zip(shards, receipts, strict=True)
 
 
-def left(storage: Storage, digests: Mapping[int, str]) -> list[int]:
-    """Give the parts that are still to be predicted, of those whose features have these hashes.
+def unfinished_parts(storage: Storage, digests: Mapping[int, str]) -> list[int]:
+    """Return the parts that have no predictions for features with these hashes.
 
-    Parts with pictures that could not be read are among them: those may be back.
+    Parts with images that could not be read are included: the images may be readable now.
     """
-    there = {shard_of(entry.name) for entry in storage.list(PREDICTIONS_FOLDER) if is_prediction(entry.name)}
-    done = {  # by number alone: receipts of many labels would fill the memory
+    existing = {shard_of(entry.name) for entry in storage.list(PREDICTIONS_FOLDER) if is_prediction(entry.name)}
+    finished = {  # numbers only: receipts with many labels would fill the memory
         shard
-        for shard, receipt in read_receipts(storage, sorted(there & set(digests)))
+        for shard, receipt in read_receipts(storage, sorted(existing & set(digests)))
         if receipt and receipt["part"] == digests[shard] and not receipt.get("unread")
     }
-    return [shard for shard in digests if shard not in done]
+    return [shard for shard in digests if shard not in finished]
 
 
-def forget(storage: Storage, shards: set[int]) -> None:
+def delete_other_parts(storage: Storage, shards: Collection[int]) -> None:
     """Delete all parts but these, with their receipts and annotated copies."""
-    gone = [
-        entry.name
-        for entry in storage.list(PREDICTIONS_FOLDER)
-        if entry.name.startswith(f"{PREDICTIONS_FOLDER}/part-")
-    ]
-    gone = [name for name in gone if shard_of(name) not in shards]
-    if gone:
-        forget_annotated(storage, {shard_of(name) for name in gone})  # first: their parts tell of them
-    for name in gone:
+    prefix = f"{PREDICTIONS_FOLDER}/part-"
+    names = [entry.name for entry in storage.list(PREDICTIONS_FOLDER) if entry.name.startswith(prefix)]
+    obsolete = [name for name in names if shard_of(name) not in shards]
+    if obsolete:  # the copies first: without their parts nobody would find them again
+        delete_annotated(storage, {shard_of(name) for name in obsolete})
+    for name in obsolete:
         storage.delete(name)
 
 
-def annotated_shards(storage: Storage) -> Iterator[tuple[str, int]]:
-    """Yield the annotated copies that are there, each with the number of its part."""
+def annotated_copies(storage: Storage) -> Iterator[tuple[str, int]]:
+    """Yield the names of the annotated copies, each with the number of its part."""
     for entry in storage.list(ANNOTATED_FOLDER):
         number = Path(entry.name).name.partition("-")[0]
         if number.isdigit():
             yield entry.name, int(number)
 
 
-def forget_annotated(storage: Storage, shards: set[int], kept: Collection[str] = ()) -> None:
-    """Delete the annotated copies of the pictures of some parts, but for those to be kept."""
-    for name in [name for name, shard in annotated_shards(storage) if shard in shards]:
+def delete_annotated(storage: Storage, shards: Collection[int], kept: Collection[str] = ()) -> None:
+    """Delete the annotated copies of some parts, except those named in `kept`."""
+    for name in [name for name, shard in annotated_copies(storage) if shard in shards]:
         if name not in kept:
             storage.delete(name)
 
@@ -341,12 +404,12 @@ def forget_annotated(storage: Storage, shards: set[int], kept: Collection[str] =
 
 
 def read_summary(storage: Storage) -> dict[str, Any] | None:
-    """Read the summary of complete predictions, or give None if there is none."""
+    """Read the summary of complete predictions; return None if there is none."""
     return _read_json(storage, PREDICTIONS_SUMMARY)
 
 
 def write_summary(storage: Storage, summary: Mapping[str, Any]) -> None:
-    """Say that the predictions are complete."""
+    """Write the summary, which declares the predictions complete."""
     storage.write(PREDICTIONS_SUMMARY, _dump(summary))
 
 

@@ -22,11 +22,11 @@ from featurepress.analysis import PCA, fit
 from featurepress.engines import Engine
 from featurepress.errors import FeatureSetError, PlanMismatchError, SettingError, StoppedError
 from featurepress.features.feature_set import FeatureSet
-from featurepress.learning.arguments import as_feature_set, naming_out, open_destination
+from featurepress.learning.arguments import as_feature_set, open_destination
 from featurepress.learning.reduced import ReducedFeatureSet, read_projection
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
-from featurepress.ledger.destination import require_free_destination
+from featurepress.ledger.destination import destination_errors, existing_plan
 from featurepress.ledger.names import FEATURES_FOLDER, part_name, projection_name, shard_of
 from featurepress.ledger.parts import PartFormat
 from featurepress.process import send_message
@@ -188,11 +188,9 @@ def _origin(features: FeatureSet, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _existing_plan(storage: Storage, origin: Mapping[str, Any]) -> Plan | None:
     """Return the plan at the destination, which must be of the same reduction, or None if the place is free."""
-    with naming_out():
-        plan = ledger.read_plan(storage)
-        if plan is None:
-            require_free_destination(storage)
-            return None
+    plan = existing_plan(storage)
+    if plan is None:
+        return None
     existing = plan.certificate.get("reduced")
     if existing != origin:
         content = "another reduction" if existing else "a set that reduce has not written"
@@ -217,7 +215,7 @@ def _create_plan(storage: Storage, features: FeatureSet, pca: PCA, origin: dict[
         library_version=__version__,
         purpose="reduce",
     )
-    with naming_out():
+    with destination_errors():
         storage.prepare()
         storage.write(projection_name(sha256), data)
         if ledger.create_plan(plan):

@@ -55,4 +55,4 @@ def test_a_cluster_tells_tiles_as_one_machine_does(engine: Any, work: Path, tmp_
     assert one.select(columns).equals(other.select(columns))
     names = [sorted(path.name for path in (tmp_path / out / "annotated").iterdir()) for out in ("here", "there")]
     assert names[0] == names[1]
-    assert len(names[0]) == here.summary["pictures"]
+    assert len(names[0]) == here.summary["images"]
