@@ -1,11 +1,11 @@
-"""Features as a step of a scikit-learn pipeline: pictures go in, an array of features comes out.
+"""Features as a step of a scikit-learn pipeline: images in, an array of features out.
 
     from featurepress.sklearn import ImageFeaturizer
     model = make_pipeline(ImageFeaturizer(), StandardScaler(), LogisticRegression())
     model.fit(paths, labels)
 
-For a whole collection `featurepress.embed` is the better way: it can be resumed, and never embeds a picture twice.
-This here is for pictures that a pipeline gets one call at a time.
+For a collection of images use `featurepress.embed`: it can be resumed, and never embeds an image twice.
+`ImageFeaturizer` is for images that a pipeline receives call by call.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -30,40 +30,41 @@ from featurepress.models import store
 from featurepress.models.backbone import supports_bfloat16
 from featurepress.runs.verbs import find_backbone
 from featurepress.settings import DEFAULT_MODEL, ImageSettings, Settings, available_cores
+from featurepress.settings.options import Pooling
 
 if TYPE_CHECKING:
     from featurepress.specs import BackboneSpec, Features
 
 __all__ = ["FailedImage", "ImageFeaturizer"]
 
-# What a child gets at once: enough that pipes cost nothing, little enough that all children end together and that
-# large pictures do not fill the memory.
-_FEWEST, _MOST, _MOST_BYTES = 8, 64, 32 * 1024**2
+# Images sent to a child at once: enough to make the pipe cheap, few enough that all children finish together and
+# large images do not fill the memory.
+_MIN_RUN, _MAX_RUN, _MAX_RUN_BYTES = 8, 64, 32 * 1024**2
 _PRECISIONS, _ERRORS = ("float32", "bfloat16"), ("raise", "nan")
 
 
 class FailedImage(NamedTuple):
-    """A picture without features.
+    """An image without features.
 
     Attributes
     ----------
     row : int
-        Its place in X, from 0.
-    picture : str
-        Its uri without what is secret in it, or what it is.
+        Its row in X, from 0.
+    image : str
+        Its uri with secrets masked, or its type.
     reason : str
         Why it has no features, in one line.
     """
 
     row: int
-    picture: str
+    image: str
     reason: str
 
 
 class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Turn pictures into the features of a pretrained model.
+    """Turn images into the features of a pretrained model.
 
-    Nothing is learnt: `fit` only finds the model, and gets it ready if it never was. `transform` works without it.
+    `fit` learns nothing: it finds the model, and prepares it if needed. `transform` also works without `fit`.
 
     Parameters
     ----------
@@ -76,34 +77,34 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     weights : str, optional
         Weights of a Keras model: ``imagenet`` or a .h5 file.
     pooling : {'avg', 'flatten', 'max'}, default='avg'
-        What becomes of the model's last grid.
+        How the model's last grid becomes a vector.
     precision : {'float32', 'bfloat16'}, default='float32'
-        Arithmetic. `fit` refuses bfloat16 where the CPU does not have it; `transform` elsewhere, of a pickle, falls
-        back to float32.
+        Arithmetic. `fit` refuses bfloat16 if the CPU does not have it. `transform` of an unpickled estimator falls
+        back to float32 on such a CPU.
     errors : {'raise', 'nan'}, default='raise'
-        What becomes of a picture that has no features: an error, or a row of NaN.
+        Whether an image that cannot be embedded raises an error or becomes a row of NaN.
     workers : int, optional
-        Child processes that embed; by default one a core. Each takes about 200 MB and is kept for the next call.
-        Give 1 inside something that has a process a core already, as ``GridSearchCV(n_jobs=-1)``.
+        Child processes that embed; by default one per core. Each takes about 200 MB and is kept for the next call.
+        Use 1 where other processes use all cores already, such as in ``GridSearchCV(n_jobs=-1)``.
     max_pixels, max_bytes, timeout_seconds
-        What one picture that is read or decoded here may cost, as for `featurepress.embed`.
+        Limits for one image, as for `featurepress.embed`.
 
     Attributes
     ----------
     backbone_ : BackboneSpec
         The model with its preprocessing and pooling, after `fit`.
     fingerprint_ : str
-        Names the space of the features: equal ones can be compared, with feature sets on disk too.
+        Name of the feature space. Features with equal fingerprints can be compared, also with feature sets on disk.
     n_features_out_ : int
-        Number of features of a picture.
+        Number of features per image.
     failures_ : list of FailedImage
-        The pictures without features in the last call of `transform`.
+        The images without features in the last call of `transform`.
 
     Notes
     -----
-    The features are, bit for bit, those of `featurepress.embed` in the same precision. They are embedded in child
-    processes that start with the first `transform` and end with the estimator, or at `close`; pickles and clones
-    have none. A picture that crashes its decoder costs a child and is a failure like any other.
+    The features equal, bit for bit, those of `featurepress.embed` in the same precision. Child processes embed the
+    images. They start with the first `transform` and stop with the estimator, or at `close`; pickles and clones
+    have none. If an image crashes its decoder, only a child process dies, and the image is a failure.
 
     Examples
     --------
@@ -119,9 +120,9 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         size: int | None = None,
         alpha: float | None = None,
         weights: str | None = None,
-        pooling: str = "avg",
-        precision: str = "float32",
-        errors: str = "raise",
+        pooling: Pooling = "avg",
+        precision: Literal["float32", "bfloat16"] = "float32",
+        errors: Literal["raise", "nan"] = "raise",
         workers: int | None = None,
         max_pixels: int = ImageSettings().max_pixels,
         max_bytes: int = ImageSettings().max_bytes,
@@ -142,7 +143,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     # -- the estimator -----------------------------------------------------------------------------------
 
     def fit(self, X: Any = None, y: Any = None) -> Self:
-        """Find the model; nothing is learnt from the pictures, and none is read.
+        """Find the model. No image is read.
 
         Parameters
         ----------
@@ -154,15 +155,15 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         SettingError
             A parameter has a value that is not allowed.
         ModelError
-            There is no such model, or it cannot be had.
+            There is no such model, or it cannot be downloaded or prepared.
         RequestError
             The precision is bfloat16, and this CPU does not have it.
         """
         backbone = find_backbone(self._settings())
         if self.precision == "bfloat16" and not supports_bfloat16(backbone):
             raise RequestError(
-                "The precision bfloat16 was asked for, and this CPU has no native bfloat16. "
-                "Take precision='float32'."
+                "The 'precision' of ImageFeaturizer is 'bfloat16', which this CPU does not have. Use "
+                "precision='float32'."
             )
         self.backbone_ = backbone
         self.fingerprint_ = backbone.fingerprint
@@ -170,13 +171,13 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, X: Any) -> Features:
-        """Embed pictures.
+        """Embed images.
 
         Parameters
         ----------
         X : list, array, Series, or table of one column
-            Of paths and urls (``str`` or `Path`), of encoded pictures (``bytes``), or of pixels: arrays (H, W, 3)
-            RGB, (H, W, 4) RGBA, which is laid over white, or (H, W) grey, uint8. Or one array (n_samples, H, W, 3).
+            Paths and urls (``str`` or `Path`), encoded images (``bytes``), or pixels: uint8 arrays (H, W, 3) RGB,
+            (H, W, 4) RGBA on white, or (H, W) grey. Or one array (n_samples, H, W, 3).
 
         Returns
         -------
@@ -186,24 +187,26 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         SettingError
-            X is nothing of that, or a parameter has a value that is not allowed.
+            X holds something else, or a parameter has a value that is not allowed.
         SourceError
-            Pictures have no features, and `errors` is ``raise``.
+            Images cannot be embedded, and `errors` is ``raise``.
         ModelError
-            The model is not on this machine, and is no longer what it was.
+            The model of `fit` is not on this machine, and the model of that name is another one.
         """
         settings = self._settings()
-        pictures = _listed(X)
-        values = [_value(one, row) for row, one in enumerate(pictures)]
+        images = _images(X)
+        values = [_value(image, row) for row, image in enumerate(images)]
         backbone = self._backbone()
-        embedders = self._started(backbone, settings)
+        embedders = self._embedders_for(backbone, settings)
         with contextlib.ExitStack() as undo:
-            undo.callback(self.close)  # at Ctrl-C as well
+            undo.callback(self.close)  # also at Ctrl-C
             features, reasons = embedders.embed(values)
             undo.pop_all()
-        self.failures_ = [FailedImage(row, name_of(_named(pictures[row])), reasons[row]) for row in sorted(reasons)]
+        self.failures_ = [
+            FailedImage(row, name_of(_normalized(images[row])), reasons[row]) for row in sorted(reasons)
+        ]
         if self.failures_ and self.errors == "raise":
-            raise SourceError(_complaint(self.failures_, len(values)))
+            raise SourceError(_failure_message(self.failures_, len(values)))
         return features
 
     def get_feature_names_out(self, input_features: Any = None) -> Any:
@@ -222,17 +225,17 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray([f"{prefix}{i}" for i in range(self._backbone().n_features)], dtype=object)
 
     def close(self) -> None:
-        """End the child processes now; the next `transform` starts new ones."""
+        """Stop the child processes; the next `transform` starts new ones."""
         embedders = self.__dict__.pop("_embedders", None)
         if embedders is not None:
             embedders.end()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a pickle and a copy hold: no processes."""
+        """Return the state without the child processes, for pickles and copies."""
         return {name: value for name, value in self.__dict__.items() if name != "_embedders"}
 
     def __sklearn_tags__(self) -> Any:
-        """Say that it takes pictures, learns nothing, and works without `fit`."""
+        """Declare that it takes images, learns nothing, and works without `fit`."""
         tags = super().__sklearn_tags__()
         tags.requires_fit = False
         tags.no_validation = True
@@ -242,14 +245,14 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         tags.transformer_tags.preserves_dtype = []
         return tags
 
-    # -- what it works with ------------------------------------------------------------------------------
+    # -- settings, backbone, children -------------------------------------------------------------------
 
     def _settings(self) -> Settings:
-        """Check the parameters, which the constructor only stored."""
+        """Return the parameters as settings, and check them: the constructor only stores them."""
         for name, allowed in (("precision", _PRECISIONS), ("errors", _ERRORS)):
-            if (given := getattr(self, name)) not in allowed:
+            if (value := getattr(self, name)) not in allowed:
                 choice = " or ".join(map(repr, allowed))
-                raise SettingError(f"The '{name}' of ImageFeaturizer must be {choice}. Got {given!r}.")
+                raise SettingError(f"The '{name}' of ImageFeaturizer must be {choice}. Got {value!r}.")
         options = {name: _plain(value) for name, value in self.get_params(deep=False).items() if name != "errors"}
         return Settings.from_options(**options)
 
@@ -258,18 +261,18 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         backbone: BackboneSpec | None = getattr(self, "backbone_", None)
         if backbone is None:
             return find_backbone(self._settings())
-        if not _is_here(backbone.file):  # the estimator came as a pickle
-            found = find_backbone(self._settings())
-            if differences := backbone.differences(found):
+        if not _is_here(backbone.file):  # the estimator was unpickled on another machine
+            current = find_backbone(self._settings())
+            if differences := backbone.differences(current):
                 raise ModelError(
-                    f"The model that this ImageFeaturizer was fitted with is not here, and '{self.model}' "
-                    f"is another one now: {'; '.join(differences)}. Fit it again, or bring that model here."
+                    f"The model that this ImageFeaturizer was fitted with is not on this machine, where "
+                    f"'{self.model}' is another one: {'; '.join(differences)}. Fit again, or add that model."
                 )
-            self.backbone_ = backbone = found
+            self.backbone_ = backbone = current
         return backbone
 
-    def _started(self, backbone: BackboneSpec, settings: Settings) -> _Embedders:
-        """Return the pressers for a backbone; those of the last call if they are for the same one."""
+    def _embedders_for(self, backbone: BackboneSpec, settings: Settings) -> _Embedders:
+        """Return embedders for a backbone; those of the last call if nothing has changed."""
         key = repr((os.getpid(), backbone, self.precision, settings.images, settings.resources))
         embedders: _Embedders | None = getattr(self, "_embedders", None)
         if embedders is None or embedders.key != key:
@@ -282,7 +285,7 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def _is_here(file: str) -> bool:
-    """Whether this machine has the file of a model; some need none."""
+    """Whether this machine has the file of a model; some models have none."""
     return not file or (store.BUNDLED / file).is_file() or store.read_card(file) is not None
 
 
@@ -290,19 +293,19 @@ def _is_here(file: str) -> bool:
 
 
 class _Embedders:
-    """Pressers side by side, each fed by a thread; their processes start when they are needed.
+    """Several embedders, each fed by a thread; their processes start when needed.
 
     Parameters
     ----------
     key : str
-        What they are for.
+        Identifies the backbone and settings.
     embedders : sequence of Embedder
         All for the same backbone.
 
     Attributes
     ----------
     end : callable
-        Closes them once, however often it is called.
+        Closes them; further calls do nothing.
     """
 
     def __init__(self, key: str, embedders: Sequence[Embedder]) -> None:
@@ -313,7 +316,7 @@ class _Embedders:
         self._lock = threading.Lock()
 
     def embed(self, values: Sequence[Value]) -> tuple[Features, dict[int, str]]:
-        """Return features (n_samples, n_features) float32, NaN where there are none, and the reasons by row."""
+        """Return features (n_samples, n_features) float32, NaN for failures, and the reasons by row."""
         features = np.full((len(values), self._embedders[0].backbone.n_features), np.nan, np.float32)
         reasons: dict[int, str] = {}
         runs = collections.deque(_cut(values, len(self._embedders)))
@@ -335,7 +338,7 @@ class _Embedders:
             try:
                 for done in as_completed([threads.submit(feed, embedder) for embedder in used]):
                     done.result()
-            except BaseException:  # Ctrl-C as well: nobody waits for what is under way
+            except BaseException:  # also at Ctrl-C: do not wait for images in progress
                 runs.clear()
                 for embedder in self._embedders:
                     embedder.abandon()
@@ -343,110 +346,112 @@ class _Embedders:
         return features, reasons
 
     def close(self) -> None:
-        """End the processes, unless this process is a fork of the one that started them."""
+        """Stop the processes, unless this process is a fork of the one that started them."""
         if os.getpid() == self._process:
             for embedder in self._embedders:
                 embedder.close()
 
 
 def _cut(values: Sequence[Value], n_embedders: int) -> list[slice]:
-    """Cut values into runs: of some pictures, and of not too many bytes."""
-    most = min(_MOST, max(_FEWEST, len(values) // (4 * n_embedders)))
+    """Cut values into runs, limited in images and in bytes."""
+    most = min(_MAX_RUN, max(_MIN_RUN, len(values) // (4 * n_embedders)))
     runs, start, n_bytes = list[slice](), 0, 0
     for row, value in enumerate(values):
         size = value.nbytes if isinstance(value, np.ndarray) else len(value or ())
-        if row - start == most or (row > start and n_bytes + size > _MOST_BYTES):
+        if row - start == most or (row > start and n_bytes + size > _MAX_RUN_BYTES):
             runs.append(slice(start, row))
             start, n_bytes = row, 0
         n_bytes += size
     return [*runs, slice(start, len(values))] if len(values) else []
 
 
-def _complaint(failures: Sequence[FailedImage], n: int) -> str:
+def _failure_message(failures: Sequence[FailedImage], n: int) -> str:
     first = failures[0]
     return (
-        f"{len(failures):,} of {n:,} pictures have no features; the first is X[{first.row}], {first.picture}: "
-        f"{first.reason.rstrip('.')}. Leave them out (failures_ lists all), or take errors='nan'."
+        f"{len(failures):,} of {n:,} images cannot be embedded; the first is X[{first.row}], {first.image}: "
+        f"{first.reason.rstrip('.')}. Remove them (failures_ lists all), or use errors='nan'."
     )
 
 
-# -- what X may be -------------------------------------------------------------------------------------------
+# -- the images of X -----------------------------------------------------------------------------------------
 
-_TAKEN = "X must hold uris, bytes or arrays (H, W, 3) of uint8, one a picture, or be an array (n_samples, H, W, 3)"
+_ALLOWED = "X must hold uris, bytes or uint8 arrays (H, W, 3), one per image, or be an array (n_samples, H, W, 3)"
 
 
-def _listed(X: Any) -> list[Any]:
-    """Return the pictures of X one by one."""
+def _images(X: Any) -> list[Any]:
+    """Return the images of X as a list."""
     if isinstance(X, str | bytes | bytearray | os.PathLike):
-        raise SettingError(f"{_TAKEN}. Got one {type(X).__name__}: give a list, [X].")
+        raise SettingError(f"{_ALLOWED}. Got one {type(X).__name__}: pass a list, [X].")
     columns = getattr(X, "columns", None)
     if columns is not None:  # a table of pandas or polars
         if len(columns) != 1:
-            raise SettingError(f"{_TAKEN}. Got a table of {len(columns)} columns: give the one with the pictures.")
+            raise SettingError(
+                f"{_ALLOWED}. Got a table of {len(columns)} columns: pass the column with the images."
+            )
         return list(X[columns[0]])
     if isinstance(X, np.ndarray):
         return _rows(X)
     try:
         return list(X)
     except TypeError:
-        raise SettingError(f"{_TAKEN}. Got {type(X).__name__}.") from None
+        raise SettingError(f"{_ALLOWED}. Got {type(X).__name__}.") from None
 
 
 def _rows(X: Any) -> list[Any]:
-    """Return the pictures of an array."""
+    """Return the images of an array as a list."""
     if X.dtype.kind in "OUT" and (X.ndim == 1 or (X.ndim == 2 and X.shape[1] == 1)):
         return list(X.ravel())
     if X.dtype == np.uint8 and X.ndim == 4 and X.shape[3] in (1, 3, 4):
         return list(X)
     remedy = ""
     if X.dtype == np.uint8 and X.ndim == 3:
-        remedy = ": give X[None] for one picture, X[..., None] for many grey ones"
+        remedy = ": pass X[None] for one image, X[..., None] for grey images"
     elif X.dtype.kind == "S":
-        remedy = ": NumPy cuts zeros off such bytes, give a list or dtype=object"
+        remedy = ": NumPy drops trailing zeros of such bytes, pass a list or dtype=object"
     elif X.dtype.kind == "f":
-        remedy = ": give the levels from 0 to 255 as uint8"
-    raise SettingError(f"{_TAKEN}. Got an array of shape {X.shape} and type {X.dtype}{remedy}.")
+        remedy = ": pass values from 0 to 255 as uint8"
+    raise SettingError(f"{_ALLOWED}. Got an array of shape {X.shape} and type {X.dtype}{remedy}.")
 
 
-def _value(one: Any, row: int) -> Value:
-    """Return an element of X as the embedding process takes it."""
-    one = _named(one)
-    if isinstance(one, str):
-        return _place(one)
-    if one is None or isinstance(one, bytes | np.ndarray):
-        return one
-    remedy = ": give numpy.asarray(image.convert('RGB'))" if hasattr(one, "convert") else ""
-    raise SettingError(f"{_TAKEN}. X[{row}] is of type {type(one).__name__}{remedy}.")
+def _value(element: Any, row: int) -> Value:
+    """Return an element of X as an embedder takes it."""
+    element = _normalized(element)
+    if isinstance(element, str):
+        return _absolute(element)
+    if element is None or isinstance(element, bytes | np.ndarray):
+        return element
+    remedy = ": pass numpy.asarray(image.convert('RGB'))" if hasattr(element, "convert") else ""
+    raise SettingError(f"{_ALLOWED}. X[{row}] is of type {type(element).__name__}{remedy}.")
 
 
-def _named(one: Any) -> Any:
-    """Return an element of X as a uri, bytes, an array, or None for what tables have where nothing is."""
-    if isinstance(one, str):
-        return str(one)
-    if isinstance(one, os.PathLike):
-        return os.fsdecode(one)
-    if isinstance(one, bytes | bytearray | memoryview):
-        return bytes(one)
-    if isinstance(one, np.ndarray):
-        return np.asarray(one)  # of a memory map too, which children need not open
-    is_missing = type(one).__name__ in ("NAType", "NaTType") or (isinstance(one, float) and math.isnan(one))
-    return None if is_missing else one
+def _normalized(element: Any) -> Any:
+    """Return an element of X as a uri, bytes, an array, or None for a missing value of a table."""
+    if isinstance(element, str):
+        return str(element)
+    if isinstance(element, os.PathLike):
+        return os.fsdecode(element)
+    if isinstance(element, bytes | bytearray | memoryview):
+        return bytes(element)
+    if isinstance(element, np.ndarray):
+        return np.asarray(element)  # a memory map, too, which children then need not open
+    is_nan = isinstance(element, float) and math.isnan(element)
+    return None if is_nan or type(element).__name__ in ("NAType", "NaTType") else element
 
 
-def _place(uri: str) -> str:
-    """Return a uri that means the same in another process: it may have started in another folder."""
+def _absolute(uri: str) -> str:
+    """Return a uri that is valid in a process with another working folder."""
     if "://" in uri or uri.startswith("file:/"):
         return uri
     path = Path.cwd() / uri
     try:
         uri.encode()
-    except UnicodeEncodeError:  # a name that is no UTF-8: a url can spell it
+    except UnicodeEncodeError:  # a name that is not UTF-8: only a url can spell it
         return path.as_uri()
     return str(path)
 
 
 def _plain(value: Any) -> Any:
-    """Return a parameter as the settings know it: searches bring NumPy's numbers, and people bring paths."""
+    """Return a parameter as a plain Python value: searches pass NumPy numbers, users pass paths."""
     if isinstance(value, np.generic):
         return value.item()
     return os.fsdecode(value) if isinstance(value, os.PathLike) else value

@@ -4,8 +4,8 @@
     df = spark.read.format("binaryFile").load("s3://bucket/Test/*/*")
     df = featurize(df, input_column="content", model="mobilenet_v2")
 
-For a whole collection `featurepress.embed` with the engine `featurepress.engines.Spark` is the better way: it can
-be resumed, and never does a picture twice. This here is for pictures that are in a DataFrame already.
+For a collection of images use `featurepress.embed` with the engine `featurepress.engines.Spark`: it can be resumed,
+and never embeds an image twice. `featurize` is for images that are in a DataFrame already.
 """
 
 from __future__ import annotations
@@ -19,71 +19,79 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from featurepress.errors import RequestError, SettingError
 from featurepress.ledger.names import PLAN_MODELS
 from featurepress.models import store
 from featurepress.runs.verbs import find_backbone
-from featurepress.settings import DEFAULT_MODEL, Settings, nearest
+from featurepress.settings import DEFAULT_MODEL, ImageSettings, Settings, nearest
+from featurepress.settings.options import Pooling
 from featurepress.specs import BackboneSpec
 from featurepress.storage import FolderStorage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyspark.sql import DataFrame
 
     from featurepress.embedding.values import Answer, Embedder, Value
 
 _IMAGE_FIELDS = ("height", "width", "nChannels", "data")
 
 
-def featurize(
-    df: Any,
+def featurize(  # noqa: PLR0913 - each is one setting that an editor shows
+    df: DataFrame,
     *,
     input_column: str,
     output_column: str = "features",
     error_column: str | None = None,
     model: str = DEFAULT_MODEL,
-    precision: str = "float32",
+    size: int | None = None,
+    alpha: float | None = None,
+    weights: str | None = None,
+    pooling: Pooling = "avg",
+    precision: Literal["float32", "bfloat16"] = "float32",
     as_vector: bool = False,
-    **options: Any,
-) -> Any:
-    """Add the features of the pictures in a column.
+    max_pixels: int = ImageSettings().max_pixels,
+    max_bytes: int = ImageSettings().max_bytes,
+    timeout_seconds: float = ImageSettings().timeout_seconds,
+) -> DataFrame:
+    """Add the features of the images in a column.
 
     Parameters
     ----------
     df : DataFrame
-        Of a classic session or of Spark Connect. All its columns and rows stay.
+        Of a classic session or of Spark Connect. All its columns and rows are kept.
     input_column : str
-        Encoded pictures (``binary``), Spark's ``image`` struct, or paths and urls (``string``). Spark's images are
-        blue, green, red: the features are those of the RGB picture, as they are of the file itself.
-    output_column : str
-        Name of the column that is added: ``array<float>``, null where there are no features.
+        Encoded images (``binary``), Spark's ``image`` struct, or paths and urls (``string``). Spark stores pixels
+        as blue, green, red; the features are those of the RGB image, as for the file itself.
+    output_column : str, default='features'
+        Name of the new column: ``array<float>``, null for an image without features.
     error_column : str, optional
-        Name of the column that says why there are none, null where there are; ``<output_column>_error`` by default.
-    model, **options
-        As for `featurepress.embed`: `size`, `alpha`, `weights`, `pooling`, `max_pixels`, `max_bytes`,
-        `timeout_seconds`.
-    precision : str
-        ``float32``, or ``bfloat16`` where the workers have it.
-    as_vector : bool
-        Give a vector of ``pyspark.ml`` instead of an array, for its estimators; null stays null.
+        Name of the new column with the reason, null for an image with features; by default
+        ``<output_column>_error``.
+    model, size, alpha, weights, pooling, max_pixels, max_bytes, timeout_seconds
+        As for `featurepress.embed`.
+    precision : {'float32', 'bfloat16'}, default='float32'
+        Arithmetic; bfloat16 if the CPUs of the workers have it.
+    as_vector : bool, default=False
+        Return a vector of ``pyspark.ml`` instead of an array, for its estimators; null stays null.
 
     Returns
     -------
     DataFrame
-        Nothing has run yet: Spark does so when it needs the rows.
+        Spark embeds the images when it needs the rows.
 
     Raises
     ------
     SettingError
-        There is no such column, it is of another type, or an added one is there already.
+        There is no such column, it has another type, or the name of a new column is taken.
 
     Notes
     -----
-    A worker keeps one model, in a child process; a picture that crashes its decoder gives a reason, no failed job.
-    Spark hands over ``spark.sql.execution.arrow.maxRecordsPerBatch`` rows at once (10,000): set it to some hundreds
-    where the rows hold photographs.
+    A worker keeps one model, in a child process. If an image crashes its decoder, the row gets a reason; the job
+    does not fail. Spark passes ``spark.sql.execution.arrow.maxRecordsPerBatch`` rows (10,000) at once: set it to
+    some hundreds for photographs.
     """
     from pyspark.sql.types import ArrayType, FloatType, StringType
 
@@ -91,18 +99,27 @@ def featurize(
     _require_columns(df, input_column, (output_column, error_column))
     if precision not in ("float32", "bfloat16"):
         raise SettingError(f"The 'precision' of featurize must be 'float32' or 'bfloat16'. Got {precision!r}.")
-    settings = Settings.from_options(model=model, **options)
+    settings = Settings.from_options(
+        model=model,
+        size=size,
+        alpha=alpha,
+        weights=weights,
+        pooling=pooling,
+        max_pixels=max_pixels,
+        max_bytes=max_bytes,
+        timeout_seconds=timeout_seconds,
+    )
     backbone = find_backbone(settings)
     archive = _send(df.sparkSession, backbone)
     schema = copy.deepcopy(df.schema).add(output_column, ArrayType(FloatType())).add(error_column, StringType())
     embedder = (backbone, precision, settings.images, archive)
     columns = (input_column, output_column, error_column)
-    found = df.mapInArrow(_mapper(embedder, columns), schema)
-    return _with_vectors(found, output_column) if as_vector else found
+    result = df.mapInArrow(_mapper(embedder, columns), schema)
+    return _with_vectors(result, output_column) if as_vector else result
 
 
 def _require_columns(df: Any, input_column: str, added: Sequence[str]) -> None:
-    """Raise SettingError unless a frame has the input, of a type that holds pictures, and not the output."""
+    """Raise SettingError unless a DataFrame has the input, of a type for images, and not the new columns."""
     types = {field.name: field.dataType for field in df.schema.fields}
     if input_column not in types:
         raise SettingError(f"The DataFrame has no column '{input_column}'{nearest(input_column, list(types))}")
@@ -115,14 +132,16 @@ def _require_columns(df: Any, input_column: str, added: Sequence[str]) -> None:
         )
     for name in added:
         if name in types:
-            raise SettingError(f"The DataFrame has a column '{name}' already. Give another name for the new one.")
+            raise SettingError(
+                f"The DataFrame already has a column '{name}'. Choose another name for the new column."
+            )
 
 
-# -- the model travels ---------------------------------------------------------------------------------------
+# -- sending the model --------------------------------------------------------------------------------------
 
 
 def _send(session: Any, backbone: BackboneSpec) -> str:
-    """Send the model to the workers as a file of Spark's; give its name, or "" where every worker has it."""
+    """Send the model to the workers as a file of Spark; return its name, or "" if every worker has it."""
     key = backbone.file
     if (store.BUNDLED / key).is_file():
         return ""
@@ -140,7 +159,7 @@ def _send(session: Any, backbone: BackboneSpec) -> str:
 
 @functools.cache
 def _archive(key: str) -> Path:
-    """Pack a model, in a folder that goes with this process: Spark reads the file whenever a new worker comes."""
+    """Pack a model, in a folder that is deleted with this process: Spark reads the file for each new worker."""
     folder = Path(tempfile.mkdtemp(prefix="featurepress-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     storage, archive = FolderStorage(str(folder / "model")), folder / f"featurepress-{key}.zip"
@@ -159,7 +178,7 @@ def _is_classic(session: Any) -> bool:
 
 
 def _fetched(archive: str, key: str) -> None:
-    """Take the model from Spark's file, unless this machine has it."""
+    """Unpack the model from Spark's file into the store of this machine."""
     from pyspark import SparkFiles
 
     with tempfile.TemporaryDirectory() as folder:
@@ -176,7 +195,7 @@ def _fetched(archive: str, key: str) -> None:
 
 
 def _mapper(embedder: tuple[Any, ...], columns: tuple[str, str, str]) -> Callable[[Iterator[Any]], Iterator[Any]]:
-    """Return the function that Spark runs on the batches of a task; it travels by value."""
+    """Return the function that Spark runs on the batches of a task; Spark pickles it by value."""
 
     def run(batches: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -207,10 +226,10 @@ def _values(column: pa.Array) -> list[Value]:
 
     values = column.to_pylist()
     return [
-        Raw(*(one[name] for name in _IMAGE_FIELDS))
-        if isinstance(one, dict) and one["data"] is not None
-        else (None if isinstance(one, dict) else one)
-        for one in values
+        Raw(*(value[name] for name in _IMAGE_FIELDS))
+        if isinstance(value, dict) and value["data"] is not None
+        else (None if isinstance(value, dict) else value)
+        for value in values
     ]
 
 
@@ -222,7 +241,7 @@ def _numbers(answer: Answer) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _embedder(backbone: BackboneSpec, precision: str, limits: Any, archive: str) -> Embedder:
-    """Return this worker's embedding process: one model, kept until the worker ends."""
+    """Return the embedder of this worker, which keeps one model until it ends."""
     from featurepress.embedding.values import Embedder
 
     if archive:

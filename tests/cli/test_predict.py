@@ -36,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
     done = run_cli("predict", "fruit-model", "photos", "--out", tmp_path / "out", "--json", cwd=work)
     assert done.returncode == 0, done.stderr
-    assert "42 labels of 42 pictures, 0 failed" in done.stderr
+    assert "42 labels of 42 images, 0 failed" in done.stderr
     assert "3 Banana" in done.stderr
     assert "and 4 labels more" in done.stderr
     assert done.stderr.splitlines()[-1] == f"next: featurepress info {tmp_path / 'out'}"

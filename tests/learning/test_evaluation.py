@@ -63,6 +63,17 @@ def test_all_rows_of_another_set_are_tested(tmp_path: Path) -> None:
     assert evaluation.learning_curve[-1].accuracy == pytest.approx(right.mean())
 
 
+def test_an_evaluation_in_a_notebook(tmp_path: Path) -> None:
+    model = fp.train(cloud_set(tmp_path / "features", spread=2.0), tmp_path / "model", **EASY)
+    evaluation = fp.evaluate(model, other_rows(tmp_path / "test"), near_duplicate_threshold=1.0)
+    assert evaluation.best.scores is not None
+    assert f"{evaluation.best.scores.accuracy:.1%}" in repr(evaluation)
+    assert len(repr(evaluation).splitlines()) == 1
+    html = evaluation._repr_html_()
+    for fact in (str(tmp_path / "test"), evaluation.split, evaluation.mistakes[0].uri):
+        assert fact in html
+
+
 def test_a_near_duplicate_of_a_training_image_is_dropped(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "features", spread=2.0)
     model = fp.train(features, None, **EASY)

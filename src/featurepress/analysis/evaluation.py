@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from featurepress.analysis.scores import Scores
+from featurepress.features.notebook import N_ROWS, to_html
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class LearningPoint:
     interval: tuple[float, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Results of evaluating a model.
 
@@ -106,6 +107,22 @@ class Evaluation:
     learning_curve: tuple[LearningPoint, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
+    def __repr__(self) -> str:
+        return f"<Evaluation of '{self.model['name']}' on '{self.features}': {_accuracy(self.best)}>"
+
+    def _repr_html_(self) -> str:
+        """Return the evaluation as HTML for notebooks: facts, and the most confident mistakes."""
+        facts = {
+            "model": self.model["name"],
+            "features": self.features,
+            "split": self.split,
+            "leak-aware": _accuracy(self.leak_aware),
+            "naive": _accuracy(self.naive),
+            "mistakes": len(self.mistakes),
+            **{f"note {i}": note for i, note in enumerate(self.notes, 1)},
+        }
+        return to_html("Evaluation", facts, [asdict(mistake) for mistake in self.mistakes[:N_ROWS]])
+
     @property
     def best(self) -> Measured:
         """The leak-aware measurement if it has scores, else the naive one."""
@@ -114,3 +131,12 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """Return the evaluation as JSON values."""
         return asdict(self)
+
+
+def _accuracy(measured: Measured) -> str:
+    """Return the accuracy of a measurement in words, or why there is none."""
+    scores = measured.scores
+    if scores is None:
+        return f"not measured: {measured.reason}"
+    low, high = scores.interval
+    return f"accuracy {scores.accuracy:.1%} ({low:.1%} to {high:.1%}) on {scores.n_samples:,} images"

@@ -106,11 +106,11 @@ def test_vectors_are_for_the_estimators_of_spark(frame: Any, spark: Any) -> None
 
 
 def test_what_cannot_be_is_refused_at_once(frame: Any) -> None:
-    with pytest.raises(SettingError, match=r"has no column 'contents'; did you mean 'content'\?"):
+    with pytest.raises(SettingError, match=r"'contents'.*'content'"):
         featurize(frame, input_column="contents", model="embedded")
-    with pytest.raises(SettingError, match=r"'length' must hold binary, string, or .* struct. Got bigint"):
+    with pytest.raises(SettingError, match=r"'length'.*bigint"):
         featurize(frame, input_column="length", model="embedded")
-    with pytest.raises(SettingError, match="has a column 'path' already"):
+    with pytest.raises(SettingError, match="'path'"):
         featurize(frame, input_column="content", output_column="path", model="embedded")
-    with pytest.raises(SettingError, match="must be 'float32' or 'bfloat16'"):
-        featurize(frame, input_column="content", model="embedded", precision="auto")
+    with pytest.raises(SettingError, match="'precision'.*'bfloat16'"):
+        featurize(frame, input_column="content", model="embedded", precision="auto")  # type: ignore[arg-type]
