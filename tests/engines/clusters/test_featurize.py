@@ -112,5 +112,5 @@ def test_what_cannot_be_is_refused_at_once(frame: Any) -> None:
         featurize(frame, input_column="length", model="embedded")
     with pytest.raises(SettingError, match="'path'"):
         featurize(frame, input_column="content", output_column="path", model="embedded")
-    with pytest.raises(SettingError, match="'precision'.*'bfloat16'"):
+    with pytest.raises(SettingError, match=r"'precision'.*'bfloat16'"):
         featurize(frame, input_column="content", model="embedded", precision="auto")  # type: ignore[arg-type]
