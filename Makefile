@@ -74,7 +74,7 @@ demo: $(VENV)/.installed
 	$(BIN)/featurepress demo $(DEMO)/orchard --backgrounds 120
 	$(BIN)/featurepress embed $(DEMO)/orchard/Training $(DEMO)/orchard/Test --model embedded --out $(DEMO)/features \
 		--labels "{split}/{label}/{name}"
-	$(BIN)/featurepress reduce $(DEMO)/features --out $(DEMO)/reduced --components 64 --report $(DEMO)/reduced.html
+	$(BIN)/featurepress reduce $(DEMO)/features --out $(DEMO)/reduced --n-components 64 --report $(DEMO)/reduced.html
 	$(BIN)/featurepress train $(DEMO)/reduced --out $(DEMO)/fruit-model --near-duplicate-threshold 0.99 --regularization 1
 	$(BIN)/featurepress evaluate $(DEMO)/fruit-model $(DEMO)/reduced --report $(DEMO)/report.html
 	$(BIN)/featurepress predict $(DEMO)/fruit-model $(DEMO)/orchard/Test --out $(DEMO)/predictions --top-k 3

@@ -222,11 +222,9 @@ class _NotebookLine:
 
         done, total = _done_of(progress)
         bar = f'<progress value="{done}" max="{total}"></progress> ' if total else ""
-        line = HTML(  # type: ignore[no-untyped-call]
-            f"{bar}<code>{escape(_as_text(progress))}</code>"
-        )
+        line = HTML(f"{bar}<code>{escape(_as_text(progress))}</code>")
         if self._display is None:
-            self._display = display(line, display_id=True)  # type: ignore[no-untyped-call]
+            self._display = display(line, display_id=True)
         else:
             self._display.update(line)
 

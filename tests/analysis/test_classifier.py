@@ -172,8 +172,8 @@ def test_features_that_cannot_be(kind: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"kind": "forest"}, r"\(--classifier\) must be 'logistic', 'knn' or 'centroid'. Got 'forest'"),
-        ({"n_neighbors": 0}, r"\(--neighbors\) must be an integer of at least 1"),
+        ({"kind": "forest"}, r"'kind' setting must be 'logistic', 'knn' or 'centroid'. Got 'forest'"),
+        ({"n_neighbors": 0}, r"'n_neighbors' setting must be an integer of at least 1"),
         ({"regularization": 0.0}, "must be a number of at least"),
     ],
 )

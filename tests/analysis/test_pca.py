@@ -205,7 +205,7 @@ def test_the_same_seed_gives_the_same_and_the_solver_is_chosen_by_the_number_of_
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_components": 0}, r"'n_components' setting \(--components\) must be an integer of at least 1. Got 0"),
+        ({"n_components": 0}, r"'n_components' setting must be an integer of at least 1. Got 0"),
         ({"variance": -0.5}, r"'variance' setting must be a number from 0 to 1. Got -0.5"),
         ({"variance": 1.5}, r"Got 1.5"),
         ({"variance": 0.5, "n_components": 3}, r"either 'n_components'.* or 'variance'.*not both"),

@@ -96,7 +96,7 @@ def test_a_set_without_labels_says_how_to_give_some(tmp_path: Path) -> None:
     with pytest.raises(AnalysisError, match=r"no field 'label'. It was embedded without --labels; .*--labels-file"):
         read_samples(features)
     with pytest.raises(AnalysisError, match=r"no field 'kind'. Its fields are label;"):
-        read_samples(cloud_set(tmp_path / "other", 6), LabelSettings(label_column="kind"))
+        read_samples(cloud_set(tmp_path / "other", 6), LabelSettings(label_field="kind"))
 
 
 def test_an_empty_set(tmp_path: Path) -> None:
@@ -143,14 +143,14 @@ def test_the_field_split_is_taken_by_itself(tmp_path: Path) -> None:
 
 def test_it_need_not_be_taken(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "out", 40, split=sides(40))
-    assert read_samples(features, split=SplitSettings(split_column="drawn")).is_test is None
+    assert read_samples(features, split=SplitSettings(split_field="drawn")).is_test is None
     one_sided = cloud_set(tmp_path / "other", 40, split=["Training"] * 40)
     assert read_samples(one_sided).is_test is None
 
 
 def test_another_column_and_word(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "out", 40, fold=[str(i % 5) for i in range(40)])
-    samples = read_samples(features, split=SplitSettings(split_column="fold", test_value="2"))
+    samples = read_samples(features, split=SplitSettings(split_field="fold", test_value="2"))
     assert samples.is_test is not None
     assert np.flatnonzero(samples.is_test).tolist() == list(range(2, 40, 5))
 
@@ -167,8 +167,8 @@ def test_a_split_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"split_column": "split", "test_value": "held-out"}, "It has 'Test', 'Training'. Name another word"),
-        ({"split_column": "splt"}, r"must be a field of '.*'; did you mean 'split'\? Got 'splt'"),
+        ({"split_field": "split", "test_value": "held-out"}, "It has 'Test', 'Training'. Name another word"),
+        ({"split_field": "splt"}, r"must be a field of '.*'; did you mean 'split'\? Got 'splt'"),
     ],
 )
 def test_a_split_that_is_none(settings: dict[str, Any], told: str, tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_word_that_nobody_can_look_for_is_refused(tmp_path: Path) -> None:
 def test_a_side_that_is_missing(tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "out", 8, split=[*sides(7), None])
     with pytest.raises(AnalysisError, match=r"1 of the 8 pictures of '.*' \('out-00007.jpg'\) has no side"):
-        read_samples(features, split=SplitSettings(split_column="split"))
+        read_samples(features, split=SplitSettings(split_field="split"))
 
 
 def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:

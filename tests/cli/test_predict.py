@@ -75,7 +75,7 @@ def test_pictures_that_could_not_be_read_again_are_told(work: Path, tmp_path: Pa
         (["fruit-model", "photos", "--top-k", "many"], "must be an integer from 1 to 1000. Got 'many'"),
         (["fruit-model", "photos", "--top-k", "15"], "at most 14"),
         (["fruit-model", "photos", "--threshold", "2"], "must be a number from 0 to 1. Got 2.0"),
-        (["fruit-model", "photos", "--format", "cvs"], "did you mean 'csv'"),
+        (["fruit-model", "photos", "--file-format", "cvs"], "did you mean 'csv'"),
         (["fruit-model", "features", "--limit", "3"], "Leave out limit"),
         (["fruit-model", "features", "--master", "local[2]"], "--master is for --engine spark only"),
         (["fruit-model", "photos", "--annotate"], "Give --tiles"),

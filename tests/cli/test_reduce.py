@@ -25,7 +25,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
-    done = run_cli("reduce", work / "features", "--out", tmp_path / "out", "--components", "10", "--json")
+    done = run_cli("reduce", work / "features", "--out", tmp_path / "out", "--n-components", "10", "--json")
     assert done.returncode == 0, done.stderr
     assert "150, each of 10 numbers instead of 1,280" in done.stderr
     kept = re.search(r"([\d.]+)% of it is kept", done.stderr)
@@ -41,14 +41,14 @@ def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--components", "many"], "must be an integer of at least 1. Got 'many'"),
-        (["--components", "0"], "must be an integer of at least 1. Got 0"),
-        (["--components", "1000"], "can be 149 at most here"),
+        (["--n-components", "many"], "must be an integer of at least 1. Got 'many'"),
+        (["--n-components", "0"], "must be an integer of at least 1. Got 0"),
+        (["--n-components", "1000"], "can be 149 at most here"),
         (["--variance", "95"], "must be a number from 0 to 1. Got 95.0"),
-        (["--components", "5", "--variance", "0.5"], "not both"),
+        (["--n-components", "5", "--variance", "0.5"], "not both"),
         (["--solver", "exat"], "did you mean 'exact'"),
-        (["--with", "features"], "is not a reduced set"),
-        (["--with", "features", "--whiten"], "using, --with"),
+        (["--using", "features"], "is not a reduced set"),
+        (["--using", "features", "--whiten"], "using, --using"),
         (["--master", "local[2]"], "--master is for --engine spark only"),
     ],
 )
@@ -61,7 +61,7 @@ def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, options: 
 
 
 def test_a_report_is_written_with_its_pictures_beside_it(work: Path, tmp_path: Path) -> None:
-    options: list[str | Path] = ["--out", tmp_path / "out", "--components", "10"]
+    options: list[str | Path] = ["--out", tmp_path / "out", "--n-components", "10"]
     done = run_cli("reduce", work / "features", *options, "--report", tmp_path / "kept.html", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"] == str(tmp_path / "kept.html")

@@ -15,6 +15,6 @@ def test_every_documented_option_exists() -> None:
     options = re.findall(r"^\| `(--[a-z-]+)[ `]", DOCS.partition("## Options")[2], re.MULTILINE)
     assert len(options) == 13
     assert [option for option in options if option not in helped["train"]] == []
-    own = ("--classifier", "--regularization", "--neighbors", "--balanced", "--random-state")
+    own = ("--kind", "--regularization", "--n-neighbors", "--balanced", "--random-state")
     assert [option for option in options if option not in own and option not in helped["evaluate"]] == []
     assert "--report" in helped["evaluate"]

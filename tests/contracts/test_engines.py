@@ -223,7 +223,7 @@ def test_a_task_may_ask_for_fewer_deaths(process_engine: Engine, plan: Plan, tmp
 
 
 def test_an_out_of_memory_error_names_the_setting(process_engine: Engine, plan: Plan) -> None:
-    setting = "--memory|spark.executor.memoryOverhead|ray start --num-cpus"
+    setting = "--memory-bytes|spark.executor.memoryOverhead|ray start --num-cpus"
     with pytest.raises(EngineError, match=rf"A worker on .* ran out of memory \(bad_alloc\): .*({setting})"):
         list(process_engine.run(tasks.starve, plan, [1]))
 

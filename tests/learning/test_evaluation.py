@@ -204,7 +204,7 @@ def test_the_labels_file_is_found_from_any_folder(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert fp.evaluate("../model", "../features").naive.scores is not None
     (tmp_path / "labels.csv").unlink()
-    evaluation = fp.evaluate("../model", other_rows(tmp_path / "test"), label_column="label")
+    evaluation = fp.evaluate("../model", other_rows(tmp_path / "test"), label_field="label")
     assert evaluation.naive.scores is not None  # by the field, though the model was trained with a file
     assert "'labels_file'" in evaluation.leak_aware.reason
     assert "\n" not in evaluation.leak_aware.reason
@@ -321,7 +321,7 @@ def test_the_commands_refuse_in_one_line(orchard: Path, tmp_path: Path) -> None:
     for words in (
         ("evaluate", tmp_path / "model", orchard / "reduced"),
         ("train", orchard / "nothing"),
-        ("train", orchard / "reduced", "--out", tmp_path / "other", "--label-column", "kind"),
+        ("train", orchard / "reduced", "--out", tmp_path / "other", "--label-field", "kind"),
         ("train", orchard / "reduced", "--out", tmp_path / "model"),
     ):
         done = run_cli(*words)

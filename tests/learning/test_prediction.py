@@ -122,7 +122,7 @@ def test_below_the_threshold_the_label_is_unknown(work: Path, tmp_path: Path) ->
 def test_csv_holds_the_same_as_parquet(work: Path, tmp_path: Path) -> None:
     kinds = {}
     for kind in ("parquet", "csv"):
-        kinds[kind] = fp.predict(work / "model", work / "features", tmp_path / kind, format=kind, top_k=2)
+        kinds[kind] = fp.predict(work / "model", work / "features", tmp_path / kind, file_format=kind, top_k=2)
     assert kinds["csv"].to_table().equals(kinds["parquet"].to_table())
     rows: list[dict[str, str]] = []
     for path in sorted((tmp_path / "csv" / "predictions").glob("*.csv")):
@@ -175,7 +175,7 @@ def test_a_part_of_failures_alone_has_no_rows(work: Path, tmp_path: Path) -> Non
     for kind in ("parquet", "csv"):
         out = tmp_path / kind
         result = fp.predict(
-            work / "model", str(tmp_path / "in"), out, images_per_part=4, max_failures=1.0, format=kind
+            work / "model", str(tmp_path / "in"), out, images_per_part=4, max_failures=1.0, file_format=kind
         )
         assert (len(result), result.to_table().num_rows) == (4, 4)
         assert len(list((out / "predictions").glob(f"part-*.{kind}"))) == 2
@@ -394,7 +394,7 @@ def test_without_predictions_all_parts_are_unfinished(tmp_path: Path) -> None:
 # -- how they are read ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"format": "csv", "threshold": 0.5}])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"file_format": "csv", "threshold": 0.5}])
 def test_libraries_read_predictions_through_arrow(work: Path, tmp_path: Path, options: dict[str, Any]) -> None:
     result = fp.predict(work / "model", work / "features", tmp_path / "out", **options)
     table = result.to_table()

@@ -194,7 +194,7 @@ def test_tiles_find_most_of_the_fruits(work: Path, tmp_path: Path) -> None:
         assert 0 <= row["top"] < row["bottom"] <= 384
     features = fp.open_features(tmp_path / "out")
     assert features.plan.backbone.pooling == "avg"
-    of_set = fp.predict(work / "model", features, tmp_path / "of-set", tiles=True, format="csv")
+    of_set = fp.predict(work / "model", features, tmp_path / "of-set", tiles=True, file_format="csv")
     assert of_set.to_table().equals(result.to_table())
 
 

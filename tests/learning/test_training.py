@@ -210,8 +210,8 @@ def test_wrong_settings(tmp_path: Path) -> None:
         fp.train(features, None, n_neighbors=3)
     with pytest.raises(SettingError, match=r"'regularization'.*'logistic'.*'knn'"):
         fp.train(features, None, kind="knn", regularization=3.0)
-    with pytest.raises(SettingError, match=r"'split_column'.*'split_file'"):
-        fp.train(features, None, split_column="a", split_file="b")
+    with pytest.raises(SettingError, match=r"'split_field'.*'split_file'"):
+        fp.train(features, None, split_field="a", split_file="b")
 
 
 def test_a_destination_that_is_not_empty_is_refused_before_any_work(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_secrets_are_written_nowhere(
     texts += [on_disk.stdout, on_disk.stderr]
     for code in ("InvalidAccessKeyId", "AccessDenied", "SignatureDoesNotMatch", "ExpiredToken"):
         fast_s3.refuse(code, keys="in/.*7")
-        refused = run_cli("embed", source, "--out", tmp_path / code, "--timeout", "3")
+        refused = run_cli("embed", source, "--out", tmp_path / code, "--timeout-seconds", "3")
         fast_s3.behave()
         texts += [refused.stdout, refused.stderr]
     signed = "https://key:SECRETSECRET4@127.0.0.1:1/a.jpg?X-Amz-Signature=SECRETSECRET5"

@@ -183,7 +183,7 @@ def test_a_worker_killed_again_and_again_stops_the_run_and_resume_finishes(
     tmp_path: Path, images: dict[str, bytes]
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(WorkerDeathError, match=r"shard 0.*SIGKILL.*5 times.*--memory"):
+    with pytest.raises(WorkerDeathError, match=r"shard 0.*SIGKILL.*5 times.*--memory-bytes"):
         embed_and_kill(out, images, 99)
     assert not (out / "manifest.json").exists()
     plan = draft(out, memory_source(images, delay_seconds=0.1), images_per_part=6)

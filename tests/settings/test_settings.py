@@ -107,7 +107,7 @@ def test_none_is_for_optional_settings_only(name: str) -> None:
         ({"max_failures": 1.5}, "The 'max_failures' setting must be a number from 0 to 1. Got 1.5."),
         (
             {"timeout_seconds": 0},
-            "The 'timeout_seconds' setting (--timeout) must be a number from 0.1 to 86400. Got 0.",
+            "The 'timeout_seconds' setting must be a number from 0.1 to 86400. Got 0.",
         ),
         ({"all_files": "yes"}, "The 'all_files' setting must be true or false. Got 'yes'."),
         ({"model": ""}, "The 'model' setting must be a text. Got ''."),

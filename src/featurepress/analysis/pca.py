@@ -133,8 +133,8 @@ class PCA:
             return min(self.DEFAULT_COMPONENTS, n_possible)
         if self.n_components > n_possible:
             raise AnalysisError(
-                f"The 'n_components' setting (--components) can be {n_possible} at most here: less than there are "
-                f"pictures, and no more than there are features. Got {self.n_components}."
+                f"The 'n_components' setting can be {n_possible} at most here: fewer than the images, and not more "
+                f"than the features. Got {self.n_components}."
             )
         return self.n_components
 

@@ -183,19 +183,19 @@ def _labels_of(features: FeatureSet, settings: LabelSettings) -> list[str | None
     if settings.labels_file is not None:
         return _from_file(features, settings.labels_file, "label", "labels_file")
     names = features.plan.field_names
-    if settings.label_column not in names:
+    if settings.label_field not in names:
         has = f"Its fields are {', '.join(names)}" if names else "It was embedded without --labels"
         raise AnalysisError(
-            f"The feature set '{features.location}' has no field '{settings.label_column}'. {has}; name one with "
-            "--label-column, or give a CSV file of uris and labels with --labels-file."
+            f"The feature set '{features.location}' has no field '{settings.label_field}'. {has}; name one with "
+            "--label-field, or give a CSV file of uris and labels with --labels-file."
         )
-    texts: list[str | None] = features.to_table([settings.label_column]).column(0).to_pylist()
+    texts: list[str | None] = features.to_table([settings.label_field]).column(0).to_pylist()
     return texts
 
 
 def _split_of(features: FeatureSet, settings: SplitSettings) -> tuple[npt.NDArray[np.bool_] | None, str]:
     """Say which rows of the set test, and how that is known."""
-    names, column = features.plan.field_names, settings.split_column
+    names, column = features.plan.field_names, settings.split_field
     if settings.split_file is not None:
         texts, words = _from_file(features, settings.split_file, "split", "split_file"), "file"
         words = f"by the file '{settings.split_file}'"
@@ -203,14 +203,14 @@ def _split_of(features: FeatureSet, settings: SplitSettings) -> tuple[npt.NDArra
         if column is None and _is_asked(settings):
             raise SettingError(
                 "The 'test_value' setting (--test-value) is a word of what says which pictures test, and "
-                f"'{features.location}' has no field 'split'. Name another with --split-column, or a --split-file."
+                f"'{features.location}' has no field 'split'. Name another with --split-field, or a --split-file."
             )
         return None, DRAWN
     else:
         column = column or "split"
         if column not in names:
             raise SettingError(
-                f"The 'split_column' setting (--split-column) must be a field of '{features.location}'"
+                f"The 'split_field' setting (--split-field) must be a field of '{features.location}'"
                 f"{nearest(column, list(names))} Got '{column}'."
             )
         texts, words = features.to_table([column]).column(0).to_pylist(), f"by the column '{column}'"

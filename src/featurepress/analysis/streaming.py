@@ -83,7 +83,7 @@ def require_streamable(classifier: Classifier, samples: Samples) -> None:
     if classifier.kind == "knn":
         raise AnalysisError(
             f"k nearest neighbours keep all features in memory, which are {samples.n_bytes / 2**30:.1f} GiB here. "
-            "Reduce them, take --classifier logistic, or allow more with --in-memory."
+            "Reduce them, take --kind logistic, or allow more with --in-memory-bytes."
         )
 
 

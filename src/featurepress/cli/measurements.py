@@ -62,7 +62,7 @@ def _measured(side: Mapping[str, Any]) -> str:
     dropped = side["n_near_duplicates"]
     left_out = f", {dropped:,} left out as near-duplicates of training images" if dropped else ""
     if scores is None:
-        way = ". A random split may be: --split-column drawn" if dropped else ""
+        way = ". A random split may be: --split-field drawn" if dropped else ""
         return f"not measurable: {side['reason']}{way}"
     low, high = scores["interval"]
     return (

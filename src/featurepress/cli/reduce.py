@@ -31,7 +31,7 @@ def reduce(
     ] = "reduced{time}",
     using: Annotated[
         str | None,
-        typer.Option("--with", help="A reduced set: its projection, for later pictures.", metavar="REDUCED"),
+        typer.Option("--using", help="A reduced set: its projection, for later pictures.", metavar="REDUCED"),
     ] = None,
     report: Annotated[
         str | None,

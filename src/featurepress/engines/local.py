@@ -45,7 +45,7 @@ class LocalEngine:
         *,
         silence_seconds: float = 150.0,
         preload: Sequence[str] = (),
-        for_memory: str = "set --memory or lower --workers",
+        for_memory: str = "set --memory-bytes or lower --workers",
     ) -> None:
         if workers < 1:
             raise SettingError(f"The 'workers' setting must be an integer of at least 1. Got {workers!r}.")

@@ -55,14 +55,14 @@ def evaluate(
     features : FeatureSet, str or path
         A complete set with labels, of the model's feature space or, for a model of reduced features, of its
         backbone. If it is another set than the model was trained on, all rows are tested, or the test rows of
-        `split_column` or `split_file`. If it is the training set, its split is used again. Where that split was
+        `split_field` or `split_file`. If it is the training set, its split is used again. Where that split was
         drawn, a classifier of the same kind is fitted to the training side.
     report : str or path, optional
         An HTML page, ``NAME.html`` on this machine; the values are written beside it as ``NAME.json``.
     progress : bool or callable
         True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
-        `label_column`, `labels_file`, `skip_unlabelled`, `split_column`, `split_file`, `test_value`,
+        `label_field`, `labels_file`, `skip_unlabelled`, `split_field`, `split_file`, `test_value`,
         `near_duplicate_threshold`, `in_memory_bytes`: as for `train`. The default is the value that the model was
         trained with.
 
@@ -122,9 +122,9 @@ def _settings(model: TrainedModel, options: Mapping[str, Any]) -> dict[str, Any]
     """Return the settings: the options, and for the rest those of the training."""
     trained: dict[str, Any] = model.trained_on["settings"]
     known = {name: value for stage in STAGES for name, value in trained[stage].items()}
-    if "split_column" in options or "split_file" in options:
-        known |= {"split_column": None, "split_file": None}
-    if "label_column" in options:
+    if "split_field" in options or "split_file" in options:
+        known |= {"split_field": None, "split_file": None}
+    if "label_field" in options:
         known |= {"labels_file": None}
     settings = sorted_options(STAGES, {**known, **options})
     return {**settings, "classifier": ClassifierSettings(**trained["classifier"])}
@@ -215,8 +215,8 @@ class _Run:
 
     def _other_trial(self) -> tuple[Trial, str]:
         """Test other images; the training rows are needed for near-duplicates and baselines."""
-        has_split = {"split_column", "split_file"} & self.options
-        split = self.settings["split"] if has_split else SplitSettings(split_column=DRAWN)
+        has_split = {"split_field", "split_file"} & self.options
+        split = self.settings["split"] if has_split else SplitSettings(split_field=DRAWN)
         test = read_samples(self.features, self.settings["labels"], split)
         if test.is_test is not None:
             test = test.take(np.flatnonzero(test.is_test))
@@ -254,7 +254,9 @@ class _Run:
         sample = samples.draw(n_rows, self.settings["classifier"].random_state)
         if sample is not samples:
             note = f"a random sample of {len(sample):,} of {len(samples):,} images of '{samples.features.location}'"
-            self.notes.append(note + ("; allow more with --in-memory" if n_fitted < samples.n_searchable else ""))
+            self.notes.append(
+                note + ("; allow more with --in-memory-bytes" if n_fitted < samples.n_searchable else "")
+            )
         return sample
 
     def _trial(self, sides: Sequence[Samples]) -> Trial:

@@ -87,7 +87,7 @@ def predict(
     progress : bool or callable
         True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
-        `top_k` (1), `threshold`, `format` (``parquet`` or ``csv``); or `regions`, `tiles` and `annotate`, for
+        `top_k` (1), `threshold`, `file_format` (``parquet`` or ``csv``); or `regions`, `tiles` and `annotate`, for
         several labels per image, with boxes. For images also the settings of `embed` for listing and reading,
         `images_per_part`, `max_failures`, `workers` and `memory_bytes`; for features `workers`.
 
@@ -367,7 +367,7 @@ class PredictPart:
         # If the features are replaced after this, the rows are newer than the receipt: never older.
         tally = Tally(features.part_digest(name))
         schema = predictions.schema_of(self._columns)
-        with predictions.part_writer(self.storage, shard, schema, self.settings.format) as write:
+        with predictions.part_writer(self.storage, shard, schema, self.settings.file_format) as write:
             for X, batch in features.part_batches(name, ["uri"], _BATCH_ROWS):
                 _require_finite(X, batch.column("uri"), features.location)
                 probabilities = model.classifier.predict_proba(transform(X))

@@ -355,7 +355,7 @@ class RegionPart:
 
         names = predictions.columns_of(asdict(self.settings))
         schema = predictions.schema_of(names)
-        with predictions.part_writer(self.storage, shard, schema, self.settings.format) as write:
+        with predictions.part_writer(self.storage, shard, schema, self.settings.file_format) as write:
             for start in range(0, len(sizes), _BATCH_ROWS):
                 images = sizes[start : start + _BATCH_ROWS]
                 rows = [(uri, *region) for uri, *size in images for region in regions[uri].rows(*size)]

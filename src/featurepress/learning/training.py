@@ -58,9 +58,9 @@ def train(
     progress : bool or callable
         True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
-        Labels: `label_column` (``label``), `labels_file`, `skip_unlabelled`. Classifier: `kind` (``logistic``,
+        Labels: `label_field` (``label``), `labels_file`, `skip_unlabelled`. Classifier: `kind` (``logistic``,
         ``knn``, ``centroid``), `regularization`, `n_neighbors`, `balanced`, `random_state`. Split:
-        `split_column`, `split_file`, `test_value`, `near_duplicate_threshold`. Memory: `in_memory_bytes`.
+        `split_field`, `split_file`, `test_value`, `near_duplicate_threshold`. Memory: `in_memory_bytes`.
 
     Returns
     -------

@@ -17,7 +17,7 @@ class ReductionSettings(Stage):
     called = "a reduction"
 
     n_components: int | None = setting(
-        None, int, "How many components are kept (default: 128).", minimum=1, optional=True, flag="--components"
+        None, int, "How many components are kept (default: 128).", minimum=1, optional=True
     )
     variance: float | None = setting(
         None,
@@ -36,7 +36,7 @@ class ReductionSettings(Stage):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variance is not None and self.n_components is not None:
-            raise SettingError("Give either 'n_components' (--components) or 'variance' (--variance), not both.")
+            raise SettingError("Set either 'n_components' or 'variance', not both.")
         if self.variance is not None and self.solver == "randomized":
             raise SettingError("The 'variance' setting needs all variances, which only solver='exact' finds.")
 
@@ -52,7 +52,6 @@ class ClassifierSettings(Stage):
         str,
         "Multinomial logistic regression, k nearest neighbours, or the nearest mean of a class.",
         choices=("logistic", "knn", "centroid"),
-        flag="--classifier",
     )
     regularization: float | None = setting(
         None,
@@ -61,7 +60,7 @@ class ClassifierSettings(Stage):
         minimum=1e-12,
         optional=True,
     )
-    n_neighbors: int = setting(5, int, "Of knn: how many neighbours vote.", minimum=1, flag="--neighbors")
+    n_neighbors: int = setting(5, int, "Of knn: how many neighbours vote.", minimum=1)
     balanced: bool = setting(False, bool, "Let rare classes weigh as much as frequent ones.")
     random_state: int = setting(0, int, "Seed of what is drawn.", minimum=0)
 
@@ -72,7 +71,7 @@ class LabelSettings(Stage):
 
     called = "the labels"
 
-    label_column: str = setting("label", str, "Field of the feature set that holds the labels.")
+    label_field: str = setting("label", str, "Field of the feature set that holds the labels.")
     labels_file: str | None = setting(
         None, str, "Instead: a CSV file with the columns uri and label.", optional=True
     )
@@ -85,7 +84,7 @@ class SplitSettings(Stage):
 
     called = "a split"
 
-    split_column: str | None = setting(
+    split_field: str | None = setting(
         None,
         str,
         "Field that says which pictures test (default: 'split', if there is one), or 'drawn': a quarter does.",
@@ -107,10 +106,8 @@ class SplitSettings(Stage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split_column is not None and self.split_file is not None:
-            raise SettingError(
-                "Give either 'split_column' (--split-column) or 'split_file' (--split-file), not both."
-            )
+        if self.split_field is not None and self.split_file is not None:
+            raise SettingError("Set either 'split_field' or 'split_file', not both.")
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,6 @@ class TrainingSettings(Stage):
         int,
         "Bytes of features that are fitted in memory (and a number a label); more are streamed.",
         minimum=1,
-        flag="--in-memory",
     )
 
 
@@ -143,7 +139,7 @@ class PredictionSettings(Stage):
         maximum=1,
         optional=True,
     )
-    format: str = setting("parquet", str, "Of the files.", choices=("parquet", "csv"))
+    file_format: str = setting("parquet", str, "Format of the prediction files.", choices=("parquet", "csv"))
     regions: bool = setting(False, bool, "Classify each cell of the model's grid: several labels per image.")
     tiles: bool = setting(False, bool, "Classify overlapping crops: likewise, slower, and finds far more.")
     annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")

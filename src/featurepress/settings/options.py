@@ -71,10 +71,10 @@ class ReduceOptions(TypedDict, total=False):
 class EvaluateOptions(TypedDict, total=False):
     """Options of `evaluate`."""
 
-    label_column: str
+    label_field: str
     labels_file: str | None
     skip_unlabelled: bool
-    split_column: str | None
+    split_field: str | None
     split_file: str | None
     test_value: str
     near_duplicate_threshold: float | None
@@ -96,7 +96,7 @@ class PredictOptions(ImageOptions, total=False):
 
     top_k: int
     threshold: float | None
-    format: FileFormat
+    file_format: FileFormat
     regions: bool
     tiles: bool
     annotate: bool

@@ -87,7 +87,6 @@ class ImageSettings(Stage):
         "Seconds after which a read or a decoder that hangs is given up.",
         minimum=0.1,
         maximum=86_400,
-        flag="--timeout",
         identity=False,
     )
 
@@ -184,7 +183,6 @@ class ResourceSettings(Stage):
         "Memory that all processes together may take; fewer workers are started if need be.",
         minimum=1,
         optional=True,
-        flag="--memory",
         identity=False,
     )
 
@@ -199,7 +197,7 @@ class ResourceSettings(Stage):
         each = WORKER_BYTES + MODEL_COPIES * model_bytes
         if self.memory_bytes < DRIVER_BYTES + each:
             raise SettingError(
-                f"The 'memory_bytes' setting (--memory) must be at least {DRIVER_BYTES + each}, for the driver and "
+                f"The 'memory_bytes' setting must be at least {DRIVER_BYTES + each}, for the driver and "
                 f"one worker with the model {model}. Got {self.memory_bytes}."
             )
         return min(wanted, (self.memory_bytes - DRIVER_BYTES) // each)
