@@ -77,7 +77,7 @@ def test_every_mode_has_a_case() -> None:
 )
 def test_an_unsaid_normalisation_is_noted(tmp_path: Path, choices: dict[str, Any], said: bool) -> None:
     notes = ready(made.identity(tmp_path / "same.onnx"), **choices).notes
-    assert [note.startswith("Nothing was said of its normalisation") for note in notes] == ([] if said else [True])
+    assert [note.startswith("Its normalisation is unknown") for note in notes] == ([] if said else [True])
 
 
 # -- resizing and cutting ------------------------------------------------------------------------------------
@@ -192,6 +192,6 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, choices: dict[str, A
     "choices", [{"like": "tensorflow"}, {"mode": "torch"}, {"mode": "caffe"}, {"mean": (0.5,), "scale": (0.5,)}]
 )
 def test_a_model_of_bytes_takes_no_other_levels(tmp_path: Path, choices: dict[str, Any]) -> None:
-    with pytest.raises(SettingError, match="The model takes bytes"):
+    with pytest.raises(SettingError, match="The model's input is bytes"):
         ready(bytes_in(tmp_path / "bytes.onnx"), **choices)
     assert list((home() / "models").glob("*")) == []
