@@ -83,7 +83,7 @@ def test_the_command_alone_shows_its_help() -> None:
         (["embed", "in", "--format", "cvs"], ["format", "did you mean 'csv'"]),
         (["embed", "in", "--model", "embeded"], ["embeded", "did you mean", "embedded"]),
         (["embed", "in", "--memory-bytes", "4XB"], ["memory", "4GB", "'4XB'"]),
-        (["embed", "in", "--memory-bytes", "10MB"], ["--memory-bytes", "at least", "10000000"]),
+        (["embed", "in", "--memory-bytes", "10MB"], ["memory_bytes", "at least", "10000000"]),
         (["embed", "in", "--max-bytes", "-1"], ["max_bytes", "'-1'"]),
         (["embed", "hdfs://host/x"], ["'hdfs'", "s3://"]),
         (["embed", "s3://bucket/x"], ["credentials", "AWS_ACCESS_KEY_ID", "--anonymous"]),

@@ -48,7 +48,7 @@ def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
         (["--n-components", "5", "--variance", "0.5"], "not both"),
         (["--solver", "exat"], "did you mean 'exact'"),
         (["--using", "features"], "is not a reduced set"),
-        (["--using", "features", "--whiten"], "using, --using"),
+        (["--using", "features", "--whiten"], "Leave out"),
         (["--master", "local[2]"], "--master is for --engine spark only"),
     ],
 )
@@ -68,7 +68,7 @@ def test_a_report_is_written_with_its_pictures_beside_it(work: Path, tmp_path: P
     assert f"report    {tmp_path / 'kept.html'}" in done.stderr
     page = (tmp_path / "kept.html").read_text(encoding="utf-8")
     for words in (
-        "10 components keep",
+        "10 components explain",
         f"{work / 'features'}",
         "10 instead of 1,280",
         "150 images, solver exact",

@@ -52,7 +52,7 @@ def test_an_estimate_refuses_what_the_run_would_refuse(tmp_path: Path, pictures:
         estimate(pictures, tmp_path / "out", pooling="max")
     with pytest.raises(DestinationError):
         estimate(pictures, tmp_path / ("x" * 300))
-    with pytest.raises(SettingError, match="--memory-bytes"):
+    with pytest.raises(SettingError, match="memory_bytes"):
         estimate(pictures, tmp_path / "other", memory_bytes=1)
 
 

@@ -230,7 +230,7 @@ def test_the_time_expands_in_embed(tmp_path: Path) -> None:
         ({"workers": 2.5}, SettingError, "integer"),
         ({"limit": 0}, SettingError, "at least 1"),
         ({"max_failures": 1.5}, SettingError, "from 0 to 1"),
-        ({"memory_bytes": 1000}, SettingError, "--memory-bytes"),
+        ({"memory_bytes": 1000}, SettingError, "memory_bytes"),
         ({"images_per_part": 0}, SettingError, "from 1"),
         ({"model": "embeded"}, ModelError, "embedded"),
         ({"labels": True}, SettingError, "'none', 'parent' or a pattern"),

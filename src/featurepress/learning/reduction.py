@@ -143,7 +143,7 @@ def _settings(options: Mapping[str, Any], using: object) -> ReductionSettings:
     settings = ReductionSettings.from_options(**options)
     if using is not None and options:
         raise SettingError(
-            "The projection of another set (using, --with) fixes all settings. Leave out "
+            "The projection of another set (--using) fixes all settings. Leave out "
             f"{', '.join(options)}, or leave out using."
         )
     return settings
