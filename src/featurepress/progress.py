@@ -138,7 +138,7 @@ SHARED = (
 
 
 def summary_again(manifest: dict[str, Any], started: float) -> Summary:
-    """Give the summary of a run that found everything done."""
+    """Return the summary of a run that found everything done."""
     return Summary(
         **{name: manifest[name] for name in SHARED},
         seconds=time.perf_counter() - started,

@@ -78,7 +78,7 @@ class MemorySource:
                 yield ImageRef(uri, 0, len(base64.b64decode(self._images[uri])), "1")
 
     def read(self, ref: ImageRef) -> bytes:
-        """Give the bytes, or do what the faults say."""
+        """Return the bytes, or do what the faults say."""
         if self._delay_seconds:
             time.sleep(self._delay_seconds)
         fault = self._faults.get(ref.uri)
@@ -91,7 +91,7 @@ class MemorySource:
         return base64.b64decode(self._images[ref.uri])
 
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Give the reference as it is now."""
+        """Return the reference as it is now."""
         if ref.uri not in self._images:
             return ref._replace(size=0, version="", problem="vanished since listing")
         return ref._replace(size=len(base64.b64decode(self._images[ref.uri])), version="1", problem=None)
@@ -159,7 +159,7 @@ class FakeBackbone:
         return bool(spec.options.get("bfloat16", False))
 
     def __call__(self, pixels: Pixels) -> Features:
-        """Give the mean colours: (4, 8, 8, 3) uint8 -> (4, 12) float32."""
+        """Return the mean colours: (4, 8, 8, 3) uint8 -> (4, 12) float32."""
         cells = pixels.reshape(self.batch_size, 2, 4, 2, 4, 3)
         features: Features = (
             cells.mean(axis=(2, 4), dtype=np.float64).reshape(self.batch_size, 12).astype(np.float32)
@@ -212,12 +212,12 @@ class MemoryStorage:
                 yield Entry(name, len(data), _version(data))
 
     def stat(self, name: str) -> Entry | None:
-        """Give size and version."""
+        """Return size and version."""
         data = self.objects.get(name)
         return None if data is None else Entry(name, len(data), _version(data))
 
     def read(self, name: str) -> bytes | None:
-        """Give the object's bytes, or None."""
+        """Return the object's bytes, or None."""
         return self.objects.get(name)
 
     def open(self, name: str) -> BinaryIO:
@@ -431,7 +431,7 @@ class InlineEngine:
 
 @dataclass
 class PlanMaker:
-    """Makes drafts of plans for `featurepress.runs.verbs.run_plan`, with the fake backbone unless told otherwise.
+    """Makes drafts of plans for `featurepress.runs.verbs.run_plan`, with the fake backbone by default.
 
     Parameters
     ----------
@@ -445,7 +445,7 @@ class PlanMaker:
     backbone: BackboneSpec = field(default_factory=fake_backbone)
 
     def __call__(self, *sources: SourceSpec, **options: Any) -> Plan:
-        """Give a draft for some sources and settings."""
+        """Return a draft for some sources and settings."""
         settings = Settings.from_options(**options)
         return new_plan(
             self.storage,

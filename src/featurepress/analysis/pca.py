@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # matrix 128 MB; a few passes over the rows take less.
 MOST_EXACT_FEATURES = 4_000
 
-_NO_VARIANCE = 1e-6  # of the largest standard deviation: features in single precision tell no smaller one
+_NO_VARIANCE = 1e-6  # of the largest standard deviation: single precision resolves no smaller one
 
 
 @dataclass

@@ -232,7 +232,7 @@ def _split_of(features: FeatureSet, settings: SplitSettings) -> tuple[npt.NDArra
 
 
 def _is_asked(settings: SplitSettings) -> bool:
-    """Whether somebody has said how training and test are told apart."""
+    """Whether the settings say how to split training and test."""
     return settings != SplitSettings(near_duplicate_threshold=settings.near_duplicate_threshold)
 
 

@@ -133,7 +133,7 @@ def leading(
     Notes
     -----
     Subspace iteration: each pass multiplies the directions by the covariance matrix, as two half steps of the first
-    reference do, and tells of the matrix as in the second. It ends when the sum of the leading variances has
+    reference do, and estimate the spectrum as in the second. It ends when the sum of the leading variances has
     settled to 2e-4 of itself, or after 8 passes; mostly after 3.
 
     References
@@ -159,7 +159,7 @@ def leading(
 
 
 def _eigenvectors(sketch: Sketch, n_components: int) -> Leading:
-    """Return the best eigenvectors that a sketch tells of: those of its Nyström approximation."""
+    """Return the eigenvectors of the Nyström approximation of a sketch."""
     from scipy.linalg import cholesky, solve_triangular
 
     directions, n_free = sketch.directions.astype(np.float64), max(1, sketch.n_samples - 1)

@@ -109,7 +109,7 @@ def print_summary(features: FeatureSet) -> None:
 
 
 def _notes(features: FeatureSet) -> tuple[str, ...]:
-    """Give what was assumed of the model, if it was made ready here."""
+    """Return what was assumed of the model, if it was made ready here."""
     from featurepress.models.store import read_card
 
     card = read_card(features.plan.backbone.file)

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 Box = tuple[int, int, int, int]
-BACKGROUND = "background"  # the label that predict never tells
+BACKGROUND = "background"  # the label that predict never writes
 
 # Lists what was drawn, so that a new drawing replaces only that; sources skip dot files.
 _MARKER = ".featurepress-orchard"

@@ -74,7 +74,7 @@ def bench(
     models : sequence of str
         As for `embed`; by default those that are ready here.
     images : str or path, optional
-        Pictures to embed; by default 2,000 drawn ones of 100x100.
+        Images to embed; by default 2,000 drawn ones of 100x100.
     size : int, optional
         Side of the input, for models that leave a choice.
     random : bool
@@ -93,8 +93,8 @@ def bench(
         source = str(images) if images is not None else str(Path(scratch) / "pictures")
         if images is None:
             _draw(Path(source))
-        told = source if images is not None else f"{_DRAWN:,} drawn pictures of 100x100, again and again"
-        return [_measure(card, source, told, Path(scratch), on_progress) for card in cards]
+        description = source if images is not None else f"{_DRAWN:,} drawn images of 100x100, repeated"
+        return [_measure(card, source, description, Path(scratch), on_progress) for card in cards]
 
 
 def _draw(folder: Path) -> None:
@@ -120,7 +120,7 @@ def _card(name: str, size: int | None, random: bool, on_progress: OnProgress) ->
     return find_card(name, size=size, on_progress=on_progress)
 
 
-def _measure(card: ModelCard, source: str, told: str, scratch: Path, on_progress: OnProgress) -> Speed:
+def _measure(card: ModelCard, source: str, description: str, scratch: Path, on_progress: OnProgress) -> Speed:
     pooling = card.pooled if card.pooled in ("avg", "max") else "avg"
     spec = card.backbone(pooling)
     workers = available_cores()
@@ -142,14 +142,16 @@ def _measure(card: ModelCard, source: str, told: str, scratch: Path, on_progress
         weights="random" if is_random else card.source,
         cpu=cpu_name(),
         workers=workers,
-        pictures=told,
+        pictures=description,
     )
-    store.write_note(card.file, store.SPEED, {"images_per_second": speeds, "cpu": measured.cpu, "pictures": told})
+    store.write_note(
+        card.file, store.SPEED, {"images_per_second": speeds, "cpu": measured.cpu, "pictures": description}
+    )
     return measured
 
 
 def _enough(spec: Any, precision: str, workers: int) -> int:
-    """Give the number of images that take a few seconds, from a batch on one core."""
+    """Return the number of images that take a few seconds, from a batch on one core."""
     import numpy as np
 
     backbone = load_backbone(spec, precision)

@@ -60,7 +60,7 @@ def describe(
 
 
 def _options(settings: ListingSettings, destination: str) -> dict[str, Any]:
-    """Return what every source is told; what is not said is left out."""
+    """Return the options of every source; those that are not set are left out."""
     if destination and not scheme_of(destination):
         destination = str(Path(destination).resolve())
     said = {
@@ -111,7 +111,7 @@ def _described(location: str, options: Mapping[str, Any], settings: ListingSetti
 
 
 def _kind_of(location: str, settings: ListingSettings) -> str:
-    """Tell what a location is by its ending; a folder on disk is one, whatever it is called."""
+    """Return the kind of a location by its suffix; an existing folder is a folder, whatever its name."""
     scheme = scheme_of(location)
     path = location.partition("?")[0] if scheme in ("http", "https") else location
     lower = path.lower()

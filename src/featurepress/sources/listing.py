@@ -189,7 +189,7 @@ def _parent_label(spec: SourceSpec, path: str, ref: ImageRef) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _real_name(base: str, folder: bytes) -> str:
-    """Return the name of a folder that its path does not tell, such as ``.``; "" for the root of the disk."""
+    """Return the name of a folder whose path does not contain it, such as ``.``; "" for the root of the disk."""
     return path_text(os.fsencode(resolved(base, os.fsdecode(folder)).name))
 
 

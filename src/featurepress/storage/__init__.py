@@ -19,7 +19,7 @@ from featurepress.storage.folder import FolderStorage
 
 
 def open_storage(location: str) -> Storage:
-    """Give the storage at `location`, a path or a bucket's url. Nothing is created or touched.
+    """Return the storage at `location`, a path or a bucket's url. Nothing is created or touched.
 
     Raises
     ------

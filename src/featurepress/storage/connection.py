@@ -32,7 +32,7 @@ _BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.1, 10.0
 
 
 def scheme_of(location: str) -> str:
-    """Give the scheme of a url in lower case, or "" for a path."""
+    """Return the scheme of a url in lower case, or "" for a path."""
     match = re.match(r"([a-z][a-z0-9+.-]*)://", location, re.IGNORECASE)
     return match[1].lower() if match else ""
 
@@ -74,7 +74,7 @@ class Address:
         return cls(scheme, bucket, key)
 
     def __str__(self) -> str:
-        """Give the url."""
+        """Return the url."""
         return f"{self.scheme}://{self.bucket}/{self.key}"
 
 
@@ -82,7 +82,7 @@ class Address:
 def connect(
     scheme: str, bucket: str, *, anonymous: bool = False, timeout_seconds: float = 60.0, tries: int = 10
 ) -> ObjectStore:
-    """Give the live store of a bucket; one a process, made when first used.
+    """Return the live store of a bucket; one a process, made when first used.
 
     Parameters
     ----------
@@ -136,18 +136,18 @@ def _common_options(timeout_seconds: float, tries: int) -> dict[str, Any]:
 
 
 def s3_endpoint() -> str:
-    """Give the endpoint that the environment names, or ""."""
+    """Return the endpoint that the environment names, or ""."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
 
 
 def s3_region() -> str:
-    """Give the region that the environment names, or the profile."""
+    """Return the region that the environment names, or the profile."""
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return region or s3_session().get_config_variable("region") or "us-east-1"
 
 
 def s3_session() -> Any:
-    """Give a session of botocore, which knows profiles, roles, and the files and variables that name them."""
+    """Return a session of botocore, which knows profiles, roles, and the files and variables that name them."""
     import botocore.session
 
     return botocore.session.get_session()
@@ -266,7 +266,7 @@ class Refusal:
 
     @classmethod
     def of(cls, error: BaseException) -> Refusal:
-        """Tell what `error`, raised by a library, means. Its text may hold signatures and is never shown."""
+        """Return what an error of a library means. Its text may hold signatures and is never shown."""
         text, name = str(error), type(error).__name__
         code = _first(r"<Code>(\w+)</Code>", text) or _first(r"error occurred \((\w+)\)", text)
         status = _first(r"status code: (\d+)", text) or _status_of(error)
@@ -323,7 +323,7 @@ class Refusal:
 
 
 def etag_of(found: Any) -> str:
-    """Give the etag of what a store lists or describes, in quotes: Azure leaves them out in listings."""
+    """Return the etag of what a store lists or describes, in quotes: Azure leaves them out in listings."""
     etag = found["e_tag"] or ""
     return f'"{etag}"' if etag and '"' not in etag else etag
 
@@ -334,7 +334,7 @@ def _first(pattern: str, text: str) -> str | None:
 
 
 def _status_of(error: BaseException) -> str | None:
-    """Give the status of an answer to botocore."""
+    """Return the status of an answer to botocore."""
     answer = getattr(error, "response", None)
     status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(answer, dict) else None
     return str(status) if status else None
@@ -388,7 +388,7 @@ def _network_reason(text: str) -> str:
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """Give what the libraries raise: their own errors, and builtin ones for what is missing or breaks off."""
+    """Return what the libraries raise: their own errors, and builtin ones for what is missing or breaks off."""
     from obstore.exceptions import BaseError
 
     botocore = sys.modules.get("botocore.exceptions")  # not loaded, not raised
@@ -397,7 +397,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def refused(verb: str, url: str, error: BaseException) -> StorageError:
-    """Give the error for people when an object store does not do what it was asked for."""
+    """Return the error for people when an object store does not do what it was asked for."""
     if isinstance(error, StorageError):
         return error
     refusal = Refusal.of(error)
@@ -406,7 +406,7 @@ def refused(verb: str, url: str, error: BaseException) -> StorageError:
 
 
 def retrying(request: Callable[[], Result], *, seconds: float = math.inf) -> Result:
-    """Make a request again while it fails in a way that may pass, longer and longer apart.
+    """Retry a request with exponential back-off while its failure is transient.
 
     The library below makes safe requests again by itself; this adds what it does not: conditional writes whose
     answer was lost, and bodies of a wrong length.

@@ -352,7 +352,7 @@ def _key(archive: ImageRef, start: int, ending: bytes = b"") -> bytes:
 
 
 def _archive_of(ref: ImageRef) -> ImageRef:
-    """Return the reference of the archive in which a member lies, as far as that can be told."""
+    """Return the reference of the archive that holds a member, as far as it is known."""
     order = ref.order.rpartition(b"#")[0]
     uri = order.decode(errors="replace")
     if not (ref.uri + "#").startswith(uri + "#"):

@@ -256,11 +256,11 @@ class FolderSource:
         location = os.fsencode(self.location)
         if ref.order == location:  # a single file
             return location.rpartition(b"/")[0]
-        # A folder called "[2019]" looks like a glob while it is away; its images tell what it was.
+        # A folder called "[2019]" looks like a glob while it is missing; its images show that it was a folder.
         return location if ref.order.startswith(os.path.join(location, b"")) else self.root
 
     def _remember(self, root: bytes) -> None:
-        with contextlib.suppress(OSError):  # the read that follows fails, and tells why
+        with contextlib.suppress(OSError):  # the read that follows fails and says why
             status = os.stat(os.path.join(self.base, root or b"."))
             self._seen = (status.st_dev, status.st_ino)
 
@@ -307,7 +307,7 @@ def path_text(path: bytes) -> str:
     r"""Spell a path as text, no two paths alike.
 
     Bytes that are no UTF-8 are shown as ``\xff``. A backslash before what reads like that is shown as ``\x5c``, so
-    that a file with this text for its name is told from the other.
+    that a file with this text for its name is distinguished from the other.
     """
     if b"\\" in path:
         path = _ESCAPE.sub(rb"\\x5c", path)

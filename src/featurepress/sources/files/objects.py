@@ -50,7 +50,7 @@ class ObjectSource:
 
     Notes
     -----
-    A listing goes on after any key for the price of what is left, but on Azure, which lists from the beginning and
+    A listing continues after any key, except on Azure, which lists from the beginning and
     drops what lies before. Costs 1 request per 1,000 keys, one after the other on Azure. Elsewhere a long listing
     is made by many at once (`featurepress.sources.files.ranges`), which are up to twice as many.
     """
@@ -147,7 +147,7 @@ class ObjectSource:
             return None
         except store_errors() as error:
             if Refusal.of(error).kind in ("path", "denied", "missing", "other"):
-                return None  # without the right to list, a store denies what is not there; the listing will tell
+                return None  # without the right to list, a store denies what is not there; the listing reports it
             raise self._refused_listing(error) from None
 
     def _objects(self, start_after: bytes) -> Iterator[Object]:

@@ -40,7 +40,7 @@ def list_in_ranges(list_from: ListFrom, prefix: str, start: str = "", streams: i
     ----------
     list_from : callable
         Yields the objects after a key, in byte order, page by page; called in several threads. It must begin there
-        for the price of what is left.
+        and lists only what remains.
     prefix : str
         With what all keys begin.
     start : str

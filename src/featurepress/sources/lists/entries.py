@@ -61,7 +61,7 @@ def read_entries(file: BinaryIO, name: str, columns: Columns, where: str, *, is_
     file : BinaryIO
         Seekable; whoever gives it closes it.
     name : str
-        Its ending tells what it is.
+        Its suffix decides the format.
     columns : Columns
         For CSV and tables.
     where : str

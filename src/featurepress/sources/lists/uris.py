@@ -42,7 +42,7 @@ class _List(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """An entry of a list, to be sorted: `key` is that of its reference, `kind` tells secret urls apart."""
+    """An entry of a list, to be sorted: `key` is that of its reference, `kind` marks secret urls."""
 
     key: bytes
     list_number: int
@@ -169,7 +169,7 @@ class UriSource:
                 yield _Row(key, number, entry.row, entry.label, kind)
 
     def _key_of(self, entry: Entry, one: _List) -> tuple[bytes, bytes]:
-        """Return the key of an entry, and what tells it from others with the same uri, if that is not all of it.
+        """Return the key of an entry, and what distinguishes it from others with the same uri.
 
         The key is the uri; behind a zero byte it goes on with the list and row of a secret url, or with the folder
         of a relative path that does not start from the location's own.

@@ -2,7 +2,7 @@
 
 A list of urls is somebody else's text: it may name addresses inside one's own network. Each connection is therefore
 made to an address that was checked after its name was resolved, redirects included, so that no name can change its
-mind in between. Proxies of the environment are not used: they would resolve the names out of sight.
+mind in between. Proxies of the environment are not used: they would resolve the names themselves.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Open a table of whichever format, told from its first bytes."""
+"""Open a table; its first bytes decide the format."""
 
 from __future__ import annotations
 
