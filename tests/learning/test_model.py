@@ -105,11 +105,12 @@ def test_an_edited_description_is_refused(edit: Any, tmp_path: Path) -> None:
         open_model(tmp_path / "model")
 
 
-def test_a_newer_format_and_a_missing_model_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "remedy"), [(1, "Train it again"), (3, "Update featurepress")])
+def test_another_format_and_a_damaged_model_are_refused(tmp_path: Path, version: int, remedy: str) -> None:
     trained().save(tmp_path / "model")
     path = tmp_path / "model" / "model.json"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(AnalysisError, match=r"format 2.*up to 1"):
+    path.write_text(path.read_text().replace('"format": 2', f'"format": {version}'))
+    with pytest.raises(AnalysisError, match=rf"format {version}.*reads 2.*{remedy}"):
         open_model(tmp_path / "model")
     path.write_text("{")
     with pytest.raises(AnalysisError, match="hash"):

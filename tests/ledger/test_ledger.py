@@ -75,7 +75,7 @@ def test_plan_json_is_for_people_too(plan: Plan) -> None:
     values = json.loads(plan.storage.read(ledger.PLAN) or b"")
     assert next(iter(values)) == "format"
     assert values["format"] == "featurepress"
-    assert values["format_version"] == 1
+    assert values["format_version"] == 2
     assert values["fingerprint"] == plan.backbone.fingerprint
 
 
@@ -86,19 +86,17 @@ def test_differences_name_what_was_asked_otherwise(plan: Plan) -> None:
     assert plan.differences(replace(plan, run_id="x", created="y", precision="bfloat16")) == []
 
 
-def test_a_plan_of_a_later_format_is_refused(plan: Plan) -> None:
-    values = {**plan.to_json(), "format_version": 2, "new_things": 1}
-    plan.storage.write(ledger.PLAN, json.dumps(values).encode())
-    with pytest.raises(
-        FeatureSetError, match=r"^'memory/plan/plan\.json' has format version 2; this featurepress reads up to 1\."
-    ):
+@pytest.mark.parametrize(("version", "remedy"), [(1, "Embed the images again"), (3, "Update featurepress")])
+def test_a_plan_of_another_format_is_refused(plan: Plan, version: int, remedy: str) -> None:
+    plan.storage.write(ledger.PLAN, json.dumps({**plan.to_json(), "format_version": version}).encode())
+    with pytest.raises(FeatureSetError, match=rf"plan\.json' has format version {version}; .* reads 2\. {remedy}"):
         ledger.read_plan(plan.storage)
 
 
 FOREIGN = [
     b"", b"{}", b"[]", b"null", b'"featurepress"', b"7", b"{", b"\xff\xfe", b'{"format": "plan of a house"}',
-    b'{"format": "featurepress"}', b'{"format": "featurepress", "format_version": "1"}',
-    b'{"format": "featurepress", "format_version": 1, "sources": []}',
+    b'{"format": "featurepress"}', b'{"format": "featurepress", "format_version": "2"}',
+    b'{"format": "featurepress", "format_version": 2, "sources": []}',
 ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from featurepress.specs import Features
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -275,10 +275,10 @@ def _checked(storage: Storage, text: bytes) -> dict[str, Any]:
         version, sha256 = values["format"], values["sha256"]
     except (ValueError, TypeError, KeyError) as error:
         raise _changed(storage, TRAINED_MODEL) from error
-    if isinstance(version, int) and version > FORMAT:
+    if isinstance(version, int) and version != FORMAT:
+        remedy = "Update featurepress." if version > FORMAT else "Train it again."
         raise AnalysisError(
-            f"The model '{storage.location}' has format {version}; this version reads up to {FORMAT}. "
-            "Upgrade featurepress."
+            f"The model '{storage.location}' has format {version}; this featurepress reads {FORMAT}. {remedy}"
         )
     if sha256 != _own_hash(values):
         raise _changed(storage, TRAINED_MODEL)

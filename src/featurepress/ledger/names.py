@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 said "pressed" for "embedded"
 
 PLAN_FOLDER = "plan"
 FEATURES_FOLDER = "features"

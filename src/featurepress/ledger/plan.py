@@ -199,10 +199,14 @@ def _parsed(storage: Storage, name: str, data: bytes) -> Plan:
         values = json.loads(data)
         if values["format"] != "featurepress":
             raise KeyError("format")
-        if values["format_version"] > FORMAT_VERSION:
+        if (version := values["format_version"]) != FORMAT_VERSION:
+            remedy = (
+                "Update featurepress."
+                if version > FORMAT_VERSION
+                else "Embed the images again, with another --out."
+            )
             raise FeatureSetError(
-                f"{where} has format version {values['format_version']}; this featurepress reads up to "
-                f"{FORMAT_VERSION}. Update featurepress."
+                f"{where} has format version {version}; this featurepress reads {FORMAT_VERSION}. {remedy}"
             )
         return Plan(
             storage=storage,
