@@ -293,7 +293,7 @@ def test_from_a_bucket_to_a_bucket_with_a_model_in_it(work: Path, tmp_path: Path
     of_set = fp.predict(model, out, f"s3://{bucket}/of-set", top_k=2, workers=2)
     assert of_set.to_table().equals(there.to_table())
     assert fp.predict(model, out, f"s3://{bucket}/of-set", top_k=2).summary == of_set.summary
-    refused(DestinationError, "lies in the feature set", model, out, f"{out}/inside", top_k=2)
+    refused(DestinationError, "inside the feature set", model, out, f"{out}/inside", top_k=2)
 
 
 # -- refusals ------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def test_bad_requests_write_nothing(work: Path, tmp_path: Path) -> None:
     refused(DestinationError, "is a feature set", model, work / "features", work / "features")
     for inside in ("features/inside", "inside"):
         place = work / "features" / inside
-        refused(DestinationError, "lies in the feature set.*beside it", model, work / "features", place)
+        refused(DestinationError, "inside the feature set.*beside it", model, work / "features", place)
         assert not place.exists()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")

@@ -414,9 +414,9 @@ def test_a_source_that_has_gone_before_a_resume_stops_it_until_it_is_back(tmp_pa
     ("change", "text"),
     [
         ({"format_version": 99}, "format version 99"),
-        ({"format": "something"}, "no featurepress plan"),
-        ({"settings": {"listing": {"surprise": 1}}}, "no featurepress plan"),
-        ({"sources": 7}, "no featurepress plan"),
+        ({"format": "something"}, "not a featurepress plan"),
+        ({"settings": {"listing": {"surprise": 1}}}, "not a featurepress plan"),
+        ({"sources": 7}, "not a featurepress plan"),
     ],
 )
 def test_a_plan_that_cannot_be_read_is_refused(
@@ -443,7 +443,7 @@ def test_a_plan_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "plan").mkdir(parents=True)
     for content in (b"", b"{", b"[]", b"\xff"):
         (tmp_path / "out" / "plan" / "plan.json").write_bytes(content)
-        with pytest.raises(FeatureSetError, match="no featurepress plan"):
+        with pytest.raises(FeatureSetError, match="not a featurepress plan"):
             fp.resume(tmp_path / "out")
 
 

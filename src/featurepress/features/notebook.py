@@ -21,7 +21,7 @@ def to_html(title: str, facts: Mapping[str, object], rows: Iterable[Mapping[str,
     rows : iterable of mapping, optional
         Rows, all with the same columns; the first decides their order.
     """
-    lines = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in facts.items())
+    lines = "".join(f"<tr><th>{_text(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in facts.items())
     html = f"<p><b>{_text(title)}</b></p><table>{lines}</table>"
     table = list(rows)
     if not table:
@@ -34,5 +34,10 @@ def to_html(title: str, facts: Mapping[str, object], rows: Iterable[Mapping[str,
 
 
 def _text(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return escape(text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…")
+    """Return a value of a row, cut to a readable length."""
+    text = str(value)
+    return _escaped(text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…")
+
+
+def _escaped(value: object) -> str:
+    return escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
