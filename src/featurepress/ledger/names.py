@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-FORMAT_VERSION = 2  # 1 said "pressed" for "embedded"
+FORMAT_VERSION = 2  # 1 had other names for the counts of receipts and manifest
 
 PLAN_FOLDER = "plan"
 FEATURES_FOLDER = "features"
