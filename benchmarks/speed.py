@@ -56,7 +56,7 @@ def hear(progress):
         first[:] = [time.perf_counter(), progress.embedded]
 called = time.perf_counter()
 options = {"model": "embedded", **json.loads(sys.argv[3])}
-features = fp.embed(sys.argv[1], out=sys.argv[2], on_progress=hear, **options)
+features = fp.embed(sys.argv[1], out=sys.argv[2], progress=hear, **options)
 ended = time.perf_counter()
 summary = features.summary
 print(json.dumps({
