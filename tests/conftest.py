@@ -12,6 +12,10 @@ import pytest
 pytest_plugins = ("tests.servers.fixtures",)
 pytest.register_assert_rewrite("tests.running")
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes share the cores; the idle threads of BLAS would spin on them. Commands inherit this.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background; commands would inherit it

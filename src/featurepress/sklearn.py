@@ -320,23 +320,24 @@ class _Embedders:
         features = np.full((len(values), self._embedders[0].backbone.n_features), np.nan, np.float32)
         reasons: dict[int, str] = {}
         runs = collections.deque(_cut(values, len(self._embedders)))
+        # The first run of each embedder is its own: all processes start, also where one could be faster.
+        used = [(embedder, runs.popleft()) for embedder in self._embedders[: len(runs)]]
 
-        def feed(embedder: Embedder) -> None:
-            while runs:
-                try:
-                    run = runs.popleft()
-                except IndexError:  # another thread took the last one
-                    return
+        def feed(embedder: Embedder, run: slice) -> None:
+            while True:
                 for row, (data, reason) in enumerate(embedder.embed(values[run]), run.start):
                     if data is None:
                         reasons[row] = reason or ""
                     else:
                         features[row] = np.frombuffer(data, np.float32)
+                try:
+                    run = runs.popleft()
+                except IndexError:
+                    return
 
-        used = self._embedders[: len(runs)]
         with self._lock, ThreadPoolExecutor(max(1, len(used)), "featurepress-sklearn") as threads:
             try:
-                for done in as_completed([threads.submit(feed, embedder) for embedder in used]):
+                for done in as_completed([threads.submit(feed, *first) for first in used]):
                     done.result()
             except BaseException:  # also at Ctrl-C: do not wait for images in progress
                 runs.clear()
