@@ -7,6 +7,9 @@ DEMO := demo
 # Compare models with the libraries they come from; need TensorFlow.
 MODEL_TESTS := tests/models tests/embedding/test_parity.py tests/cli/test_models.py tests/images/test_parity.py
 
+# Run the examples of README and docs, and a notebook in a real Jupyter kernel.
+DOCS_TESTS := tests/test_docs.py tests/test_notebook.py
+
 # Need servers that behave, or misbehave, like object stores.
 STORE_TESTS := tests/servers tests/storage/test_bucket.py tests/storage/test_connection.py tests/runs/test_buckets.py \
 	tests/sources/files/test_objects.py tests/sources/files/test_objects_reading.py
@@ -14,18 +17,19 @@ STORE_TESTS := tests/servers tests/storage/test_bucket.py tests/storage/test_con
 # Start clusters on this machine: Spark, which needs Java 17, and Ray.
 ENGINE_TESTS := tests/engines/clusters
 
-.PHONY: help demo smoke test test-stores test-models test-engines test-long docs lint format bench bench-memory bench-latency \
-	bench-update bench-engines bench-peers bench-pca bench-regions quality clean
+.PHONY: help demo smoke test test-docs test-stores test-models test-engines test-long docs lint format bench bench-memory \
+	bench-latency bench-update bench-engines bench-peers bench-pca bench-regions quality clean
 
 help:
 	@echo "make demo            install, draw an orchard, embed, reduce, train, evaluate, predict (under a minute)"
 	@echo "make smoke           install as users do, run the first commands, then the demo"
 	@echo "make test            install what the tests need and run them (under 5 minutes)"
+	@echo "make test-docs       run the examples of README and docs, and a notebook (1 minute)"
 	@echo "make test-stores     test buckets: faults, kills, refusals, a million keys (2 minutes)"
 	@echo "make test-models     test models against TensorFlow (4 minutes)"
 	@echo "make test-engines    test Spark and Ray on clusters of this machine (5 minutes)"
 	@echo "make test-long       the long variants of all tests (about half an hour)"
-	@echo "make docs     build the documentation's site in build/site"
+	@echo "make docs            build the documentation's site in build/site"
 	@echo "make lint            ruff check, ruff format --check, mypy --strict"
 	@echo "make bench           speed against its limits and against a plain script (7 minutes)"
 	@echo "make bench-peers     the same job by Daft, Ray Data, Spark and threads (half an hour)"
@@ -88,7 +92,11 @@ smoke:
 	bash .ci/smoke $(PYTHON)
 
 test: $(VENV)/.installed-dev $(VENV)/azurite/.installed
-	$(BIN)/python -m pytest --numprocesses auto $(addprefix --ignore=,$(MODEL_TESTS) $(STORE_TESTS) $(ENGINE_TESTS))
+	$(BIN)/python -m pytest --numprocesses auto \
+		$(addprefix --ignore=,$(DOCS_TESTS) $(MODEL_TESTS) $(STORE_TESTS) $(ENGINE_TESTS))
+
+test-docs: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --numprocesses auto $(DOCS_TESTS)
 
 test-stores: $(VENV)/.installed-dev $(VENV)/azurite/.installed
 	$(BIN)/python -m pytest --numprocesses auto $(STORE_TESTS)
