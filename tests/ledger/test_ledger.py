@@ -130,7 +130,7 @@ def test_a_damaged_plan_is_refused(plan: Plan, name: str, damage: Any) -> None:
 REFS = [
     ImageRef("a/1.jpg", 0, 10, "v1", ("a",)),
     ImageRef("a/\\xff.jpg", 1, 2**40, "v2", ("",), key=b"a/\xff.jpg"),
-    ImageRef("ä\n/日本.jpg", 0, 0, "", ("ä\n",), problem="broken link: it leads nowhere"),
+    ImageRef("ä\n/日本.jpg", 0, 0, "", ("ä\n",), problem="broken link: its target does not exist"),
     ImageRef("ü", 2, 1, "x" * 300, ('label, with "quotes"',)),
     ImageRef("ý", 0, 5, "v5", ("z",)),
 ]

@@ -401,7 +401,7 @@ def test_a_source_that_has_gone_before_a_resume_stops_it_until_it_is_back(tmp_pa
     (out / "manifest.json").unlink()
     (out / "features" / "part-00000002.parquet").unlink()
     pictures.rename(tmp_path / "away")
-    with pytest.raises(StorageError, match=f"The source '{pictures}' is gone: .* Bring it back and resume"):
+    with pytest.raises(StorageError, match=f"The source '{pictures}' is gone: .* Restore it and resume"):
         embed_into(out, pictures)
     (tmp_path / "away").rename(pictures)
     embed_into(out, pictures)

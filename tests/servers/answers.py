@@ -22,7 +22,7 @@ class Refused(Exception):  # noqa: N818
         self.headers: dict[str, str] = {}
 
     def answer(self) -> Answer:
-        """Give it as S3 does, in XML."""
+        """Return it as S3 does, in XML."""
         fields = {"Code": self.code, "Message": self.message or self.code, **self.more, "RequestId": "0123456789"}
         text = "".join(f"<{name}>{html.escape(value, quote=False)}</{name}>" for name, value in fields.items())
         return Answer(self.status, {**XML, **self.headers}, XML_HEAD + f"<Error>{text}</Error>".encode())
@@ -109,7 +109,7 @@ def xml_answer(name: str, text: bytes) -> Answer:
 
 
 def kept_headers(request: Request) -> dict[str, str]:
-    """Give the headers of a write that are kept with the object."""
+    """Return the headers of a write that are kept with the object."""
     kept = ("content-type", "cache-control", "content-encoding", "content-disposition", "content-language")
     return {
         name.title() if name in kept else name: value

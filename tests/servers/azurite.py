@@ -73,11 +73,11 @@ class Azure:
         return self._ask("GET", f"{container}/{key}", {})
 
     def keys(self, container: str) -> list[str]:
-        """Give the names of all blobs, in order."""
+        """Return the names of all blobs, in order."""
         return self._names(container, {})
 
     def uploads(self, container: str) -> list[str]:
-        """Give the names of blobs of which only uncommitted blocks are there."""
+        """Return the names of blobs of which only uncommitted blocks are there."""
         there = self.keys(container)
         return [name for name in self._names(container, {"include": "uncommittedblobs"}) if name not in there]
 

@@ -98,7 +98,7 @@ class Server:
         connection.send(request, answer)
 
     def answer(self, request: Request) -> Answer:
-        """Give the answer to a request, or raise `Refused`."""
+        """Return the answer to a request, or raise `Refused`."""
         raise NotImplementedError
 
     def note(self, request: Request, operation: str, place: str) -> None:
@@ -157,7 +157,7 @@ class Server:
 
 
 def operation_of(method: str, query: Mapping[str, str], *, has_bucket: bool, has_key: bool) -> str:
-    """Give the name that AWS has for a request."""
+    """Return the name that AWS has for a request."""
     if not has_bucket:
         return "ListBuckets"
     known = {"GET": "ListObjectsV2", "PUT": "CreateBucket", "HEAD": "HeadBucket", "DELETE": "DeleteBucket"}

@@ -37,7 +37,7 @@ class Faulty(Protocol):
 
 @pytest.fixture
 def use_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
-    """Give a function that sets environment variables of object stores, after those of the user are gone."""
+    """Return a function that sets environment variables of object stores, after those of the user are gone."""
 
     def use(variables: Mapping[str, str]) -> None:
         for name, value in variables.items():
@@ -63,7 +63,7 @@ def moto_process() -> Iterator[S3]:
 
 @pytest.fixture
 def s3(moto_process: S3, use_environment: Use) -> S3:
-    """Give moto's S3: slow, for what is right; in it, `bucket()` makes a fresh bucket."""
+    """Return moto's S3: slow, for what is right; in it, `bucket()` makes a fresh bucket."""
     use_environment(moto_process.environment)
     return moto_process
 
@@ -77,7 +77,7 @@ def fast_s3_process() -> Iterator[FastS3]:
 
 @pytest.fixture
 def fast_s3(fast_s3_process: FastS3, use_environment: Use) -> FastS3:
-    """Give the fast S3, empty and well-behaved: for much, for faults and for refusals."""
+    """Return the fast S3, empty and well-behaved: for much, for faults and for refusals."""
     fast_s3_process.start_over()
     use_environment(fast_s3_process.environment)
     return fast_s3_process
@@ -92,7 +92,7 @@ def listing_process() -> Iterator[Listing]:
 
 @pytest.fixture
 def listing(listing_process: Listing, use_environment: Use) -> Listing:
-    """Give an S3 of a million made-up keys; `make` changes their number."""
+    """Return an S3 of a million made-up keys; `make` changes their number."""
     listing_process.start_over()
     listing_process.make(1_000_000)
     use_environment(listing_process.environment)
@@ -115,7 +115,7 @@ def azurite_process() -> Iterator[Azure]:
 
 @pytest.fixture
 def azure(azurite_process: Azure, use_environment: Use) -> Azure:
-    """Give Azure's emulator, or skip."""
+    """Return Azure's emulator, or skip."""
     use_environment(azurite_process.environment)
     return azurite_process
 
@@ -129,7 +129,7 @@ def google_process() -> Iterator[Google]:
 
 @pytest.fixture
 def google(google_process: Google, use_environment: Use) -> Google:
-    """Give Google's storage, empty and well-behaved."""
+    """Return Google's storage, empty and well-behaved."""
     google_process.start_over()
     use_environment(google_process.environment)
     return google_process
@@ -137,7 +137,7 @@ def google(google_process: Google, use_environment: Use) -> Google:
 
 @pytest.fixture
 def google_by_moto(moto_process: S3, use_environment: Use) -> Iterator[GoogleByMoto]:
-    """Give moto's S3 as Google's storage, for reading and listing: obstore cannot write to it."""
+    """Return moto's S3 as Google's storage, for reading and listing: obstore cannot write to it."""
     with tempfile.TemporaryDirectory() as accounts:
         server = GoogleByMoto(moto_process.endpoint, Path(accounts))
         use_environment(server.environment)
@@ -147,7 +147,7 @@ def google_by_moto(moto_process: S3, use_environment: Use) -> Iterator[GoogleByM
 
 @pytest.fixture(params=["s3", "fast_s3", "azure", "google"])
 def each_store(request: pytest.FixtureRequest) -> Any:
-    """Give each server that can be written to, in turn."""
+    """Return each server that can be written to, in turn."""
     return request.getfixturevalue(request.param)
 
 
@@ -156,7 +156,7 @@ def each_store(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def faulty(use_environment: Use) -> Iterator[Faulty]:
-    """Give a function that puts a proxy in front of a server, and sets the environment to go through it."""
+    """Return a function that puts a proxy in front of a server, and sets the environment to go through it."""
     with contextlib.ExitStack() as stack:
 
         def start(server: Proxied, **options: Any) -> Proxy:

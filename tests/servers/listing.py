@@ -96,7 +96,7 @@ class ListingServer(Server):
         return give(request, self._stored)
 
     def _entries(self, page: pages.Page) -> bytes:
-        """Give the XML of a page's keys, which differ in little but their numbers."""
+        """Return the XML of a page's keys, which differ in little but their numbers."""
         per_folder = self.keys.per_folder
         found = []
         for folder, indices in groupby(page.indices, lambda i: i // per_folder):
@@ -122,7 +122,7 @@ class Listing(S3, Control):
         self.ask("make", count=count)
 
     def bucket(self) -> str:
-        """Give the name of the bucket."""
+        """Return the name of the bucket."""
         return BUCKET
 
 

@@ -78,7 +78,7 @@ class ObjectServer(Server):
         self._n_uploads = 0
 
     def answer(self, request: Request) -> Answer:
-        """Give the answer to a request, or raise `Refused`."""
+        """Return the answer to a request, or raise `Refused`."""
         name, _, key = request.path[1:].partition(b"/")
         bucket_name, query = name.decode("utf-8", "surrogateescape"), request.query
         operation = operation_of(request.method, query, has_bucket=bool(name), has_key=bool(key))
@@ -210,7 +210,7 @@ class ObjectServer(Server):
         return Stored(data, etag, versioned, time.time(), self._version)
 
     def version_headers(self, version: int) -> dict[str, str]:
-        """Give the headers that name a version; without versioning S3 has none."""
+        """Return the headers that name a version; without versioning S3 has none."""
         return {}
 
     def _check_write(self, request: Request, present: Stored | None) -> None:

@@ -42,7 +42,7 @@ class Question:
         )
 
     def start(self, keys: Sequence[bytes]) -> int:
-        """Give the index of the first key that may be on the page."""
+        """Return the index of the first key that may be on the page."""
         start = bisect_left(keys, self.prefix)
         if self.token:  # it decides alone
             kind, last = decode_token(self.token)
@@ -50,7 +50,7 @@ class Question:
         return max(start, bisect_right(keys, self.after)) if self.after else start
 
     def end(self, keys: Sequence[bytes]) -> int:
-        """Give the index behind the last key with the prefix."""
+        """Return the index behind the last key with the prefix."""
         return bisect_left(keys, successor(self.prefix)) if self.prefix else len(keys)
 
 
@@ -64,7 +64,7 @@ class Page:
 
 
 def take_page(keys: Sequence[bytes], question: Question) -> Page:
-    """Give a page of sorted keys; time grows with the page, not with the keys."""
+    """Return a page of sorted keys; time grows with the page, not with the keys."""
     i, end = question.start(keys), question.end(keys)
     if not question.delimiter:
         indices = range(i, min(end, i + question.max_keys))
@@ -90,13 +90,13 @@ def take_page(keys: Sequence[bytes], question: Question) -> Page:
 
 
 def successor(prefix: bytes) -> bytes:
-    """Give the least key above all that begin with `prefix`; of nothing but ff bytes there is none."""
+    """Return the least key above all that begin with `prefix`; of nothing but ff bytes there is none."""
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\xff" * 1100
 
 
 def encode_token(kind: str, key: bytes) -> str:
-    """Give the token that continues behind a key ("k") or behind all keys with a prefix ("p")."""
+    """Return the token that continues behind a key ("k") or behind all keys with a prefix ("p")."""
     return base64.urlsafe_b64encode(kind.encode() + key).decode()
 
 
@@ -125,7 +125,7 @@ def spell(key: bytes, *, url_encoding: bool = False) -> bytes:
 
 
 def write_page(bucket: str, question: Question, page: Page, contents: bytes) -> bytes:
-    """Give the XML of a page; `contents` is that of its keys."""
+    """Return the XML of a page; `contents` is that of its keys."""
 
     def spelled(key: bytes) -> bytes:
         return spell(key, url_encoding=question.url_encoding)
@@ -154,7 +154,7 @@ def write_page(bucket: str, question: Question, page: Page, contents: bytes) -> 
 
 
 def write_entry(key: bytes, *, modified: str, etag: str, size: int) -> bytes:
-    """Give the XML of one object; `key` is spelled already, `modified` like 2026-11-22T10:54:08.000Z."""
+    """Return the XML of one object; `key` is spelled already, `modified` like 2026-11-22T10:54:08.000Z."""
     return (
         b"<Contents><Key>%s</Key><LastModified>%s</LastModified><ETag>&quot;%s&quot;</ETag><Size>%d</Size>"
         b"<StorageClass>STANDARD</StorageClass></Contents>"

@@ -130,7 +130,7 @@ class Reply:
     body: bytes
 
     def to_bytes(self, *, longer: int = 0) -> tuple[bytes, bytes]:
-        """Give head and body; the head says `longer` bytes more than there are."""
+        """Return head and body; the head says `longer` bytes more than there are."""
         lines = [self.status_line]
         for name, value in self.headers:
             is_length = name.lower() == "content-length"
@@ -324,7 +324,7 @@ class Proxy(Control):
         return sum(n for kind, n in self.counts().items() if kind != "none")
 
     def log(self) -> list[str]:
-        """Give the requests that were broken, such as ``PUT /bucket/key reset after``."""
+        """Return the requests that were broken, such as ``PUT /bucket/key reset after``."""
         return list(self.ask("log"))
 
     def plan(self, **options: Any) -> None:

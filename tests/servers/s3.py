@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 
 def new_name() -> str:
-    """Give a name for a bucket: letters and digits, as obstore encodes all else for Google, and moto minds."""
+    """Return a name for a bucket: letters and digits, as obstore encodes all else for Google, and moto minds."""
     return f"bucket{next(_numbers)}"
 
 
@@ -40,7 +40,7 @@ class Control:
     endpoint: str
 
     def ask(self, command: str, **given: object) -> Any:
-        """Give a command; fail if the server refuses it."""
+        """Return a command; fail if the server refuses it."""
         with self.connected() as connection:
             connection.request("POST", f"{self._place}{command}?{urlencode(given, errors='surrogateescape')}")
             answer = connection.getresponse()
@@ -50,7 +50,7 @@ class Control:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator[http.client.HTTPConnection]:
-        """Give a connection to the server."""
+        """Return a connection to the server."""
         address = urlsplit(self.endpoint)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE_SECONDS)
         with contextlib.closing(connection):
@@ -112,15 +112,15 @@ class Control:
         return Counter(self.ask("seen")["operations"])
 
     def bytes_sent(self) -> int:
-        """Give the sum of the bodies that were sent."""
+        """Return the sum of the bodies that were sent."""
         return int(self.ask("seen")["bytes_sent"])
 
     def most_at_once(self) -> int:
-        """Give the most requests that waited for their answer at the same time; a delay shows them."""
+        """Return the most requests that waited for their answer at the same time; a delay shows them."""
         return int(self.ask("seen")["most_at_once"])
 
     def asked(self) -> list[str]:
-        """Give all requests in order, such as ``GetObject bucket/key``."""
+        """Return all requests in order, such as ``GetObject bucket/key``."""
         return list(self.ask("asked"))
 
 
@@ -194,12 +194,12 @@ class S3:
         return bytes(self.client.get_object(Bucket=bucket, Key=key)["Body"].read())
 
     def keys(self, bucket: str) -> list[str]:
-        """Give all keys in byte order."""
+        """Return all keys in byte order."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
         return [found["Key"] for page in pages for found in page.get("Contents", ())]
 
     def uploads(self, bucket: str) -> list[str]:
-        """Give the keys of the multipart uploads that are neither completed nor aborted."""
+        """Return the keys of the multipart uploads that are neither completed nor aborted."""
         return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
 
@@ -234,11 +234,11 @@ class InMemory(Control):
             return body
 
     def keys(self, bucket: str) -> list[str]:
-        """Give all keys in byte order."""
+        """Return all keys in byte order."""
         return [unquote(key, errors="surrogateescape") for key in self.ask("keys", bucket=bucket)]
 
     def uploads(self, bucket: str) -> list[str]:
-        """Give the keys of the multipart uploads that are neither completed nor aborted."""
+        """Return the keys of the multipart uploads that are neither completed nor aborted."""
         return [unquote(key, errors="surrogateescape") for key in self.ask("uploads", bucket=bucket)]
 
     def honour_conditions(self, mode: str) -> None:

@@ -31,7 +31,7 @@ PART_BYTES = 5 * 1024**2
 
 @pytest.fixture(params=["s3", "fast_s3"])
 def any_s3(request: pytest.FixtureRequest) -> Any:
-    """Give each S3 that can be written to."""
+    """Return each S3 that can be written to."""
     return request.getfixturevalue(request.param)
 
 
@@ -143,7 +143,7 @@ def test_the_fast_one_pages_as_moto_does(moto_process: S3, fast_s3: FastS3) -> N
 
 
 def take_pages(server: S3, bucket: str, **asked: Any) -> list[tuple[list[str], list[str]]]:
-    """Give keys and common prefixes of each page."""
+    """Return keys and common prefixes of each page."""
     pages = []
     token: dict[str, str] = {}
     while True:

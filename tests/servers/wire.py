@@ -66,7 +66,7 @@ class Answer:
     body: bytes = b""
 
     def to_bytes(self, *, with_body: bool = True) -> bytes:
-        """Give head and body as they are sent."""
+        """Return head and body as they are sent."""
         lines = [f"HTTP/1.1 {self.status} {REASONS.get(self.status, 'Unknown')}"]
         lines += [f"{name}: {value}" for name, value in self.headers.items()]
         if "Content-Length" not in self.headers:
@@ -178,7 +178,7 @@ class Connection(asyncio.Protocol):
 
 
 def arguments(purpose: str | None) -> argparse.ArgumentParser:
-    """Give a parser of the arguments that every server has."""
+    """Return a parser of the arguments that every server has."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--port", type=int, default=0, help="where to listen; 0, the default, for a free port")
     parser.add_argument("--tied", action="store_true", help="end when standard input does")

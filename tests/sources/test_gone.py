@@ -31,7 +31,7 @@ def test_reading_stops_while_the_root_is_away(base: Path, location: str, is_fres
     with pytest.raises(StorageError) as caught:
         one.read(ref)
     assert str(caught.value).startswith(f"The source '{location}' is gone: '{base}")
-    assert str(caught.value).endswith("no such file or directory. Bring it back and resume.")
+    assert str(caught.value).endswith("no such file or directory. Restore it and resume.")
     (base / "away").rename(base / "pics")
     assert one.read(ref) == data
 
@@ -72,7 +72,7 @@ def test_an_empty_folder_in_the_place_of_the_root_is_not_the_root(base: Path, lo
     (base / "pics").rename(base / "away")
     (base / "pics").mkdir()
     for one in (lister, reader):
-        with pytest.raises(StorageError, match="pics' is not the folder that it was when the work on it began"):
+        with pytest.raises(StorageError, match="pics' is not the same folder as at the start"):
             one.read(second)
 
 
@@ -102,9 +102,7 @@ def test_a_listing_stops_while_the_root_is_away(base: Path, location: str, leave
     (base / "pics").rename(base / "away")
     if leaves_a_folder:
         (base / "pics").mkdir()
-    with pytest.raises(
-        SourceError, match=f"^The source '{location.replace('*', '.')}' is gone: .* Bring it back and"
-    ):
+    with pytest.raises(SourceError, match=f"^The source '{location.replace('*', '.')}' is gone: .* Restore it and"):
         list(refs)
 
 

@@ -56,7 +56,7 @@ def source(tmp_path: Path) -> Path:
 
 def test_a_worker_without_the_mount_is_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     plan = draft(tmp_path / "out", source)
-    with pytest.raises(EngineError, match=rf"^The worker {HOST} cannot see '{source}': .*the driver sees it"):
+    with pytest.raises(EngineError, match=rf"^The worker {HOST} cannot see '{source}': .*the driver can read it"):
         run_plan(plan, engine=Elsewhere(source))
     assert not (tmp_path / "out").exists()
 

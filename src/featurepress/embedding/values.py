@@ -30,7 +30,7 @@ _SLICE = 64  # values sent to the child at once
 # Reasons of sources, which have listed the image before, and the same for a location that nobody listed.
 _REASONS = {
     "vanished since listing": "no such file",
-    "not a regular file any more": "not a regular file",
+    "no longer a regular file": "not a regular file",
 }
 
 

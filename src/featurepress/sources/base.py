@@ -1,65 +1,25 @@
 """The protocol of sources, and reading ahead with threads.
 
-The life of a source:
-
-1. The driver turns what the user wrote into a `SourceSpec` (`featurepress.sources.describe`).
-2. The driver opens it and calls `list`, once, possibly from the middle; the references become the plan.
-3. Each worker opens it from the spec and calls `read` from several threads, through `read_ahead`.
+The driver turns what the user wrote into a `SourceSpec` (`featurepress.sources.describe`), opens it and calls
+`list`, possibly from the middle. Workers open it from the spec and call `read` from several threads.
 """
 
 from __future__ import annotations
 
 import collections
-import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from featurepress.errors import ImageError, StorageError
-from featurepress.specs import ImageRef, SourceSpec
-
-# HEIC is listed though its decoder is an extra: an image that cannot be decoded is a failure, not skipped.
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".ico",
-        ".tga",
-        ".qoi",
-        ".dds",
-        ".psd",
-        ".heic",
-        ".heif",
-    ]
-)
-
-LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".lst")
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-TABLE_SUFFIXES = (".parquet", ".arrow", ".feather", ".ipc")
+from featurepress.specs import ImageRef
 
 MAX_TIMEOUTS = 8
 _GROUP_BYTES = 2 * 1024**2
 
 
 class Source(Protocol):
-    """Images somewhere: an ordered listing, and bytes on demand. Made from a `SourceSpec` and `ImageSettings`."""
+    """An ordered listing of images, and their bytes on demand. Made from a `SourceSpec` and `ImageSettings`."""
 
     @property
     def skipped(self) -> collections.Counter[str]:
@@ -70,17 +30,17 @@ class Source(Protocol):
         """How many reads run at once, and how far ahead."""
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
-        """Yield the images in byte order of `ImageRef.order`, beginning after that of `start_after`.
+        """Yield the images in byte order of `ImageRef.order`, beginning after `start_after`.
 
-        References have `source` 0. Their only field is the label, for a source that has labels (None where an image
-        has none). Raises SourceError if the location does not exist, or disappears while it is listed.
+        References have `source` 0. If the source has labels, the label is their only field (None for an image
+        without one). Raises SourceError if the location does not exist, or disappears while it is listed.
         """
 
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes of one image; thread-safe.
 
-        Raises ImageError with stage ``read`` if it is gone, unreadable, or changed since it was listed, and
-        StorageError if the whole source cannot be reached, which stops the run.
+        Raises ImageError with stage ``read`` if it has vanished, is unreadable, or has changed since the listing,
+        and StorageError if the whole source cannot be reached, which stops the run.
         """
 
     def stat(self, ref: ImageRef) -> ImageRef:
@@ -91,14 +51,14 @@ class Source(Protocol):
 
 
 class Reading(NamedTuple):
-    """How many reads of a source run at once, and how far ahead.
+    """How many reads of a source run at once, and how far ahead of the consumer.
 
     Attributes
     ----------
     in_flight : int
         Most reads at once.
     group : int
-        Images that one thread reads in a row: many if a read takes microseconds, one if it is a request.
+        Images that one thread reads in a row: 16 if a read takes microseconds, 1 if it is a request.
     ahead_bytes : int
         Bytes that may wait to be embedded.
     """
@@ -113,135 +73,83 @@ BY_REQUEST = Reading(in_flight=64, group=1, ahead_bytes=16 * 1024**2)
 IN_SEQUENCE = Reading(in_flight=1, group=16)
 
 
-class KeyFilter:
-    """Select images by name.
-
-    Parameters
-    ----------
-    all_files : bool
-        Whether names without an image suffix are included.
-    include, exclude : sequence of str
-        Patterns with ``*``, ``?`` and ``[…]``. One without a slash is matched against the name, one with a slash
-        against the whole path below the source, where ``**`` stands for any folders.
-    """
-
-    def __init__(
-        self, *, all_files: bool = False, include: Sequence[str] = (), exclude: Sequence[str] = ()
-    ) -> None:
-        self._all_files = all_files
-        self._include = [(pattern, glob_regex(pattern)) for pattern in include]
-        self._exclude = [(pattern, glob_regex(pattern)) for pattern in exclude]
-
-    @classmethod
-    def of(cls, spec: SourceSpec) -> KeyFilter:
-        """Return the filter for the options of a source."""
-        options = spec.options
-        return cls(
-            all_files=bool(options.get("all_files", False)),
-            include=options.get("include", ()),
-            exclude=options.get("exclude", ()),
-        )
-
-    def passes_over(self, path: str) -> str:
-        """Return the reason why the image at `path`, relative to its source, is skipped; "" if it is included."""
-        name = path.rpartition("/")[2]
-        if not self._all_files and not is_image_name(name):
-            return "not an image's name"
-        if self._include and not _any_matches(self._include, path, name):
-            return "not included"
-        return "excluded" if self._exclude and _any_matches(self._exclude, path, name) else ""
+def too_many_bytes(n_bytes: int, max_bytes: int) -> ImageError:
+    """Return the error of an image that is larger than allowed."""
+    return ImageError("read", f"too many bytes: {n_bytes}, above the limit of {max_bytes} (--max-bytes)")
 
 
-def _any_matches(patterns: Sequence[tuple[str, re.Pattern[str]]], path: str, name: str) -> bool:
-    return any(regex.fullmatch(path if "/" in pattern else name) for pattern, regex in patterns)
-
-
-def glob_regex(pattern: str) -> re.Pattern[str]:
-    """Translate a glob: ``*`` and ``?`` stay within a name, ``**`` between slashes stands for any folders."""
-    parts = []
-    names = pattern.split("/")
-    for name in names[:-1]:
-        parts.append("(?:[^/]+/)*" if name == "**" else _name_regex(name) + "/")
-    parts.append(".*" if names[-1] == "**" else _name_regex(names[-1]))
-    return re.compile("".join(parts), re.DOTALL)
-
-
-def _name_regex(pattern: str) -> str:
-    """Translate a glob without slashes: what `fnmatch` does, but for a slash, which nothing matches."""
-    found, i = "", 0
-    while i < len(pattern):
-        char, end = pattern[i], pattern.find("]", i + 2 + pattern.startswith("[!", i))
-        i += 1
-        if char in "*?":
-            found += "[^/]*" if char == "*" else "[^/]"
-        elif char == "[" and end > 0:
-            inner = pattern[i:end].replace("\\", r"\\").replace("[", r"\[")
-            found += f"(?!/)[{'^' + inner[1:] if inner.startswith('!') else inner}]"
-            i = end + 1
-        else:
-            found += re.escape(char)
-    return found
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a name ends in a suffix that images have."""
-    dot = name.rfind(".")
-    return dot >= 0 and name[dot:].lower() in IMAGE_SUFFIXES
+def require_unchanged(source: Source, ref: ImageRef) -> ImageRef:
+    """Return the current reference of a file; raise ImageError if it vanished or changed since it was listed."""
+    now = source.stat(ref)
+    if now.problem is not None:
+        raise ImageError("read", now.problem)
+    if now.version != ref.version:
+        raise ImageError("read", "changed since listing")
+    return now
 
 
 class _Group:
-    """A run of references that one thread reads; outcomes are appended as they come."""
+    """References that one thread reads, one after the other, and their outcomes so far."""
 
     def __init__(self, refs: Sequence[ImageRef]) -> None:
         self.refs = refs
         self.bytes = sum(ref.size for ref in refs)
         self.outcomes: list[bytes | ImageError] = []
-        self.given_up = False
-        self.lost: StorageError | None = None  # the source is away: there are no more outcomes
+        self.is_abandoned = False
+        self.lost: StorageError | None = None  # the source cannot be reached: no more outcomes follow
         self.done = threading.Event()
         self._lock = threading.Lock()
 
     def add(self, outcome: bytes | ImageError) -> bool:
-        """Take the outcome of the next reference; return False if the group was given up meanwhile."""
+        """Add the outcome of the next reference; return False if the group has been abandoned."""
         with self._lock:
-            if not self.given_up:
+            if not self.is_abandoned:
                 self.outcomes.append(outcome)
-            return not self.given_up
+            return not self.is_abandoned
 
-    def give_up(self, reason: str) -> Sequence[ImageRef]:
-        """Fail the reference that is being read, and give those behind it."""
+    def abandon(self, reason: str) -> Sequence[ImageRef]:
+        """Fail the reference that is being read, and return those after it."""
         with self._lock:
-            self.given_up = True
+            self.is_abandoned = True
             self.outcomes.append(ImageError("read", reason))
             return self.refs[len(self.outcomes) :]
 
+    def wait(self, timeout_seconds: float) -> bool:
+        """Wait until all is read; return False when one read takes longer than the timeout."""
+        n_seen = -1
+        while n_seen != len(self.outcomes):
+            n_seen = len(self.outcomes)
+            if self.done.wait(timeout_seconds):
+                return True
+        return self.done.is_set()
+
 
 class _Reader:
-    """Threads that read groups in order; a thread that hangs is given up and replaced.
+    """Threads that read groups in order. A thread that hangs is abandoned and replaced.
 
-    It begins with one thread. On files in the page cache that one is always ahead, and a second one would only
-    fight with it and the decoder for the interpreter; while it falls behind, `hurry` adds others. Where a read is a
-    request (`eager`), every group gets a thread at once.
+    It begins with one thread. For files in the page cache, one thread is always ahead of the consumer, and a second
+    one would compete with the decoder for the interpreter; while it is too slow, `hurry` adds others. Where a read
+    is a request (`is_eager`), every group gets a thread at once.
     """
 
-    def __init__(self, read: Callable[[ImageRef], bytes], most_threads: int, *, eager: bool = False) -> None:
+    def __init__(self, read: Callable[[ImageRef], bytes], max_threads: int, *, is_eager: bool) -> None:
         self._read = read
-        self._eager = eager
+        self._is_eager = is_eager
         self._n_idle = 0
-        self._spare_threads = most_threads - 1
+        self._n_spare = max_threads - 1
         self._has_begun = False
         self._waiting: collections.deque[_Group] = collections.deque()
         self._wake = threading.Condition()
-        self._closed = False
+        self._is_closed = False
         self.start_thread()
 
     def start_thread(self) -> None:
         threading.Thread(target=self._work, name="featurepress-read", daemon=True).start()
 
     def hurry(self, group: _Group) -> None:
-        """Add a thread if somebody waits for this group, unless it is the first one."""
-        if self._spare_threads and self._has_begun and not group.done.is_set():
-            self._spare_threads -= 1
+        """Add a thread if the consumer has to wait for this group, unless it is the first one."""
+        if self._n_spare and self._has_begun and not group.done.is_set():
+            self._n_spare -= 1
             self.start_thread()
         self._has_begun = True
 
@@ -249,27 +157,19 @@ class _Reader:
         with self._wake:
             (self._waiting.appendleft if first else self._waiting.append)(group)
             self._wake.notify()
-            needs_thread = self._eager and self._spare_threads > 0 and len(self._waiting) > self._n_idle
-            self._spare_threads -= needs_thread
+            needs_thread = self._is_eager and self._n_spare > 0 and len(self._waiting) > self._n_idle
+            self._n_spare -= needs_thread
         if needs_thread:
             self.start_thread()
 
     def close(self) -> None:
         with self._wake:
-            self._closed = True
+            self._is_closed = True
             self._waiting.clear()
             self._wake.notify_all()
 
     def _work(self) -> None:
-        while True:
-            with self._wake:
-                self._n_idle += 1
-                while not self._waiting and not self._closed:
-                    self._wake.wait()
-                self._n_idle -= 1
-                if self._closed:
-                    return
-                group = self._waiting.popleft()
+        while (group := self._next_group()) is not None:
             for ref in group.refs:
                 outcome: bytes | ImageError
                 try:
@@ -281,9 +181,17 @@ class _Reader:
                     break
                 except Exception as error:  # noqa: BLE001 - one image fails, whatever its source raises
                     outcome = ImageError("read", f"{type(error).__name__}: {error}")
-                if self._closed or not group.add(outcome):
+                if self._is_closed or not group.add(outcome):
                     return
             group.done.set()
+
+    def _next_group(self) -> _Group | None:
+        with self._wake:
+            self._n_idle += 1
+            while not self._waiting and not self._is_closed:
+                self._wake.wait()
+            self._n_idle -= 1
+            return None if self._is_closed else self._waiting.popleft()
 
 
 def read_ahead(
@@ -295,23 +203,23 @@ def read_ahead(
     timeout_seconds: float,
     group_size: int = 16,
 ) -> Iterator[tuple[ImageRef, bytes | ImageError]]:
-    """Read images in order, ahead of whoever takes them.
+    """Read images in order, ahead of the consumer.
 
     Parameters
     ----------
     read : callable
-        Gives the bytes of one reference or raises ImageError; called from several threads.
+        Returns the bytes of one reference or raises ImageError; called from several threads.
     refs : iterable of ImageRef
         What to read.
     threads : int
         Most reads in flight.
     ahead_bytes : int
-        Bytes, by their listed sizes, that may wait to be taken; one group always may.
+        Bytes, by their listed sizes, that may wait for the consumer; one group always may.
     timeout_seconds : float
-        A read that takes longer is given up: its image becomes an ImageError.
+        A read that takes longer is abandoned: its image becomes an ImageError.
     group_size : int
-        Most references that a thread takes at once, as long as they have less than 2 MiB together. More spares
-        hand-overs between threads, which at a few microseconds a read cost as much as the read.
+        Most references that a thread takes at once; together they have less than 2 MiB. Larger groups save
+        hand-overs between threads, each of which costs as much as reading a cached file (a few microseconds).
 
     Yields
     ------
@@ -321,33 +229,32 @@ def read_ahead(
     Raises
     ------
     StorageError
-        The source is lost, not one image: its `read` says so, or more than 8 reads hung.
+        The source as a whole cannot be read: its `read` raised this, or more than 8 reads hung.
     """
-    reader = _Reader(read, threads, eager=group_size == 1)
+    reader = _Reader(read, threads, is_eager=group_size == 1)
     pending: collections.deque[_Group] = collections.deque()
     groups = _grouped(refs, group_size)
-    ahead = n_timeouts = 0
+    n_ahead = n_timeouts = 0
     try:
         while True:
-            while (not pending or ahead < ahead_bytes) and (group := next(groups, None)):
-                ahead += group.bytes
+            while (not pending or n_ahead < ahead_bytes) and (group := next(groups, None)):
+                n_ahead += group.bytes
                 pending.append(group)
                 reader.submit(group)
             if not pending:
                 return
             group = pending.popleft()
-            ahead -= group.bytes
+            n_ahead -= group.bytes
             reader.hurry(group)
-            if not _wait(group, timeout_seconds):
+            if not group.wait(timeout_seconds):
                 n_timeouts += 1
-                rest = _Group(group.give_up(f"timed out: no answer in {timeout_seconds:g} seconds"))
+                rest = _Group(group.abandon(f"timed out: no answer in {timeout_seconds:g} seconds"))
                 if n_timeouts > MAX_TIMEOUTS:
-                    hung = group.refs[-1 - len(rest.refs)]
-                    raise _no_answer(hung, n_timeouts, timeout_seconds)
+                    raise _no_answer(group.refs[-1 - len(rest.refs)], n_timeouts, timeout_seconds)
                 reader.submit(rest, first=True)  # before there is a thread that could take another group
                 reader.start_thread()
                 pending.appendleft(rest)
-                ahead += rest.bytes
+                n_ahead += rest.bytes
             yield from zip(group.refs, group.outcomes, strict=False)
             if group.lost is not None:
                 raise group.lost
@@ -355,10 +262,10 @@ def read_ahead(
         reader.close()
 
 
-def _no_answer(hung: ImageRef, n_timeouts: int, timeout_seconds: float) -> StorageError:
+def _no_answer(ref: ImageRef, n_timeouts: int, timeout_seconds: float) -> StorageError:
     return StorageError(
         f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} seconds, the last "
-        f"one for '{hung.uri}'. Check the disk or the network, and resume."
+        f"one for '{ref.uri}'. Check the disk or the network, and resume."
     )
 
 
@@ -373,13 +280,3 @@ def _grouped(refs: Iterable[ImageRef], size: int) -> Iterator[_Group]:
             run, n_bytes = [], 0
     if run:
         yield _Group(run)
-
-
-def _wait(group: _Group, timeout_seconds: float) -> bool:
-    """Wait for a group; return False when one of its reads makes no progress for the timeout."""
-    seen = -1
-    while seen != len(group.outcomes):
-        seen = len(group.outcomes)
-        if group.done.wait(timeout_seconds):
-            return True
-    return group.done.is_set()

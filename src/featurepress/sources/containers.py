@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import atexit
+import collections
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
-from typing import BinaryIO, Protocol, cast
+from typing import BinaryIO, Generic, Protocol, TypeVar, cast
 
 from featurepress.settings import ImageSettings
 from featurepress.sources.base import Source
@@ -14,13 +19,13 @@ from featurepress.storage.connection import scheme_of
 
 
 class Files(Source, Protocol):
-    """A source whose objects are not read whole."""
+    """A source whose files can also be opened, and read in pieces."""
 
     def open(self, ref: ImageRef) -> BinaryIO:
-        """Open an object for reading at any position; whoever asks closes it.
+        """Open a file for reading at any position; the caller closes it.
 
-        Raises ImageError with stage ``read`` if it is gone, unreadable, or changed since it was listed, and
-        StorageError if the whole source is away.
+        Raises ImageError with stage ``read`` if it has vanished, is unreadable, or has changed since the listing,
+        and StorageError if the whole source cannot be reached.
         """
 
 
@@ -32,8 +37,95 @@ def files_behind(spec: SourceSpec, limits: ImageSettings) -> Files:
 
 
 def in_order(files: Files) -> Iterator[ImageRef]:
-    """Yield the files so that the keys of what is in them, ``file#…``, are in byte order.
+    """Yield the files so that the keys of their content, ``file#…``, are in byte order.
 
-    A listing has ``a.tar`` before ``a.tar!.tar``; their members come the other way round.
+    A listing has ``a.tar`` before ``a.tar!.tar``; their members are in the opposite order.
     """
     yield from sorted(files.list(), key=lambda ref: ref.order + b"#")
+
+
+class Reader(Protocol):
+    """A reader of a file, as `OpenReaders` keeps it."""
+
+    @property
+    def held_bytes(self) -> int:
+        """The memory that it uses."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+AnyReader = TypeVar("AnyReader", bound=Reader)
+
+
+class _Entry(Generic[AnyReader]):
+    """A reader, and how many threads use it at the moment."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.reader: AnyReader | None = None
+        self.n_users = 0
+
+
+class OpenReaders(Generic[AnyReader]):
+    """The readers of the process that were used last, kept open: the next shard continues in the same file.
+
+    Parameters
+    ----------
+    most : int
+        Readers that may stay open.
+    most_bytes : int
+        Bytes that they may hold together before the oldest are closed; two may always stay.
+    """
+
+    def __init__(self, most: int, most_bytes: int) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._forget()
+        atexit.register(self.close)
+        os.register_at_fork(after_in_child=self._forget)  # two processes cannot share the position in a file
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: collections.OrderedDict[Hashable, _Entry[AnyReader]] = collections.OrderedDict()
+
+    @contextlib.contextmanager
+    def using(self, name: Hashable, open_reader: Callable[[], AnyReader]) -> Iterator[AnyReader]:
+        """Return the reader of this name, opened if needed; it is not closed in the meantime."""
+        with self._lock:
+            is_new = name not in self._entries
+            entry = self._entries.setdefault(name, _Entry())
+            self._entries.move_to_end(name)
+            entry.n_users += 1
+            for old in self._removed() if is_new else ():
+                old.close()
+        try:
+            with entry.lock:
+                reader = entry.reader = entry.reader or open_reader()
+            yield reader
+        finally:
+            with self._lock:
+                entry.n_users -= 1
+                if entry.n_users == 0 and entry.reader is None:
+                    del self._entries[name]
+
+    def _removed(self) -> Iterator[AnyReader]:
+        """Remove unused readers, the oldest first, until the limits hold; yield them."""
+        n_bytes = sum(entry.reader.held_bytes for entry in self._entries.values() if entry.reader)
+        for name, entry in [*self._entries.items()]:
+            n_open = len(self._entries)
+            if n_open <= 2 or (n_open <= self._most and n_bytes <= self._most_bytes):
+                return
+            if entry.n_users == 0:
+                del self._entries[name]
+                if entry.reader:
+                    n_bytes -= entry.reader.held_bytes
+                    yield entry.reader
+
+    def close(self) -> None:
+        """Close all readers that are not in use."""
+        with self._lock:
+            for name, entry in [*self._entries.items()]:
+                if entry.n_users == 0:
+                    del self._entries[name]
+                    if entry.reader:
+                        entry.reader.close()

@@ -1,4 +1,4 @@
-"""The references of all sources of a run as one ordered listing, with labels and limit applied."""
+"""The references of all sources of a run as one ordered listing, with labels and limit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from featurepress.errors import SettingError, SourceError
 from featurepress.settings import ImageSettings, ListingSettings
 from featurepress.sources.describe import resolved
-from featurepress.sources.files.folder import is_glob, path_text
+from featurepress.sources.files.folder import path_text
 from featurepress.sources.registry import open_source
+from featurepress.sources.selection import is_glob
 from featurepress.specs import ImageRef, SourceSpec
 
 
 class Listing:
-    """The references of several sources, merged in byte order, with fields and limit applied.
+    """The references of several sources, merged in byte order, with labels and limit.
 
     Parameters
     ----------
@@ -29,13 +30,13 @@ class Listing:
     settings : ListingSettings
         Labels and limit.
     start_after : bytes
-        Begin after this key: a listing that was interrupted goes on there.
+        Begin after this key: where an interrupted listing continues.
     positions : sequence of bytes
-        The `positions` of that listing, so that what it had passed over is not counted again.
+        The `positions` of that listing, so that skipped files are not counted twice.
     n_before : int
-        How many references earlier chunks already hold; counts towards the limit.
+        Number of references before, which count towards the limit.
     limits : ImageSettings, optional
-        What one image may cost.
+        Limits for one image.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Listing:
         self._settings = settings
         self._labeller = _Labeller(settings.labels)
         self._start_after = start_after
-        # The keys after which the sources begin; whoever had looked further ahead than the last key looks again.
+        # Where each source begins. A source that was read beyond the last key of the listing starts again there.
         starts = [min(position, start_after) for position in positions]
         self._positions = starts or [start_after] * len(specs)
         self._counts: list[Mapping[str, int]] = [{} for _ in specs]
@@ -62,7 +63,7 @@ class Listing:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """What has been passed over up to the last reference that was taken, counted by reason."""
+        """The number of files skipped before the last yielded reference, by reason."""
         if len(self._sources) == 1:
             return dict(sorted(self._sources[0].skipped.items()))
         total: collections.Counter[str] = collections.Counter()
@@ -72,12 +73,12 @@ class Listing:
 
     @property
     def positions(self) -> tuple[bytes, ...]:
-        """The key of the last reference that was taken from each source."""
+        """The key of the last yielded reference of each source."""
         return tuple(self._positions)
 
     @property
     def firsts(self) -> tuple[ImageRef, ...]:
-        """The first reference of each source without a problem; all of them once the iteration has begun."""
+        """The first reference without a problem of each source; complete once the iteration has begun."""
         return tuple(self._firsts.values())
 
     def __iter__(self) -> Iterator[ImageRef]:
@@ -86,7 +87,7 @@ class Listing:
         Raises
         ------
         SourceError
-            A source does not exist or holds no image, or two sources give the same uri.
+            A source does not exist or contains no image, or two sources contain the same uri.
         """
         streams = [self._stream(number) for number in range(len(self._sources))]
         return itertools.islice(self._merged(streams), self._limit)
@@ -94,9 +95,9 @@ class Listing:
     def _stream(self, number: int) -> Iterator[ImageRef]:
         source, spec = self._sources[number], self._specs[number]
         names = field_names(self._settings, self._specs)
-        first = True
+        is_empty = True
         for ref in source.list(self._positions[number]):
-            first = False
+            is_empty = False
             if self._start_after and ref.order <= self._start_after:
                 continue  # new since that part of the listing was committed
             if names or number or ref.fields:
@@ -104,31 +105,29 @@ class Listing:
             if number not in self._firsts and ref.problem is None:
                 self._firsts[number] = ref
             yield ref
-        if first and not self._start_after:
-            raise SourceError(_nothing_found(self._specs[number], source.skipped))
+        if is_empty and not self._start_after:
+            raise SourceError(_nothing_found(spec, source.skipped))
 
     def _merged(self, streams: list[Iterator[ImageRef]]) -> Iterator[ImageRef]:
-        merged = streams[0] if len(streams) == 1 else heapq.merge(*streams, key=lambda ref: ref.order)
         is_single, last, last_order = len(streams) == 1, 0, b""
-        for ref in merged:
+        for ref in streams[0] if is_single else heapq.merge(*streams, key=lambda ref: ref.order):
             order = ref.order
             if order == last_order:
                 one, other = (self._specs[i].location for i in (last, ref.source))
                 raise SourceError(
-                    f"The sources '{one}' and '{other}' both hold '{ref.uri}': every image may be listed once. "
-                    "Drop one of the sources, or narrow it."
+                    f"The sources '{one}' and '{other}' both contain '{ref.uri}': every image may be listed once. "
+                    "Remove one of the sources, or narrow it."
                 )
             last, last_order = ref.source, order
             self._positions[last] = order
             if not is_single:
-                # Of the other sources a merge has looked one reference ahead, and counted what lies before it.
+                # The merge has read the other sources one reference ahead; their counts wait until it is yielded.
                 self._counts[last] = dict(self._sources[last].skipped)
             yield ref
         self._counts = [dict(source.skipped) for source in self._sources]
 
 
-# Columns that every part has.
-_OWN_COLUMNS = ("uri", "width", "height", "sha256", "features")
+_OWN_COLUMNS = ("uri", "width", "height", "sha256", "features")  # of every feature set
 
 
 def field_names(settings: ListingSettings, specs: Sequence[SourceSpec] = ()) -> tuple[str, ...]:
@@ -137,7 +136,7 @@ def field_names(settings: ListingSettings, specs: Sequence[SourceSpec] = ()) -> 
     Raises
     ------
     SettingError
-        A pattern of labels names a column twice, or one that every set has.
+        A pattern of labels names a column twice, or one that every feature set has.
     """
     if settings.labels == "parent":
         return ("label",)
@@ -157,7 +156,7 @@ _NAMED = re.compile(r"\{([^{}]*)\}")
 
 
 class _Labeller:
-    """Computes the fields of a reference from the setting of labels.
+    """Return the fields of a reference, as the setting of labels requires.
 
     A pattern is matched against the last parts of the path: ``{split}/{label}/{name}`` matches the last three.
     Fields are None where it does not match.
@@ -194,9 +193,9 @@ def _real_name(base: str, folder: bytes) -> str:
 
 
 def _nothing_found(spec: SourceSpec, skipped: collections.Counter[str]) -> str:
-    passed = ", ".join(f"{n} skipped ({reason})" for reason, n in skipped.most_common()) or "it is empty"
+    reasons = ", ".join(f"{n} skipped ({reason})" for reason, n in skipped.most_common())
     hint = "; --all-files lists every regular file" if skipped["not an image's name"] else ""
     if is_glob(spec):
-        return f"No image matches '{spec.location}': {passed if skipped else 'nothing has such a path'}{hint}."
+        return f"No image matches '{spec.location}': {reasons or 'no path matches'}{hint}."
     where = "in" if spec.kind in ("archive", "table", "uris") else "below"
-    return f"No image {where} '{spec.location}': {passed}{hint}."
+    return f"No image {where} '{spec.location}': {reasons or 'it is empty'}{hint}."

@@ -22,6 +22,6 @@ KINDS = {
 
 
 def open_source(spec: SourceSpec, limits: ImageSettings | None = None) -> Source:
-    """Return the live source of a description; `limits` are what one image may cost."""
+    """Return the live source of a description; `limits` apply to each image."""
     module, _, name = KINDS[spec.kind].partition(":")
     return cast(Source, getattr(import_module(module), name)(spec, limits or ImageSettings()))

@@ -1,8 +1,8 @@
 """Check that a worker can read the same sources as the driver.
 
-A worker of a cluster may lack a mount or a permission. A folder that is not mounted is often an empty folder, in
-which every image seems to have vanished. So the driver names one image of each source that it can read. A worker
-that cannot read these images reports so before it turns images into failures.
+A worker of a cluster may lack a mount or a permission. A folder that is not mounted is often an empty folder, from
+which every image seems to have vanished. So the driver names one image of each source that it can read, and a
+worker that cannot read these images stops before it turns images into failures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from featurepress.settings import ImageSettings
 from featurepress.sources.registry import open_source
 from featurepress.specs import ImageRef, SourceSpec
 
-MAX_CHECKS = 64  # of more references, this many are checked, evenly spread
+MAX_CHECKS = 64  # if there are more references, these are evenly spread
 _CONCURRENT_CHECKS = 16
 
 
@@ -31,13 +31,13 @@ def require_visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: 
     Raises
     ------
     EngineError
-        It cannot. The message names this host and the source.
+        It cannot read one of them. The message names this host and the source.
     """
     for ref, problem in _problems(sources, limits, refs):
         if problem is not None:
             raise EngineError(
                 f"The worker {socket.gethostname()} cannot see '{sources[ref.source]}': {problem.rstrip('.')} "
-                f"('{ref.uri}'; the driver sees it). Give a bucket that workers may read, or a folder that is "
+                f"('{ref.uri}'; the driver can read it). Use a bucket that workers may read, or a folder that is "
                 "mounted at the same path on every machine, and run the same command again."
             )
 
@@ -45,7 +45,7 @@ def require_visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: 
 def _problems(
     sources: Sequence[SourceSpec], limits: ImageSettings, refs: Sequence[ImageRef]
 ) -> Iterator[tuple[ImageRef, str | None]]:
-    """Yield references with their problem, None for one that can be read."""
+    """Yield references with their problem, None if they can be read."""
 
     def problem_of(ref: ImageRef) -> str | None:
         try:

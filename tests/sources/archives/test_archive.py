@@ -13,7 +13,7 @@ import pytest
 from featurepress.errors import ImageError, SourceError
 from featurepress.runs.verbs import run_plan
 from featurepress.sources import open_source
-from featurepress.sources.archives.archive import ArchiveSource, _Names
+from featurepress.sources.archives.archive import ArchiveSource, _UniqueNames
 from featurepress.sources.base import IN_SEQUENCE, ON_DISK
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.testing import InlineEngine
@@ -121,10 +121,10 @@ def test_names_that_repeat_are_numbered_and_none_is_lost(tmp_path: Path) -> None
 
 
 def test_a_repeated_name_is_found_among_many() -> None:
-    known = _Names()
+    known = _UniqueNames()
     names = [b"%d.jpg" % i for i in range(30_000)]
-    assert [known.own(name) for name in names] == names
-    assert known.own(b"7.jpg") == b"7.jpg#2"
+    assert [known.add(name) for name in names] == names
+    assert known.add(b"7.jpg") == b"7.jpg#2"
 
 
 # -- what is passed over -------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
     refs, skipped = listed(tmp_path)
     assert names(refs) == ["d/a.jpg", "e/b.png"]
     assert skipped == {
-        "not a regular file": 4, "dot file": 2, "not an image's name": 2, "beside a picture": 3,
+        "not a regular file": 4, "dot file": 2, "not an image's name": 2, "beside an image": 3,
     }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_patterns_are_held_against_the_names_of_members(tmp_path: Path) -> None:
     refs, skipped = listed(tmp_path, exclude=["a.*"])
     assert names(refs) == ["e/b.png"]
     assert skipped["excluded"] == 1
-    assert skipped["beside a picture"] == 3
+    assert skipped["beside an image"] == 3
 
 
 def test_an_archive_without_pictures_gives_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Labels in archives: from the files that stand beside a picture, before it or behind."""
+"""Labels in archives: from the files that stand beside an image, before it or behind."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_label_column_names_one_suffix(tmp_path: Path, column: str, label: str
 def test_the_file_of_a_label_column_is_beside_a_picture(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a.jpg", b""), ("a.index", b"4"), ("a.npy", b""))
     _, skipped = listed(tmp_path, brings_label=True, label_column="index")
-    assert skipped == {"beside a picture": 1, "not an image's name": 1}
+    assert skipped == {"beside an image": 1, "not an image's name": 1}
 
 
 def test_several_pictures_of_a_sample_share_its_label(tmp_path: Path) -> None:

@@ -70,10 +70,10 @@ def seamed(data: bytes, at: int) -> tuple[bytearray, int]:
 @pytest.mark.parametrize(
     ("damage", "n_good", "problem"),
     [
-        ("broken off", 7, "the compressed data break off"),
+        ("broken off", 7, "the compressed data are cut short"),
         ("checksum", 4, "the compressed data are damaged, incorrect data check"),
         ("block", 4, "the compressed data are damaged, invalid block type"),
-        ("not compressed", 0, "it is not compressed by gzip"),
+        ("not compressed", 0, "it is not a gzip file"),
     ],
 )
 def test_compressed_archives_that_are_damaged(tmp_path: Path, damage: str, n_good: int, problem: str) -> None:
@@ -151,7 +151,7 @@ def test_an_archive_that_cannot_be_opened_is_one_row(tmp_path: Path) -> None:
     one = source(tmp_path, "*.tar", brings_label=True)
     first, bad, last = one.list()
     assert [first.uri, bad.uri, last.uri] == ["a.tar#a.jpg", "b.tar", "c.tar#c.jpg"]
-    assert (bad.problem, bad.fields) == ("broken link: it leads nowhere", (None,))
+    assert (bad.problem, bad.fields) == ("broken link: its target does not exist", (None,))
     assert first.order < bad.order < last.order
     assert list(one.list(bad.order)) == [last]
     assert failure(one, bad) == bad.problem
@@ -220,7 +220,7 @@ def test_an_archive_that_changed_or_vanished_since_is_a_failure(tmp_path: Path, 
     path.unlink()
     assert failure(one, second) == "vanished since listing"
     os.mkfifo(path)
-    assert failure(one, second) == failure(source(tmp_path, location), first) == "not a regular file any more"
+    assert failure(one, second) == failure(source(tmp_path, location), first) == "no longer a regular file"
 
 
 def test_a_folder_that_is_away_stops_everything(tmp_path: Path) -> None:

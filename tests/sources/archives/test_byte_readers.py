@@ -9,7 +9,6 @@ import os
 import random
 import threading
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,11 @@ from featurepress.sources.archives.byte_readers import (
     BrokenArchiveError,
     FileReader,
     GzipReader,
-    OpenReaders,
     WindowReader,
 )
 
 DATA = random.Random(7).randbytes(1_500_000) + bytes(500_000) + random.Random(8).randbytes(700_000)
-PRESSED = gzip.compress(DATA[:900_000], 1) + gzip.compress(DATA[900_000:], 1)
-PATIENCE_SECONDS = 20.0
+COMPRESSED = gzip.compress(DATA[:900_000], 1) + gzip.compress(DATA[900_000:], 1)
 
 
 class Requests:
@@ -151,7 +148,7 @@ ranges = st.lists(st.tuples(st.integers(0, len(DATA) + 10), st.integers(0, 400_0
 @settings(max_examples=30, deadline=None)
 @given(ranges=ranges, keep_bytes=st.sampled_from([1, 300_000, 16 * 1024**2]))
 def test_compressed_bytes_are_found_in_any_order(ranges: list[tuple[int, int]], keep_bytes: int) -> None:
-    reader = GzipReader(io.BytesIO(PRESSED), keep_bytes)
+    reader = GzipReader(io.BytesIO(COMPRESSED), keep_bytes)
     for start, size in ranges:
         assert reader.at(start, size) == DATA[start : start + size]
         assert reader.held_bytes <= keep_bytes + 256 * 1024
@@ -170,7 +167,7 @@ class Watched(io.BytesIO):
 
 
 def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
-    file = Watched(PRESSED)
+    file = Watched(COMPRESSED)
     reader = GzipReader(file, keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 10_000)]
     for i in range(0, len(starts), 50):
@@ -182,7 +179,7 @@ def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
 
 
 def test_threads_share_a_compressed_reader() -> None:
-    reader = GzipReader(io.BytesIO(PRESSED), keep_bytes=1024**2)
+    reader = GzipReader(io.BytesIO(COMPRESSED), keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 7000)]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda start: reader.at(start, 7000), starts))
@@ -196,15 +193,15 @@ WORDS = random.Random(5).choices([b"apple ", b"banana ", b"cherry\n", *(bytes([i
 @pytest.mark.parametrize("damage", ["break", "flip", "checksum"])
 def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, steps: int) -> None:
     expected = b"".join(WORDS)
-    embedded = bytearray(gzip.compress(expected, 1))
-    assert len(embedded) > 300_000
+    compressed = bytearray(gzip.compress(expected, 1))
+    assert len(compressed) > 300_000
     if damage == "break":
-        del embedded[len(embedded) // 2 :]
+        del compressed[len(compressed) // 2 :]
     elif damage == "flip":
-        embedded[len(embedded) // 2 :] = b"\xff" * 9000
+        compressed[len(compressed) // 2 :] = b"\xff" * 9000
     else:
-        embedded[-6] ^= 0x55
-    readers = [GzipReader(io.BytesIO(embedded)) for _ in range(2)]
+        compressed[-6] ^= 0x55
+    readers = [GzipReader(io.BytesIO(compressed)) for _ in range(2)]
     n_good = [bytes_before_damage(readers[0], steps), bytes_before_damage(readers[1], 777)]
     assert n_good[0] == n_good[1]
     assert len(expected) // 3 < n_good[0] < len(expected)
@@ -214,12 +211,12 @@ def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, st
 
 
 def test_whatever_comes_out_of_data_that_break_off_is_had() -> None:
-    embedded = gzip.compress(bytes(600_000))
-    for end in range(10, len(embedded)):
-        n_bytes = len(zlib.decompressobj(wbits=31).decompress(embedded[:end]))
-        reader = GzipReader(io.BytesIO(embedded[:end]))
+    compressed = gzip.compress(bytes(600_000))
+    for end in range(10, len(compressed)):
+        n_bytes = len(zlib.decompressobj(wbits=31).decompress(compressed[:end]))
+        reader = GzipReader(io.BytesIO(compressed[:end]))
         assert len(reader.at(0, n_bytes)) == n_bytes
-        with pytest.raises(BrokenArchiveError, match="break off"):
+        with pytest.raises(BrokenArchiveError, match="cut short"):
             reader.at(n_bytes, 1)
 
 
@@ -244,103 +241,7 @@ def bytes_before_damage(reader: GzipReader, steps: int) -> int:
     return low
 
 
-# -- what stays open -----------------------------------------------------------------------------------------
-
-
-class FakeReader:
-    """A reader that knows whether it is closed."""
-
-    def __init__(self, held_bytes: int = 0) -> None:
-        self.held_bytes = held_bytes
-        self.is_closed = False
-
-    def at(self, start: int, size: int) -> bytes:
-        assert not self.is_closed
-        return b""
-
-    def holds(self, end: int) -> bool:
-        return True
-
-    def finish(self) -> None: ...
-
-    def close(self) -> None:
-        assert not self.is_closed
-        self.is_closed = True
-
-
-def opener(readers: list[FakeReader], held_bytes: int = 0) -> Callable[[], FakeReader]:
-    def open_reader() -> FakeReader:
-        readers.append(FakeReader(held_bytes))
-        return readers[-1]
-
-    return open_reader
-
-
-def test_readers_stay_open_until_others_were_used_since() -> None:
-    readers: list[FakeReader] = []
-    kept = OpenReaders(most=3, most_bytes=100)
-    for name in "abcabcaad":
-        with kept.using(name, opener(readers)) as reader:
-            assert not reader.is_closed  # type: ignore[attr-defined]
-    assert [reader.is_closed for reader in readers] == [False, True, False, False]
-    kept.close()
-    assert all(reader.is_closed for reader in readers)
-
-
-def test_two_readers_may_hold_much() -> None:
-    readers: list[FakeReader] = []
-    kept = OpenReaders(most=9, most_bytes=100)
-    for name in "abcd":
-        with kept.using(name, opener(readers, held_bytes=60)):
-            pass
-    assert [reader.is_closed for reader in readers] == [True, True, False, False]
-
-
-def test_a_reader_that_is_used_is_not_closed() -> None:
-    readers: list[FakeReader] = []
-    kept = OpenReaders(most=2, most_bytes=0)
-    with kept.using("a", opener(readers)) as first:
-        for name in "bcde":
-            with kept.using(name, opener(readers)):
-                pass
-        kept.close()
-        first.at(0, 1)
-    assert [reader.is_closed for reader in readers] == [False, True, True, True, True]
-    with kept.using("a", opener(readers)) as again:
-        assert again is first
-
-
-def test_a_reader_that_cannot_be_opened_is_tried_again() -> None:
-    readers: list[FakeReader] = []
-    kept = OpenReaders(most=2, most_bytes=0)
-
-    def fail() -> FakeReader:
-        raise OSError("away")
-
-    with kept.using("b", opener(readers)):
-        pass
-    for name in "aacd":
-        with pytest.raises(OSError, match="away"), kept.using(name, fail):
-            pass
-    assert [reader.is_closed for reader in readers] == [False]
-    with kept.using("a", opener(readers)):
-        pass
-    assert len(readers) == 2
-
-
-def test_threads_open_a_reader_once() -> None:
-    readers: list[FakeReader] = []
-    kept = OpenReaders(most=2, most_bytes=0)
-    together = threading.Barrier(8)
-
-    def use(_: int) -> None:
-        together.wait(PATIENCE_SECONDS)
-        with kept.using("a", opener(readers)) as reader:
-            reader.at(0, 1)
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(use, range(8)))
-    assert len(readers) == 1
+# -- on disk -----------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_read_at_any_position(tmp_path: Path) -> None:

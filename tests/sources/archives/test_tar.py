@@ -51,7 +51,7 @@ def info(name: str, size: int = 0, **attributes: object) -> tarfile.TarInfo:
 
 
 def packed(*contents: tuple[str | tarfile.TarInfo, bytes], form: str = "ustar", end: bool = True) -> bytes:
-    """Give an archive as tarfile writes it."""
+    """Return an archive as tarfile writes it."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=FORMATS[form]) as archive:
         for one, data in contents:
@@ -265,17 +265,17 @@ PAX = packed(("ü", b"1"), form="pax", end=False)
         (WHOLE + b"x" * 512, f"there is no header at byte {len(WHOLE)}"),
         (WHOLE + b"0" * 512, f"there is no header at byte {len(WHOLE)}"),
         (LONG[:600], "it ends inside a header"),
-        (LONG[:1024], "it ends behind a header that announces another"),
-        (LONG[:1024] + bytes(2048), "it ends behind a header that announces another"),
-        (patched(WHOLE[:512], 124, b"-7 "), "a header holds a size that is no number"),
-        (patched(WHOLE[:512], 124, b"ninety"), "a header holds a size that is no number"),
-        (patched(WHOLE[:512], 124, b"\xff" * 12), "a header holds a negative size"),
+        (LONG[:1024], "it ends after a header that announces another"),
+        (LONG[:1024] + bytes(2048), "it ends after a header that announces another"),
+        (patched(WHOLE[:512], 124, b"-7 "), "a header has a size that is not a number"),
+        (patched(WHOLE[:512], 124, b"ninety"), "a header has a size that is not a number"),
+        (patched(WHOLE[:512], 124, b"\xff" * 12), "a header has a negative size"),
         (patched(WHOLE[:512], 124, b"\x80" + b"\xff" * 11), "it ends inside 'a.jpg'"),
         (patched(LONG[:512], 124, b"77777777777"), "the header at byte 0 announces another of 8589934591 bytes"),
-        (PAX.replace(b"11 path=", b"99 path="), "a pax header makes no sense"),
-        (PAX.replace(b"11 path=", b"11 path "), "a pax header makes no sense"),
-        (PAX.replace(b"11 path=", b"xx path="), "a pax header makes no sense"),
-        (PAX.replace(b"11 path=", b" 0 path="), "a pax header makes no sense"),
+        (PAX.replace(b"11 path=", b"99 path="), "a pax header cannot be parsed"),
+        (PAX.replace(b"11 path=", b"11 path "), "a pax header cannot be parsed"),
+        (PAX.replace(b"11 path=", b"xx path="), "a pax header cannot be parsed"),
+        (PAX.replace(b"11 path=", b" 0 path="), "a pax header cannot be parsed"),
     ],
 )  # fmt: skip
 def test_damage_is_named(data: bytes, reason: str) -> None:
@@ -340,7 +340,7 @@ def test_what_follows_compressed_data_that_end_too_early_is_damage() -> None:
     n = NOISY.rindex(b"5.jpg")
     *before, last = gz_members(gzip.compress(NOISY[:n]) + b"garbage")
     assert before == listed(NOISY)[:5]
-    assert (last.kind, last.problem) == (REST, "what follows the compressed data is not")
+    assert (last.kind, last.problem) == (REST, "bytes that are not gzip follow the compressed data")
 
 
 def test_wherever_compressed_data_break_off_what_came_before_is_found() -> None:
@@ -349,7 +349,7 @@ def test_wherever_compressed_data_break_off_what_came_before_is_found() -> None:
     for end in range(len(PRESSED)):
         *before, last = gz_members(PRESSED[:end])
         assert last.kind == REST
-        assert last.problem == ("it is empty" if end == 0 else "the compressed data break off")
+        assert last.problem == ("it is empty" if end == 0 else "the compressed data are cut short")
         assert before == whole[: len(before)]
         n_found.append(len(before))
     assert n_found == sorted(n_found)
@@ -376,7 +376,7 @@ def test_a_wrong_checksum_costs_the_last_piece() -> None:
 
 def test_what_is_not_compressed_is_told() -> None:
     (last,) = gz_members(NOISY)
-    assert last.problem == "it is not compressed by gzip"
+    assert last.problem == "it is not a gzip file"
 
 
 def test_a_disk_that_fails_is_damage() -> None:

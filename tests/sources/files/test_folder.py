@@ -207,7 +207,7 @@ def test_a_broken_link_is_a_row_with_a_problem(tmp_path: Path) -> None:
     refs, skipped = listed(tmp_path)
     assert [(ref.uri, ref.problem) for ref in refs] == [
         ("pics/a.jpg", None),
-        ("pics/b.jpg", "broken link: it leads nowhere"),
+        ("pics/b.jpg", "broken link: its target does not exist"),
     ]
     assert skipped == {"not an image's name": 1}
 
@@ -438,7 +438,7 @@ def test_folders_without_end_are_cut_short_with_a_problem(tmp_path: Path) -> Non
         refs, _ = listed(tmp_path)
     finally:
         remove_deep(tmp_path / "pics")
-    assert [ref.problem for ref in refs] == [f"cannot list the folder: it lies more than {MAX_DEPTH} folders deep"]
+    assert [ref.problem for ref in refs] == [f"cannot list the folder: it is more than {MAX_DEPTH} folders deep"]
 
 
 def test_many_folders_inside_one_another_are_no_trouble(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.servers.google import Google, GoogleByMoto
 from tests.servers.listing import Listing, MadeUpKeys
 from tests.servers.s3 import FastS3
 
-UNLISTED = "cannot list the folder: it holds a key that this store's library cannot spell"
+UNLISTED = "cannot list the folder: it contains a key that this store's library cannot address"
 PLAN = {"plan/plan.json": b'{"featurepress": 1}', "plan/chunk-00000000.parquet": b"", "manifest.json": b"{}"}
 
 
@@ -399,7 +399,7 @@ def test_elsewhere_a_folder_begun_fails_from_the_odd_key_on(google: Google) -> N
 
 def test_elsewhere_an_odd_prefix_cannot_be_named(elsewhere: Any) -> None:
     bucket = filled(elsewhere, "a//b.jpg", "a/c.jpg")
-    assert "cannot be asked for on this store" in refused_listing(elsewhere.url(bucket, "a//"))
+    assert "cannot be requested from this store" in refused_listing(elsewhere.url(bucket, "a//"))
 
 
 def test_a_slash_in_front_is_noticed_though_the_names_would_be_in_order(elsewhere: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from featurepress.sources.files import ranges
 from featurepress.sources.files.awkward_keys import Object, is_awkward
-from featurepress.sources.files.ranges import cuts, list_in_ranges
+from featurepress.sources.files.ranges import list_in_ranges, split_keys
 
 PAGE = 20
 ALONE = ranges.PAGES_ALONE * PAGE
@@ -131,8 +131,8 @@ def test_an_error_comes_in_its_place(make: type) -> None:
 
 
 def test_what_waits_to_be_taken_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranges, "MOST_BEFORE", 10 * PAGE)
-    monkeypatch.setattr(ranges, "MOST_WAITING", 20 * PAGE)
+    monkeypatch.setattr(ranges, "MAX_BEFORE", 10 * PAGE)
+    monkeypatch.setattr(ranges, "MAX_WAITING", 20 * PAGE)
     listings: list[ranges._Ranges] = []
 
     class Watched(ranges._Ranges):
@@ -179,7 +179,7 @@ def test_whoever_stops_early_stops_the_requests() -> None:
     ],
 )
 def test_cuts_lie_between(low: str, high: str | None) -> None:
-    found = list(cuts(low, high))
+    found = list(split_keys(low, high))
     assert found
     for key in found:
         assert low < key
@@ -189,11 +189,11 @@ def test_cuts_lie_between(low: str, high: str | None) -> None:
 
 
 def test_ends_of_folders_are_tried_first() -> None:
-    assert list(itertools.islice(cuts("Test/apple/0003.jpg", None), 2)) == ["Test/~", "Test/apple/~"]
-    assert next(cuts("Test/apple/0003.jpg", "Test/~")) == "Test/apple/~"
+    assert list(itertools.islice(split_keys("Test/apple/0003.jpg", None), 2)) == ["Test/~", "Test/apple/~"]
+    assert next(split_keys("Test/apple/0003.jpg", "Test/~")) == "Test/apple/~"
 
 
 def test_where_nothing_lies_between_there_is_no_cut() -> None:
-    assert list(cuts("in/a", "in/a")) == []
-    assert list(cuts("in/b", "in/a")) == []
-    assert list(cuts("in/a", "in/a ")) == []
+    assert list(split_keys("in/a", "in/a")) == []
+    assert list(split_keys("in/b", "in/a")) == []
+    assert list(split_keys("in/a", "in/a ")) == []

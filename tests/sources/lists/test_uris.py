@@ -69,9 +69,9 @@ def test_an_empty_list_gives_nothing(tmp_path: Path) -> None:
 
 def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.jpg\nb\0.jpg\n")
-    assert refusal(tmp_path) == "The list 'list.txt' is no list: a zero byte stands in line 2."
+    assert refusal(tmp_path) == "The list 'list.txt' cannot be read: a zero byte is in line 2."
     write(tmp_path, "a.jpg\n" + "x" * 65_537)
-    assert refusal(tmp_path) == "The list 'list.txt' is no list: line 2 is longer than 65,536 bytes."
+    assert refusal(tmp_path) == "The list 'list.txt' cannot be read: line 2 has over 65,536 bytes."
     for name in ("list.txt", "list.csv"):
         write(tmp_path, "url\na.jpg".encode("utf-16"), name)
         assert refusal(tmp_path, name) == f"The list '{name}' is in UTF-16. Save it as UTF-8."
@@ -139,17 +139,17 @@ def test_what_is_not_there_or_no_file_is_a_problem(tmp_path: Path) -> None:
     [
         (
             "ftp://host/a.jpg",
-            "the scheme 'ftp' cannot be read: known are paths and http://, https://, s3://, gs://, az://, file://",
+            "the scheme 'ftp' cannot be read: allowed are paths and http://, https://, s3://, gs://, az://, file://",
         ),
         ("file:///", "not a regular file"),
         ("file://host/a.jpg", "a file:// url needs an absolute path"),
-        ("file:///a%00.jpg", "a zero byte stands in the path"),
-        ("s3://bucket", "the url names a bucket, no image"),
-        ("s3://bucket/", "the url names a bucket, no image"),
-        ("s3:///key", "the url names no bucket, or holds a password"),
-        ("az://account", "the url names no bucket, or holds a password"),
-        (b"https://host/\xff.jpg", "the url is no UTF-8"),
-        (b"s3://bucket/\xff.jpg", "the url is no UTF-8"),
+        ("file:///a%00.jpg", "the path contains a zero byte"),
+        ("s3://bucket", "the url has no key after the bucket"),
+        ("s3://bucket/", "the url has no key after the bucket"),
+        ("s3:///key", "the url has no bucket, or contains a password"),
+        ("az://account", "the url has no bucket, or contains a password"),
+        (b"https://host/\xff.jpg", "the url is not UTF-8"),
+        (b"s3://bucket/\xff.jpg", "the url is not UTF-8"),
     ],
 )
 def test_entries_that_lead_nowhere_are_problems(tmp_path: Path, entry: str | bytes, problem: str) -> None:
@@ -320,7 +320,7 @@ def test_csv_columns_are_named_where_they_are_not_found(tmp_path: Path) -> None:
 def test_csv_that_is_none_is_refused_without_a_word_of_it(tmp_path: Path) -> None:
     write(tmp_path, "url,label\nhttps://h/?sig=secret,x,y\n", "list.csv")
     assert refusal(tmp_path, "list.csv") == (
-        "The list 'list.csv' is no CSV: record 2 has 3 columns, not 2, counted from 1 with that of the names."
+        "The list 'list.csv' is not valid CSV: record 2 has 3 columns, not 2; the header is record 1."
     )
     write(tmp_path, 'url,label\n"https://h/?sig=secret' + "x" * 3_000_000, "list.csv")
     assert "secret" not in refusal(tmp_path, "list.csv")
@@ -417,9 +417,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("tempfile.TemporaryFile", write)
-    with pytest.raises(
-        SourceError, match=r"cannot hold it: no space left on device\. Name another folder in .* TMPDIR"
-    ):
+    with pytest.raises(SourceError, match=r"cannot be written to .*: no space left on device\. .* TMPDIR"):
         Sorted([(1,), (2,), (3,)], 2)
 
 

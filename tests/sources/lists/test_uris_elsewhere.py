@@ -10,7 +10,6 @@ import pytest
 
 from featurepress.errors import ImageError, SourceError
 from featurepress.settings import ImageSettings
-from featurepress.sources.lists import web
 from featurepress.sources.lists.uris import UriSource
 from featurepress.specs import SourceSpec
 from tests.servers.s3 import FastS3
@@ -58,7 +57,7 @@ def test_secrets_are_read_with_and_never_shown(tmp_path: Path) -> None:
 
 def test_errors_hold_no_secret(tmp_path: Path) -> None:
     def fails(url: str) -> bytes:
-        raise ImageError("read", "no such picture: status 404")
+        raise ImageError("read", "no such image: status 404")
 
     write(tmp_path, "\n".join([*SIGNED, "ftp://user:SECRET@h/a", "s3://key:SECRET@bucket/a", SIGNED[0]]))
     assert "SECRET" not in refusal(tmp_path)
@@ -98,7 +97,7 @@ def test_a_list_that_changed_does_not_give_another_picture(tmp_path: Path) -> No
     a, b, c = one.list()
     write(tmp_path, "https://h/a?sig=new\nhttps://h/c?sig=3")
     assert one.read(a) == b"https://h/a?sig=new"
-    reason = "changed since listing: another url stands in its place of the list"
+    reason = "changed since listing: the list has another url in this position"
     assert [failure(one, ref) for ref in (b, c)] == [reason] * 2
 
 
@@ -145,7 +144,7 @@ def echo(request: Handler) -> None:
         "/lists/list.csv": b"url,label\na.jpg,cat\n",
     }
     path = request.path.partition("?")[0]
-    request.say(404) if "gone" in path else request.say(200, lists.get(path, request.path.encode()))
+    request.reply(404) if "gone" in path else request.reply(200, lists.get(path, request.path.encode()))
 
 
 def test_a_list_on_the_web_is_fetched_and_what_it_names(tmp_path: Path) -> None:
@@ -164,7 +163,6 @@ def test_a_list_on_the_web_is_fetched_and_what_it_names(tmp_path: Path) -> None:
             assert list(one.list(ref.order)) == refs[i + 1 :]
         labelled = on_the_web(server.url("/lists/list.csv"), label_column="label", brings_label=True)
         assert [(ref.uri, ref.fields) for ref in labelled.list()] == [("a.jpg", ("cat",))]
-    web._web(True).close()
 
 
 def test_a_picture_on_the_web_is_its_own_list(tmp_path: Path) -> None:
@@ -178,7 +176,6 @@ def test_a_picture_on_the_web_is_its_own_list(tmp_path: Path) -> None:
         assert list(one.list(ref.order)) == []
         plain = on_the_web(server.url("/some/a.jpg"))
         assert [ref.uri for ref in plain.list()] == [server.url("/some/a.jpg")]
-    web._web(True).close()
 
 
 def test_a_list_that_cannot_be_fetched_is_refused() -> None:
@@ -186,10 +183,9 @@ def test_a_list_that_cannot_be_fetched_is_refused() -> None:
         url = server.url("/gone.txt?sig=")
         with pytest.raises(SourceError) as caught:
             list(on_the_web(url + "SECRET").list())
-        assert str(caught.value) == f"The list '{url}***' cannot be fetched: no such picture: status 404."
+        assert str(caught.value) == f"The list '{url}***' cannot be fetched: no such image: status 404."
         with pytest.raises(SourceError, match="cannot be fetched: private address refused: 127"):
             list(on_the_web(url, allow_private_hosts=False).list())
-    web._web(True).close()
 
 
 # -- in a bucket ---------------------------------------------------------------------------------------------

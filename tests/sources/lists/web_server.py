@@ -1,4 +1,4 @@
-"""A web server on this machine that answers as a test wants, and names that nobody else knows."""
+"""A web server on this machine whose responses a test decides, and a resolver of made-up names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featurepress.errors import ImageError
 from featurepress.sources.lists.web import Web
 
 Answer = Callable[["Handler"], None]
-DATA = b"\xff\xd8 a picture " * 1000
+DATA = b"\xff\xd8 an image " * 1000
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -31,7 +31,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
-    def say(self, status: int, body: bytes = b"", **headers: str) -> None:
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
@@ -54,7 +54,7 @@ class Server(ThreadingHTTPServer):
         return super().get_request()
 
     def handle_error(self, *_: object) -> None:
-        pass  # clients that hang up are what these tests are about
+        pass  # the clients of these tests hang up
 
     def url(self, path: str = "/a.jpg") -> str:
         return f"http://127.0.0.1:{self.server_port}{path}"
@@ -75,6 +75,11 @@ def serving(answer: Answer, context: ssl.SSLContext | None = None) -> Iterator[S
         server.server_close()
 
 
+def unguarded(**options: Any) -> Web:
+    """Return a client that may connect to any address."""
+    return Web(is_refused=lambda address: False, **options)
+
+
 def get(web: Web, url: str, *, timeout_seconds: float = 10.0, max_bytes: int = 10_000_000) -> bytes:
     return web.fetch(url, timeout_seconds=timeout_seconds, max_bytes=max_bytes)
 
@@ -88,7 +93,7 @@ def failure(web: Web, url: str, **limits: Any) -> str:
 
 
 class Names:
-    """A resolver: names and the addresses they have, one list after the other if there are several."""
+    """A resolver of names with underscores for dots; several lists of addresses are used one after the other."""
 
     def __init__(self, **names: list[list[str]]) -> None:
         self.names = names

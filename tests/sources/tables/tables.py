@@ -42,5 +42,5 @@ ARROW = [name for name in FORMATS if not name.endswith(".parquet")]
 
 
 def hugging_face(images: list[tuple[bytes | None, str | None] | None]) -> pa.Array:
-    """Give a column of structs of bytes and path."""
+    """Return a column of structs of bytes and path."""
     return pa.array([None if one is None else {"bytes": one[0], "path": one[1]} for one in images], HF_TYPE)

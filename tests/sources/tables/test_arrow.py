@@ -174,7 +174,7 @@ def test_an_image_above_the_limit_is_not_read() -> None:
 
 def test_a_row_that_is_not_there_any_more() -> None:
     table = open_table(stream(pa.table({"image": [b"x"]})))
-    with pytest.raises(TableError, match="it has fewer rows than it had"):
+    with pytest.raises(TableError, match="it has fewer rows than when it was listed"):
         table.read(image_column(table.schema, None, "table"), 1, MOST)
 
 

@@ -59,11 +59,12 @@ def test_a_column_that_was_asked_for() -> None:
 
 def test_no_column_with_images() -> None:
     assert refusal(image_column, schema(id=pa.int64(), tags=pa.list_(pa.string())), None, WHERE) == (
-        "The table 't.parquet' has no column that can hold images: it has id (int64), tags (list<item: string>). "
+        "The table 't.parquet' has no column that can contain images: "
+        "it has id (int64), tags (list<item: string>). "
         f"Images are of type {TYPES}; name the column with --image-column."
     )
     assert refusal(image_column, schema(), None, WHERE).startswith(
-        "The table 't.parquet' has no column that can hold images: it has no columns."
+        "The table 't.parquet' has no column that can contain images: it has no columns."
     )
 
 
@@ -75,7 +76,7 @@ def test_a_column_of_texts_beside_is_a_hint() -> None:
 
 def test_several_columns_with_images() -> None:
     assert refusal(image_column, schema(a=pa.binary(), n=pa.int8(), b=pa.large_binary()), None, WHERE) == (
-        "The table 't.parquet' has several columns that can hold images: a (binary), b (large_binary). "
+        "The table 't.parquet' has several columns that can contain images: a (binary), b (large_binary). "
         "Name one with --image-column."
     )
     assert "a (struct<bytes: binary, path: string>), b (struct" in refusal(
@@ -94,12 +95,12 @@ def test_a_column_that_is_not_there() -> None:
 def test_a_column_of_another_type() -> None:
     columns = schema(label=pa.int64(), url=pa.string(), kind=pa.dictionary(pa.int8(), pa.string()))
     assert refusal(image_column, columns, "label", WHERE) == (
-        "The column 'label' of the table 't.parquet' (--image-column) is of type int64, which holds no images. "
-        f"Allowed are {TYPES}."
+        "The column 'label' of the table 't.parquet' (--image-column) is of type int64, which cannot contain "
+        f"images. Allowed are {TYPES}."
     )
     for name in ("url", "kind"):
         assert refusal(image_column, columns, name, WHERE).endswith(
-            f" For a column of paths or urls give --uri-column {name}."
+            f" For a column of paths or urls use --uri-column {name}."
         )
 
 
@@ -129,7 +130,7 @@ def test_labels_are_anything_but_bytes_and_what_is_nested() -> None:
     bad = [pa.binary(), pa.list_(pa.int8()), HF_TYPE, pa.dictionary(pa.int8(), pa.binary())]
     for kind in [*bad, pa.run_end_encoded(pa.int32(), pa.string())]:
         assert refusal(label_column, schema(label=kind), "label", WHERE) == (
-            f"The column 'label' of the table 't.parquet' (--label-column) is of type {kind}, which holds no "
+            f"The column 'label' of the table 't.parquet' (--label-column) is of type {kind}, which cannot contain "
             "labels. Allowed are text, numbers, dates and dictionaries of them."
         )
 
@@ -163,11 +164,11 @@ def test_no_column_or_several_of_uris() -> None:
 
 def test_a_column_of_no_uris() -> None:
     assert refusal(uri_column, schema(a=pa.int64()), "a", URI_COLUMNS, WHERE) == (
-        "The column 'a' of the table 't.parquet' (--uri-column) is of type int64, which holds no uris. "
+        "The column 'a' of the table 't.parquet' (--uri-column) is of type int64, which cannot contain uris. "
         "Allowed are text and dictionaries of text."
     )
     assert refusal(uri_column, schema(a=pa.binary()), "a", URI_COLUMNS, WHERE).endswith(
-        " For images in the table itself give --image-column a."
+        " For images in the table itself use --image-column a."
     )
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
         assert uri_column(schema(n=pa.int8(), a=kind), "a", URI_COLUMNS, WHERE) == 1

@@ -37,7 +37,7 @@ def write(base: Path, name: str, **columns: Any) -> None:
 
 
 def n_open_below(folder: Path) -> int:
-    """Give the number of files below a folder that this process has open."""
+    """Return the number of files below a folder that this process has open."""
     return sum(file.path.startswith(f"{folder}/") for file in psutil.Process().open_files())
 
 
@@ -177,9 +177,9 @@ def test_what_a_path_leads_to_is_held_to_the_limits(tmp_path: Path) -> None:
     a, gone, ftp, s3, zero = one.list()
     assert failure(one, a) == "too many bytes: 100, above the limit of 99 (--max-bytes)"
     assert failure(one, gone) == "vanished since listing"
-    assert failure(one, ftp).startswith("the scheme 'ftp' cannot be read: known are paths and http://")
+    assert failure(one, ftp).startswith("the scheme 'ftp' cannot be read: allowed are paths and http://")
     assert one.read(s3) == b"s3://b/c.jpg"
-    assert failure(one, zero) == "a zero byte stands in the path"
+    assert failure(one, zero) == "the path contains a zero byte"
 
 
 # -- labels --------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def damage(path: Path, at: int, with_bytes: bytes) -> None:
 NO_TABLES = {
     b"": "it is empty",
     b"just text": "it is neither Parquet nor Arrow",
-    b"FEA1 and so on": "it is Feather of version 1; write it again as version 2 or Parquet",
+    b"FEA1 and so on": "it is Feather version 1; write it again as version 2 or Parquet",
     b"ARROW1\0\0": "it is cut short",
     b"\xff\xff\xff\xff\xff\0\0\0": "a message is longer than the file",
     b"\xff\xff\xff\xff\0\0\0\0": "it does not begin with a schema",
@@ -56,7 +56,7 @@ NO_TABLES = {
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     reason = NO_TABLES[content]
-    expected = f"The table 'a.parquet' cannot be read: {reason}. Give a Parquet or an Arrow file."
+    expected = f"The table 'a.parquet' cannot be read: {reason}. Use a Parquet or an Arrow file."
     assert refusal(tmp_path, "a.parquet") == expected
 
 
@@ -66,7 +66,7 @@ def test_parquet_without_its_end_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(data[:-20])
     text = refusal(tmp_path, "a.parquet")
     assert text.startswith("The table 'a.parquet' cannot be read: ")
-    assert text.endswith(". Give a Parquet or an Arrow file.")
+    assert text.endswith(". Use a Parquet or an Arrow file.")
     assert "\n" not in text
 
 
@@ -81,11 +81,11 @@ def test_among_others_a_file_that_is_no_table_is_a_failure(tmp_path: Path) -> No
     assert [(ref.uri, ref.problem) for ref in refs][:3] == [
         ("a.parquet#row=0", None),
         ("b.parquet", "damaged table: it is neither Parquet nor Arrow"),
-        ("c.parquet", "damaged table: broken link: it leads nowhere"),
+        ("c.parquet", "damaged table: broken link: its target does not exist"),
     ]
     assert [ref.uri for ref in refs][3:] == ["d.parquet", "e.parquet#row=0"]
     assert str(refs[3].problem).startswith(
-        "The table 'd.parquet' has no column that can hold images: it has picture"
+        "The table 'd.parquet' has no column that can contain images: it has picture"
     )
     for i, ref in enumerate(refs):
         assert list(one.list(ref.order)) == refs[i + 1 :]
@@ -100,7 +100,7 @@ def test_wrong_columns_of_the_first_table_are_refused(tmp_path: Path) -> None:
         "The table 'a.parquet' has no column 'pic' (--image-column). It has image (binary), label (binary)."
     )
     assert refusal(tmp_path, "*.parquet", image_column="image", label_column="label").startswith(
-        "The column 'label' of the table 'a.parquet' (--label-column) is of type binary, which holds no labels."
+        "The column 'label' of the table 'a.parquet' (--label-column) is of type binary"
     )
 
 
@@ -132,7 +132,7 @@ def test_a_stream_without_a_word_at_its_end_is_whole(tmp_path: Path) -> None:
 
 
 def reasons(one: TableSource, refs: list[ImageRef]) -> list[str | None]:
-    """Give what becomes of each image: None if it is read."""
+    """Return what becomes of each image: None if it is read."""
     found: list[str | None] = []
     for ref in refs:
         try:

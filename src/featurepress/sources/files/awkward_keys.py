@@ -1,7 +1,7 @@
-"""Keys that the fast library cannot spell: empty parts, ``.``, ``..``, control characters, a slash at either end.
+"""Keys that obstore cannot address: empty parts, ``.``, ``..``, control characters, a slash at either end.
 
-Amazon's own library lists and reads them. It takes much longer for a page, so it is asked only where such a key has
-turned up. On other stores the folders around them are listed one by one.
+On S3, botocore lists and reads them. It is much slower, so it is used only after such a key has been found. On
+other stores, the folders around them are listed one by one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _AWKWARD = re.compile(r"(?:^|/)(?:\.{0,2})(?:/|$)|[\x00-\x1f\x7f]")
-_REASON = "it holds a key that this store's library cannot spell"
+_REASON = "it contains a key that this store's library cannot address"
 
 
 class Object(NamedTuple):
-    """An object of a listing; with a problem, a folder that cannot be listed, or not to its end."""
+    """An object of a listing; with a problem, a folder that cannot be listed to its end."""
 
     key: str
     size: int
@@ -41,28 +41,28 @@ class Object(NamedTuple):
 
 
 class OutOfOrderError(ValueError):
-    """The fast library has shortened a key: what it lists is not what there is."""
+    """Obstore has shortened a key: the names in its listing are wrong."""
 
 
 def is_awkward(key: str) -> bool:
-    """Whether a key has a part that is empty, ``.`` or ``..``, or holds a control character."""
+    """Whether a key has a part that is empty, ``.`` or ``..``, or contains a control character."""
     return bool(key) and _AWKWARD.search(key) is not None
 
 
-def must_be_listed_otherwise(error: BaseException) -> bool:
-    """Whether the fast library has met a key that it cannot spell."""
+def is_awkward_error(error: BaseException) -> bool:
+    """Whether an error of a listing means that obstore cannot address a key."""
     return isinstance(error, OutOfOrderError) or Refusal.of(error).kind == "path"
 
 
 def list_fast(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Object]:
-    """Yield the objects below a prefix, after a key, in byte order; the library takes slashes off their ends.
+    """Yield the objects below a prefix and after a key, in byte order, as obstore lists them.
 
-    Raises OutOfOrderError where it has: but what is empty, and would be in order with its slash, is the marker of a
-    folder, and gets it back.
+    Obstore removes slashes from the ends of keys. An empty object that would be in order with a slash is the marker
+    of a folder, and gets the slash back; for other keys, OutOfOrderError is raised.
     """
     last = start
-    for one in list_objects(store, prefix, start):
-        found = Object(one["path"], one["size"], etag_of(one))
+    for listed in list_objects(store, prefix, start):
+        found = Object(listed["path"], listed["size"], etag_of(listed))
         if found.key == prefix or (found.size == 0 and found.key <= last):
             found = found._replace(key=f"{found.key}/")
         if found.key <= last:
@@ -74,8 +74,8 @@ def list_fast(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Obje
 # -- any store: folder by folder -----------------------------------------------------------------------------
 
 
-def list_folder(store: ObjectStore, prefix: str, last: str, wanted: Callable[[str], bool]) -> Iterator[Object]:
-    """Yield the objects below a prefix, after the key `last`, in byte order; folders that cannot be listed too.
+def list_folder(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[[str], bool]) -> Iterator[Object]:
+    """Yield the objects below a prefix in byte order, and an object with a problem for each folder that fails.
 
     Parameters
     ----------
@@ -84,9 +84,9 @@ def list_folder(store: ObjectStore, prefix: str, last: str, wanted: Callable[[st
     prefix : str
         Whole parts of keys, without the last slash; "" for all.
     last : str
-        Only what comes after this key.
-    wanted : callable
-        Says of a folder, spelled with its slash, whether anybody would miss it.
+        Only objects after this key are listed.
+    is_wanted : callable
+        Whether a folder, with its slash, may contain images of the source.
     """
     try:
         is_begun = not prefix or last.startswith(f"{prefix}/")
@@ -94,13 +94,13 @@ def list_folder(store: ObjectStore, prefix: str, last: str, wanted: Callable[[st
             yield found
             last = found.key
     except store_errors() as error:
-        if not must_be_listed_otherwise(error):
+        if not is_awkward_error(error):
             raise
-        yield from list_level(store, prefix, last, wanted)
+        yield from list_level(store, prefix, last, is_wanted)
 
 
-def list_level(store: ObjectStore, prefix: str, last: str, wanted: Callable[[str], bool]) -> Iterator[Object]:
-    """Do the same where the fast library cannot: what lies in the folder itself, and each folder in it."""
+def list_level(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[[str], bool]) -> Iterator[Object]:
+    """Do the same where `list_fast` fails: list the objects of the folder itself, then each folder in it."""
     import obstore
 
     folder = f"{prefix}/" if prefix else ""
@@ -109,70 +109,62 @@ def list_level(store: ObjectStore, prefix: str, last: str, wanted: Callable[[str
     except store_errors() as error:
         if Refusal.of(error).kind != "path":
             raise
-        if wanted(folder):
+        if is_wanted(folder):
             yield from _unlisted(folder, last, error)
         return
-    found = [
-        Object(one["path"] + "/" * (one["path"] == prefix), one["size"], etag_of(one)) for one in level["objects"]
+    objects = [
+        Object(listed["path"] + "/" * (listed["path"] == prefix), listed["size"], etag_of(listed))
+        for listed in level["objects"]
     ]
-    inner = [Object(f"{one}/", -1, "") for one in level["common_prefixes"]]
-    for one in sorted(found + inner):
-        if one.size >= 0:
-            if one.key > last:
-                yield one
-        elif one.key == "/":  # the library cannot ask for what is below it
-            if one.key > last and wanted("/"):
+    folders = [Object(f"{path}/", -1, "") for path in level["common_prefixes"]]
+    for found in sorted(objects + folders):
+        if found.size >= 0:
+            if found.key > last:
+                yield found
+        elif found.key == "/":  # obstore cannot list what is below it
+            if found.key > last and is_wanted("/"):
                 yield Object("/", 0, "", f"cannot list the folder: {_REASON}")
-        elif one.key > last or last.startswith(one.key):
-            yield from list_folder(store, one.key[:-1], last, wanted)
+        elif found.key > last or last.startswith(found.key):
+            yield from list_folder(store, found.key[:-1], last, is_wanted)
 
 
 def _unlisted(folder: str, last: str, error: BaseException) -> Iterator[Object]:
-    """Yield what stands for a folder that cannot be listed, or not beyond `last`, in its place in the order."""
+    """Yield an object with a problem for a folder that cannot be listed, or not after `last`."""
     if folder > last or not last:
         yield Object(folder, 0, "", f"cannot list the folder: {_REASON}")
     elif folder != last:
         match = re.search(r'[Pp]ath "((?:[^"\\]|\\.)+)"', str(error))
         key = match[1] if match else ""
         if key > last:
-            yield Object(key, 0, "", "cannot list the folder to its end: from here on " + _REASON)
+            yield Object(key, 0, "", f"cannot list the folder to its end: from here on {_REASON}")
         elif key != last:
             raise StorageError(
                 f"The folder '{folder}' cannot be listed to its end: {_REASON}. Some of its images are in the "
-                "listing already; rename that key, and resume."
+                "listing already. Rename that key, and resume."
             )
 
 
-# -- S3: by Amazon's own library -----------------------------------------------------------------------------
+# -- S3: with botocore ---------------------------------------------------------------------------------------
 
 
 def list_all(bucket: str, prefix: str, start_after: str, *, anonymous: bool) -> Iterator[Object]:
-    """Yield the objects of an S3 bucket, whatever they are called, in byte order."""
+    """Yield the objects of an S3 bucket with any keys, in byte order."""
     pages = _client(anonymous, s3_endpoint(), s3_region()).get_paginator("list_objects_v2")
     for page in pages.paginate(Bucket=bucket, Prefix=prefix, StartAfter=start_after):
-        for one in page.get("Contents", ()):
-            yield Object(one["Key"], one["Size"], one["ETag"])
+        for listed in page.get("Contents", ()):
+            yield Object(listed["Key"], listed["Size"], listed["ETag"])
 
 
 def has_leading_slash(bucket: str, *, anonymous: bool) -> bool:
-    """Whether an S3 bucket holds keys that begin with a slash; the fast library lists them without it."""
+    """Whether an S3 bucket has keys that begin with a slash; obstore lists them without it."""
     client = _client(anonymous, s3_endpoint(), s3_region())
     return bool(client.list_objects_v2(Bucket=bucket, Prefix="/", MaxKeys=1).get("KeyCount"))
 
 
 def get(bucket: str, key: str, *, anonymous: bool, max_bytes: int, **options: str) -> tuple[int, bytes]:
-    """Get an object of an S3 bucket, whatever it is called: its size, and its bytes unless they are too many.
+    """Return the size of an S3 object with any key, and its bytes unless there are more than `max_bytes`.
 
-    Parameters
-    ----------
-    bucket, key : str
-        Where it is.
-    anonymous : bool
-        Sign nothing.
-    max_bytes : int
-        Above that, none is read.
-    **options
-        As botocore calls them: ``IfMatch``, ``Range``.
+    `options` are those of botocore: ``IfMatch``, ``Range``.
     """
     client = _client(anonymous, s3_endpoint(), s3_region())
     found = client.get_object(Bucket=bucket, Key=key, **options)
@@ -181,7 +173,7 @@ def get(bucket: str, key: str, *, anonymous: bool, max_bytes: int, **options: st
 
 
 def head(bucket: str, key: str, *, anonymous: bool) -> Object:
-    """Ask for size and etag of such an object."""
+    """Return the size and etag of an S3 object with any key."""
     found = _client(anonymous, s3_endpoint(), s3_region()).head_object(Bucket=bucket, Key=key)
     return Object(key, found["ContentLength"], found["ETag"])
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.ledger.names import KEY_IN_FEATURE_SET, PLAN
 from featurepress.settings import ImageSettings
-from featurepress.sources.base import BY_REQUEST, KeyFilter, glob_regex
+from featurepress.sources.base import BY_REQUEST, require_unchanged, too_many_bytes
 from featurepress.sources.files import awkward_keys
 from featurepress.sources.files.awkward_keys import Object, is_awkward
-from featurepress.sources.files.folder import glob_root, has_magic
 from featurepress.sources.files.ranges import list_in_ranges
+from featurepress.sources.selection import Glob, NameFilter, glob_root, has_magic
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.storage.bucket import Ranges, list_objects
 from featurepress.storage.connection import Address, Refusal, connect, etag_of, refused, retrying, store_errors
@@ -27,18 +27,18 @@ from featurepress.storage.connection import Address, Refusal, connect, etag_of, 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-# Of the time of a read, one request gets a quarter: one that hangs is made again twice, and one quarter is left to
-# ask whether anything answers at all.
-_REQUESTS_A_READ = 4
-_SLOW_BYTES = 8 * 1024**2  # objects above that get all the time there is
+# One request gets a quarter of the time of a read. So a request that hangs can be retried twice, and a quarter is
+# left to find out whether the store answers at all.
+_REQUESTS_PER_READ = 4
+_SLOW_BYTES = 8 * 1024**2  # larger objects get all of the time for one request
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class ObjectSource:
     """Images below a prefix of a bucket, matched by a glob, or one object.
 
-    The store lists its keys in byte order and page by page, which is how they are passed on. Keys with a part that
-    begins with a dot, feature sets, and the markers that consoles make for empty folders are passed over.
+    The store lists its keys in byte order, page by page, and the images are yielded in this order. Keys with a part
+    that begins with a dot, feature sets, and the markers of empty folders are skipped.
 
     Parameters
     ----------
@@ -46,58 +46,50 @@ class ObjectSource:
         `location`: a url such as ``s3://bucket/photos/``; with ``*``, ``?`` or ``[…]`` it is a glob. Options as of
         `FolderSource`, and ``anonymous`` (bool).
     limits : ImageSettings, optional
-        What one image may cost.
+        Limits for one image.
 
     Notes
     -----
-    A listing continues after any key, except on Azure, which lists from the beginning and
-    drops what lies before. Costs 1 request per 1,000 keys, one after the other on Azure. Elsewhere a long listing
-    is made by many at once (`featurepress.sources.files.ranges`), which are up to twice as many.
+    A listing can continue after any key; Azure lists from the beginning, and the keys before are dropped. It costs
+    1 request per 1,000 keys, one at a time on Azure. Elsewhere, a long listing makes many requests at once, up to
+    twice as many in total (`featurepress.sources.files.ranges`).
     """
 
     reading = BY_REQUEST
 
     def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
         self.location = spec.location
+        self.skipped: collections.Counter[str] = collections.Counter()
         self._address = Address.parse(spec.location, SourceError)
         self._url = str(replace(self._address, key=""))
-        self._glob = glob_regex(self._pattern()) if has_magic(self._address.key) else None
-        root = glob_root(self._address.key) if self._glob else self._address.key.removesuffix("/")
-        self._below = "/" if self._address.key == "/" or root == "/" else f"{root}/" if root else ""
-        self._filter = KeyFilter.of(spec)
+        key = self._address.key
+        self._glob = Glob(key) if has_magic(key) else None
+        root = glob_root(key) if self._glob else key.removesuffix("/")
+        self._prefix = "/" if key == "/" or root == "/" else f"{root}/" if root else ""
+        self._filter = NameFilter(spec.options)
         self._anonymous = bool(spec.options.get("anonymous", False))
         destination = str(spec.options.get("destination", ""))
-        is_near = destination.startswith(self._url)
-        self._destination = destination.removeprefix(self._url).rstrip("/") + "/" if is_near else ""
+        is_same_bucket = destination.startswith(self._url)
+        self._destination = destination.removeprefix(self._url).rstrip("/") + "/" if is_same_bucket else ""
         self._limits = limits or ImageSettings()
-        self._skipped: collections.Counter[str] = collections.Counter()
-        self._sets: dict[str, bool] = {}  # prefix -> whether a feature set lies there
-        self._is_in_a_set = False  # whether one lies in the bucket's root, and has been counted
-
-    def _pattern(self) -> str:
-        # A closing slash asks for folders; what a glob names whole stands for all that is below it.
-        return self._address.key + "**" * self._address.key.endswith("/")
-
-    @property
-    def skipped(self) -> collections.Counter[str]:
-        """What the listing has passed over, by reason."""
-        return self._skipped
+        self._sets: dict[str, bool] = {}  # prefix -> whether it is a feature set
+        self._counted_sets: set[str] = set()
 
     # -- listing ---------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their urls."""
-        self._skipped.clear()
+        self.skipped.clear()
         self._sets.clear()
-        self._is_in_a_set = False
+        self._counted_sets.clear()
         try:
             self._store()
         except StorageError as error:  # there are no credentials
             raise SourceError(str(error)) from error
         if self._glob is None and self._address.key and not self._address.key.endswith("/"):
-            one = self._single()
-            if one is not None:
-                yield from [one] if one.order > start_after else []
+            single = self._single()
+            if single is not None:
+                yield from [single] if single.order > start_after else []
                 return
         try:
             yield from self._listed(start_after)
@@ -105,120 +97,113 @@ class ObjectSource:
             raise self._refused_listing(error) from None
 
     def _listed(self, start_after: bytes) -> Iterator[ImageRef]:
-        sets, last = "\0", b""
+        skipped_prefix, last = "\0", b""
         for found in self._objects(start_after):
             uri = self._url + found.key
             order = uri.encode()
             if order <= last:
                 raise SourceError(
                     f"The listing of '{self.location}' is not in byte order: '{uri}' comes after "
-                    f"'{last.decode()}'. Give a list of its urls instead (a .txt file)."
+                    f"'{last.decode()}'. Use a list of its urls instead (a .txt file)."
                 )
             last = order
-            if order <= start_after or found.key.startswith(sets):
+            if order <= start_after or found.key.startswith(skipped_prefix):
                 continue
             if found.problem is not None:
                 yield ImageRef(uri, 0, 0, "", problem=found.problem)
-            elif self._matches(found.key):
-                if reason := self._passes_over(found):
-                    sets = self._count(reason, found.key) or sets
+            elif self._glob is None or self._glob.covers(found.key):
+                if reason := self._skip_reason(found):
+                    skipped_prefix = self._count(reason, found.key) or skipped_prefix
                 else:
                     yield _reference(uri, found)
 
     def _count(self, reason: str, key: str) -> str:
-        """Count what is passed over; return the prefix of what is counted as one, destination or feature set."""
-        if reason == "the destination":
-            self._skipped[reason] += 1
-            return self._destination
+        """Count a skipped object; return the prefix of the objects that are counted together with it."""
         if reason == "feature set":
             root = self._set_of(key) or ""
-            if root or not self._is_in_a_set:  # one in the bucket's root comes in pieces
-                self._skipped[reason] += 1
-            self._is_in_a_set = self._is_in_a_set or not root
-            return root
-        self._skipped[reason] += 1
-        return ""
+            if root in self._counted_sets:  # in the bucket's root, its objects are not consecutive
+                return ""
+            self._counted_sets.add(root)
+        self.skipped[reason] += 1
+        return {"feature set": self._set_of(key) or "", "the destination": self._destination}.get(reason, "")
 
     def _single(self) -> ImageRef | None:
-        """Return the reference of the one object that has the location's very name, if there is one."""
+        """Return the reference of the object whose url is the location, if it exists."""
         try:
             return _reference(self.location, self._head(self._address.key))
         except FileNotFoundError:
             return None
         except store_errors() as error:
             if Refusal.of(error).kind in ("path", "denied", "missing", "other"):
-                return None  # without the right to list, a store denies what is not there; the listing reports it
+                return None  # without the right to list, a store denies a missing object; the listing reports it
             raise self._refused_listing(error) from None
 
     def _objects(self, start_after: bytes) -> Iterator[Object]:
-        """Yield all objects below the prefix, the slow way from the first awkward key on."""
-        start, prefix = self._start(start_after), self._below.removesuffix("/")
+        """Yield all objects below the prefix; from the first awkward key on, by the slower way."""
+        start, prefix = self._start(start_after), self._prefix.removesuffix("/")
         last = start
         try:
-            if self._must_be_listed_slowly(start):
+            if self._has_wrong_names(start):
                 raise awkward_keys.OutOfOrderError
             for found in self._list_fast(prefix, start):
                 last = found.key
                 yield found
         except store_errors() as error:
-            if not awkward_keys.must_be_listed_otherwise(error):
+            if not awkward_keys.is_awkward_error(error):
                 raise
             bucket = self._address.bucket
             if self._address.scheme == "s3":
-                yield from awkward_keys.list_all(bucket, self._below, last, anonymous=self._anonymous)
-            elif is_awkward(self._below.removesuffix("/")) or self._below == "/":
+                yield from awkward_keys.list_all(bucket, self._prefix, last, anonymous=self._anonymous)
+            elif is_awkward(prefix) or self._prefix == "/":
                 raise SourceError(
                     f"Cannot list '{self.location}': it has an empty part, '.', '..' or a control character, which "
-                    "cannot be asked for on this store. Name a folder above it."
+                    "cannot be requested from this store. Name a folder above it."
                 ) from None
             else:
-                yield from awkward_keys.list_level(self._store(), prefix, last, self._wants)
+                yield from awkward_keys.list_level(self._store(), prefix, last, self._is_wanted)
 
     def _list_fast(self, prefix: str, start: str) -> Iterator[Object]:
-        """Yield the objects below a prefix after a key; by many requests where the store can begin at any key."""
+        """Yield the objects below a prefix after a key; by many requests if the store can begin at any key."""
         store = self._store()
         if self._address.scheme == "az":
             return awkward_keys.list_fast(store, prefix, start)
-        return list_in_ranges(lambda key: awkward_keys.list_fast(store, prefix, key), self._below, start)
+        return list_in_ranges(lambda key: awkward_keys.list_fast(store, prefix, key), self._prefix, start)
 
     def _start(self, start_after: bytes) -> str:
-        """Return the key after which the listing begins, cut before what cannot be sent in a request."""
-        key = start_after.removeprefix(self._url.encode()) if start_after.startswith(self._url.encode()) else b""
+        """Return the key after which the listing begins, cut before characters that a request cannot contain."""
+        url = self._url.encode()
+        key = start_after.removeprefix(url) if start_after.startswith(url) else b""
         try:
             start = key.decode()
-        except UnicodeDecodeError as error:  # a character that is cut through
+        except UnicodeDecodeError as error:  # the key ends inside a character
             start = key[: error.start].decode()
         return _CONTROL.split(start, maxsplit=1)[0]
 
-    def _must_be_listed_slowly(self, start: str) -> bool:
-        """Whether the fast library would list wrong names: those that begin with a slash, without it."""
-        if self._below:
-            return is_awkward(self._below.removesuffix("/")) or self._below == "/"
+    def _has_wrong_names(self, start: str) -> bool:
+        """Whether obstore would list wrong names: it removes the slash at the beginning of a key."""
+        if self._prefix:
+            return is_awkward(self._prefix.removesuffix("/")) or self._prefix == "/"
         if self._address.scheme == "s3":
             return awkward_keys.has_leading_slash(self._address.bucket, anonymous=self._anonymous)
-        if start >= "0" and self._address.scheme != "az":  # behind the slash; but Azure begins at the beginning
+        if start >= "0" and self._address.scheme != "az":  # after the slash; Azure begins at the beginning
             return False
-        for one in list_objects(self._store(), "", ".\U0010ffff"):  # which is before it
-            if one["size"]:
+        for listed in list_objects(self._store(), "", ".\U0010ffff"):  # the last key before the slash
+            if listed["size"]:
                 try:
-                    return self._head(one["path"]).etag != etag_of(one)
+                    return self._head(listed["path"]).etag != etag_of(listed)
                 except FileNotFoundError:
                     return True
         return False
 
-    def _wants(self, folder: str) -> bool:
-        """Whether a folder that cannot be listed could hold what is asked for."""
-        names = folder.split("/")[:-1]
-        if (self._destination and folder.startswith(self._destination)) or _is_hidden(folder[len(self._below) :]):
+    def _is_wanted(self, folder: str) -> bool:
+        """Whether a folder that cannot be listed may contain images of this source."""
+        if (self._destination and folder.startswith(self._destination)) or _is_hidden(folder[len(self._prefix) :]):
             return False
-        if self._glob is None or self._matches(folder):
-            return True
-        patterns = self._pattern().split("/")[: len(names)]
-        return "**" in patterns or glob_regex("/".join(patterns)).fullmatch("/".join(names)) is not None
+        return self._glob is None or self._glob.covers(folder) or self._glob.may_match_below(folder[:-1])
 
-    def _passes_over(self, found: Object) -> str:
+    def _skip_reason(self, found: Object) -> str:
         key = found.key
-        below = key[len(self._below) :].lstrip("/")
+        below = key[len(self._prefix) :].lstrip("/")
         if self._destination and key.startswith(self._destination):
             return "the destination"
         if key.endswith("/") and found.size == 0:
@@ -227,26 +212,20 @@ class ObjectSource:
             return "dot file"
         if self._set_of(key) is not None:
             return "feature set"
-        if reason := self._filter.passes_over(below):
+        if reason := self._filter.skip_reason(below):
             return reason
         return "not a regular file" if found.size == 0 and self._is_marker(key) else ""
 
     def _is_marker(self, key: str) -> bool:
-        """Whether there is a folder's marker instead of an empty object: the fast library takes its slash off."""
+        """Whether an empty object is the marker of a folder, whose slash obstore has removed."""
         try:
             self._head(key)
         except store_errors() as error:
             return Refusal.of(error).kind == "missing"
         return False
 
-    def _matches(self, key: str) -> bool:
-        if self._glob is None or self._glob.fullmatch(key):
-            return True
-        parts = key.split("/")
-        return any(self._glob.fullmatch("/".join(parts[:n])) for n in range(1, len(parts)))
-
     def _set_of(self, key: str) -> str | None:
-        """Return the prefix of the feature set of which a key is a part; "" in the bucket's root, None for none."""
+        """Return the prefix of the feature set that contains a key ("" for the bucket's root), or None."""
         match = KEY_IN_FEATURE_SET.fullmatch(key)
         if match is None:
             return None
@@ -256,7 +235,7 @@ class ObjectSource:
         return root if self._sets[root] else None
 
     def _is_set(self, root: str) -> bool:
-        """Whether a plan lies below a prefix: anybody may call a file manifest.json."""
+        """Whether there is a plan below a prefix: other programs may also call a file manifest.json."""
         import obstore
 
         try:
@@ -281,37 +260,34 @@ class ObjectSource:
     # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
-        """Read an object, and check that it has not changed since listing."""
-        address = replace(self._address, key=self._key(ref))
+        """Read an object, and check that it has not changed since the listing."""
+        address = self._address_of(ref)
         return read_object(address, anonymous=self._anonymous, limits=self._limits, etag=ref.version, size=ref.size)
 
     def stat(self, ref: ImageRef) -> ImageRef:
         """Return the reference with the current size and etag."""
+        address = self._address_of(ref)
         try:
-            found = self._head(self._key(ref))
+            found = self._head(address.key)
         except store_errors() as error:
-            address = replace(self._address, key=self._key(ref))
-            failed = _failed_read(error, address, anonymous=self._anonymous, seconds=self._request_seconds)
+            seconds = self._limits.timeout_seconds / _REQUESTS_PER_READ
+            failed = _failed_read(error, address, anonymous=self._anonymous, seconds=seconds)
             if isinstance(failed, StorageError):
                 raise failed from None
             return ref._replace(size=0, version="", problem=failed.reason)
         return ref._replace(size=found.size, version=found.etag, problem=None)
 
     def open(self, ref: ImageRef) -> BinaryIO:
-        """Open an object that is no image but holds some; each of its ranges is asked for with the listed etag."""
-        now = self.stat(ref)
-        if now.problem is not None:
-            raise ImageError("read", now.problem)
-        if now.version != ref.version:
-            raise ImageError("read", "changed since listing")
-        key = self._key(ref)
+        """Open an object that contains images; each request for a range of it checks the etag."""
+        require_unchanged(self, ref)
+        key = self._address_of(ref).key
         if is_awkward(key):
             return io.BytesIO(self.read(ref))
         options = {"if_match": ref.version} if ref.version else {}
         return io.BufferedReader(Ranges(self._store(), key, self._url + key, ref.size, options), 1024**2)
 
     def _head(self, key: str) -> Object:
-        """Ask for size and etag of an object."""
+        """Return the size and etag of an object."""
         import obstore
 
         if self._address.scheme == "s3" and is_awkward(key):
@@ -319,41 +295,39 @@ class ObjectSource:
         found = retrying(lambda: obstore.head(self._store(), key))
         return Object(key, found["size"], etag_of(found))
 
-    def _key(self, ref: ImageRef) -> str:
-        return ref.order.decode().removeprefix(self._url)
+    def _address_of(self, ref: ImageRef) -> Address:
+        return replace(self._address, key=ref.order.decode().removeprefix(self._url))
 
     def _store(self) -> ObjectStore:
         return _store_of(self._address, self._anonymous, self._limits.timeout_seconds)
-
-    @property
-    def _request_seconds(self) -> float:
-        return self._limits.timeout_seconds / _REQUESTS_A_READ
 
 
 def read_object(
     address: Address, *, anonymous: bool, limits: ImageSettings, etag: str = "", size: int = 0
 ) -> bytes:
-    """Get one object whole, unsigned if `anonymous`, within the time and the bytes of `limits`.
+    """Return one whole object; requests are not signed if `anonymous`.
 
     Parameters
     ----------
     address : Address
         Bucket and key.
+    limits : ImageSettings
+        Limits for time and bytes.
     etag : str
-        What the listing said; "" if nobody listed it.
+        As listed; "" if it was not listed.
     size : int
         Bytes, as listed; 0 if not known.
 
     Raises
     ------
     ImageError
-        It is gone, has changed, is too large, or may not be read.
+        It has vanished or changed, is too large, or must not be read.
     StorageError
-        The store does not answer any more, or refuses the credentials.
+        The store does not answer, or refuses the credentials.
     """
     if size > limits.max_bytes:
-        raise _too_large(size, limits)
-    seconds = limits.timeout_seconds / (1 if size > _SLOW_BYTES else _REQUESTS_A_READ)
+        raise too_many_bytes(size, limits.max_bytes)
+    seconds = limits.timeout_seconds / (1 if size > _SLOW_BYTES else _REQUESTS_PER_READ)
     end = time.monotonic() + limits.timeout_seconds
 
     try:
@@ -365,14 +339,14 @@ def read_object(
         left = math.ceil(max(1.0, min(seconds, end - time.monotonic())))  # few values: each has its own store
         raise _failed_read(error, address, anonymous=anonymous, seconds=left, was_listed=bool(etag)) from None
     if n_bytes > limits.max_bytes:
-        raise _too_large(n_bytes, limits)
+        raise too_many_bytes(n_bytes, limits.max_bytes)
     if (etag or size) and len(data) != size:
         raise ImageError("read", "changed since listing")
     return data
 
 
 def _get(address: Address, *, anonymous: bool, seconds: float, etag: str, max_bytes: int) -> tuple[int, bytes]:
-    """Make the request; return the object's size, and its bytes unless they are too many."""
+    """Return the object's size, and its bytes unless there are more than `max_bytes`."""
     import obstore
 
     if address.scheme == "s3" and is_awkward(address.key):
@@ -384,22 +358,18 @@ def _get(address: Address, *, anonymous: bool, seconds: float, etag: str, max_by
     return n_bytes, b"" if n_bytes > max_bytes else bytes(found.bytes())
 
 
-def _too_large(n_bytes: int, limits: ImageSettings) -> ImageError:
-    return ImageError("read", f"too many bytes: {n_bytes}, above the limit of {limits.max_bytes} (--max-bytes)")
-
-
 def _failed_read(
     error: BaseException, address: Address, *, anonymous: bool, seconds: float, was_listed: bool = True
 ) -> ImageError | StorageError:
-    """Return the error of one image, or that of the whole source if no other image would fare better."""
+    """Return the error of one image, or that of the whole source if every read would fail."""
     if isinstance(error, StorageError):
         return error
     refusal = Refusal.of(error)
-    if refusal.kind == "changed" and address.scheme == "az":  # which also says so of what is not there
+    if refusal.kind == "changed" and address.scheme == "az":  # Azure's answer for a missing object too
         with contextlib.suppress(*store_errors()):
             refusal = _if_missing(address, anonymous=anonymous, seconds=seconds) or refusal
     if refusal.kind == "transient" or (was_listed and refusal.kind in ("denied", "missing", "other")):
-        # A head has no body that says why; and what one key is refused for may hold for all.
+        # The answer to a HEAD has no body with a reason, and the refusal may apply to all keys.
         whole = _refused_folder(address, anonymous=anonymous, seconds=seconds)
         if whole is not None and whole.kind == refusal.kind == "denied":
             refusal = Refusal("credentials", "the credentials are refused for the whole bucket")
@@ -413,7 +383,7 @@ def _failed_read(
         "missing": "vanished since listing",
         "changed": "changed since listing",
         "denied": refusal.reason,
-        "path": "its key cannot be spelled in a request",
+        "path": "a request cannot contain its key",
     }.get(refusal.kind, f"no answer: {refusal.reason}")
     return ImageError("read", reason)
 
@@ -429,7 +399,7 @@ def _if_missing(address: Address, *, anonymous: bool, seconds: float) -> Refusal
 
 
 def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:
-    """Return what is said to whoever lists the folder of a key; None if it can be listed."""
+    """Return why the folder of a key cannot be listed; None if it can be."""
     import obstore
 
     folder = address.key.rpartition("/")[0]

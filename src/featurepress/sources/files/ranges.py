@@ -1,13 +1,12 @@
-"""A long listing by many requests at once, in byte order all the same.
+"""A long listing made by many concurrent requests, in byte order.
 
-A store gives a thousand keys a request, and says only then where the next request begins: one after the other, a
-million keys take minutes. Here the keys are cut into ranges, each of which is listed by requests of its own, and
-whoever takes them gets range after range.
+A store returns a thousand keys per request, and only then where the next request begins: sequentially, a million
+keys take minutes. Here the keys are split into ranges that are listed concurrently, and yielded range after range.
 
-Nobody knows beforehand where the keys lie. So a listing begins as one range, and goes on so if it is short. While
-it is long, and a thread has nothing to do, that thread cuts the first range that is still being listed: it asks for
-the keys after some key between where the range is and where it ends. If there are none, the range ends there from
-now on; otherwise they are the beginning of a new range. What is listed ahead waits to be taken, and is bounded.
+The distribution of the keys is not known. So a listing begins as one range. While it is long and a thread is idle,
+this thread splits the first range that is still being listed: it requests the keys after some key between the
+current position of the range and its end. If there are none, the range ends at that key; otherwise they are the
+beginning of a new range. The number of objects that wait for the consumer is bounded.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from dataclasses import dataclass, field
 
 from featurepress.sources.files.awkward_keys import Object, is_awkward
 
-PAGE = 1_000  # keys of a request
+PAGE = 1_000  # keys per request
 STREAMS = 32
 PAGES_ALONE = 8  # a listing that is not longer stays one range
-# Objects that may wait to be taken, about 300 bytes each: in a range and those before it, and in all.
-MOST_BEFORE, MOST_WAITING = 100_000, 200_000
-_FIRST_CUTS = 32  # that the first range is granted to find where its keys end; later each page pays for one
-_LAST = "~"  # a character behind those of most keys
+# Most objects, of about 300 bytes, that may wait: in a range and those before it, and in total.
+MAX_BEFORE, MAX_WAITING = 100_000, 200_000
+_FIRST_SPLITS = 32  # allowed for the first range, to find where its keys end; later, each page allows one more
+_LAST = "~"  # a character that sorts after those of most keys
 _USUAL = string.digits + string.ascii_uppercase + string.ascii_lowercase + _LAST
 
 ListFrom = Callable[[str], Iterator[Object]]
@@ -39,25 +38,24 @@ def list_in_ranges(list_from: ListFrom, prefix: str, start: str = "", streams: i
     Parameters
     ----------
     list_from : callable
-        Yields the objects after a key, in byte order, page by page; called in several threads. It must begin there
-        and lists only what remains.
+        Yields the objects after a key, in byte order, page by page; called from several threads.
     prefix : str
-        With what all keys begin.
+        The beginning of all keys.
     start : str
         The key.
     streams : int
-        Most requests at once.
+        Most concurrent requests.
 
     Raises
     ------
     Exception
-        Whatever `list_from` raises while it is iterated, after all that comes before.
+        Whatever `list_from` raises while it is iterated, after all objects before that position.
     """
-    last, n_alone = start, PAGES_ALONE * PAGE
-    for one in itertools.islice(list_from(start), n_alone):
-        yield one
-        last, n_alone = one.key, n_alone - 1
-    if n_alone:
+    last, n_left = start, PAGES_ALONE * PAGE
+    for found in itertools.islice(list_from(start), n_left):
+        yield found
+        last, n_left = found.key, n_left - 1
+    if n_left:
         return
     listing = _Ranges(list_from, prefix, last, streams)
     try:
@@ -68,51 +66,51 @@ def list_in_ranges(list_from: ListFrom, prefix: str, start: str = "", streams: i
 
 @dataclass
 class _Range:
-    """Keys after `at`, up to and with `end`; those that are listed already wait to be taken."""
+    """The keys after `at`, up to and including `end`; pages that are already listed wait for the consumer."""
 
     at: str
     end: str | None
     waiting: collections.deque[list[Object]] = field(default_factory=collections.deque)
     n_waiting: int = 0
-    n_cuts: int = 0  # that it may still be given
+    n_splits: int = 0  # that are still allowed
     is_listed: bool = False  # to its end
     is_being_listed: bool = False
-    tried: set[str] = field(default_factory=set)  # where it has been cut, or is being cut
+    tried: set[str] = field(default_factory=set)  # keys at which it was split, or is being split
     error: BaseException | None = None
 
     def add(self, page: Sequence[Object], *, is_last: bool) -> None:
-        """Take a page of what lies behind `at`; drop what belongs to the range after this one."""
-        own = [one for one in page if self.end is None or one.key <= self.end]
+        """Add a page of objects after `at`; drop those that belong to the next range."""
+        own = [found for found in page if self.end is None or found.key <= self.end]
         self.is_listed = self.is_listed or is_last or len(own) < len(page)
         if own:
             self.at = own[-1].key
             self.waiting.append(own)
             self.n_waiting += len(own)
-        self.n_cuts += 1
+        self.n_splits += 1
 
-    def cut(self) -> str | None:
-        """Say where it shall be cut next, if that is worth it."""
-        if self.is_listed or self.error or self.n_cuts < 1:
+    def next_split(self) -> str | None:
+        """Return the key at which to split next, or None if it is not worthwhile."""
+        if self.is_listed or self.error or self.n_splits < 1:
             return None
-        found = next((key for key in cuts(self.at, self.end) if key not in self.tried), None)
+        found = next((key for key in split_keys(self.at, self.end) if key not in self.tried), None)
         if found is not None:
-            self.n_cuts -= 1
+            self.n_splits -= 1
             self.tried.add(found)
         return found
 
 
 class _Ranges:
-    """The ranges of a listing, in order, and the threads that list and cut them."""
+    """The ranges of a listing, in order, and the threads that list and split them."""
 
     def __init__(self, list_from: ListFrom, prefix: str, start: str, streams: int) -> None:
         self._list_from = list_from
-        end = prefix + _LAST  # what lies behind is a range of its own
-        self._ranges = [_Range(start, end if start < end else None, n_cuts=_FIRST_CUTS)]
+        end = prefix + _LAST  # keys after it are a separate range
+        self._ranges = [_Range(start, end if start < end else None, n_splits=_FIRST_SPLITS)]
         if start < end:
             self._ranges.append(_Range(end, None))
         self._changed = threading.Condition()
-        self._stopped = False
-        for _ in range(streams):  # none of them is waited for: a request that hangs may take minutes
+        self._is_stopped = False
+        for _ in range(streams):  # not joined at the end: a request that hangs may take minutes
             threading.Thread(target=self._work, name="featurepress-list", daemon=True).start()
 
     def objects(self) -> Iterator[Object]:
@@ -121,13 +119,13 @@ class _Ranges:
             yield from page
 
     def stop(self) -> None:
-        """Let the threads end, after the requests that are under way."""
+        """End the threads after their current requests."""
         with self._changed:
-            self._stopped = True
+            self._is_stopped = True
             self._changed.notify_all()
 
     def _next_page(self) -> list[Object]:
-        """Wait for a page of the first range, and take it; an empty one is the end."""
+        """Wait for a page of the first range, and return it; return an empty one at the end."""
         with self._changed:
             while self._ranges:
                 first = self._ranges[0]
@@ -150,87 +148,84 @@ class _Ranges:
         while True:
             with self._changed:
                 chosen = None
-                while not self._stopped and (chosen := self._choose()) is None:
+                while not self._is_stopped and (chosen := self._choose()) is None:
                     self._changed.wait()
             if chosen is None:
                 return
-            own, cut_at = chosen
-            if cut_at is None:
-                self._list(own)
+            one, split_at = chosen
+            if split_at is None:
+                self._list(one)
             else:
-                self._cut(own, cut_at)
+                self._split(one, split_at)
 
     def _choose(self) -> tuple[_Range, str | None] | None:
-        """Return a range to list, or one to cut and where; mark it as taken."""
-        near = list(self._with_room())
+        """Return a range to list, or one to split and the key; mark it as taken."""
+        near = list(self._below_limits())
         for one in near:
             if not (one.is_being_listed or one.is_listed or one.error):
                 one.is_being_listed = True
                 return one, None
         for one in near:
-            if (cut_at := one.cut()) is not None:
-                return one, cut_at
+            if (split_at := one.next_split()) is not None:
+                return one, split_at
         return None
 
-    def _with_room(self) -> Iterator[_Range]:
-        """Yield the ranges that may list on: nothing that is far from being taken may crowd out what is near."""
-        before, total = 0, sum(one.n_waiting for one in self._ranges)
+    def _below_limits(self) -> Iterator[_Range]:
+        """Yield the ranges that may continue: far ones must not use up the memory that near ones need."""
+        n_before, total = 0, sum(one.n_waiting for one in self._ranges)
         for one in self._ranges:
-            before += one.n_waiting
-            if before >= MOST_BEFORE or (total >= MOST_WAITING and one is not self._ranges[0]):
+            n_before += one.n_waiting
+            if n_before >= MAX_BEFORE or (total >= MAX_WAITING and one is not self._ranges[0]):
                 return
             yield one
 
-    def _list(self, own: _Range) -> None:
-        """List a range, until it is listed or there is no room."""
-        found, goes_on = self._list_from(own.at), True
-        while goes_on:
+    def _list(self, one: _Range) -> None:
+        """List a range to its end, or until the limits are reached."""
+        found, continues = self._list_from(one.at), True
+        while continues:
             page, error = _pull(found)
             with self._changed:
-                own.add(page, is_last=error is None and len(page) < PAGE)
-                own.error = None if own.is_listed else error
-                goes_on = not (own.is_listed or own.error or self._stopped)
-                goes_on = goes_on and any(one is own for one in self._with_room())
-                own.is_being_listed = goes_on
+                one.add(page, is_last=error is None and len(page) < PAGE)
+                one.error = None if one.is_listed else error
+                continues = not (one.is_listed or one.error or self._is_stopped)
+                continues = continues and any(other is one for other in self._below_limits())
+                one.is_being_listed = continues
                 self._changed.notify_all()
 
-    def _cut(self, own: _Range, cut_at: str) -> None:
-        """Cut a range in two, or find that there is nothing behind the cut."""
-        page, error = _pull(self._list_from(cut_at))
+    def _split(self, one: _Range, key: str) -> None:
+        """Split a range in two, or find that there is nothing after the key."""
+        page, error = _pull(self._list_from(key))
         with self._changed:
-            # Whoever lists the range meets the error as well, in its place.
-            is_inside = own.at < cut_at and (own.end is None or cut_at < own.end)  # still, with others at work
-            if is_inside and not (error or own.error or own.is_listed):
-                self._divide(own, cut_at, page)
+            # After an error, the thread that lists the range meets it too, at the right position.
+            is_inside = one.at < key and (one.end is None or key < one.end)  # still, while others work
+            if is_inside and not (error or one.error or one.is_listed):
+                rest = _Range(key, one.end)
+                rest.add(page, is_last=len(page) < PAGE)
+                one.end = key
+                if rest.waiting or not rest.is_listed:
+                    self._ranges.insert(self._ranges.index(one) + 1, rest)
             self._changed.notify_all()
-
-    def _divide(self, own: _Range, cut_at: str, page: list[Object]) -> None:
-        behind = _Range(cut_at, own.end)
-        behind.add(page, is_last=len(page) < PAGE)
-        own.end = cut_at
-        if behind.waiting or not behind.is_listed:
-            self._ranges.insert(self._ranges.index(own) + 1, behind)
 
 
 def _pull(found: Iterator[Object]) -> tuple[list[Object], BaseException | None]:
-    """Return the next page of a listing, and what went wrong in it."""
+    """Return the next page of a listing, and the error that ended it."""
     page: list[Object] = []
     try:
         page.extend(itertools.islice(found, PAGE))
-    except BaseException as error:  # noqa: BLE001 - raised again where the objects are taken, a library's panic too
+    except BaseException as error:  # noqa: BLE001 - raised again for the consumer; even a panic of the library
         return page, error
     return page, None
 
 
-def cuts(low: str, high: str | None) -> Iterator[str]:
-    """Yield keys between two at which to cut: the ends of folders, then other characters where both differ.
+def split_keys(low: str, high: str | None) -> Iterator[str]:
+    """Yield keys between two at which to split: the ends of folders, then characters where the keys differ.
 
     Parameters
     ----------
     low : str
-        The lower one.
+        The lower key.
     high : str or None
-        The upper one; None for no end.
+        The upper key; None for no end.
     """
     if high is not None and low >= high:
         return
@@ -239,10 +234,10 @@ def cuts(low: str, high: str | None) -> Iterator[str]:
     )
     for i in range(n, len(low)):
         if low[i] == "/":
-            yield from _spoken(low[: i + 1], [_LAST] * (low[i + 1 :] < _LAST))
+            yield from _addressable(low[: i + 1], [_LAST] * (low[i + 1 :] < _LAST))
     above = high[n] if high else None
     while True:
-        yield from _spoken(low[:n], _between(low[n : n + 1], above))
+        yield from _addressable(low[:n], _between(low[n : n + 1], above))
         if n >= len(low):
             return
         n, above = n + 1, None
@@ -258,6 +253,6 @@ def _between(below: str, above: str | None) -> list[str]:
     return [found[i] for i in sorted(range(len(found)), key=lambda i: f"{i:0{width}b}"[::-1])]
 
 
-def _spoken(head: str, chars: Iterable[str]) -> Iterator[str]:
-    """Yield keys of a head and a character that can be asked for."""
+def _addressable(head: str, chars: Iterable[str]) -> Iterator[str]:
+    """Yield the head with each character, where a request can contain this key."""
     return (head + char for char in chars if not is_awkward(head + char))

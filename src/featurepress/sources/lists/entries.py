@@ -6,29 +6,29 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from featurepress.errors import SourceError
-from featurepress.sources.base import TABLE_SUFFIXES
+from featurepress.sources.selection import TABLE_SUFFIXES
 from featurepress.sources.tables.columns import TableError, label_column, uri_column
 from featurepress.sources.tables.rows import open_table
 
 URI_COLUMNS = ("uri", "url", "path", "image", "file_name", "filename")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_MOST_LINE_BYTES = 64 * 1024
-_BLOCK_BYTES = 1024**2  # of CSV that are parsed at once; a record must fit
+_MAX_LINE_BYTES = 64 * 1024
+_BLOCK_BYTES = 1024**2  # of CSV that are parsed at once; the longest record
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Entry(NamedTuple):
-    """What a list says in one place.
+    """An entry of a list.
 
     Attributes
     ----------
     row : int
-        The line of a text, from 1; the row of anything else, from 0.
+        The line of a text, from 1; otherwise the row, from 0.
     uri : bytes
-        As it is spelled; empty where there is none.
+        As written in the list; empty if it is missing.
     label : str or None
-        None where there is none.
+        None if it is missing.
     """
 
     row: int
@@ -37,19 +37,19 @@ class Entry(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Which columns were asked for, by name."""
+    """The names of the columns that the user requested."""
 
     uri: str | None = None
     label: str | None = None
 
 
 def is_text(name: str) -> bool:
-    """Whether a list is one of lines, by its name."""
+    """Whether a list is a text of lines, by its name."""
     return not name.lower().endswith((*_DELIMITERS, *TABLE_SUFFIXES))
 
 
 def location_in(name: str, row: int) -> str:
-    """Name a place in a list."""
+    """Return the position of an entry in a list, for messages."""
     return f"line {row}" if is_text(name) else f"row {row} (counted from 0)"
 
 
@@ -59,20 +59,20 @@ def read_entries(file: BinaryIO, name: str, columns: Columns, where: str, *, is_
     Parameters
     ----------
     file : BinaryIO
-        Seekable; whoever gives it closes it.
+        Seekable; the caller closes it.
     name : str
         Its suffix decides the format.
     columns : Columns
-        For CSV and tables.
+        Of CSV files and tables.
     where : str
-        What errors call it.
+        The list, as errors name it.
     is_remote : bool
         Whether each read is a request.
 
     Raises
     ------
     SourceError
-        It is no such list, or its columns are not those asked for.
+        The file is not in this format, or does not have these columns.
     """
     if name.lower().endswith(TABLE_SUFFIXES):
         found = _rows(file, columns, where, is_remote=is_remote)
@@ -85,24 +85,23 @@ def read_entries(file: BinaryIO, name: str, columns: Columns, where: str, *, is_
         found = _records(file, _DELIMITERS[name.lower()[-4:]], columns, where)
     for entry in found:
         if b"\0" in entry.uri:
-            raise SourceError(f"The {where} is no list: a zero byte stands in {location_in(name, entry.row)}.")
+            raise SourceError(f"The {where} cannot be read: a zero byte is in {location_in(name, entry.row)}.")
         yield entry
 
 
 def _lines(file: BinaryIO, where: str) -> Iterator[Entry]:
     """Yield the lines that are neither blank nor a comment."""
-    _require_utf_8(file, where)
-    lines = iter(lambda: file.readline(_MOST_LINE_BYTES + 1), b"")
-    for number, line in enumerate(lines, 1):
-        if len(line) > _MOST_LINE_BYTES:
-            raise SourceError(f"The {where} is no list: line {number} is longer than {_MOST_LINE_BYTES:,} bytes.")
+    _refuse_utf_16(file, where)
+    for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES + 1), b""), 1):
+        if len(line) > _MAX_LINE_BYTES:
+            raise SourceError(f"The {where} cannot be read: line {number} has over {_MAX_LINE_BYTES:,} bytes.")
         text = line.removeprefix(_BOM) if number == 1 else line
         text = text.removesuffix(b"\n").removesuffix(b"\r")
         if text and not text.isspace() and not text.startswith(b"# ") and text != b"#":
             yield Entry(number, text)
 
 
-def _require_utf_8(file: BinaryIO, where: str) -> None:
+def _refuse_utf_16(file: BinaryIO, where: str) -> None:
     if file.read(2) in _UTF_16:
         raise SourceError(f"The {where} is in UTF-16. Save it as UTF-8.")
     file.seek(0)
@@ -112,13 +111,13 @@ def _require_utf_8(file: BinaryIO, where: str) -> None:
 
 
 def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> Iterator[Entry]:
-    """Yield the records of a CSV file block by block, all columns as bytes."""
+    """Yield the records of a CSV file, parsed block by block with all columns as bytes."""
     import pyarrow as pa
 
-    _require_utf_8(file, where)
-    bad: list[Any] = []
+    _refuse_utf_16(file, where)
+    bad_rows: list[Any] = []
     try:
-        names = _header(file, delimiter, bad)
+        names = _header(file, delimiter, bad_rows)
         if not names:
             return
         schema = pa.schema([(name, pa.string()) for name in names])
@@ -127,7 +126,7 @@ def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> It
             wanted.append(names[label_column(schema, columns.label, where)])
         file.seek(0)
         row = 0
-        for batch in _opened(file, delimiter, bad, wanted):
+        for batch in _opened(file, delimiter, bad_rows, wanted):
             uris = batch.column(wanted[0]).to_pylist()
             labels = batch.column(wanted[1]).to_pylist() if len(wanted) == 2 else [b""] * len(uris)
             for uri, label in zip(uris, labels, strict=True):
@@ -136,16 +135,16 @@ def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> It
     except UnicodeDecodeError as error:
         raise SourceError(f"The {where} is not in UTF-8: the names of its columns cannot be read.") from error
     except pa.ArrowInvalid as error:
-        # The library's text shows the record, which may hold what is secret.
-        raise SourceError(f"The {where} is no CSV: {_reason(str(error), bad)}.") from None
+        # The library's message shows the record, which may contain a secret.
+        raise SourceError(f"The {where} is not valid CSV: {_reason(str(error), bad_rows)}.") from None
 
 
-def _header(file: BinaryIO, delimiter: str, bad: list[Any]) -> list[str]:
+def _header(file: BinaryIO, delimiter: str, bad_rows: list[Any]) -> list[str]:
     """Return the names of the columns; none if the file is empty."""
     import pyarrow as pa
 
     try:
-        with _opened(file, delimiter, bad) as reader:
+        with _opened(file, delimiter, bad_rows) as reader:
             names: list[str] = reader.schema.names
             return names
     except pa.ArrowInvalid as error:
@@ -154,12 +153,12 @@ def _header(file: BinaryIO, delimiter: str, bad: list[Any]) -> list[str]:
         raise
 
 
-def _opened(file: BinaryIO, delimiter: str, bad: list[Any], names: list[str] | None = None) -> Any:
+def _opened(file: BinaryIO, delimiter: str, bad_rows: list[Any], names: list[str] | None = None) -> Any:
     import pyarrow as pa
     import pyarrow.csv
 
     def remember(row: Any) -> str:
-        bad.append(row)
+        bad_rows.append(row)
         return "error"
 
     return pa.csv.open_csv(
@@ -177,7 +176,7 @@ def _opened(file: BinaryIO, delimiter: str, bad: list[Any], names: list[str] | N
 
 
 class _Unclosed:
-    """A file that the library may close and that is still open."""
+    """A file that stays open when the library closes it."""
 
     closed = False
 
@@ -188,10 +187,11 @@ class _Unclosed:
         pass
 
 
-def _reason(text: str, bad: list[Any]) -> str:
-    if bad:
-        columns = f"{bad[0].actual_columns} columns, not {bad[0].expected_columns}"
-        return f"record {bad[0].number} has {columns}, counted from 1 with that of the names"
+def _reason(text: str, bad_rows: list[Any]) -> str:
+    if bad_rows:
+        bad = bad_rows[0]
+        expected = f"{bad.actual_columns} columns, not {bad.expected_columns}"
+        return f"record {bad.number} has {expected}; the header is record 1"
     if "straddl" in text:
         return f"a record is longer than {_BLOCK_BYTES:,} bytes, or a quote is not closed"
     return "it cannot be parsed"

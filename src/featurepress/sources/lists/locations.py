@@ -1,4 +1,4 @@
-"""Where the images of lists lie: paths, buckets and urls, what is secret in them, and the bytes at their end."""
+"""The locations of images in lists: paths, buckets and urls, their secrets, and how they are read."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from urllib.parse import unquote, unquote_to_bytes, urljoin
 
 from featurepress.errors import ImageError, SourceError
 from featurepress.settings import ImageSettings
+from featurepress.sources.base import too_many_bytes
 from featurepress.sources.files.folder import FolderSource, path_text
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.storage.connection import SCHEMES, Address, scheme_of
 
 WEB = ("http", "https")
-_KNOWN = ", ".join(f"{scheme}://" for scheme in (*WEB, *SCHEMES, "file"))
+_ALLOWED = ", ".join(f"{scheme}://" for scheme in (*WEB, *SCHEMES, "file"))
 
 _SCHEME = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://")
 
-# Names in the query of a url whose values let whoever knows them in.
+# Names of query parameters that grant access.
 _SECRET = re.compile(
     r"signature|credential|secret|passw|token|api[_-]?key|accesskeyid|googleaccessid|key-pair-id|^sig$|^hmac$", re.I
 )
 
 
 def masked(uri: str) -> str:
-    """Return a uri without what is secret in it; the very same if nothing is.
+    """Return a uri without its secrets; unchanged if it has none.
 
-    User and password are left out, the values of keys and signatures become ``***``.
+    User and password are removed; the values of keys and signatures become ``***``.
     """
     scheme, mark, rest = uri.partition("://")
     if not mark or not scheme_of(uri):
@@ -52,7 +53,7 @@ def _masked_value(pair: str) -> str:
 
 
 class Location(NamedTuple):
-    """Where one image lies.
+    """The location of one image.
 
     Attributes
     ----------
@@ -61,7 +62,7 @@ class Location(NamedTuple):
     where : bytes
         An absolute path, or a url.
     problem : str or None
-        Why nothing can be read there.
+        Why it cannot be read.
     """
 
     scheme: str
@@ -76,7 +77,7 @@ def scheme_in(entry: bytes) -> str:
 
 
 def location_of(entry: bytes, folder: bytes) -> Location:
-    """Return where an entry of a list leads.
+    """Return the location of an entry of a list.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def location_of(entry: bytes, folder: bytes) -> Location:
     """
     scheme = scheme_in(entry)
     if not scheme:
-        return _beside(entry, folder)
+        return _relative(entry, folder)
     if scheme == "file":
         host, slash, path = entry[len("file://") :].partition(b"/")
         if host.lower() not in (b"", b"localhost") or not slash:
@@ -97,21 +98,20 @@ def location_of(entry: bytes, folder: bytes) -> Location:
         return Location(scheme, entry, _bucket_problem(entry))
     if scheme in WEB:
         return Location(scheme, entry, _text_problem(entry))
-    return Location(scheme, entry, f"the scheme '{scheme}' cannot be read: known are paths and {_KNOWN}")
+    return Location(scheme, entry, f"the scheme '{scheme}' cannot be read: allowed are paths and {_ALLOWED}")
 
 
-def _beside(entry: bytes, folder: bytes) -> Location:
+def _relative(entry: bytes, folder: bytes) -> Location:
     scheme = scheme_in(folder)
     if entry.startswith(b"/") and scheme not in WEB:
         return _on_disk(entry)
     if not scheme:
         return _on_disk(os.path.join(folder, entry))
+    text, problem = entry.decode(errors="replace"), _text_problem(entry)
     if scheme in WEB:
-        return Location(
-            scheme, urljoin(folder.decode(), entry.decode(errors="replace")).encode(), _text_problem(entry)
-        )
-    address, problem = Address.parse(folder.decode()), _text_problem(entry)
-    key = posixpath.join(posixpath.dirname(address.key), entry.decode(errors="replace"))
+        return Location(scheme, urljoin(folder.decode(), text).encode(), problem)
+    address = Address.parse(folder.decode())
+    key = posixpath.join(posixpath.dirname(address.key), text)
     if {".", ".."} & set(key.split("/")):
         key = posixpath.normpath(key)
         problem = problem or ("the path leads out of the bucket" if key.startswith("../") else None)
@@ -119,14 +119,14 @@ def _beside(entry: bytes, folder: bytes) -> Location:
 
 
 def _on_disk(path: bytes) -> Location:
-    return Location("", path, "a zero byte stands in the path" if b"\0" in path else None)
+    return Location("", path, "the path contains a zero byte" if b"\0" in path else None)
 
 
 def _text_problem(entry: bytes) -> str | None:
     try:
         entry.decode()
     except UnicodeDecodeError:
-        return "the url is no UTF-8"
+        return "the url is not UTF-8"
     return None
 
 
@@ -134,28 +134,30 @@ def _bucket_problem(entry: bytes) -> str | None:
     problem = _text_problem(entry)
     if problem is None:
         try:
-            problem = None if Address.parse(entry.decode(), SourceError).key else "the url names a bucket, no image"
+            problem = (
+                None if Address.parse(entry.decode(), SourceError).key else "the url has no key after the bucket"
+            )
         except SourceError:
-            problem = "the url names no bucket, or holds a password"
+            problem = "the url has no bucket, or contains a password"
     return problem
 
 
 class LocationReader:
-    """Reads images wherever they lie; safe from several threads.
+    """Read images from any location; thread-safe.
 
     Parameters
     ----------
     options : mapping
         Of a source: ``anonymous``, ``allow_private_hosts``.
     limits : ImageSettings
-        What one image may cost.
+        Limits for one image.
     root : bytes
-        The folder without which nothing on disk can be read, as an absolute path.
+        A folder, as an absolute path. If it disappears, reading from disk raises StorageError.
 
     Attributes
     ----------
     readers : dict
-        Scheme -> what gives the bytes of a url.
+        Scheme -> the function that returns the bytes of a url.
     """
 
     def __init__(self, options: Mapping[str, Any], limits: ImageSettings, root: bytes = b"/") -> None:
@@ -168,17 +170,17 @@ class LocationReader:
         }
 
     def stat(self, location: Location) -> tuple[int, str, str | None]:
-        """Return size, version and problem; for anything but a file on disk, size 0 and version ""."""
+        """Return size, version and problem; except for a file on disk, size 0 and version ""."""
         if location.scheme or location.problem is not None:
             return 0, "", location.problem
         found = self._files.stat(_file(location))
         return found.size, found.version, found.problem
 
     def read(self, location: Location, size: int = 0, version: str = "") -> bytes:
-        """Read what is at a location.
+        """Return the bytes at a location.
 
-        Raises ImageError with stage ``read`` if there is nothing, too much or, of a file with `version`, something
-        else than was listed.
+        Raises ImageError with stage ``read`` if it cannot be read or is too large, or if the file on disk does not
+        have this size and version.
         """
         if location.problem is not None:
             raise ImageError("read", location.problem)
@@ -190,19 +192,14 @@ class LocationReader:
         if found.problem is not None:
             raise ImageError("read", found.problem)
         if found.size > self._limits.max_bytes:
-            most = self._limits.max_bytes
-            raise ImageError("read", f"too many bytes: {found.size}, above the limit of {most} (--max-bytes)")
+            raise too_many_bytes(found.size, self._limits.max_bytes)
         return self._files.read(found)
 
     def _fetch(self, url: str) -> bytes:
         from featurepress.sources.lists.web import fetch
 
-        return fetch(
-            url,
-            limits=self._limits,
-            allow_private_hosts=bool(self._options.get("allow_private_hosts", False)),
-            max_bytes=self._limits.max_bytes,
-        )
+        allow = bool(self._options.get("allow_private_hosts", False))
+        return fetch(url, limits=self._limits, allow_private_hosts=allow, max_bytes=self._limits.max_bytes)
 
     def _get(self, url: str) -> bytes:
         from featurepress.sources.files.objects import read_object
@@ -216,9 +213,9 @@ def _file(location: Location) -> ImageRef:
 
 
 def read_location(uri: str, limits: ImageSettings) -> bytes:
-    """Read the image at a path or url, as Spark and Hadoop spell them too; raise ImageError where that fails."""
-    spelled = re.sub(r"^s3[an]://", "s3://", re.sub(r"^file:/(?!/)", "file:///", uri))
-    return _reader(limits).read(location_of(spelled.encode(), os.fsencode(Path.cwd()) + b"/"))
+    """Return the image at a path or url, also as Spark and Hadoop write them; raise ImageError if that fails."""
+    normal = re.sub(r"^s3[an]://", "s3://", re.sub(r"^file:/(?!/)", "file:///", uri))
+    return _reader(limits).read(location_of(normal.encode(), os.fsencode(Path.cwd()) + b"/"))
 
 
 @functools.lru_cache(maxsize=4)

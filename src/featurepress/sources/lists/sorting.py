@@ -1,4 +1,4 @@
-"""Sort any number of rows: in memory run by run, and merged from a temporary file."""
+"""Sort any number of rows: run by run in memory, merged from a temporary file."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from typing import Any, BinaryIO, Generic, TypeVar, cast
 from featurepress.errors import SourceError
 
 RUN_ROWS = 200_000  # in memory at once: about 60 MB of short paths
-_BLOCK_ROWS = 256  # of each run while they are merged
+_BLOCK_ROWS = 256  # of each run that are in memory while the runs are merged
 
 Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Sorted(Generic[Row]):
-    """Rows in order, which can be gone through any number of times; a context manager.
+    """Sorted rows, which can be iterated any number of times; a context manager.
 
     Parameters
     ----------
     rows : iterable of tuple
-        Of values that can be pickled, no two rows equal in all that is compared.
+        Rows of values that can be pickled; no two are equal.
     run_rows : int
         Most rows in memory at once.
 
     Raises
     ------
     SourceError
-        The temporary folder cannot hold them.
+        The temporary folder is full or cannot be written.
     """
 
     def __init__(self, rows: Iterable[Row], run_rows: int = RUN_ROWS) -> None:
-        self._runs: list[list[tuple[int, int]]] = []  # of blocks: where they lie in the file, and their bytes
-        self._last: list[Row] = []  # the run that stays in memory
+        self._runs: list[list[tuple[int, int]]] = []  # the blocks of each: position in the file, and bytes
+        self._last: list[Row] = []  # the last run, which stays in memory
         self._file: BinaryIO | None = None
         stream = iter(rows)
         try:
@@ -55,7 +55,7 @@ class Sorted(Generic[Row]):
         self.close()
 
     def close(self) -> None:
-        """Return the temporary file back."""
+        """Delete the temporary file."""
         self._last = []
         if self._file is not None:
             self._file.close()
@@ -64,7 +64,7 @@ class Sorted(Generic[Row]):
         return heapq.merge(*map(self._read, self._runs), self._last) if self._runs else iter(self._last)
 
     def _spilled(self, run: list[Row]) -> list[tuple[int, int]]:
-        """Write a run, and give where its blocks lie."""
+        """Write a run, and return the position and size of its blocks."""
         blocks = []
         try:
             if self._file is None:
@@ -77,8 +77,8 @@ class Sorted(Generic[Row]):
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
             raise SourceError(
-                f"A list is too long to be sorted in memory, and '{tempfile.gettempdir()}' cannot hold it: "
-                f"{reason}. Name another folder in the environment variable TMPDIR."
+                f"A list is too long to be sorted in memory, and cannot be written to '{tempfile.gettempdir()}': "
+                f"{reason}. Set the environment variable TMPDIR to another folder."
             ) from error
         return blocks
 

@@ -1,19 +1,16 @@
-"""Fetch images by http and https, within limits of size and time, and from public addresses only.
+"""Fetch images over http and https, with limits of size and time, and from public addresses only.
 
-A list of urls is somebody else's text: it may name addresses inside one's own network. Each connection is therefore
-made to an address that was checked after its name was resolved, redirects included, so that no name can change its
-mind in between. Proxies of the environment are not used: they would resolve the names themselves.
+A list of urls may come from a stranger, and name addresses of the user's own network. So each connection, also
+after a redirect, is made to an address that was checked after its name was resolved: a name that is resolved twice
+could change in between. Proxies of the environment are not used: they would resolve the names themselves.
 """
 
 from __future__ import annotations
 
 import base64
-import collections
 import contextlib
-import email.utils
 import functools
 import http.client
-import importlib.metadata
 import ipaddress
 import itertools
 import logging
@@ -31,19 +28,21 @@ from urllib.parse import unquote, urljoin
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import DecodeError, HTTPError, LocationParseError
+from urllib3.exceptions import DecodeError, HTTPError, InvalidHeader, LocationParseError
 from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
-from urllib3.util import Url, parse_url
+from urllib3.util import Retry, Url, parse_url
 from urllib3.util.ssl_ import create_urllib3_context
 
+from featurepress._version import __version__
 from featurepress.errors import ImageError
 from featurepress.settings import ImageSettings
+from featurepress.sources.base import too_many_bytes
 
 TRIES = 6
 MAX_REDIRECTS = 5
-AT_ONCE = 8  # requests to one host, of this process
-_BACKOFF_SECONDS, _MOST_BACKOFF_SECONDS = 0.1, 10.0
-_MOST_HOSTS = 64  # to which connections are kept
+AT_ONCE = 8  # requests of this process to one host
+_MAX_HOSTS = 64  # whose connections are kept
+_MAX_BACKOFF_SECONDS = 10.0
 _SHARE_OF_TIME = 0.9
 _PIECE_BYTES = 64 * 1024
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -54,107 +53,116 @@ Resolve = Callable[..., list[Any]]  # as socket.getaddrinfo
 
 
 def fetch(url: str, *, limits: ImageSettings, allow_private_hosts: bool, max_bytes: int) -> bytes:
-    """Get what a url leads to, whole.
+    """Return the whole body of a url.
 
     Parameters
     ----------
     url : str
-        Beginning with http:// or https://; a user and password in it are sent.
+        Begins with http:// or https://; a user and password in it are sent.
     limits : ImageSettings
-        Nine tenths of `timeout_seconds` hold for all tries and redirects together, to the last byte.
+        All tries and redirects together may take nine tenths of `timeout_seconds`.
     allow_private_hosts : bool
-        Whether addresses inside the own network may be asked.
+        Whether addresses of private networks are allowed.
     max_bytes : int
         Most bytes, decompressed.
 
     Raises
     ------
     ImageError
-        With stage ``read``; the reason never holds the url.
+        With stage ``read``; the reason never contains the url.
     """
-    # A little less than whoever waits for it has: a dead host is one failed image, a read that hangs stops the run.
+    # Less than `read_ahead` waits: a slow host is one failed image, while a read that hangs may stop the run.
     seconds = _SHARE_OF_TIME * limits.timeout_seconds
     return _web(allow_private_hosts).fetch(url, timeout_seconds=seconds, max_bytes=max_bytes)
 
 
 @functools.cache
 def _web(allow_private_hosts: bool) -> Web:
-    return Web(allow_private_hosts=allow_private_hosts)
+    return Web(is_refused=lambda address: False) if allow_private_hosts else Web()
 
 
-os.register_at_fork(after_in_child=_web.cache_clear)  # two processes cannot talk over one connection
+os.register_at_fork(after_in_child=_web.cache_clear)  # two processes cannot share a connection
 
 
-def _hold_urls_back(record: logging.LogRecord) -> bool:
-    """Return whether a record may be logged: urllib3 shows the whole url where a header is broken."""
-    return not str(record.msg).startswith("Failed to parse headers")
-
-
-logging.getLogger("urllib3.connection").addFilter(_hold_urls_back)
+def is_private(address: str) -> bool:
+    """Whether an address is not public, also if it is an IPv4 address inside an IPv6 one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if ip in _NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_private(str(inner))
+        if ip.teredo is not None or ip.is_site_local or ip in _LOCAL_NAT64:
+            return True
+    return not ip.is_global or ip.is_multicast or ip.is_reserved or ip.is_unspecified
 
 
 class Web:
-    """Fetches urls, and keeps connections; safe from several threads.
+    """Fetch urls, and keep connections; thread-safe.
 
     Parameters
     ----------
-    allow_private_hosts : bool
-        As for `fetch`.
+    is_refused : callable
+        Whether no connection may be made to an address.
     resolve : callable
-        Gives the addresses of a name, as `socket.getaddrinfo`.
+        Returns the addresses of a name, as `socket.getaddrinfo`.
     context : ssl.SSLContext, optional
-        Decides which certificates are good; the system's by default.
+        Verifies certificates; by default with those that the system trusts.
+    backoff_seconds : float
+        Wait before the first retry; doubled for each following one.
+
+    Notes
+    -----
+    `urllib3.Retry` is not used for the retries: it ends with the header of a response, while a body may break off
+    too, and it would sleep beyond the deadline.
     """
 
     def __init__(
         self,
         *,
-        allow_private_hosts: bool = False,
+        is_refused: Callable[[str], bool] = is_private,
         resolve: Resolve = socket.getaddrinfo,
         context: ssl.SSLContext | None = None,
+        backoff_seconds: float = 0.2,
     ) -> None:
-        self._allows_private = allow_private_hosts
+        self._is_refused = is_refused
         self._resolve = resolve
-        self._context = context or _system_context()
-        self._context.sslsocket_class = _PunctualTls
-        self._headers = {"User-Agent": _user_agent(), "Accept": "*/*"}
+        self._backoff_seconds = backoff_seconds
+        context = context or _system_context()
+        context.sslsocket_class = _TlsSocket
+        self._pools = urllib3.PoolManager(_MAX_HOSTS, maxsize=AT_ONCE, ssl_context=context)
+        self._pools.pool_classes_by_scheme = {"http": _HttpPool, "https": _HttpsPool}
+        self._headers = {"User-Agent": f"featurepress/{__version__}", "Accept": "*/*"}
         self._lock = threading.Lock()
-        self._idle: collections.OrderedDict[Any, list[_Plain | _Secure]] = collections.OrderedDict()
         self._slots: weakref.WeakValueDictionary[str, threading.Semaphore] = weakref.WeakValueDictionary()
 
     def close(self) -> None:
-        """Close all connections that are kept."""
-        with self._lock:
-            kept = [connection for connections in self._idle.values() for connection in connections]
-            self._idle.clear()
-        for connection in kept:
-            connection.close()
+        """Close all idle connections."""
+        self._pools.clear()
 
     def fetch(self, url: str, *, timeout_seconds: float, max_bytes: int) -> bytes:
-        """Get what a url leads to; see `fetch`."""
+        """Return the whole body of a url; see `fetch`."""
         target = _parsed(url)
-        with self._slot(str(target.host)):  # to wait for one's turn does not count
-            _clock.deadline = time.monotonic() + timeout_seconds
+        with self._lock:
+            slot = self._slots.setdefault(str(target.host), threading.Semaphore(AT_ONCE))
+        with slot:  # the time begins when it is free
+            _current.deadline, _current.connect = time.monotonic() + timeout_seconds, self._connect
             try:
                 return self._fetch_with_retries(target, max_bytes)
             except TimeoutError:
                 raise ImageError("read", f"timed out: not fetched in {timeout_seconds:g} seconds") from None
-
-    def _slot(self, host: str) -> threading.Semaphore:
-        with self._lock:
-            slot = self._slots.get(host)
-            if slot is None:
-                slot = self._slots[host] = threading.Semaphore(AT_ONCE)
-            return slot
+            finally:
+                _current.deadline = math.inf
 
     def _fetch_with_retries(self, target: Url, max_bytes: int) -> bytes:
         for n in itertools.count(1):
             try:
                 return self._follow(target, max_bytes)
             except _TransientError as error:
-                backoff = min(_MOST_BACKOFF_SECONDS, _BACKOFF_SECONDS * 2**n) * random.uniform(0.5, 1.0)
-                wait_seconds = max(error.wait_seconds, backoff)
-                if n == TRIES or wait_seconds >= _clock.left():
+                backoff = min(_MAX_BACKOFF_SECONDS, self._backoff_seconds * 2 ** (n - 1))
+                wait_seconds = max(error.wait_seconds, backoff * random.uniform(0.5, 1.0))
+                if n == TRIES or wait_seconds >= _current.seconds_left():
                     raise ImageError("read", error.reason) from None
             time.sleep(wait_seconds)
         raise AssertionError("unreachable")
@@ -163,7 +171,7 @@ class Web:
         for _ in range(MAX_REDIRECTS + 1):
             try:
                 found = self._request(target, max_bytes)
-            except (OSError, http.client.HTTPException, HTTPError) as error:
+            except HTTPError as error:
                 _explain(error)
             if isinstance(found, bytes):
                 return found
@@ -171,153 +179,112 @@ class Web:
         raise ImageError("read", f"redirected too often: more than {MAX_REDIRECTS} times")
 
     def _request(self, target: Url, max_bytes: int) -> bytes | Url:
-        """Make one request: give the body, or where else to ask."""
-        connection = self._take(target)
-        with contextlib.ExitStack() as broken_off:
-            broken_off.callback(connection.close)
-            connection.timeout = _clock.left()
-            headers = self._headers | _authorization(target)
-            connection.request("GET", target.request_uri, headers=headers, preload_content=False)
-            with contextlib.closing(connection.getresponse()) as response:
-                location = response.headers.get("Location")
-                if response.status in _REDIRECTS and location:
-                    return _parsed(urljoin(target.url, location.encode("latin-1").decode(errors="replace")))
-                _require_success(response)
-                data = _body(response, max_bytes)
-            broken_off.pop_all()
-        self._keep(target, connection)
-        return data
-
-    # -- connections -----------------------------------------------------------------------------------------
-
-    def _take(self, target: Url) -> _Plain | _Secure:
-        """Return an idle connection, or a new one."""
-        with self._lock:
-            kept = self._idle.get(_origin(target), [])
-            while kept:
-                connection = kept.pop()
-                if connection.is_connected:
-                    return connection
-                connection.close()
-        host = str(target.host).strip("[]")
-        if target.scheme == "http":
-            return _Plain(host, target.port, opener=self._connect)
-        return _Secure(host, target.port, opener=self._connect, ssl_context=self._context)
-
-    def _keep(self, target: Url, connection: _Plain | _Secure) -> None:
-        dropped: list[_Plain | _Secure] = []
-        if connection.is_connected:
-            with self._lock:
-                self._idle.setdefault(_origin(target), []).append(connection)
-                self._idle.move_to_end(_origin(target))
-                if len(self._idle) > _MOST_HOSTS:
-                    dropped = self._idle.popitem(last=False)[1]
-        else:
-            connection.close()
-        for one in dropped:
-            one.close()
+        """Make one request; return the body, or the url of a redirect."""
+        response = self._pools.connection_from_host(target.host, target.port, target.scheme).urlopen(
+            "GET",
+            target.request_uri,
+            headers=self._headers | _authorization(target),
+            redirect=False,
+            retries=False,
+            timeout=_current.seconds_left(),
+            preload_content=False,
+        )
+        with contextlib.closing(response):  # closes the connection, unless the body has been read to its end
+            location = response.headers.get("Location")
+            if response.status in _REDIRECTS and location:
+                return _parsed(urljoin(target.url, location.encode("latin-1").decode(errors="replace")))
+            _require_success(response)
+            return _body(response, max_bytes)
 
     def _connect(self, host: str, port: int) -> socket.socket:
         """Resolve a name, check all its addresses, and connect to the first that answers."""
         try:
             found = self._resolve(host, port, type=socket.SOCK_STREAM)
         except UnicodeError:
-            raise ImageError("read", "the server's name is not known") from None
+            raise ImageError("read", "unknown host name") from None
         for *_, address in found:
-            if not self._allows_private and is_private(address[0]):
+            if self._is_refused(address[0]):
                 raise ImageError("read", f"private address refused: {address[0]}; --allow-private-hosts allows it")
         failed: OSError = ConnectionError("no address")
         for n_left, (family, kind, protocol, _, address) in zip(range(len(found), 0, -1), found, strict=True):
-            connected = _PunctualSocket(family, kind, protocol)
+            connected = _Socket(family, kind, protocol)
             try:
-                connected.settimeout(_clock.left() / n_left)
+                connected.settimeout(_current.seconds_left() / n_left)
                 connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 connected.connect(address)
             except OSError as error:
                 failed = error
                 connected.close()
             else:
-                connected.settimeout(_clock.left())
+                connected.settimeout(_current.seconds_left())
                 return connected
         raise failed
 
 
-def is_private(address: str) -> bool:
-    """Whether an address is anything but a public one, those of IPv4 inside IPv6 included."""
-    given = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(given, ipaddress.IPv6Address):
-        inner = given.ipv4_mapped or given.sixtofour
-        if given in _NAT64:
-            inner = ipaddress.IPv4Address(int(given) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_private(str(inner))
-        if given.teredo is not None or given.is_site_local or given in _LOCAL_NAT64:
-            return True
-    return not given.is_global or given.is_multicast or given.is_reserved or given.is_unspecified
+# -- connections with a deadline -----------------------------------------------------------------------------
 
 
-# -- time ----------------------------------------------------------------------------------------------------
-
-
-class _Clock(threading.local):
-    """When the fetch of this thread must end."""
+class _Fetch(threading.local):
+    """The fetch of this thread: when it must end, and how it connects."""
 
     deadline = math.inf
+    connect: Callable[[str, int], socket.socket]
 
-    def is_over(self) -> bool:
-        """Whether no time is left."""
-        return time.monotonic() >= self.deadline
-
-    def left(self) -> float:
-        """Return the seconds that are left, or raise TimeoutError."""
+    def seconds_left(self) -> float:
+        """Return the time that is left; raise TimeoutError if there is none."""
         seconds = self.deadline - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
         return seconds
 
 
-_clock = _Clock()
+_current = _Fetch()
 
 
-class _Punctual:
-    """A socket that never waits beyond the deadline, however slowly the other side drips."""
+class _Deadline:
+    """Part of a socket that never waits beyond the deadline, however slowly bytes arrive."""
 
     def recv_into(self, *args: Any, **keywords: Any) -> int:
-        """Receive some bytes."""
-        self.settimeout(_clock.left())  # type: ignore[attr-defined]
+        self.settimeout(_current.seconds_left())  # type: ignore[attr-defined]
         return int(super().recv_into(*args, **keywords))  # type: ignore[misc]
 
 
-class _PunctualSocket(_Punctual, socket.socket):
+class _Socket(_Deadline, socket.socket):
     pass
 
 
-class _PunctualTls(_Punctual, ssl.SSLSocket):
+class _TlsSocket(_Deadline, ssl.SSLSocket):
     pass
 
 
-Opener = Callable[[str, int], socket.socket]
-
-
-class _Plain(HTTPConnection):
-    def __init__(self, host: str, port: int | None, *, opener: Opener) -> None:
-        super().__init__(host, port)
-        self._opener = opener
-
+class _HttpConnection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        return self._opener(self._dns_host, self.port)
+        return _current.connect(self._dns_host, self.port)
 
 
-class _Secure(HTTPSConnection):
-    def __init__(self, host: str, port: int | None, *, opener: Opener, ssl_context: ssl.SSLContext) -> None:
-        super().__init__(host, port, ssl_context=ssl_context)
-        self._opener = opener
-
+class _HttpsConnection(HTTPSConnection):
     def _new_conn(self) -> socket.socket:
-        return self._opener(self._dns_host, self.port)
+        return _current.connect(self._dns_host, self.port)
 
 
-# -- answers -------------------------------------------------------------------------------------------------
+class _HttpPool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _HttpConnection
+
+
+class _HttpsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _HttpsConnection
+
+
+def _is_fetching_elsewhere(record: logging.LogRecord) -> bool:
+    """Whether a record may be logged: during a fetch, urllib3's messages contain the whole url."""
+    return _current.deadline == math.inf
+
+
+for _name in ("urllib3.connection", "urllib3.connectionpool"):
+    logging.getLogger(_name).addFilter(_is_fetching_elsewhere)
+
+
+# -- responses -----------------------------------------------------------------------------------------------
 
 
 class _TransientError(Exception):
@@ -329,68 +296,66 @@ class _TransientError(Exception):
         self.wait_seconds = wait_seconds
 
 
-def _require_success(response: urllib3.HTTPResponse) -> None:
+def _require_success(response: urllib3.BaseHTTPResponse) -> None:
     """Raise unless the response has status 200 or 203."""
     status = response.status
     if status in (200, 203):
         return
     if status in (408, 429) or status >= 500:
-        what = "the server is busy" if status in (408, 429) else "the server fails"
-        raise _TransientError(f"{what}: status {status}", _retry_after(response.headers.get("Retry-After", "")))
-    what = "refused" if 400 <= status < 500 else "unexpected answer"
-    known = {404: "no such picture", 410: "no such picture", 401: "no permission", 403: "no permission"}
-    raise ImageError("read", f"{known.get(status, what)}: status {status}")
+        reason = "the server is busy" if status in (408, 429) else "server error"
+        raise _TransientError(f"{reason}: status {status}", _retry_after(response.headers.get("Retry-After", "")))
+    reason = "refused" if 400 <= status < 500 else "unexpected response"
+    known = {404: "no such image", 410: "no such image", 401: "no permission", 403: "no permission"}
+    raise ImageError("read", f"{known.get(status, reason)}: status {status}")
 
 
 def _retry_after(value: str) -> float:
-    """Return the seconds of a Retry-After header, which may hold a date; 0 for none."""
-    if value.strip().isdecimal():
-        return float(value)
+    """Return the seconds of a Retry-After header, which may be a date; 0 if it is neither."""
     try:
-        return email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
+        return Retry().parse_retry_after(value)
+    except (InvalidHeader, ValueError, OverflowError):
         return 0.0
 
 
-def _body(response: urllib3.HTTPResponse, max_bytes: int) -> bytes:
+def _body(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
     length = response.headers.get("Content-Length", "")
-    limit = f"above the limit of {max_bytes} (--max-bytes)"
     if length.isdecimal() and int(length) > max_bytes:
-        raise ImageError("read", f"too many bytes: {length}, {limit}")
+        raise too_many_bytes(int(length), max_bytes)
     pieces, n_bytes = [], 0
     while piece := response.read1(_PIECE_BYTES):
         pieces.append(piece)
         n_bytes += len(piece)
         if n_bytes > max_bytes:
-            raise ImageError("read", f"too many bytes: {limit}")
-    if not pieces and length != "0":  # the header broke off, where such a body ends with the connection
-        raise _TransientError("the answer is not whole")
+            raise too_many_bytes(n_bytes, max_bytes)
+    if (
+        not pieces and length != "0"
+    ):  # the header was cut short: without a length, the body ends with the connection
+        raise _TransientError("the response is incomplete")
     return b"".join(pieces)
 
 
-def _explain(error: Exception) -> NoReturn:
-    """Raise what an error of a library means: the time is over, it may pass, or it will not."""
-    cause = error.args[-1] if isinstance(error, HTTPError) and error.args else error  # what urllib3 has wrapped
-    if isinstance(error, TimeoutError | Urllib3TimeoutError) or isinstance(cause, TimeoutError) or _clock.is_over():
+def _explain(error: HTTPError) -> NoReturn:
+    """Raise what an error of urllib3 means: the time is over, a retry may help, or the image cannot be read."""
+    cause = error.args[-1] if error.args else error  # the error that urllib3 has wrapped
+    is_over = _current.deadline <= time.monotonic()
+    if is_over or isinstance(error, Urllib3TimeoutError) or isinstance(cause, TimeoutError):
         raise TimeoutError from None
     if isinstance(error, DecodeError):
-        raise ImageError("read", "its content encoding is broken") from None
+        raise ImageError("read", "the content encoding is broken") from None
     if isinstance(cause, socket.gaierror):
-        reason = "the server's name is not known"
         if cause.errno == socket.EAI_AGAIN:
-            raise _TransientError(reason) from None
-        raise ImageError("read", reason) from None
+            raise _TransientError("unknown host name") from None
+        raise ImageError("read", "unknown host name") from None
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise ImageError("read", f"the server's certificate is not valid: {cause.verify_message}") from None
     if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        raise ImageError("read", f"no secure connection: {cause.reason or 'the handshake fails'}") from None
-    if isinstance(cause, http.client.InvalidURL | LocationParseError):
-        raise ImageError("read", "the url cannot be understood") from None
+        raise ImageError("read", f"no secure connection: {cause.reason or 'the handshake failed'}") from None
+    if isinstance(cause, http.client.InvalidURL) or isinstance(error, LocationParseError):
+        raise ImageError("read", "the url cannot be parsed") from None
     if isinstance(cause, ConnectionRefusedError):
         raise _TransientError("the connection is refused") from None
-    if isinstance(error, HTTPError):
-        raise _TransientError("the answer is not whole") from None
-    raise _TransientError("the connection breaks off") from None
+    reason = "the connection was lost" if isinstance(cause, OSError) else "the response is incomplete"
+    raise _TransientError(reason) from None
 
 
 # -- urls ----------------------------------------------------------------------------------------------------
@@ -400,22 +365,17 @@ def _parsed(url: str) -> Url:
     try:
         target = parse_url(url)
     except LocationParseError:
-        raise ImageError("read", "the url cannot be understood") from None
+        raise ImageError("read", "the url cannot be parsed") from None
     if target.scheme not in ("http", "https") or not target.host:
-        raise ImageError("read", "the url is none of http or https, or names no server")
+        raise ImageError("read", "the url must begin with http:// or https:// and a host")
     return target
 
 
 def _redirected(before: Url, target: Url) -> Url:
     if before.scheme == "https" and target.scheme == "http":
         raise ImageError("read", "redirected from https to http, which is refused")
-    if target.auth is None and _origin(before) == _origin(target):
-        return target._replace(auth=before.auth)
-    return target
-
-
-def _origin(target: Url) -> tuple[str | None, str | None, int | None]:
-    return target.scheme, target.host, target.port
+    is_same_server = (before.scheme, before.host, before.port) == (target.scheme, target.host, target.port)
+    return target._replace(auth=before.auth) if target.auth is None and is_same_server else target
 
 
 def _authorization(target: Url) -> dict[str, str]:
@@ -424,15 +384,8 @@ def _authorization(target: Url) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(unquote(target.auth).encode()).decode()}"}
 
 
-def _user_agent() -> str:
-    try:
-        return f"featurepress/{importlib.metadata.version('featurepress')}"
-    except importlib.metadata.PackageNotFoundError:
-        return "featurepress"
-
-
 def _system_context() -> ssl.SSLContext:
-    """Return what trusts the certificates that this system trusts, or where it has none those of certifi."""
+    """Return a context that trusts the certificates of this system; without any, those of certifi."""
     context = create_urllib3_context()
     context.load_default_certs()
     paths = ssl.get_default_verify_paths()

@@ -1,9 +1,9 @@
 """Read tables in Arrow's IPC formats without loading whole record batches.
 
-A listing skips the images; a read fetches one. `pyarrow.ipc` reads a record batch whole, and a stream from its
-beginning: for one image of 50 kB in 1,000-row batches it reads 50 MB of a file and 150 MB of a three-batch stream,
-where this module reads 50 kB. Here the message headers are read, which hold the position of each column's buffers.
-A file is a stream with a few bytes around it.
+The message headers contain the position of each column's buffers, so a listing skips the images and a read fetches
+one of them. `pyarrow.ipc` reads whole record batches, and a stream from its beginning: for one image of 50 kB in
+1,000-row batches, it reads 50 MB of a file and 150 MB of a three-batch stream; this module reads 50 kB. A file is a
+stream with a few bytes around it.
 
 References
 ----------
@@ -18,14 +18,15 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
+from featurepress.sources.base import too_many_bytes
 from featurepress.sources.tables.columns import (
     TEXT_ROWS,
     ImageColumn,
-    Picture,
+    ImageValue,
     Row,
     TableError,
     texts,
-    too_many_bytes,
+    until_damage,
 )
 from featurepress.sources.tables.ipc import (
     DICTIONARY,
@@ -36,7 +37,7 @@ from featurepress.sources.tables.ipc import (
     as_array,
     damage,
     image_sizes,
-    is_there,
+    is_valid,
     read_message,
     spans,
 )
@@ -46,26 +47,26 @@ if TYPE_CHECKING:
 
 MAGIC = b"ARROW1"
 _SCHEMA = 1
-_MOST_PATH_BYTES = 1024**2
+_MAX_PATH_BYTES = 1024**2
 
 
 class ArrowTable:
-    """An IPC file or stream that is open.
+    """An open IPC file or stream.
 
     Parameters
     ----------
     file : BinaryIO
-        Seekable; it is closed with the table.
+        Seekable; closed with the table.
 
     Raises
     ------
     TableError
-        It is none, or none that ended well.
+        The file is not in this format, or is incomplete.
 
     Notes
     -----
-    A picture of an uncompressed table costs its own bytes and a few more. A compressed buffer is decompressed from
-    its beginning to the row, and on from there as rows are asked in order; images are never held but for one.
+    An image of an uncompressed table costs its own bytes and a few more. A compressed buffer is decompressed from
+    its beginning to the row, and from there on if rows are read in order. At most one image is in memory.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -107,19 +108,13 @@ class ArrowTable:
         self._data = None
         self._file.close()
 
-    # -- what a listing needs --------------------------------------------------------------------------------
+    # -- listing --------------------------------------------------------------------------------
 
     def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
-        """Yield the rows from `start` on; the images are not read, but their sizes are exact."""
+        """Yield the rows from `start` on; the images are not read. Sizes are exact."""
         for batch in self._from(start):
             row = max(start, batch.first_row)
-            try:
-                for found in self._batch_rows(batch, image, label, row):
-                    yield found
-                    row += 1
-            except TableError as error:
-                for number in range(row, batch.first_row + batch.n_rows):
-                    yield Row(number, 0, None, f"damaged table: {error}")
+            yield from until_damage(self._batch_rows(batch, image, label, row), row, batch.first_row + batch.n_rows)
 
     def _batch_rows(self, batch: _Batch, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
         with damage():
@@ -138,7 +133,7 @@ class ArrowTable:
             yield from found
 
     def texts(self, indices: Sequence[int]) -> Iterator[tuple[int, Sequence[Sequence[str | None]]]]:
-        """Yield some columns as texts, a few thousand rows at once: the first row's number, and a list a column."""
+        """Yield columns as texts, some thousand rows at a time: the first row's number, and a list per column."""
         for batch in self._from(0):
             row = batch.first_row
             for found in self._texts(batch, self._columns(batch), indices, 0):
@@ -154,7 +149,7 @@ class ArrowTable:
                 yield [texts(array.slice(at, TEXT_ROWS)) for array in arrays]
 
     def _array(self, batch: _Batch, columns: Columns, index: int) -> pa.Array:
-        """Return a whole column that is not nested as an Arrow array."""
+        """Return a whole column, which is not nested, as an Arrow array."""
         import pyarrow as pa
 
         column, kind = columns[index], self.schema.types[index]
@@ -164,24 +159,24 @@ class ArrowTable:
         return pa.DictionaryArray.from_arrays(indices, self._dictionary(batch, index, kind.value_type))
 
     def _dictionary(self, batch: _Batch, index: int, kind: pa.DataType) -> pa.Array:
-        """Return the dictionary of a column as it is at a batch."""
+        """Return the dictionary of a column that applies to a batch."""
         import pyarrow as pa
 
         pieces: list[pa.Array] = []
-        for one in reversed(self._dictionaries[: batch.n_dictionaries]):
-            if one.identity == self._dictionary_ids[index]:
-                columns = self._columns(one.batch, [kind])
+        for dictionary in reversed(self._dictionaries[: batch.n_dictionaries]):
+            if dictionary.identity == self._dictionary_ids[index]:
+                columns = self._columns(dictionary.batch, [kind])
                 pieces.insert(0, as_array(kind, columns, columns[0]))
-                if not one.is_delta:
+                if not dictionary.is_delta:
                     return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
         raise TableError("a dictionary is missing")
 
-    # -- one image -------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
-    def read(self, image: ImageColumn, number: int, max_bytes: int) -> Picture:
-        """Return what the image column holds in one row.
+    def read(self, image: ImageColumn, number: int, max_bytes: int) -> ImageValue:
+        """Return the value of the image column in one row.
 
-        Raises TableError where it cannot be read, and ImageError for an image above `max_bytes`.
+        Raises TableError if it cannot be read, and ImageError for an image above `max_bytes`.
         """
         with damage():
             batch = self._batch_of(number)
@@ -189,18 +184,18 @@ class ArrowTable:
                 self._open, self._data = (batch, self._columns(batch)), None
             columns, row = self._open[1], number - batch.first_row
             column = columns[image.at]
-            if not is_there(columns, column, row):
-                return Picture(None)
+            if not is_valid(columns, column, row):
+                return ImageValue(None)
             if not image.is_struct:
-                return Picture(self._value(columns, column, row, max_bytes))
+                return ImageValue(self._value(columns, column, row, max_bytes))
             data = self._value(columns, column.children[image.bytes_at], row, max_bytes)
             if data is not None or image.path_at < 0:
-                return Picture(data)
-            path = self._value(columns, column.children[image.path_at], row, _MOST_PATH_BYTES)
-            return Picture(None, None if path is None else path.decode())
+                return ImageValue(data)
+            path = self._value(columns, column.children[image.path_at], row, _MAX_PATH_BYTES)
+            return ImageValue(None, None if path is None else path.decode())
 
     def _value(self, columns: Columns, column: Column, row: int, max_bytes: int) -> bytes | None:
-        if not is_there(columns, column, row):
+        if not is_valid(columns, column, row):
             return None
         ((buffer, start, n_bytes),) = spans(columns, column, row, row + 1)
         if n_bytes > max_bytes:
@@ -211,10 +206,10 @@ class ArrowTable:
             self._data = columns.forward(buffer)
         return self._data.read(start, n_bytes)
 
-    # -- where things lie ------------------------------------------------------------------------------------
+    # -- positions ------------------------------------------------------------------------------------
 
     def _from(self, start: int) -> Iterator[_Batch]:
-        """Yield the batches that end behind a row."""
+        """Yield the batches that end after a row."""
         for number in itertools.count():
             try:
                 with damage():
@@ -229,17 +224,17 @@ class ArrowTable:
     def _batch_of(self, number: int) -> _Batch:
         while number >= self._next_row:
             if not self._find_next():
-                raise TableError("it has fewer rows than it had")
+                raise TableError("it has fewer rows than when it was listed")
         return self._batches[bisect.bisect_right(self._batches, number, key=lambda batch: batch.first_row) - 1]
 
     def _find_next(self) -> bool:
-        """Look for the next record batch with rows; dictionaries on the way are remembered."""
+        """Find the next record batch with rows, and the dictionaries before it; return False if there is none."""
         while (message := self._message(self._at)) is not None:
             header = message.batch
             if header is not None:
                 n_rows = header.scalar(0, "q")
                 if not 0 <= n_rows <= self._size:
-                    raise TableError("a batch says that it has more rows than the file has bytes")
+                    raise TableError("a batch has more rows than the file has bytes")
                 batch = _Batch(self._next_row, n_rows, message.at, len(self._dictionaries))
                 if message.kind == DICTIONARY:
                     identity, is_delta = message.header.scalar(0, "q"), message.header.scalar(2, "b")
@@ -271,7 +266,7 @@ class ArrowTable:
 
 
 class _Batch(NamedTuple):
-    """Where a record batch lies, which rows it has, and how many dictionaries came before it."""
+    """A record batch: its rows, its position, and the number of dictionaries before it."""
 
     first_row: int
     n_rows: int

@@ -1,30 +1,30 @@
-"""The columns of tables: which hold images, labels and uris, and what their rows give."""
+"""The columns of tables: which contain images, labels and uris, and their values."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from featurepress.errors import ImageError, SourceError
+from featurepress.errors import SourceError
 from featurepress.settings import nearest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TEXT_ROWS = 8192  # of text columns that are in memory at once
-_MOST_NAMED, _TYPE_CHARACTERS = 30, 60
-_HOLD_IMAGES = "binary, large_binary, binary_view, fixed_size_binary, or struct<bytes: binary, path: string>"
+_MAX_NAMED, _MAX_TYPE_CHARACTERS = 30, 60
+_IMAGE_TYPES = "binary, large_binary, binary_view, fixed_size_binary, or struct<bytes: binary, path: string>"
 
 
 class TableError(Exception):
-    """A table, or a piece of one, cannot be read; the text says why, in words for people.
+    """A table, or a part of one, cannot be read.
 
     Parameters
     ----------
     reason : str
-        Why.
+        For people, without a full stop.
     row : int, optional
-        The first row that nobody can list, where the table breaks off.
+        The first row that cannot be listed, if the table is cut short.
     """
 
     def __init__(self, reason: str, row: int | None = None) -> None:
@@ -33,23 +33,23 @@ class TableError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> TableError:
-        """Return what a library raised, in one short line."""
+        """Return the error of a library, in one short line."""
         return cls(" ".join(str(error).split())[:200] or type(error).__name__)
 
 
 class Row(NamedTuple):
-    """A row of a table as a listing needs it.
+    """A row of a table, for the listing.
 
     Attributes
     ----------
     number : int
         From 0.
     size : int
-        Bytes of its image, or about as many.
+        Bytes of its image, exact or estimated.
     label : str or None
-        None where there is none.
+        None if it has none.
     problem : str or None
-        Why there is nothing to read.
+        Why the image cannot be read.
     """
 
     number: int
@@ -58,8 +58,8 @@ class Row(NamedTuple):
     problem: str | None = None
 
 
-class Picture(NamedTuple):
-    """What the image column holds in a row: the bytes, or where they lie, or neither."""
+class ImageValue(NamedTuple):
+    """The value of the image column in a row: the bytes, the path of a file, or neither."""
 
     data: bytes | None
     path: str | None = None
@@ -71,9 +71,9 @@ class ImageColumn(NamedTuple):
     Attributes
     ----------
     at, name
-        Which one of the table it is.
+        Its index and name in the table.
     bytes_at, path_at : int
-        Which children of a struct hold them; -1 without.
+        Indices of the children of a struct; -1 if absent.
     """
 
     at: int
@@ -87,30 +87,25 @@ class ImageColumn(NamedTuple):
         return self.bytes_at >= 0
 
 
-def too_many_bytes(n_bytes: int, max_bytes: int) -> ImageError:
-    """Return the error of an image that is larger than allowed."""
-    return ImageError("read", f"too many bytes: {n_bytes}, above the limit of {max_bytes} (--max-bytes)")
-
-
 # -- which column --------------------------------------------------------------------------------------------
 
 
 def image_column(schema: pa.Schema, name: str | None, where: str) -> ImageColumn:
-    """Find the column that holds the images.
+    """Find the column with the images.
 
     Parameters
     ----------
     schema : pyarrow.Schema
         Of the table.
     name : str or None
-        What the user calls it; None for the only one that can be it.
+        The name that the user requested; None for the only column that can contain images.
     where : str
-        What errors call the table.
+        The table, as errors name it.
 
     Raises
     ------
     SourceError
-        There is no such column, or more than one, or it can hold no images.
+        There is no such column, or more than one, or its type cannot contain images.
     """
     import pyarrow as pa
 
@@ -119,11 +114,11 @@ def image_column(schema: pa.Schema, name: str | None, where: str) -> ImageColumn
         if (column := _as_images(index, schema.field(index))) is not None:
             return column
         advice = (
-            f" For a column of paths or urls give --uri-column {name}." if _is_text(schema.types[index]) else ""
+            f" For a column of paths or urls, use --uri-column {name}." if _is_text(schema.types[index]) else ""
         )
         raise SourceError(
             f"The column '{name}' of the {where} (--image-column) is of type {_type(schema.types[index])}, "
-            f"which holds no images. Allowed are {_HOLD_IMAGES}.{advice}"
+            f"which cannot contain images. Allowed are {_IMAGE_TYPES}.{advice}"
         )
     able = [column for i, field in enumerate(schema) if (column := _as_images(i, field))]
     for group in (
@@ -136,33 +131,34 @@ def image_column(schema: pa.Schema, name: str | None, where: str) -> ImageColumn
         if group:
             several = _listed([schema.field(column.at) for column in group])
             raise SourceError(
-                f"The {where} has several columns that can hold images: {several}. Name one with --image-column."
+                f"The {where} has several columns that can contain images: {several}. Name one with --image-column."
             )
     hint = " Name a column of paths or urls with --uri-column." if any(map(_is_text, schema.types)) else ""
     raise SourceError(
-        f"The {where} has no column that can hold images: it has {_listed(schema)}. "
-        f"Images are of type {_HOLD_IMAGES}; name the column with --image-column.{hint}"
+        f"The {where} has no column that can contain images: it has {_listed(schema)}. "
+        f"Images are of type {_IMAGE_TYPES}; name the column with --image-column.{hint}"
     )
 
 
 def label_column(schema: pa.Schema, name: str, where: str) -> int:
-    """Find the column that holds the labels: text, numbers, dates, or a dictionary of those."""
-    import pyarrow as pa
+    """Find the column with the labels: text, numbers, dates, or a dictionary of those."""
+    from pyarrow import BaseExtensionType, types
 
     index = _find(schema, name, where, "--label-column")
-    kind, test = schema.types[index], pa.types
-    if test.is_dictionary(kind):
+    kind = schema.types[index]
+    if types.is_dictionary(kind):
         kind = kind.value_type
-    if test.is_nested(kind) or _is_bytes(kind) or test.is_run_end_encoded(kind) or _is_extension(kind):
+    is_odd = types.is_nested(kind) or types.is_run_end_encoded(kind) or isinstance(kind, BaseExtensionType)
+    if is_odd or _is_bytes(kind):
         raise SourceError(
             f"The column '{name}' of the {where} (--label-column) is of type {_type(schema.types[index])}, "
-            "which holds no labels. Allowed are text, numbers, dates and dictionaries of them."
+            "which cannot contain labels. Allowed are text, numbers, dates and dictionaries of them."
         )
     return index
 
 
 def uri_column(schema: pa.Schema, name: str | None, names: Sequence[str], where: str) -> int:
-    """Find the column that holds uris: the one called `name`, or the only one whose name is among `names`."""
+    """Find the column with uris: the one called `name`, or the only one whose name is in `names`."""
     if name is None:
         found = [i for i, field in enumerate(schema) if field.name.casefold() in names]
         if len(found) != 1:
@@ -175,10 +171,10 @@ def uri_column(schema: pa.Schema, name: str | None, names: Sequence[str], where:
     index = _find(schema, name, where, "--uri-column")
     kind = schema.types[index]
     if not _is_text(kind):
-        advice = f" For images in the table itself give --image-column {name}." if _is_bytes(kind) else ""
+        advice = f" For images in the table itself, use --image-column {name}." if _is_bytes(kind) else ""
         raise SourceError(
-            f"The column '{name}' of the {where} (--uri-column) is of type {_type(kind)}, which holds no uris. "
-            f"Allowed are text and dictionaries of text.{advice}"
+            f"The column '{name}' of the {where} (--uri-column) is of type {_type(kind)}, which cannot contain "
+            f"uris. Allowed are text and dictionaries of text.{advice}"
         )
     return index
 
@@ -195,7 +191,7 @@ def _find(schema: pa.Schema, name: str, where: str, flag: str) -> int:
 
 
 def _as_images(index: int, field: pa.Field) -> ImageColumn | None:
-    """Return the column as one of images, if its type can hold them."""
+    """Return a column as an image column, or None if its type cannot contain images."""
     import pyarrow as pa
 
     if _is_bytes(field.type):
@@ -211,53 +207,56 @@ def _as_images(index: int, field: pa.Field) -> ImageColumn | None:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    import pyarrow as pa
+    from pyarrow import types
 
-    test = pa.types
-    return bool(
-        test.is_binary(kind)
-        or test.is_large_binary(kind)
-        or test.is_binary_view(kind)
-        or test.is_fixed_size_binary(kind)
-    )
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(test(kind) for test in tests)
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    import pyarrow as pa
+    from pyarrow import types
 
-    test = pa.types
-    if test.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(test.is_string(kind) or test.is_large_string(kind) or test.is_string_view(kind))
-
-
-def _is_extension(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return isinstance(kind, pa.BaseExtensionType)
+    return _is_string(kind.value_type if types.is_dictionary(kind) else kind)
 
 
 def _type(kind: pa.DataType) -> str:
     text = str(kind)
-    return text if len(text) <= _TYPE_CHARACTERS else f"{text[:_TYPE_CHARACTERS]}…"
+    return text if len(text) <= _MAX_TYPE_CHARACTERS else f"{text[:_MAX_TYPE_CHARACTERS]}…"
 
 
 def _listed(fields: Sequence[pa.Field] | pa.Schema) -> str:
-    """Name columns with their types, the first few of them."""
-    shown = [f"{field.name} ({_type(field.type)})" for field in list(fields)[:_MOST_NAMED]]
+    """Return the names and types of columns, at most 30 of them."""
+    shown = [f"{field.name} ({_type(field.type)})" for field in list(fields)[:_MAX_NAMED]]
     more = len(fields) - len(shown)
     return (", ".join(shown) or "no columns") + (f" and {more} more" if more else "")
+
+
+def until_damage(rows: Iterable[Row], start: int, end: int) -> Iterator[Row]:
+    """Yield the rows from `start` on; after TableError, the remaining ones up to `end` with a problem."""
+    number = start
+    try:
+        for row in rows:
+            yield row
+            number += 1
+    except TableError as error:
+        for rest in range(number, end):
+            yield Row(rest, 0, None, f"damaged table: {error}")
 
 
 # -- their values --------------------------------------------------------------------------------------------
 
 
 def texts(array: pa.Array) -> list[str | None]:
-    """Return the values of a column as texts: numbers and dates as Arrow spells them, None for null."""
+    """Return the values of a column as texts: numbers and dates as Arrow formats them, None for null."""
     import pyarrow as pa
 
-    kind = array.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+    if not _is_string(array.type):
         array = array.cast(pa.string())
     values: list[str | None] = array.to_pylist()
     return values

@@ -1,4 +1,4 @@
-"""The messages of Arrow's IPC formats: their headers, and where in their bodies the values of a column lie."""
+"""The messages of Arrow's IPC formats: their headers, and the positions of a column's values in their bodies."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from featurepress.sources.tables.columns import ImageColumn, TableError
 DICTIONARY, BATCH = 2, 3  # kinds of messages
 _CONTINUED = b"\xff\xff\xff\xff"
 _CODECS = ("lz4", "zstd")  # CompressionType
-_INLINE_BYTES = 12  # values of views up to here lie in the view itself
+_INLINE_BYTES = 12  # values of this size or less are stored in the view itself
 _SKIP_BYTES = 1024**2
-_MOST_BYTES = 1024**3  # of a buffer that is decompressed whole: offsets and labels
+_MAX_BYTES = 1024**3  # of a buffer that is decompressed whole: offsets and labels
 
 Pread = Callable[[int, int], bytes]  # (position, number of bytes)
 Buffer = tuple[int, int]  # offset in a body, number of bytes
@@ -38,20 +38,20 @@ class Flat:
         value: int = struct.unpack_from(f"<{code}", self._data, at)[0]
         return value
 
-    def _place(self, slot: int) -> int:
-        """Return where a field lies; 0 if it is not there."""
+    def _position(self, slot: int) -> int:
+        """Return the position of a field; 0 if it is absent."""
         at = 4 + 2 * slot
         offset = self._get("H", self._slots + at) if at < self._get("H", self._slots) else 0
         return self._at + offset if offset else 0
 
     def scalar(self, slot: int, code: str) -> int:
-        """Return a number; 0 is every default here."""
-        at = self._place(slot)
+        """Return a number; the default of all these fields is 0."""
+        at = self._position(slot)
         return self._get(code, at) if at else 0
 
     def table(self, slot: int) -> Flat | None:
-        """Return a table inside this one."""
-        at = self._place(slot)
+        """Return a nested table."""
+        at = self._position(slot)
         return Flat(self._data, at + self._get("I", at)) if at else None
 
     def tables(self, slot: int) -> Iterator[Flat]:
@@ -61,12 +61,12 @@ class Flat:
             yield Flat(self._data, start + 4 * i + offset)
 
     def structs(self, slot: int, code: str) -> Iterator[tuple[int, ...]]:
-        """Yield the numbers of a vector, item by item."""
+        """Yield the numbers of each item of a vector."""
         start, n = self._vector(slot)
         yield from struct.iter_unpack(f"<{code}", self._data[start : start + n * struct.calcsize(f"<{code}")])
 
     def _vector(self, slot: int) -> tuple[int, int]:
-        at = self._place(slot)
+        at = self._position(slot)
         if not at:
             return 0, 0
         start = at + self._get("I", at)
@@ -74,7 +74,7 @@ class Flat:
 
 
 class Message(NamedTuple):
-    """A message: what it is, its header, where it begins, where its body begins and ends."""
+    """A message: its kind and header, its position, and the beginning and end of its body."""
 
     kind: int
     header: Flat
@@ -84,7 +84,7 @@ class Message(NamedTuple):
 
     @property
     def batch(self) -> Flat | None:
-        """The header of the record batch that it is or, of a dictionary, that it holds."""
+        """The header of the record batch: the message itself, or the one inside a dictionary."""
         if self.kind == DICTIONARY:
             return self.header.table(1)
         return self.header if self.kind == BATCH else None
@@ -93,9 +93,9 @@ class Message(NamedTuple):
 def read_message(pread: Pread, at: int, size: int) -> Message | None:
     """Read the header of the message at a position of a file of `size` bytes; None at the end."""
     if at == size:
-        return None  # a stream may end without saying so
+        return None  # a stream may end without an end mark
     prefix = pread(at, 8)
-    start = 8 if prefix[:4] == _CONTINUED else 4  # before version 0.15 there was no mark
+    start = 8 if prefix[:4] == _CONTINUED else 4  # before version 0.15, a message had no mark
     n_bytes = int.from_bytes(prefix[start - 4 : start], "little", signed=True)
     if n_bytes == 0:
         return None
@@ -112,7 +112,7 @@ def read_message(pread: Pread, at: int, size: int) -> Message | None:
 
 @contextlib.contextmanager
 def damage() -> Iterator[None]:
-    """Turn what broken bytes lead to into TableError."""
+    """Convert the errors that broken bytes cause into TableError."""
     import pyarrow as pa
 
     try:
@@ -125,7 +125,7 @@ def damage() -> Iterator[None]:
 
 
 class Column(NamedTuple):
-    """One column of a batch, or a child of one: its type, and where its buffers lie."""
+    """A column of a batch, or a child of one: its type, and the positions of its buffers."""
 
     kind: Any
     length: int
@@ -135,7 +135,7 @@ class Column(NamedTuple):
 
 
 class Columns:
-    """The columns of a record batch, none of them read yet.
+    """The columns of a record batch; buffers are read on demand.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ class Columns:
     message : Message
         A record batch, or a dictionary.
     kinds : sequence of pyarrow.DataType
-        Of its columns.
+        The types of its columns.
     """
 
     def __init__(self, pread: Pread, message: Message, kinds: Sequence[Any]) -> None:
@@ -169,7 +169,7 @@ class Columns:
         return self._columns[index]
 
     def _take(self, kind: Any) -> Column:
-        """Take the nodes and buffers of a column, which come depth first."""
+        """Assign the next nodes and buffers to a column; they are in depth-first order."""
         from pyarrow import BaseExtensionType, types
 
         if isinstance(kind, BaseExtensionType):
@@ -189,10 +189,10 @@ class Columns:
         return Column(kind, length, null_count, buffers, children)
 
     def where(self, buffer: Buffer) -> tuple[int, int, int]:
-        """Return where in the file a buffer lies, its bytes there, and its bytes decompressed."""
+        """Return a buffer's position in the file, its bytes there, and its bytes decompressed."""
         offset, n_bytes = buffer
         if offset < 0 or n_bytes < 0 or offset + n_bytes > self._size:
-            raise TableError("a buffer lies outside its batch")
+            raise TableError("a buffer is outside its batch")
         at = self._body + offset
         if self.codec is None or not n_bytes:
             return at, n_bytes, n_bytes
@@ -200,14 +200,14 @@ class Columns:
         return at + 8, n_bytes - 8, n_bytes - 8 if full == -1 else full
 
     def is_compressed(self, buffer: Buffer) -> bool:
-        """Whether a buffer has to be decompressed; compressed batches hold others, too."""
+        """Whether a buffer is compressed; a compressed batch may also contain others."""
         return self.codec is not None and buffer[1] > 0 and self._pread(self._body + buffer[0], 8) != b"\xff" * 8
 
     def slice(self, buffer: Buffer, start: int, n_bytes: int) -> bytes:
-        """Read a piece of a buffer; a compressed one is kept whole, so this is for small ones."""
+        """Read a piece of a buffer. A compressed buffer is kept whole in memory, so this is for small ones."""
         at, _, full = self.where(buffer)
         if start < 0 or n_bytes < 0 or start + n_bytes > full:
-            raise TableError("a value lies outside its buffer")
+            raise TableError("a value is outside its buffer")
         if self.is_compressed(buffer):
             return self.bytes(buffer)[start : start + n_bytes]
         return self._pread(at + start, n_bytes)
@@ -219,7 +219,7 @@ class Columns:
         at, n_bytes, full = self.where(buffer)
         if not self.is_compressed(buffer):
             return self._pread(at, n_bytes)
-        if not 0 <= full <= _MOST_BYTES:
+        if not 0 <= full <= _MAX_BYTES:
             raise TableError("a buffer is too large")
         if buffer not in self._kept:
             packed = self._pread(at, n_bytes)
@@ -227,13 +227,13 @@ class Columns:
         return self._kept[buffer]
 
     def forward(self, buffer: Buffer) -> Forward:
-        """Return a reader of a compressed buffer that goes forward only."""
+        """Return a forward reader of a compressed buffer."""
         at, n_bytes, _ = self.where(buffer)
         return Forward(io.BufferedReader(_Section(self._pread, at, n_bytes), _SKIP_BYTES), buffer, self.codec or "")
 
 
 class Forward:
-    """A compressed buffer, decompressed piece by piece from its beginning on."""
+    """A compressed buffer, decompressed piece by piece from its beginning."""
 
     def __init__(self, file: io.BufferedReader, buffer: Buffer, codec: str) -> None:
         import pyarrow as pa
@@ -242,7 +242,7 @@ class Forward:
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
 
     def read(self, start: int, n_bytes: int) -> bytes:
-        """Read the bytes from `start`, which must not lie before the end of what was read last."""
+        """Read bytes at `start`, which must not be before the end of the previous read."""
         while self.at < start:
             self._take(min(_SKIP_BYTES, start - self.at))
         return self._take(n_bytes)
@@ -256,7 +256,7 @@ class Forward:
 
 
 class _Section(io.RawIOBase):
-    """Some bytes of a file as a file."""
+    """A range of bytes of a file, as a file."""
 
     def __init__(self, pread: Pread, at: int, n_bytes: int) -> None:
         self._pread, self._at, self._end = pread, at, at + n_bytes
@@ -275,14 +275,14 @@ class _Section(io.RawIOBase):
 
 
 def is_view(kind: Any) -> bool:
-    """Whether a type keeps its values in several buffers."""
+    """Whether a type stores its values in several buffers."""
     from pyarrow import types
 
     return bool(types.is_binary_view(kind) or types.is_string_view(kind))
 
 
 def spans(columns: Columns, column: Column, first: int, end: int) -> list[tuple[Buffer, int, int]]:
-    """Return where the values of some rows of binary or text lie: (buffer, start, number of bytes)."""
+    """Return the positions of binary or text values of some rows: (buffer, start, number of bytes)."""
     from pyarrow import types
 
     if first >= end:
@@ -292,7 +292,7 @@ def spans(columns: Columns, column: Column, first: int, end: int) -> list[tuple[
     if types.is_fixed_size_binary(column.kind):
         width = column.kind.byte_width
         if end * width > columns.where(column.buffers[1])[2]:
-            raise TableError("a value lies outside its buffer")
+            raise TableError("a value is outside its buffer")
         return [(column.buffers[1], row * width, width) for row in range(first, end)]
     is_large = types.is_large_binary(column.kind) or types.is_large_string(column.kind)
     step = 8 if is_large else 4
@@ -311,45 +311,40 @@ def _views(columns: Columns, column: Column, first: int, end: int) -> list[tuple
         if 0 <= n_bytes <= _INLINE_BYTES:
             found.append((column.buffers[1], row * 16 + 4, n_bytes))
         elif n_bytes < 0 or offset < 0 or not 0 <= number < len(column.buffers) - 2:
-            raise TableError("a view points nowhere")
+            raise TableError("a view is outside its buffers")
         else:
             found.append((column.buffers[2 + number], offset, n_bytes))
     return found
 
 
-def is_there(columns: Columns, column: Column, row: int) -> bool:
+def is_valid(columns: Columns, column: Column, row: int) -> bool:
     """Whether a value is not null."""
     return not column.null_count or bool(columns.slice(column.buffers[0], row >> 3, 1)[0] >> (row & 7) & 1)
 
 
 def image_sizes(columns: Columns, image: ImageColumn) -> list[int | None]:
-    """Return the bytes of each image of a batch; None where there is none, 0 where there is but a path."""
+    """Return the size of each image of a batch; None if there is none, 0 if there is only a path."""
     column = columns[image.at]
     if not image.is_struct:
         return _sizes(columns, column)
     sizes = _sizes(columns, column.children[image.bytes_at])
     if image.path_at >= 0 and None in sizes:
-        has_path = _present(columns, column.children[image.path_at])
-        sizes = [0 if size is None and there else size for size, there in zip(sizes, has_path, strict=True)]
-    if not column.null_count:
-        return sizes
-    return [size if there else None for size, there in zip(sizes, _present(columns, column), strict=True)]
+        has_path = _validity(columns, column.children[image.path_at])
+        sizes = [0 if size is None and valid else size for size, valid in zip(sizes, has_path, strict=True)]
+    return [size if valid else None for size, valid in zip(sizes, _validity(columns, column), strict=True)]
 
 
 def _sizes(columns: Columns, column: Column) -> list[int | None]:
-    found: list[int | None] = [span[2] for span in spans(columns, column, 0, column.length)]
-    if not column.null_count:
-        return found
-    return [size if there else None for size, there in zip(found, _present(columns, column), strict=True)]
+    sizes = [span[2] for span in spans(columns, column, 0, column.length)]
+    return [size if valid else None for size, valid in zip(sizes, _validity(columns, column), strict=True)]
 
 
-def _present(columns: Columns, column: Column) -> Iterator[bool]:
-    """Yield whether each value of a column is not null."""
+def _validity(columns: Columns, column: Column) -> list[bool]:
+    """Return whether each value of a column is not null."""
     if not column.null_count:
-        yield from itertools.repeat(True, column.length)
-        return
+        return [True] * column.length
     bits = columns.bytes(column.buffers[0])
-    yield from (bool(bits[i >> 3] >> (i & 7) & 1) for i in range(column.length))
+    return [bool(bits[i >> 3] >> (i & 7) & 1) for i in range(column.length)]
 
 
 def as_array(kind: Any, columns: Columns, column: Column) -> Any:
@@ -361,5 +356,5 @@ def as_array(kind: Any, columns: Columns, column: Column) -> Any:
     validity = pa.py_buffer(columns.bytes(column.buffers[0])) if column.null_count else None
     buffers = [pa.py_buffer(columns.bytes(buffer)) for buffer in column.buffers[1:]]
     array = pa.Array.from_buffers(kind, column.length, [validity, *buffers], column.null_count)
-    array.validate(full=True)  # Arrow would follow offsets to anywhere
+    array.validate(full=True)  # else Arrow would follow wrong offsets to any address
     return array

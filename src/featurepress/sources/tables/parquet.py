@@ -1,4 +1,4 @@
-"""Tables in Parquet files: a listing reads metadata and labels, a read goes forward through images, in steps."""
+"""Tables in Parquet files: a listing reads metadata and labels; images are decoded forward, some rows at a time."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from featurepress.sources.base import too_many_bytes
 from featurepress.sources.tables.columns import (
     TEXT_ROWS,
     ImageColumn,
-    Picture,
+    ImageValue,
     Row,
     TableError,
     texts,
-    too_many_bytes,
+    until_damage,
 )
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 MAGIC = b"PAR1"
-STEP_ROWS, STEP_BYTES = 64, 4 * 1024**2  # of the image column that are decoded at once
-_STEPS_KEPT = 2  # so that threads that ask a little out of order need not begin again
+STEP_ROWS, STEP_BYTES = 64, 4 * 1024**2  # of the image column, decoded at once
+_STEPS_KEPT = 2  # for threads that read slightly out of order
 
 
 class ParquetTable:
-    """A Parquet file that is open.
+    """An open Parquet file.
 
     Parameters
     ----------
     file : BinaryIO
-        Seekable; it is closed with the table.
+        Seekable; closed with the table.
     ahead_bytes : int
-        Read at once: much where a read is a request.
+        Read at once: more if a read is a request.
 
     Raises
     ------
     TableError
-        It is none, or its end is missing.
+        The file is not Parquet, or is incomplete.
 
     Notes
     -----
-    Parquet can be decoded from the beginning of a row group only. Rows asked in order cost their own bytes; to go
-    back, or far ahead, costs what lies between the row group's beginning and the row. Memory: two steps of at most
-    64 rows, and three or four pages as the writer made them: at least 1,024 rows by PyArrow, about 1 MB by others.
+    Parquet can only be decoded from the beginning of a row group. Rows read in order cost their own bytes; going
+    back, or far ahead, decodes all rows of the row group before the one requested. Memory: two steps of at most 64
+    rows, and three or four pages of the writer's size: at least 1,024 rows by PyArrow, about 1 MB by others.
     """
 
     def __init__(self, file: BinaryIO, ahead_bytes: int = 1024**2) -> None:
@@ -65,11 +66,13 @@ class ParquetTable:
         counts = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
         self._first_rows = [0, *itertools.accumulate(counts)]
         if min(counts, default=0) < 0 or self._first_rows[-1] != self._metadata.num_rows:
-            raise TableError("its metadata contradict themselves")
-        self._group, self._at = -1, 0  # what is decoded next
+            raise TableError("its metadata are inconsistent")
+        self._group, self._at = -1, 0  # row group and row that are decoded next
         self._steps: Iterator[Any] = iter(())
         self._kept: collections.deque[tuple[int, pa.Array]] = collections.deque(maxlen=_STEPS_KEPT)
-        self._broken: dict[int, tuple[int, TableError]] = {}  # row group -> from which row on, and why
+        self._broken: dict[
+            int, tuple[int, TableError]
+        ] = {}  # row group -> its first row that cannot be decoded, and why
 
     def close(self) -> None:
         """Close the file."""
@@ -78,24 +81,18 @@ class ParquetTable:
         self._parquet.close()
         self._file.close()
 
-    # -- what a listing needs --------------------------------------------------------------------------------
+    # -- listing --------------------------------------------------------------------------------
 
     def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
-        """Yield the rows from `start` on; sizes are means of whole rows, and nulls are left to `read`."""
+        """Yield the rows from `start` on. Sizes are the means of whole rows; nulls are found by `read`."""
         for group, (first, end) in enumerate(itertools.pairwise(self._first_rows)):
-            if end <= start:
-                continue
-            size, row = self._mean_size(group), max(start, first)
-            try:
-                for text in self._labels(group, label, row - first):
-                    yield Row(row, size, text)
-                    row += 1
-            except TableError as error:
-                for number in range(row, end):
-                    yield Row(number, 0, None, f"damaged table: {error}")
+            if end > start:
+                row, size = max(start, first), self._mean_size(group)
+                labels = enumerate(self._labels(group, label, row - first), row)
+                yield from until_damage((Row(number, size, text) for number, text in labels), row, end)
 
     def _mean_size(self, group: int) -> int:
-        # That of the whole row: of damaged metadata of a column PyArrow makes an abort of the process.
+        # Of whole rows, because reading the damaged metadata of a column makes PyArrow abort the process.
         found = self._metadata.row_group(group)
         return max(0, int(found.total_byte_size)) // max(1, int(found.num_rows))
 
@@ -112,7 +109,7 @@ class ParquetTable:
             raise TableError("a column is cut short")
 
     def texts(self, indices: Sequence[int]) -> Iterator[tuple[int, Sequence[Sequence[str | None]]]]:
-        """Yield some columns as texts, a few thousand rows at once: the first row's number, and a list a column."""
+        """Yield columns as texts, some thousand rows at a time: the first row's number, and a list per column."""
         for group, row in enumerate(self._first_rows[:-1]):
             for found in self._texts(group, indices):
                 yield row, found
@@ -132,30 +129,30 @@ class ParquetTable:
         )
         return batches
 
-    # -- one image -------------------------------------------------------------------------------------------
+    # -- reading -------------------------------------------------------------------------------------------
 
-    def read(self, image: ImageColumn, number: int, max_bytes: int) -> Picture:
-        """Return what the image column holds in one row.
+    def read(self, image: ImageColumn, number: int, max_bytes: int) -> ImageValue:
+        """Return the value of the image column in one row.
 
-        Raises TableError where it cannot be decoded, and ImageError for an image above `max_bytes`.
+        Raises TableError if it cannot be decoded, and ImageError for an image above `max_bytes`.
         """
         array, i = self._find(image, number)
         if not array[i].is_valid:
-            return Picture(None)
+            return ImageValue(None)
         if not image.is_struct:
-            return Picture(_content(array[i], max_bytes))
+            return ImageValue(_content(array[i], max_bytes))
         data = _content(array.field("bytes")[i], max_bytes)
         if data is not None or image.path_at < 0:
-            return Picture(data)
-        return Picture(None, array.field("path")[i].as_py())
+            return ImageValue(data)
+        return ImageValue(None, array.field("path")[i].as_py())
 
     def _find(self, image: ImageColumn, number: int) -> tuple[pa.Array, int]:
-        """Go to a row: give the decoded piece of the column that holds it, and where in it."""
+        """Decode up to a row; return the decoded piece of the column that contains it, and the index in it."""
         for first, array in self._kept:
             if first <= number < first + len(array):
                 return array, number - first
         if number >= self._first_rows[-1]:
-            raise TableError("it has fewer rows than it had")
+            raise TableError("it has fewer rows than when it was listed")
         group = bisect.bisect_right(self._first_rows, number) - 1
         if group in self._broken and number >= self._broken[group][0]:
             raise self._broken[group][1]
@@ -179,14 +176,14 @@ class ParquetTable:
             raise self._broken_off("a column is cut short") from None
         except self._errors as error:
             raise self._broken_off(str(TableError.of(error))) from error
-        except BaseException:  # the file is away for now
+        except BaseException:  # the file cannot be reached at the moment
             self._group = -1
             raise
         self._kept.append((self._at, array))
         self._at += len(array)
 
     def _broken_off(self, reason: str) -> TableError:
-        """Remember that nothing behind this point can be decoded: trying would begin at the row group each time."""
+        """Remember that no row from here on can be decoded: each try would begin at the start of the row group."""
         error = TableError(reason)
         self._broken[self._group] = (self._at, error)
         self._group = -1

@@ -6,32 +6,32 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from featurepress.sources.tables import arrow, parquet
-from featurepress.sources.tables.columns import ImageColumn, Picture, Row, TableError
+from featurepress.sources.tables.columns import ImageColumn, ImageValue, Row, TableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-AHEAD_BYTES = {True: 8 * 1024**2, False: 1024**2}  # read at once, by whether a read is a request
+AHEAD_BYTES = {True: 8 * 1024**2, False: 1024**2}  # read at once, if a read is a request and if not
 
 
 class Table(Protocol):
-    """A table that is open: rows for a listing, and one image after the other. Not safe from several threads."""
+    """An open table: rows for a listing, and single images. Not thread-safe."""
 
     schema: pa.Schema
 
     def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
         """Yield the rows from `start` on, without reading the images.
 
-        Raises TableError where the table breaks off and nobody knows how many rows are missing.
+        Raises TableError if the table is cut short, so that the number of missing rows is unknown.
         """
 
     def texts(self, indices: Sequence[int]) -> Iterator[tuple[int, Sequence[Sequence[str | None]]]]:
-        """Yield some columns as texts, a few thousand rows at once: the first row's number, and a list a column."""
+        """Yield columns as texts, some thousand rows at a time: the first row's number, and a list per column."""
 
-    def read(self, image: ImageColumn, number: int, max_bytes: int) -> Picture:
-        """Return what the image column holds in one row.
+    def read(self, image: ImageColumn, number: int, max_bytes: int) -> ImageValue:
+        """Return the value of the image column in one row.
 
-        Raises TableError where it cannot be read, and ImageError for an image above `max_bytes`.
+        Raises TableError if it cannot be read, and ImageError for an image above `max_bytes`.
         """
 
     def close(self) -> None:
@@ -44,14 +44,14 @@ def open_table(file: BinaryIO, *, is_remote: bool = False) -> Table:
     Parameters
     ----------
     file : BinaryIO
-        Seekable; closed with the table, and at once if it is none.
+        Seekable; closed with the table, or at once if it cannot be opened.
     is_remote : bool
         Whether each read of the file is a request.
 
     Raises
     ------
     TableError
-        It is neither Parquet nor Arrow, or damaged beyond use.
+        The file is neither Parquet nor Arrow, or is damaged.
     """
     try:
         beginning = file.read(len(arrow.MAGIC))
@@ -61,7 +61,7 @@ def open_table(file: BinaryIO, *, is_remote: bool = False) -> Table:
         _ = table.schema.names
     except UnicodeDecodeError:
         file.close()
-        raise TableError("the names of its columns are no UTF-8") from None
+        raise TableError("the names of its columns are not UTF-8") from None
     except BaseException:
         file.close()
         raise
@@ -74,5 +74,5 @@ def _opened(file: BinaryIO, beginning: bytes, *, is_remote: bool) -> Table:
     if beginning == arrow.MAGIC or beginning[:4] == b"\xff" * 4:
         return arrow.ArrowTable(file)
     if beginning.startswith(b"FEA1"):
-        raise TableError("it is Feather of version 1; write it again as version 2 or Parquet")
+        raise TableError("it is Feather version 1; write it again as version 2 or Parquet")
     raise TableError("it is neither Parquet nor Arrow")

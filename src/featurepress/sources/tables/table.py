@@ -1,4 +1,4 @@
-"""Images in the rows of tables: Parquet files, Arrow files, and Arrow streams as Hugging Face keeps them."""
+"""Images in the rows of tables: Parquet files, Arrow files, and Arrow streams as Hugging Face stores them."""
 
 from __future__ import annotations
 
@@ -9,51 +9,57 @@ import heapq
 import os
 import threading
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
 
 from featurepress.errors import ImageError, SourceError
 from featurepress.settings import ImageSettings
-from featurepress.sources.base import IN_SEQUENCE, TABLE_SUFFIXES
-from featurepress.sources.containers import files_behind, in_order
+from featurepress.sources.base import IN_SEQUENCE, require_unchanged
+from featurepress.sources.containers import OpenReaders, files_behind, in_order
 from featurepress.sources.files.folder import path_text
 from featurepress.sources.lists.locations import LocationReader, location_of
-from featurepress.sources.tables.columns import ImageColumn, Picture, Row, TableError, image_column, label_column
+from featurepress.sources.selection import TABLE_SUFFIXES
+from featurepress.sources.tables.columns import (
+    ImageColumn,
+    ImageValue,
+    Row,
+    TableError,
+    image_column,
+    label_column,
+)
 from featurepress.sources.tables.rows import Table, open_table
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.storage.connection import scheme_of
 
 _DIGITS = 16  # of a row's number in keys
-_MOST_OPEN = 2
 _SUFFIXES = tuple(suffix.encode() for suffix in TABLE_SUFFIXES)
 
 
 class TableSource:
     """Images in a column of tables.
 
-    A row is called ``table.parquet#row=17``, from 0. The column holds the bytes of the images, or as Hugging Face
-    writes them structs of bytes and path, where a path without bytes is read from beside the table. A table that
-    cannot be opened, or breaks off, is listed with its problem; the first one is refused instead. Rows have no
-    names that could be included or excluded.
+    The uri of a row is ``table.parquet#row=17``, counted from 0. The column contains the bytes of the images, or
+    structs of bytes and path as Hugging Face writes them; a path without bytes is read relative to the table. A
+    table that cannot be opened, or is cut short, is listed with its problem; if it is the first one, it is refused.
+    Rows have no names that could be included or excluded.
 
     Parameters
     ----------
     spec : SourceSpec
         `location`: a file, a glob or a folder of ``.parquet``, ``.arrow``, ``.feather`` or ``.ipc`` files, on disk
-        or in a bucket. Options: ``image_column`` (by default the only one that can hold images), ``label_column``,
-        and ``brings_label``.
+        or in a bucket. Options: ``image_column`` (by default the only one that can contain images),
+        ``label_column``, and ``brings_label``.
     limits : ImageSettings, optional
-        What one image may cost.
+        Limits for one image.
 
     Notes
     -----
-    A listing reads metadata and the labels. Sizes are exact in Arrow tables, and means of a row group's whole rows
-    in Parquet. A process keeps two tables open, and reads each forward; see `tables.parquet` for what
-    that costs.
+    A listing reads metadata and labels. Sizes are exact in Arrow tables; in Parquet they are the means of the whole
+    rows of a row group. A process keeps two tables open, and reads each forward; see `tables.parquet` for the cost.
     """
 
     reading = IN_SEQUENCE
 
     def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
+        self.skipped: collections.Counter[str] = collections.Counter()
         self._spec = spec
         self._limits = limits or ImageSettings()
         self._files = files_behind(spec, self._limits)
@@ -64,39 +70,33 @@ class TableSource:
         self._base = os.fsencode(spec.base or os.getcwd())  # noqa: PTH109 - bytes
         root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
         self._locations = LocationReader(spec.options, self._limits, root)
-        self._skipped: collections.Counter[str] = collections.Counter()
-
-    @property
-    def skipped(self) -> collections.Counter[str]:
-        """What the listing has passed over, by reason."""
-        return self._skipped
 
     # -- listing ---------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the rows in byte order of their keys: the table's, and the row's number."""
-        self._skipped.clear()
+        self.skipped.clear()
         nested: list[Iterable[ImageRef]] = []
-        beginning = b""
+        prefix = b""
         is_first = True
         for table in in_order(self._files):
             key = table.order + b"#"
             if table.problem is None and not table.order.lower().endswith(_SUFFIXES):
                 if key > start_after:
-                    self._skipped["not a table's name"] += 1
+                    self.skipped["not a table's name"] += 1
                 continue
-            if nested and not key.startswith(beginning):
+            if nested and not key.startswith(prefix):
                 yield from heapq.merge(*nested, key=lambda ref: ref.order)
                 nested.clear()
             if not nested:
-                beginning = key
-            # Keys of a table that is called like a row of another one, "a.parquet#17.parquet", lie between those.
+                prefix = key
+            # The keys of a table with the name of a row, "a.parquet#17.parquet", sort between those of "a.parquet".
             nested.append(self._rows(table, start_after, is_first=is_first))
             is_first = False
         yield from heapq.merge(*nested, key=lambda ref: ref.order)
 
     def _rows(self, table: ImageRef, start_after: bytes, *, is_first: bool) -> Generator[ImageRef]:
-        """Yield the rows of a table; one that cannot be opened, or breaks off, ends with a problem."""
+        """Yield the rows of a table, then a row with a problem if it cannot be opened or is cut short."""
         start = bisect.bisect_right(range(10**_DIGITS), start_after, key=lambda number: _key(table, number))
         if start == 10**_DIGITS:
             return
@@ -104,8 +104,8 @@ class TableSource:
         try:
             with contextlib.closing(self._opened(table)) as found:
                 image, label = self._columns(found, table)
-                for one in found.rows(image, label, start):
-                    yield self._reference(table, one)
+                for listed in found.rows(image, label, start):
+                    yield self._reference(table, listed)
                     row += 1
         except (TableError, ImageError, SourceError) as error:
             if is_first and row == 0:
@@ -132,7 +132,7 @@ class TableSource:
         return ImageRef(
             f"{table.uri}#row={row.number}",
             0,
-            min(row.size, self._limits.max_bytes),  # a mean is no reason to refuse an image
+            min(row.size, self._limits.max_bytes),  # a mean above the limit is no reason to refuse an image
             table.version,
             (row.label,) if self._brings_label else (),
             _key(table, row.number),
@@ -145,47 +145,35 @@ class TableSource:
         """Read one row; consecutive rows are read in one pass."""
         table, number = _parse_key(ref)
         try:
-            picture = self._picture(table, number)
+            value = self._value(table, number)
         except TableError as error:
-            self._require_unchanged(table)
+            require_unchanged(self._files, table)
             raise ImageError("read", f"damaged table: {error}") from None
-        if picture.data is not None:
-            return picture.data
-        if not picture.path:
+        if value.data is not None:
+            return value.data
+        if not value.path:
             raise ImageError("read", "no image in this row")
-        return self._locations.read(location_of(os.fsencode(picture.path), self._folder_of(table.order)))
+        return self._locations.read(location_of(os.fsencode(value.path), self._folder_of(table.order)))
 
-    def _picture(self, table: ImageRef, number: int) -> Picture:
-        key = (self._spec.base, table.order, table.version, self._column)
-        with _shelf.lock:
-            kept = _shelf.get(key)
-            if kept is None:
-                kept = self._reopened(table)
-                _shelf.put(key, kept)
-            picture = kept.table.read(kept.image, number, self._limits.max_bytes)
-        if not self._is_remote:  # a bucket's ranges are asked for with the etag
-            self._require_unchanged(table)
-        return picture
+    def _value(self, table: ImageRef, number: int) -> ImageValue:
+        name = (self._spec.base, table.order, table.version, self._column)
+        with _open_tables.using(name, lambda: self._reopened(table)) as kept, kept.lock:
+            value = kept.table.read(kept.image, number, self._limits.max_bytes)
+        if not self._is_remote:  # in a bucket, each request checks the etag
+            require_unchanged(self._files, table)
+        return value
 
-    def _reopened(self, table: ImageRef) -> _Kept:
-        now = self._require_unchanged(table)
+    def _reopened(self, table: ImageRef) -> _OpenTable:
+        now = require_unchanged(self._files, table)
         found = self._opened(now)
         try:
-            return _Kept(found, self._columns(found, now)[0])
+            return _OpenTable(found, self._columns(found, now)[0])
         except SourceError as error:
             found.close()
             raise ImageError("read", f"damaged table: {error}") from None
 
-    def _require_unchanged(self, table: ImageRef) -> ImageRef:
-        now = self._files.stat(table)
-        if now.problem is not None:
-            raise ImageError("read", now.problem)
-        if now.version != table.version:
-            raise ImageError("read", "changed since listing")
-        return now
-
     def stat(self, ref: ImageRef) -> ImageRef:
-        """Return the reference as it is now; the row is read again only if the table has changed."""
+        """Return the current reference; the row is read again only if the table has changed."""
         table, number = _parse_key(ref)
         now = self._files.stat(table)
         if now.problem is not None:
@@ -204,12 +192,25 @@ class TableSource:
         return order if self._is_remote else os.path.join(self._base, os.path.dirname(order))  # noqa: PTH120 - bytes
 
 
+class _OpenTable:
+    """A table that is open for reading."""
+
+    held_bytes = 0  # the number of open tables limits the memory
+
+    def __init__(self, table: Table, image: ImageColumn) -> None:
+        self.table, self.image, self.close = table, image, table.close
+        self.lock = threading.Lock()
+
+
+_open_tables: OpenReaders[_OpenTable] = OpenReaders(most=2, most_bytes=0)
+
+
 def _key(table: ImageRef, number: int) -> bytes:
     return b"%s#%0*d" % (table.order, _DIGITS, number)
 
 
 def _parse_key(ref: ImageRef) -> tuple[ImageRef, int]:
-    """Return the table in which an image lies, as far as it is known, and the number of its row."""
+    """Return the table that contains an image (its size is not known), and the number of the row."""
     order, number = ref.order[: -_DIGITS - 1], int(ref.order[-_DIGITS:])
     return ImageRef(path_text(order), 0, 0, ref.version, key=order), number
 
@@ -224,45 +225,4 @@ def _refused(table: ImageRef, error: TableError | ImageError | SourceError) -> S
     if isinstance(error, SourceError):
         return error
     reason = error.reason if isinstance(error, ImageError) else str(error)
-    return SourceError(f"The table '{table.uri}' cannot be read: {reason}. Give a Parquet or an Arrow file.")
-
-
-# -- tables that are open ------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Kept:
-    table: Table
-    image: ImageColumn
-
-
-class _Shelf:
-    """The last few tables that this process has read: shards open a source anew, and go on in the middle."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._kept: collections.OrderedDict[object, _Kept] = collections.OrderedDict()
-
-    def get(self, key: object) -> _Kept | None:
-        """Return an open table."""
-        if key in self._kept:
-            self._kept.move_to_end(key)
-        return self._kept.get(key)
-
-    def put(self, key: object, kept: _Kept) -> None:
-        """Keep a table, and close the one that was not used for longest."""
-        self._kept[key] = kept
-        while len(self._kept) > _MOST_OPEN:
-            self._kept.popitem(last=False)[1].table.close()
-
-
-_shelf = _Shelf()
-
-
-def _forget() -> None:
-    """Begin anew in a process that was forked: two cannot read one file in turns."""
-    global _shelf  # noqa: PLW0603
-    _shelf = _Shelf()
-
-
-os.register_at_fork(after_in_child=_forget)
+    return SourceError(f"The table '{table.uri}' cannot be read: {reason}. Use a Parquet or an Arrow file.")
