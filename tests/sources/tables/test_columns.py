@@ -100,7 +100,7 @@ def test_a_column_of_another_type() -> None:
     )
     for name in ("url", "kind"):
         assert refusal(image_column, columns, name, WHERE).endswith(
-            f" For a column of paths or urls use --uri-column {name}."
+            f" For a column of paths or urls, use --uri-column {name}."
         )
 
 
@@ -168,7 +168,7 @@ def test_a_column_of_no_uris() -> None:
         "Allowed are text and dictionaries of text."
     )
     assert refusal(uri_column, schema(a=pa.binary()), "a", URI_COLUMNS, WHERE).endswith(
-        " For images in the table itself use --image-column a."
+        " For images in the table itself, use --image-column a."
     )
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
         assert uri_column(schema(n=pa.int8(), a=kind), "a", URI_COLUMNS, WHERE) == 1
