@@ -11,6 +11,7 @@ import base64
 import contextlib
 import functools
 import http.client
+import importlib.metadata
 import ipaddress
 import itertools
 import logging
@@ -33,7 +34,6 @@ from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
 from urllib3.util import Retry, Url, parse_url
 from urllib3.util.ssl_ import create_urllib3_context
 
-from featurepress._version import __version__
 from featurepress.errors import ImageError
 from featurepress.settings import ImageSettings
 from featurepress.sources.base import too_many_bytes
@@ -133,7 +133,7 @@ class Web:
         self._context = context or _system_context()
         self._context.sslsocket_class = _TlsSocket
         self._pool = functools.lru_cache(_MAX_HOSTS)(self._new_pool)
-        self._headers = {"User-Agent": f"featurepress/{__version__}", "Accept": "*/*"}
+        self._headers = {"User-Agent": _user_agent(), "Accept": "*/*"}
         self._lock = threading.Lock()
         self._slots: weakref.WeakValueDictionary[str, threading.Semaphore] = weakref.WeakValueDictionary()
 
@@ -390,6 +390,13 @@ def _authorization(target: Url) -> dict[str, str]:
     if not target.auth:
         return {}
     return {"Authorization": f"Basic {base64.b64encode(unquote(target.auth).encode()).decode()}"}
+
+
+def _user_agent() -> str:
+    try:
+        return f"featurepress/{importlib.metadata.version('featurepress')}"
+    except importlib.metadata.PackageNotFoundError:
+        return "featurepress"
 
 
 def _system_context() -> ssl.SSLContext:
