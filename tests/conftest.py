@@ -24,15 +24,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's backgro
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Give the folder with real pictures, or skip."""
+    """Return the folder with real images, or skip."""
     if not SHARED_DATA.is_dir():
-        pytest.skip(f"the folder {SHARED_DATA} with real pictures is not here")
+        pytest.skip(f"the folder {SHARED_DATA} with real images does not exist")
     return SHARED_DATA
 
 
 @pytest.fixture(scope="session", autouse=True)
 def model_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Keep models in a folder of the tests, shared by the workers of pytest-xdist; never in the user's."""
+    """Keep models in a folder of this test run, shared by the workers of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models"
     with pytest.MonkeyPatch.context() as patch:
@@ -43,16 +43,16 @@ def model_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def embedded_weights() -> Path:
-    """Give the embedded model's weights as keras writes them, or skip: a MobileNetV2 of width 0.5, trained."""
+    """Return the embedded model's weights as a Keras file, or skip: a trained MobileNetV2 of width 0.5."""
     path = SHARED_DATA.parent / "weights" / "embedded-v1.weights.h5"
     if not path.is_file():
-        pytest.skip(f"the weights {path} are not here")
+        pytest.skip(f"the file {path} does not exist")
     return path
 
 
 @pytest.fixture
 def own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep models, certificates and speeds where no other test sees them."""
+    """Keep models, certificates and speeds of one test apart from those of all others."""
     folder = tmp_path / "home"
     monkeypatch.setenv("FEATUREPRESS_HOME", str(folder))
     return folder

@@ -1,4 +1,4 @@
-"""Runs of featurepress in processes of their own, and a close look at what they leave behind."""
+"""Run featurepress in its own processes, and check the files that it leaves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class Watched(InlineEngine):
-    """Notes which tasks it runs for which shards; may stop after some."""
+    """Record which tasks run for which shards; stop after `stop_after` of them."""
 
     def __init__(self, stop_after: int = 10**6) -> None:
         self.tasks: list[tuple[Any, int]] = []
@@ -52,14 +52,14 @@ class Watched(InlineEngine):
 
 
 COMMAND = (sys.executable, "-m", "featurepress")
-PATIENCE_SECONDS = 120  # against hanging only
+TIMEOUT_SECONDS = 120  # against hanging only
 
 
-# -- pictures ------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------
 
 
 def draw(folder: Path, n: int, *, image_size_px: int = 24, broken: bool = False) -> Path:
-    """Draw `n` small pictures; with `broken`, three files among them that are none."""
+    """Draw `n` small images; with `broken`, add three files that cannot be decoded."""
     paths = draw_images(folder, n, image_size_px=image_size_px)
     if broken:
         (folder / "empty.jpg").write_bytes(b"")
@@ -94,9 +94,9 @@ def estimate(sources: Any, out: Any = DEFAULT_OUT, **options: Any) -> Estimate:
 def run_cli(
     *arguments: str | Path, cwd: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end; standard input is closed, output is no terminal."""
+    """Run the command to its end, with standard input closed and without a terminal."""
     with started(*arguments, cwd=cwd, environment=environment) as process:
-        out, err = process.communicate(timeout=PATIENCE_SECONDS)
+        out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
@@ -108,9 +108,9 @@ def started(
     stderr: int = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a session of its own; whatever is left of that session is killed at the end.
+    """Start the command in a new session; kill all its processes at the end.
 
-    An embed that names no model gets the one that needs no network.
+    `embed` without a model uses the one that needs no network.
     """
     if arguments and arguments[0] == "embed" and "--model" not in arguments:
         arguments = ("embed", "--model", "embedded", *arguments[1:])
@@ -129,21 +129,21 @@ def started(
     try:
         yield process
     finally:
-        for one in session_of(process.pid):
+        for member in session_of(process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+                member.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=10)
 
 
 def clean_environment() -> dict[str, str]:
-    """Give this process's environment without what would colour or widen the command's output."""
+    """Return the environment without variables that change the colours or width of the output."""
     colours = ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE", "TERM")
     return {**{name: value for name, value in os.environ.items() if name not in colours}, "TERM": "xterm"}
 
 
 def session_of(leader: int) -> list[psutil.Process]:
-    """Give the live processes of the session that `leader` started, the leader's workers among them."""
+    """Return the running processes of the session that `leader` started, with its workers."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
@@ -153,36 +153,36 @@ def session_of(leader: int) -> list[psutil.Process]:
 
 
 def workers_of(leader: int) -> list[psutil.Process]:
-    """Give the processes of a run beside its driver, oldest first."""
+    """Return the processes of a run except its driver, oldest first."""
     return sorted((p for p in session_of(leader) if p.pid != leader), key=lambda p: p.pid)
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait for something; fail if it does not come."""
+def wait_until(condition: Callable[[], object], what: str, seconds: float = TIMEOUT_SECONDS) -> None:
+    """Wait until a condition is true; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
-            raise AssertionError(f"{what} did not come about in {seconds:g} seconds")
+            raise AssertionError(f"waited {seconds:g} seconds for {what}")
         time.sleep(0.003)
 
 
 def wait_for_no_orphans(leader: int) -> None:
-    """Wait until nothing is left of a run whose driver has ended."""
+    """Wait until all processes of a run whose driver has ended are gone."""
     wait_until(lambda: not session_of(leader), f"the end of the workers of {leader}", 20)
 
 
 def interrupt(process: subprocess.Popen[str], number: signal.Signals, *, group: bool = False) -> tuple[str, str]:
-    """Send a signal to the driver, or to all its processes as a terminal does, and take its last words."""
+    """Send a signal to the driver, or to all processes as a terminal does; return the output."""
     if group:
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    out, err = process.communicate(timeout=TIMEOUT_SECONDS)
     wait_for_no_orphans(process.pid)
     return out, err
 
 
-# -- what lies at a destination ------------------------------------------------------------------------------
+# -- files of a destination ----------------------------------------------------------------------------------
 
 
 class Row(NamedTuple):
@@ -196,7 +196,7 @@ class Row(NamedTuple):
 
 
 def read_rows(out: Path) -> dict[str, Row]:
-    """Read the parts as anybody would, by a glob; fail if a uri is there twice."""
+    """Read the parts by a glob; fail if a uri occurs twice."""
     rows: dict[str, Row] = {}
     for path in sorted(out.glob("features/*.parquet")):
         table = pq.read_table(path)
@@ -205,13 +205,13 @@ def read_rows(out: Path) -> dict[str, Row]:
         features = table["features"].combine_chunks().flatten().to_numpy().reshape(len(table), width)
         for i, values in enumerate(table.select(["uri", "width", "height", "sha256"]).to_pylist()):
             uri = values.pop("uri")
-            assert uri not in rows, f"{uri} is there twice"
+            assert uri not in rows, f"{uri} occurs twice"
             rows[uri] = Row(label=labels[i], features=features[i].tobytes(), **values)
     return rows
 
 
 def read_failures(out: Path) -> list[tuple[str, str, str]]:
-    """Read the failure ledger: (uri, stage, reason), in order of the parts."""
+    """Read the failures (uri, stage, reason) in the order of the parts."""
     return [
         (row["uri"], row["stage"], row["reason"])
         for path in sorted(out.glob("failures/*.parquet"))
@@ -220,7 +220,7 @@ def read_failures(out: Path) -> list[tuple[str, str, str]]:
 
 
 def read_footers(out: Path) -> list[dict[str, Any]]:
-    """Read the account in the footer of each part: receipt and failures."""
+    """Read the footer of each part: receipt and failures."""
     return [
         json.loads(pq.read_metadata(path).metadata[b"featurepress"])
         for path in sorted(out.glob("features/*.parquet"))
@@ -233,12 +233,12 @@ def read_json(path: Path) -> Any:
 
 
 def names_below(folder: Path) -> list[str]:
-    """Give the files below a folder, hidden ones too."""
+    """Return the files below a folder, hidden ones included."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
-    """Give each file below a folder with its time and a hash of its bytes, and each folder."""
+    """Return the time and hash of each file below a folder, and each folder."""
     return {
         str(path.relative_to(folder)): (
             path.lstat().st_mtime_ns if path.is_file() else 0,
@@ -249,7 +249,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
 
 
 def leftovers(out: Path) -> list[str]:
-    """Give what a finished run must not leave: hidden or temporary files, and marks of attempts."""
+    """Return the files that a finished run must not leave: hidden, temporary, and of attempts."""
     return [
         name
         for name in names_below(out)
@@ -258,7 +258,7 @@ def leftovers(out: Path) -> list[str]:
 
 
 def assert_same_result(out: Path, undisturbed: Path) -> None:
-    """Fail unless a finished destination holds the same rows, failures and names as another, and nothing more."""
+    """Check that a finished destination has the rows, failures and file names of another, and no more."""
     assert read_rows(out) == read_rows(undisturbed)
     assert read_failures(out) == read_failures(undisturbed)
     assert leftovers(out) == []
@@ -271,7 +271,7 @@ def assert_same_result(out: Path, undisturbed: Path) -> None:
 
 
 def assert_only_whole_parts(out: Path) -> None:
-    """Fail if anything that stands under a part's name is not a whole Parquet file."""
+    """Check that every file with the name of a part is a complete Parquet file."""
     for path in [*out.glob("features/*"), *out.glob("failures/*")]:
         if not path.name.startswith("."):
             pq.ParquetFile(path).read()

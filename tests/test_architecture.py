@@ -1,8 +1,7 @@
-"""The house, and that nobody builds through its walls.
+"""Imports follow one table, from the top down.
 
-The table is the picture of the house: each room with what it may enter. A room is a file of src/featurepress, or
-a folder with all its files. Rooms stand above what they enter, so that a reader may stop at any line and knows
-everything below by its contracts.
+A room is a file or a folder of src/featurepress. The table lists the rooms that each room may import; rooms import
+only those below them. Reading from the top, stop at any line: everything below has a contract.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-HOUSE = Path(__file__).parents[1] / "src" / "featurepress"
+PACKAGE = Path(__file__).parents[1] / "src" / "featurepress"
 
 ARROWS = """
     __init__    -> fp.models learning runs features analysis engines progress errors _version
@@ -51,7 +50,7 @@ ARROWS = """
     _version    ->
 """
 
-# The libraries that cost time to import, or tie a room to one way of doing things: who may use them.
+# Libraries that are slow to import or that only one room should know: the rooms that may use them.
 LIBRARIES = {
     "openvino": {"models"},
     "keras": {"models"},
@@ -109,14 +108,14 @@ def read_arrows() -> dict[str, set[str]]:
 
 
 ALLOWED = read_arrows()
-FILES = sorted(HOUSE.rglob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {
-    ".".join(path.relative_to(HOUSE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES
 }
 
 
 class Import(NamedTuple):
-    """One name that a file imports: `what` as a module of the house, or the top of a library's name."""
+    """One import of a file: `what` is a module of the package, or the top-level name of a library."""
 
     what: str
     is_ours: bool
@@ -134,7 +133,7 @@ def room_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> list[Import]:
-    """Give all imports of a file, those inside functions and for types only as well."""
+    """Return all imports of a file, with those inside functions and those for types only."""
     return list(_imports(ast.parse(path.read_text()), for_types_only=False, path=path))
 
 
@@ -143,7 +142,7 @@ def _imports(node: ast.AST, *, for_types_only: bool, path: Path) -> Iterator[Imp
         for alias in node.names:
             yield _import(alias.name, node.lineno, for_types_only)
     elif isinstance(node, ast.ImportFrom):
-        assert node.level == 0, f"{path}: imports are absolute in this house"
+        assert node.level == 0, f"{path}: imports must be absolute"
         for alias in node.names:
             inner = f"{node.module}.{alias.name}".removeprefix("featurepress.")
             is_module = (node.module or "").startswith("featurepress") and inner in MODULES
@@ -169,7 +168,7 @@ IMPORTS = {path: imports_of(path) for path in FILES}
 
 
 def identifier(path: Path) -> str:
-    return str(path.relative_to(HOUSE))
+    return str(path.relative_to(PACKAGE))
 
 
 every_file = pytest.mark.parametrize("path", FILES, ids=identifier)
@@ -194,7 +193,7 @@ def test_arrows(path: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_arrow_stands_in_the_table_for_nothing() -> None:
+def test_every_arrow_of_the_table_is_used() -> None:
     used = {
         (room_of(module_name(path)), room_of(one.what)) for path in FILES for one in IMPORTS[path] if one.is_ours
     }
@@ -220,7 +219,7 @@ def test_the_files_have_no_cycle() -> None:
 
 
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:
-    """Give the names on a cycle, or none: what is left after taking away, again and again, what enters nothing."""
+    """Return the names on a cycle: those that remain after removing, repeatedly, all without targets."""
     left = {name: set(targets) & set(graph) - {name} for name, targets in graph.items()}
     while ends := [name for name, targets in left.items() if not targets]:
         for name in ends:
@@ -236,12 +235,12 @@ def test_a_cycle_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_stages_know_nothing_of_one_another(stage: str) -> None:
+def test_stages_do_not_import_one_another(stage: str) -> None:
     assert not ALLOWED[stage] & set(STAGES)
     assert "embedding" not in ALLOWED[stage]
 
 
-def test_the_driver_reaches_the_embedding_of_a_shard_through_its_tasks_only() -> None:
+def test_only_the_tasks_of_runs_import_the_embedding() -> None:
     found = {
         identifier(path)
         for path in FILES
@@ -255,10 +254,10 @@ def test_there_are_few_rooms() -> None:
     assert len({module.partition(".")[0] for module in MODULES}) <= 26
 
 
-def test_engines_know_neither_pixels_nor_the_embedding() -> None:
+def test_engines_do_not_handle_images() -> None:
     assert not ALLOWED["engines"] & {"embedding", "runs", *STAGES}
     allowed = sys.stdlib_module_names | {"featurepress", "pyspark", "ray", "pyarrow"}
-    for path in (HOUSE / "engines").glob("*.py"):
+    for path in (PACKAGE / "engines").glob("*.py"):
         assert {one.what for one in IMPORTS[path] if not one.is_ours} <= allowed
         names = {node.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Name)}
         assert not [name for name in names if re.search("pixel|image|decod|backbone|features", name, re.I)]
@@ -266,16 +265,16 @@ def test_engines_know_neither_pixels_nor_the_embedding() -> None:
 
 @pytest.mark.parametrize("word", ["spark", "pyspark", "ray", "partition"])
 def test_the_embedding_of_a_shard_never_mentions_an_engine(word: str) -> None:
-    text = (HOUSE / "embedding" / "shard.py").read_text().lower()
+    text = (PACKAGE / "embedding" / "shard.py").read_text().lower()
     assert not re.search(rf"\b{word}s?\b(?!\()", re.sub(r"\.partition\(", "", text))
 
 
-def test_nobody_imports_the_stand_ins_for_tests() -> None:
+def test_no_module_imports_the_fakes() -> None:
     for path in FILES:
         assert not [one for one in IMPORTS[path] if one.what == "testing"], path
 
 
-def test_the_stand_ins_are_named_in_the_closed_tables_only() -> None:
+def test_only_the_registries_name_the_fakes() -> None:
     found = {
         (identifier(path), node.value)
         for path in FILES
@@ -336,7 +335,7 @@ def test_functions_are_short(path: Path) -> None:
 
 @every_file
 def test_files_are_named_after_what_they_hold(path: Path) -> None:
-    assert not {*path.relative_to(HOUSE).with_suffix("").parts} & NO_NAMES
+    assert not {*path.relative_to(PACKAGE).with_suffix("").parts} & NO_NAMES
 
 
 @every_file
@@ -376,7 +375,7 @@ except SystemExit as end:
 
 
 def loaded(program: str) -> set[str]:
-    """Run a program in a fresh interpreter; give the tops of the modules that it has loaded."""
+    """Run a program in a new interpreter; return the top-level names of the modules it has loaded."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", f"{program}\nimport sys; print('\\nLOADED', *sys.modules)"],
         capture_output=True,
@@ -388,7 +387,7 @@ def loaded(program: str) -> set[str]:
     return {name.partition(".")[0] for name in names} | {n for n in names if n.startswith("featurepress")}
 
 
-def test_importing_the_package_costs_nothing() -> None:
+def test_importing_the_package_imports_nothing_heavy() -> None:
     modules = loaded("import featurepress; featurepress.__version__; dir(featurepress)")
     assert not modules & HEAVY
     assert {name for name in modules if name.startswith("featurepress.")} == {"featurepress._version"}
@@ -414,7 +413,7 @@ def test_a_worker_starts_light() -> None:
     assert not modules & HEAVY
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     program = (
         "import featurepress\nfor name in featurepress.__all__: assert getattr(featurepress, name) is not None"
     )

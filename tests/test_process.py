@@ -19,7 +19,7 @@ import pytest
 from featurepress.process import Child, ChildDiedError, ChildSilentError, send_message, when_abandoned
 from tests.contracts import tasks
 
-PATIENCE_SECONDS = 30.0
+TIMEOUT_SECONDS = 30.0
 
 
 @pytest.fixture
@@ -35,14 +35,14 @@ def is_running(pid: int) -> bool:
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + TIMEOUT_SECONDS
     while not (path.exists() and path.stat().st_size >= 0):
         assert time.monotonic() < end, f"{path} did not come"
         time.sleep(0.01)
 
 
 def wait_for_end(pid: int) -> None:
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + TIMEOUT_SECONDS
     while is_running(pid):
         assert time.monotonic() < end, f"process {pid} goes on"
         time.sleep(0.01)
@@ -203,7 +203,7 @@ def test_close_ends_a_call_and_lets_it_clean_up(tmp_path: Path) -> None:
     thread.start()
     wait_for(tmp_path / "started")
     child.close()
-    thread.join(PATIENCE_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     assert (tmp_path / "abandoned").exists()
     assert len(caught) == 1
     assert not is_running(child.pid)
@@ -235,7 +235,7 @@ def test_sigterm_ends_a_child(child: Child) -> None:
     child.call(tasks.echo, 1)
     os.kill(child.pid, signal.SIGTERM)
     wait_for_end(child.pid)
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + TIMEOUT_SECONDS
     while child.is_ready:  # its first thread is gone, the others follow
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -288,7 +288,7 @@ def test_a_grandchild_goes_when_the_child_is_killed(child: Child, tmp_path: Path
     while not (text := pid_file.read_text()):
         time.sleep(0.01)
     os.kill(child.pid, signal.SIGKILL)
-    thread.join(PATIENCE_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     wait_for_end(int(text))
 
 
@@ -297,7 +297,7 @@ def test_close_does_not_wait_for_a_forked_process_that_keeps_the_pipe() -> None:
     forked = child.call(tasks.fork_and_return, 60.0)
     closer = threading.Thread(target=child.close, daemon=True)
     closer.start()
-    closer.join(PATIENCE_SECONDS)
+    closer.join(TIMEOUT_SECONDS)
     try:
         assert not closer.is_alive()
         assert is_running(forked)
@@ -308,7 +308,7 @@ def test_close_does_not_wait_for_a_forked_process_that_keeps_the_pipe() -> None:
 
 def test_a_death_is_noticed_although_a_forked_process_keeps_the_pipe(child: Child, tmp_path: Path) -> None:
     with pytest.raises(ChildDiedError, match="was killed by SIGABRT"):
-        child.call(tasks.fork_and_die, tmp_path / "pid", 60.0, silence_seconds=PATIENCE_SECONDS)
+        child.call(tasks.fork_and_die, tmp_path / "pid", 60.0, silence_seconds=TIMEOUT_SECONDS)
     forked = int((tmp_path / "pid").read_text())
     assert is_running(forked)
     os.kill(forked, signal.SIGKILL)
@@ -326,5 +326,5 @@ child.close()
 
 def test_the_users_script_is_not_run_again(tmp_path: Path) -> None:
     with run_script(UNGUARDED) as script:
-        out, err = script.communicate(timeout=PATIENCE_SECONDS)
+        out, err = script.communicate(timeout=TIMEOUT_SECONDS)
     assert (out.splitlines(), err, script.returncode) == (["the script runs", "the child answers"], "", 0)

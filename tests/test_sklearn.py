@@ -1,4 +1,4 @@
-"""ImageFeaturizer: the features of embed, as scikit-learn wants transformers; parameters as documented."""
+"""ImageFeaturizer: a transformer of scikit-learn with the features of embed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from tests.running import draw, embed, started, wait_for_no_orphans
 DOCS = (Path(__file__).parents[1] / "docs" / "how-to" / "sklearn.md").read_text(encoding="utf-8")
 
 
-def odd_pictures(folder: Path) -> None:
-    """Add a picture on its side by EXIF, transparent ones, and a grey one."""
+def add_odd_images(folder: Path) -> None:
+    """Add an image rotated by EXIF, a transparent and a grey one."""
     rng = np.random.default_rng(3)
     levels = rng.integers(0, 256, (40, 60, 4), np.uint8)
     exif = Image.Exif()
@@ -54,13 +54,13 @@ def odd_pictures(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = draw(tmp_path_factory.mktemp("images"), 40)
-    odd_pictures(folder)
+    add_odd_images(folder)
     return sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".png"))
 
 
 @pytest.fixture(scope="module")
 def features(images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Give what embed gives of the images, in their order."""
+    """Return the features of embed for the images, in their order."""
     out = tmp_path_factory.mktemp("out")
     shutil.rmtree(out)
     result = embed([str(path) for path in images], out, precision="float32")
@@ -70,14 +70,14 @@ def features(images: list[Path], tmp_path_factory: pytest.TempPathFactory) -> An
 
 @pytest.fixture(scope="module")
 def featurizer() -> Iterator[ImageFeaturizer]:
-    """Give one that many tests transform with, so that its processes start once."""
+    """Return a featurizer for many tests, so that its processes start once."""
     featurizer = ImageFeaturizer(model="embedded", workers=2).fit()
     yield featurizer
     featurizer.close()
 
 
 def faked(**options: Any) -> ImageFeaturizer:
-    """Give one that is fitted with the fake backbone."""
+    """Return a featurizer that is fitted with the fake backbone."""
     featurizer = ImageFeaturizer(model="embedded", workers=2)
     featurizer.backbone_ = fake_backbone(**options)
     return featurizer
@@ -151,7 +151,7 @@ def test_arrays_of_pixels_are_rgb_grey_or_have_alpha(
 def test_a_relative_path_starts_at_the_working_folder(
     images: list[Path], features: Any, featurizer: ImageFeaturizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    featurizer.transform(images[:1])  # the processes are there, and stay where they started
+    featurizer.transform(images[:1])  # its processes started in another folder
     monkeypatch.chdir(images[0].parent)
     assert featurizer.transform([images[0].name]).tobytes() == features[:1].tobytes()
 
@@ -167,7 +167,7 @@ def test_a_name_that_is_not_utf8_is_read(featurizer: ImageFeaturizer, images: li
 
 
 def test_large_images_are_sent_in_small_runs() -> None:
-    """Forty of 3 MB are more than a process gets at once; all have features, in order."""
+    """40 images of 3 MB do not fit into one run; all have features, in order."""
     featurizer = faked()
     X = np.repeat(np.arange(40, dtype=np.uint8), 3 * 10**6).reshape(40, 1000, 1000, 3)
     result = featurizer.transform(X)
@@ -289,7 +289,7 @@ def test_bfloat16_is_refused_on_a_cpu_without_it(images: list[Path], features: A
     assert np.abs(result - features).max() < 0.1 * np.abs(features).max()
 
 
-# -- as scikit-learn wants it --------------------------------------------------------------------------------
+# -- contract of scikit-learn -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -304,13 +304,13 @@ def test_bfloat16_is_refused_on_a_cpu_without_it(images: list[Path], features: A
         estimator_checks.check_valid_tag_types,
     ],
 )
-def test_the_checks_of_scikit_learn_that_need_no_numbers(check: Callable[[str, Any], None]) -> None:
+def test_the_checks_of_scikit_learn_without_numeric_input_pass(check: Callable[[str, Any], None]) -> None:
     check("ImageFeaturizer", ImageFeaturizer(model="embedded"))
 
 
 def test_fit_finds_the_model_and_transform_needs_no_fit(images: list[Path], features: Any) -> None:
     featurizer = ImageFeaturizer(model="embedded", workers=1)
-    check_is_fitted(featurizer)  # nothing to be done before use
+    check_is_fitted(featurizer)  # does not raise
     assert get_tags(featurizer).requires_fit is False
     assert featurizer.transform(images[:2]).tobytes() == features[:2].tobytes()
     assert not hasattr(featurizer, "backbone_")
@@ -340,11 +340,11 @@ def test_a_column_of_a_table_goes_through_a_column_transformer(images: list[Path
     frame = pd.DataFrame({"uri": [str(path) for path in images[:3]], "price": [1.0, 2.0, 3.0]})
     for column in ("uri", ["uri"]):
         columns = ColumnTransformer(
-            [("picture", ImageFeaturizer(model="embedded", workers=1), column), ("rest", "passthrough", ["price"])]
+            [("image", ImageFeaturizer(model="embedded", workers=1), column), ("rest", "passthrough", ["price"])]
         )
         result = columns.fit_transform(frame)
         assert result[:, :1280].astype(np.float32).tobytes() == features[:3].tobytes()
-        assert columns.get_feature_names_out()[0] == "picture__imagefeaturizer0"
+        assert columns.get_feature_names_out()[0] == "image__imagefeaturizer0"
 
 
 def test_pickles_and_clones_hold_no_processes(images: list[Path], features: Any) -> None:
@@ -355,13 +355,13 @@ def test_pickles_and_clones_hold_no_processes(images: list[Path], features: Any)
     assert before.get_params() == after.get_params() == copy.get_params() == featurizer.get_params()
     assert after.fingerprint_ == featurizer.fingerprint_
     assert not hasattr(copy, "backbone_")
-    for one in (before, after, copy):
-        assert children_of(one) == []
+    for other in (before, after, copy):
+        assert children_of(other) == []
     assert len(children_of(featurizer)) == 1
-    for one in (before, after, copy):
-        assert one.transform(images[:2]).tobytes() == features[:2].tobytes()
-        assert not {p.pid for p in children_of(one)} & {p.pid for p in children_of(featurizer)}
-        one.close()
+    for other in (before, after, copy):
+        assert other.transform(images[:2]).tobytes() == features[:2].tobytes()
+        assert not {p.pid for p in children_of(other)} & {p.pid for p in children_of(featurizer)}
+        other.close()
     featurizer.close()
 
 
@@ -384,9 +384,9 @@ def test_a_pickle_prepares_the_model_on_another_machine(own_home: Path, tmp_path
 
 
 def two_classes(images: list[Path]) -> tuple[list[Path], list[bool]]:
-    """Give images, and classes for them to be learnt by heart."""
-    some = [path for path in images if path.suffix == ".jpg"][:24]
-    return some, [i % 2 == 0 for i in range(len(some))]
+    """Return images and arbitrary classes."""
+    X = [path for path in images if path.suffix == ".jpg"][:24]
+    return X, [i % 2 == 0 for i in range(len(X))]
 
 
 def test_a_pipeline_is_cross_validated_and_searched(images: list[Path]) -> None:
@@ -398,7 +398,7 @@ def test_a_pipeline_is_cross_validated_and_searched(images: list[Path]) -> None:
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
     best = search.best_estimator_.named_steps["imagefeaturizer"]
     assert best.backbone_.pooling == search.best_params_["imagefeaturizer__pooling"]
-    assert (search.predict(X) == np.array(y)).mean() > 0.9  # on what it has seen
+    assert (search.predict(X) == np.array(y)).mean() > 0.9  # of the training images
 
 
 def test_a_pipeline_with_a_memory_embeds_the_training_images_once(images: list[Path], tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_a_pipeline_with_a_memory_embeds_the_training_images_once(images: list[P
 
 
 def children_of(featurizer: ImageFeaturizer) -> list[psutil.Process]:
-    """Give the processes that an estimator has started."""
+    """Return the processes that an estimator has started."""
     embedders = getattr(featurizer, "_embedders", None)
     result = [embedder._child for embedder in embedders._embedders] if embedders else []
     return [psutil.Process(child.pid) for child in result if child is not None]
@@ -428,7 +428,7 @@ def test_processes_start_when_needed_and_are_kept() -> None:
     featurizer.transform([])
     assert set(psutil.Process().children()) == before
     featurizer.transform([WHITE])
-    assert len(children_of(featurizer)) == 1  # one picture needs no second
+    assert len(children_of(featurizer)) == 1  # a second would have no work
     featurizer.transform([WHITE] * 100)
     kept = children_of(featurizer)
     assert len(kept) == 2
@@ -521,7 +521,7 @@ def test_no_process_is_left_after(images: list[Path], body: str) -> None:
 
 
 def test_ctrl_c_ends_a_call_at_once() -> None:
-    """The processes are stopped, as if they hung: without Ctrl-C the call would last for many minutes."""
+    """The processes are paused, as if they hung: without Ctrl-C the call would take minutes."""
     body = """
 import signal
 kept = ImageFeaturizer('embedded', workers=2)
@@ -546,7 +546,7 @@ print(np.isfinite(kept.transform(X)).all())
     assert (out, err) == ("interrupted False\nTrue\n", "")
 
 
-# -- docs/how-to/sklearn.md
+# -- docs/how-to/sklearn.md -----------------------------------------------------------------------------------
 
 
 def test_the_docs_name_every_parameter() -> None:

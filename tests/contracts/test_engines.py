@@ -21,12 +21,12 @@ from featurepress.testing import InlineEngine, PlanMaker, memory_source
 from tests.contracts import tasks
 
 # Workers beat or answer within a few seconds, even when the machine is busy with other tests.
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 
 ENGINES: dict[str, Callable[[], Engine]] = {
     "inline": InlineEngine,
-    "local 1": lambda: LocalEngine(1, silence_seconds=PATIENCE_SECONDS),
-    "local 3": lambda: LocalEngine(3, silence_seconds=PATIENCE_SECONDS),
+    "local 1": lambda: LocalEngine(1, silence_seconds=TIMEOUT_SECONDS),
+    "local 3": lambda: LocalEngine(3, silence_seconds=TIMEOUT_SECONDS),
 }
 IN_PROCESSES = [name for name in ENGINES if name != "inline"]
 
@@ -91,7 +91,7 @@ def test_shards_may_still_grow_while_the_first_run(engine: Engine, plan: Plan) -
     def shards() -> Iterator[int]:
         for shard, event in enumerate(arrived):
             yield shard
-            assert event.wait(PATIENCE_SECONDS), "a result waits until the shards have come to their end"
+            assert event.wait(TIMEOUT_SECONDS), "a result waits until the shards have come to their end"
 
     for result in engine.run(tasks.square, plan, shards()):
         arrived[{0: 0, 1: 1, 4: 2}[result]].set()
@@ -178,17 +178,17 @@ def test_a_shard_that_comes_after_the_end_is_not_run(process_engine: Engine, pla
     def shards() -> Iterator[int]:
         yield 0
         waiting.set()
-        go_on.wait(PATIENCE_SECONDS)
+        go_on.wait(TIMEOUT_SECONDS)
         yield 1
 
     results = process_engine.run(tasks.Recorded(tmp_path), plan, shards())
     assert next(results) == 0
-    assert waiting.wait(PATIENCE_SECONDS)
+    assert waiting.wait(TIMEOUT_SECONDS)
     closer = threading.Thread(target=results.close)
     closer.start()
     time.sleep(0.05)
     go_on.set()
-    closer.join(PATIENCE_SECONDS)
+    closer.join(TIMEOUT_SECONDS)
     assert not closer.is_alive()
     assert tasks.attempts(tmp_path, 1) == []
 

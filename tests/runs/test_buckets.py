@@ -15,7 +15,7 @@ import pytest
 
 import featurepress as fp
 from featurepress.demo.orchard import draw_images
-from tests.running import PATIENCE_SECONDS, embed, read_json, run_cli, started, wait_until
+from tests.running import TIMEOUT_SECONDS, embed, read_json, run_cli, started, wait_until
 from tests.servers.fixtures import Faulty
 from tests.servers.listing import Listing
 from tests.servers.s3 import FastS3
@@ -96,7 +96,7 @@ def test_a_driver_killed_ten_times_and_finished_elsewhere(fast_s3: FastS3, pictu
             time.sleep(rng.random() * 0.6)
             assert process.poll() is None
             process.send_signal(signal.SIGKILL)
-            process.wait(PATIENCE_SECONDS)
+            process.wait(TIMEOUT_SECONDS)
         assert list(folder.iterdir()) == []
     fresh = tmp_path / "fresh"
     fresh.mkdir()

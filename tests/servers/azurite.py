@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 from xml.etree import ElementTree
 
 from tests.servers.process import running_command
-from tests.servers.s3 import PATIENCE_SECONDS, new_name
+from tests.servers.s3 import TIMEOUT_SECONDS, new_name
 
 ACCOUNT = (
     "devstoreaccount1"  # it and its key are known to everybody: learn.microsoft.com, "Use the Azurite emulator"
@@ -110,7 +110,7 @@ class Azure:
         digest = hmac.digest(base64.b64decode(_KEY), "\n".join(words).encode(), hashlib.sha256)
         sent["Authorization"] = f"SharedKey {ACCOUNT}:{base64.b64encode(digest).decode()}"
         address = urlsplit(self.endpoint)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
         with contextlib.closing(connection):
             connection.request(method, f"{path}?{urlencode(query)}" if query else path, body, sent)
             answer = connection.getresponse()

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-_PATIENCE_SECONDS = 60  # of a busy machine
+_TIMEOUT_SECONDS = 60  # of a busy machine
 _ADDRESS = re.compile(rb"listens on (http://127\.0\.0\.1:\d+)")
 
 
@@ -62,7 +62,7 @@ def started(*command: str) -> Iterator[str]:
 
 
 def _address(process: subprocess.Popen[bytes], output: int) -> str:
-    end = time.monotonic() + _PATIENCE_SECONDS
+    end = time.monotonic() + _TIMEOUT_SECONDS
     while True:
         ended = process.poll()
         said = os.pread(output, 100_000, 0)

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlencode, urlsplit
 from tests.servers.process import running
 
 REGION = "eu-west-3"
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 _numbers = itertools.count()
 
 
@@ -52,7 +52,7 @@ class Control:
     def connected(self) -> Iterator[http.client.HTTPConnection]:
         """Return a connection to the server."""
         address = urlsplit(self.endpoint)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=PATIENCE_SECONDS)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_SECONDS)
         with contextlib.closing(connection):
             yield connection
 

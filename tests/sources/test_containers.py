@@ -11,7 +11,7 @@ import pytest
 
 from featurepress.sources.containers import OpenReaders
 
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 
 
 class FakeReader:
@@ -91,7 +91,7 @@ def test_threads_open_a_reader_once() -> None:
     barrier = threading.Barrier(8)
 
     def use(_: int) -> None:
-        barrier.wait(PATIENCE_SECONDS)
+        barrier.wait(TIMEOUT_SECONDS)
         with kept.using("a", opener(readers)):
             pass
 

@@ -17,7 +17,7 @@ import psutil
 
 from tests.engines.clusters.conftest import ROOT
 
-PATIENCE_SECONDS = 240.0
+TIMEOUT_SECONDS = 240.0
 
 Result = TypeVar("Result")
 
@@ -91,14 +91,14 @@ def embed(kind: str, source: Path, out: Path, *settings: str, part: int = 100) -
 
 def finish(process: subprocess.Popen[str], out: Path) -> None:
     """Wait for a run to end well."""
-    code = process.wait(PATIENCE_SECONDS)
+    code = process.wait(TIMEOUT_SECONDS)
     scratch = out.with_name(out.name + "-scratch")
     assert code == 0, (scratch / "stderr").read_text()[-3000:]
 
 
 def wait_for_receipts(out: Path, n: int, process: subprocess.Popen[str]) -> None:
     """Wait until so many shards are done."""
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + TIMEOUT_SECONDS
     while len(list(out.glob("receipts/*.json"))) < n:
         assert time.monotonic() < end
         assert process.poll() is None, f"it ended with {process.returncode} before {n} shards were done"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.clusters.conftest import require_spark
-from tests.engines.clusters.runs import PATIENCE_SECONDS
+from tests.engines.clusters.runs import TIMEOUT_SECONDS
 from tests.running import draw
 
 
@@ -29,7 +29,7 @@ def refusal(folder: Path, python: str, *settings: str) -> tuple[int, str]:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
     lines = [line for line in done.stderr.splitlines() if "incubator" not in line]  # which the JVM says

@@ -20,7 +20,7 @@ from featurepress.models.card import ModelCard
 from tests.models import made
 from tests.models.made import CHANNELS, KERNEL, features, grid_of
 from tests.models.origins.hub_server import Files, Hub, serving
-from tests.running import PATIENCE_SECONDS, clean_environment, draw, read_rows, run_cli
+from tests.running import TIMEOUT_SECONDS, clean_environment, draw, read_rows, run_cli
 
 pytest.importorskip("huggingface_hub")
 
@@ -86,7 +86,7 @@ def ask(hub: Hub, tmp_path: Path, name: str, size: int | None = None) -> subproc
         env={**clean_environment(), **environment(hub, tmp_path)},
         capture_output=True,
         text=True,
-        timeout=PATIENCE_SECONDS,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
 

@@ -18,7 +18,7 @@ from featurepress.sources.files.folder import MAX_DEPTH, FolderSource, path_text
 from featurepress.specs import ImageRef, SourceSpec
 
 AS_ROOT = os.geteuid() == 0
-PATIENCE_SECONDS = 20.0
+TIMEOUT_SECONDS = 20.0
 
 
 def source(base: Path, location: str = "pics", **options: Any) -> FolderSource:
@@ -288,7 +288,7 @@ def test_whatever_takes_a_files_place_is_a_failure_and_no_hang(tmp_path: Path, r
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
-    thread.join(PATIENCE_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     (error,) = outcome
     assert isinstance(error, ImageError)
     assert error.stage == "read"
@@ -470,7 +470,7 @@ def test_a_pipe_in_the_place_of_a_plan_is_no_hang(tmp_path: Path) -> None:
     found: list[str] = []
     thread = threading.Thread(target=lambda: found.extend(uris(tmp_path)), daemon=True)
     thread.start()
-    thread.join(PATIENCE_SECONDS)
+    thread.join(TIMEOUT_SECONDS)
     assert found == ["pics/a/plan/x.jpg", "pics/b/plan/plan.json/y.jpg"]
 
 
