@@ -1,4 +1,4 @@
-"""The progress of a run, how it is shown in a terminal and in a notebook, and the summary at its end."""
+"""The progress of a run, its display in a terminal or notebook, and the summary of a finished run."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ if TYPE_CHECKING:
 
 @dataclass
 class Progress:
-    """How a run gets on; the same object is updated and passed to `on_progress` again and again.
+    """The progress of a run; `on_progress` gets the same object each time, with new values.
 
     Attributes
     ----------
     stage : str
         ``preparing`` (the model), ``probing``, ``embedding``, ``exporting`` or ``done``.
     doing : str
-        While ``preparing``: what is being done, such as a download.
+        The current step while ``preparing``, such as a download.
     done_bytes, total_bytes : int
-        How much of it, of how much; 0 where that is not known.
+        Progress and size of that step; 0 if unknown.
     listed : int
-        Images found so far, and whether there may be more (`listing`).
+        Images found so far.
+    listing : bool
+        Whether more images may be found.
     embedded, failed : int
-        Images done in this run or an earlier one of the same plan.
+        Images processed by this run or an earlier one of the same plan.
     done_before : int
-        How many of them an earlier run did.
+        Number of these that an earlier run processed.
     started : float
         `time.perf_counter` when embedding began.
     warning : str
-        What people should know while the run goes on; "" if nothing.
+        A warning about this run, or "".
     """
 
     stage: str = "probing"
@@ -51,33 +53,33 @@ class Progress:
 
     @property
     def images_per_second(self) -> float:
-        """Images done by this run a second, since embedding began."""
+        """Images per second that this run has processed since embedding began."""
         seconds = time.perf_counter() - self.started
         return (self.embedded + self.failed - self.done_before) / seconds if seconds > 0 else 0.0
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a finished run did.
+    """The result of a finished run.
 
     Attributes
     ----------
     listed, embedded, failed : int
-        Images of the whole feature set.
+        Number of images in the whole feature set.
     failed_by_kind, skipped : mapping
         Counts by reason.
     seconds : float
         Wall-clock time of this run, from the call to the manifest.
     images_per_second : float
-        Images that this run embedded or failed, a second of it.
+        Images that this run processed, per second of that time.
     bytes_read, bytes_written : int
-        Of the images, and of the parts.
+        Size of the images, and of the parts.
     parts : int
         Number of Parquet parts.
     already_done : bool
-        The run had nothing to do.
+        Whether the run had nothing to do.
     changes : Changes, optional
-        What an update or a retry found.
+        The changes that an update or a retry found.
     """
 
     listed: int
@@ -96,14 +98,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Changes:
-    """What an update or a retry found, and what that cost.
+    """The changes that an update or a retry found.
 
     Attributes
     ----------
     new, changed, deleted : int
-        Images; changed are those with another version, such as a later time, whatever their bytes.
+        Number of images. Changed images have another version, such as a later time, even if their bytes are equal.
     inferred : int
-        Images that went through the model.
+        Number of images that went through the model.
     """
 
     new: int
@@ -120,31 +122,8 @@ def ignore_progress(progress: Progress) -> None:
 
 
 def step(doing: str, done_bytes: int = 0, total_bytes: int = 0) -> Progress:
-    """Return the progress of a step other than embedding, such as a download; 0 bytes where that is unknown."""
+    """Return the progress of a step before embedding, such as a download; 0 bytes if unknown."""
     return Progress(stage="preparing", doing=doing, done_bytes=done_bytes, total_bytes=total_bytes)
-
-
-# What the summary takes from the manifest.
-SHARED = (
-    "listed",
-    "embedded",
-    "failed",
-    "failed_by_kind",
-    "skipped",
-    "bytes_read",
-    "bytes_written",
-    "parts",
-)
-
-
-def summary_again(manifest: dict[str, Any], started: float) -> Summary:
-    """Return the summary of a run that found everything done."""
-    return Summary(
-        **{name: manifest[name] for name in SHARED},
-        seconds=time.perf_counter() - started,
-        images_per_second=0.0,
-        already_done=True,
-    )
 
 
 # -- showing progress ----------------------------------------------------------------------------------------
@@ -154,13 +133,13 @@ _REFRESH_SECONDS = 0.1
 
 @contextlib.contextmanager
 def show_progress(progress: bool | OnProgress) -> Iterator[OnProgress]:
-    """Return the callable that a public function passes its progress to.
+    """Yield the callable that a public function passes its progress to.
 
     Parameters
     ----------
     progress : bool or callable
-        True shows one line in a terminal or notebook, and nothing elsewhere. False shows nothing. A callable is
-        called with a `Progress` several times a second.
+        True shows one line in a terminal or notebook, and nothing elsewhere. False shows nothing. A callable gets
+        a `Progress` several times a second.
     """
     if callable(progress):
         yield progress
@@ -168,11 +147,11 @@ def show_progress(progress: bool | OnProgress) -> Iterator[OnProgress]:
         yield ignore_progress
     elif _is_notebook():
         yield _Throttled(_NotebookLine())
-    elif sys.stderr.isatty():  # whatever FORCE_COLOR says
+    elif sys.stderr.isatty():  # Rich would also accept FORCE_COLOR
         with _terminal_line() as show:
             yield _Throttled(show)
     else:
-        yield _Throttled(lambda progress: None)
+        yield _Throttled(ignore_progress)
 
 
 class _Throttled:
@@ -210,7 +189,7 @@ def _is_notebook() -> bool:
 
 
 class _NotebookLine:
-    """One line of text with a bar below a notebook's cell."""
+    """A line of text with a bar below the cell of a notebook."""
 
     def __init__(self) -> None:
         self._display: Any = None
@@ -220,7 +199,9 @@ class _NotebookLine:
 
         from IPython.display import HTML, display
 
-        done, total = _done_of(progress)
+        is_step = progress.stage == "preparing"
+        done = progress.done_bytes if is_step else progress.embedded + progress.failed
+        total = progress.total_bytes if is_step else progress.listed
         bar = f'<progress value="{done}" max="{total}"></progress> ' if total else ""
         line = HTML(f"{bar}<code>{escape(_as_text(progress))}</code>")
         if self._display is None:
@@ -229,25 +210,14 @@ class _NotebookLine:
             self._display.update(line)
 
 
-def _done_of(progress: Progress) -> tuple[int, int]:
-    if progress.stage == "preparing":
-        return progress.done_bytes, progress.total_bytes
-    return progress.embedded + progress.failed, progress.listed
-
-
-def _as_text(progress: Progress) -> str:
-    return f"{progress.doing} …" if progress.stage == "preparing" else _progress_text(progress)
-
-
 def _shown(progress: Progress) -> RenderableType:
-    """Return the live line: a bar while bytes are counted, otherwise text."""
+    """Return the line for a terminal, with a bar if a number of bytes is known."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
     if progress.stage != "preparing" or not progress.total_bytes:
         return Text(_as_text(progress))
-
     line = Table.grid(padding=(0, 1))
     sizes = f"{format_bytes(progress.done_bytes)} of {format_bytes(progress.total_bytes)}"
     bar = ProgressBar(total=progress.total_bytes, completed=progress.done_bytes, width=30)
@@ -255,7 +225,9 @@ def _shown(progress: Progress) -> RenderableType:
     return line
 
 
-def _progress_text(progress: Progress) -> str:
+def _as_text(progress: Progress) -> str:
+    if progress.stage == "preparing":
+        return f"{progress.doing} …"
     done = progress.embedded + progress.failed
     if progress.stage == "done":
         return f"{done:,} images done, {progress.failed:,} failed"
@@ -272,11 +244,13 @@ def _progress_text(progress: Progress) -> str:
 
 def format_bytes(n_bytes: float) -> str:
     """Return a size as text, such as ``5.2 MB``."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if n_bytes < 1000 or unit == "TB":
-            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+    if n_bytes < 1000:
+        return f"{n_bytes:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         n_bytes /= 1000
-    raise AssertionError("unreachable")
+        if n_bytes < 1000:
+            return f"{n_bytes:.1f} {unit}"
+    return f"{n_bytes / 1000:.1f} TB"
 
 
 def format_seconds(seconds: float) -> str:

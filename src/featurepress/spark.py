@@ -5,7 +5,7 @@
     df = featurize(df, input_column="content", model="mobilenet_v2")
 
 For a collection of images use `featurepress.embed` with the engine `featurepress.engines.Spark`: it can be resumed,
-and never embeds an image twice. `featurize` is for images that are in a DataFrame already.
+and never embeds an image twice. `featurize` is for images that are already in a DataFrame.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Unpack
 
 from featurepress.errors import RequestError, SettingError
 from featurepress.ledger.names import PLAN_MODELS
 from featurepress.models import store
 from featurepress.runs.verbs import find_backbone
-from featurepress.settings import DEFAULT_MODEL, ImageSettings, Settings, nearest
-from featurepress.settings.options import Pooling
+from featurepress.settings import (
+    FeatureSettings,
+    FeaturizeOptions,
+    ImageSettings,
+    Settings,
+    nearest,
+    sorted_options,
+)
 from featurepress.specs import BackboneSpec
 from featurepress.storage import FolderStorage
 
@@ -39,22 +45,14 @@ if TYPE_CHECKING:
 _IMAGE_FIELDS = ("height", "width", "nChannels", "data")
 
 
-def featurize(  # noqa: PLR0913 - each is one setting that an editor shows
+def featurize(
     df: DataFrame,
     *,
     input_column: str,
     output_column: str = "features",
     error_column: str | None = None,
-    model: str = DEFAULT_MODEL,
-    size: int | None = None,
-    alpha: float | None = None,
-    weights: str | None = None,
-    pooling: Pooling = "avg",
-    precision: Literal["float32", "bfloat16"] = "float32",
     as_vector: bool = False,
-    max_pixels: int = ImageSettings().max_pixels,
-    max_bytes: int = ImageSettings().max_bytes,
-    timeout_seconds: float = ImageSettings().timeout_seconds,
+    **options: Unpack[FeaturizeOptions],
 ) -> DataFrame:
     """Add the features of the images in a column.
 
@@ -70,12 +68,12 @@ def featurize(  # noqa: PLR0913 - each is one setting that an editor shows
     error_column : str, optional
         Name of the new column with the reason, null for an image with features; by default
         ``<output_column>_error``.
-    model, size, alpha, weights, pooling, max_pixels, max_bytes, timeout_seconds
-        As for `featurepress.embed`.
-    precision : {'float32', 'bfloat16'}, default='float32'
-        Arithmetic; bfloat16 if the CPUs of the workers have it.
     as_vector : bool, default=False
         Return a vector of ``pyspark.ml`` instead of an array, for its estimators; null stays null.
+    **options
+        `model`, `size`, `alpha`, `weights`, `pooling`, `max_pixels`, `max_bytes`, `timeout_seconds`, as for
+        `featurepress.embed`; and `precision`, ``float32`` (default) or ``bfloat16``, if the CPUs of the workers
+        support it.
 
     Returns
     -------
@@ -97,22 +95,13 @@ def featurize(  # noqa: PLR0913 - each is one setting that an editor shows
 
     error_column = error_column or f"{output_column}_error"
     _require_columns(df, input_column, (output_column, error_column))
+    precision = options.get("precision", "float32")
     if precision not in ("float32", "bfloat16"):
         raise SettingError(f"The 'precision' of featurize must be 'float32' or 'bfloat16'. Got {precision!r}.")
-    settings = Settings.from_options(
-        model=model,
-        size=size,
-        alpha=alpha,
-        weights=weights,
-        pooling=pooling,
-        max_pixels=max_pixels,
-        max_bytes=max_bytes,
-        timeout_seconds=timeout_seconds,
-    )
+    settings = Settings(**sorted_options({"features": FeatureSettings, "images": ImageSettings}, options))
     backbone = find_backbone(settings)
-    archive = _send(df.sparkSession, backbone)
+    embedder = (backbone, precision, settings.images, _send(df.sparkSession, backbone))
     schema = copy.deepcopy(df.schema).add(output_column, ArrayType(FloatType())).add(error_column, StringType())
-    embedder = (backbone, precision, settings.images, archive)
     columns = (input_column, output_column, error_column)
     result = df.mapInArrow(_mapper(embedder, columns), schema)
     return _with_vectors(result, output_column) if as_vector else result
@@ -241,7 +230,7 @@ def _numbers(answer: Answer) -> Any:
 
 @functools.lru_cache(maxsize=1)
 def _embedder(backbone: BackboneSpec, precision: str, limits: Any, archive: str) -> Embedder:
-    """Return the embedder of this worker, which keeps one model until it ends."""
+    """Return the embedder of this worker process, with a model that stays loaded."""
     from featurepress.embedding.values import Embedder
 
     if archive:
@@ -249,11 +238,8 @@ def _embedder(backbone: BackboneSpec, precision: str, limits: Any, archive: str)
     return Embedder(backbone, precision, limits)
 
 
-# -- vectors -------------------------------------------------------------------------------------------------
-
-
 def _with_vectors(df: Any, column: str) -> Any:
-    """Turn an array column into one of pyspark.ml's dense vectors."""
+    """Turn an array column into a column of dense vectors of pyspark.ml."""
     from pyspark.ml.functions import array_to_vector
     from pyspark.sql import functions
 

@@ -303,7 +303,7 @@ def test_a_resume_line_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
         _, err = process.communicate(timeout=60)
         wait_for_no_orphans(process.pid)
     assert process.returncode == 143
-    (line,) = re.findall(r"Go on with: featurepress (resume .*)", err)
+    (line,) = re.findall(r"Continue with: featurepress (resume .*)", err)
     done = subprocess.run(
         f"{' '.join(COMMAND)} {line}", shell=True, capture_output=True, text=True, timeout=120, check=False
     )

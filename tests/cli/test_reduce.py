@@ -13,8 +13,6 @@ import pytest
 import featurepress as fp
 from tests.running import draw, embed, run_cli
 
-DOCS = (Path(__file__).parents[2] / "docs" / "how-to" / "reduce.md").read_text(encoding="utf-8")
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -108,14 +106,3 @@ def test_no_set_and_an_unfinished_one(work: Path, tmp_path: Path) -> None:
     done = run_cli("reduce", tmp_path / "begun", "--out", tmp_path / "out", cwd=work)
     assert (done.returncode, "not complete" in done.stderr) == (2, True)
     assert not (tmp_path / "out").exists()
-
-
-# -- docs/how-to/reduce.md
-
-
-def test_every_documented_option_exists() -> None:
-    helped = run_cli("reduce", "--help").stdout
-    options = re.findall(r"^\| `(--[a-z-]+)", DOCS, re.MULTILINE)
-    assert len(options) == 8
-    for option in options:
-        assert option in helped

@@ -40,7 +40,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def resume_line(out: Path) -> str:
-    return f"What is done is kept. Go on with: featurepress resume {out}"
+    return f"Finished parts are kept. Continue with: featurepress resume {out}"
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["driver", "group"])
@@ -112,7 +112,7 @@ def test_nothing_to_resume_means_no_resume_line(tmp_path: Path, source: Path) ->
         failed = run_cli(*line)
         assert failed.returncode == 2
         assert len(failed.stderr.splitlines()) == 1
-        assert "Go on with" not in failed.stderr
+        assert "Continue with" not in failed.stderr
 
 
 def test_done_is_0_and_done_again_is_0(tmp_path: Path, source: Path) -> None:
@@ -138,7 +138,7 @@ def test_too_many_failures_are_3_with_everything_written(tmp_path: Path) -> None
         assert "9 listed, 6 embedded, 3 failed" in done.stderr
         last = done.stderr.splitlines()[-1]
         assert last.startswith("featurepress: 3 of 9 images failed (33.3%), more than the allowed ")
-        assert "Go on with" not in done.stderr
+        assert "Continue with" not in done.stderr
     assert run_cli("resume", out, "--max-failures", "0.34").returncode == 0
 
 

@@ -316,7 +316,7 @@ def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
     ledger.begin_generation(second)
     updating = {"status": "updating", "generation": 2, "listed": 7}
     assert ledger.read_manifest(plan.storage) == updating
-    with pytest.raises(StoppedError, match=r"has gone on to generation 2 while this run was at generation 1"):
+    with pytest.raises(StoppedError, match=r"at generation 2, .* at generation 1"):
         ledger.complete_manifest(plan, lambda: first)
     assert ledger.read_manifest(plan.storage) == updating
     complete = {"status": "complete", "generation": 2, "listed": 8}

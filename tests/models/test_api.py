@@ -33,11 +33,11 @@ def test_only_the_public_functions_are_listed() -> None:
 
 def test_add_has_every_choice_as_an_option() -> None:
     options = [p.name for p in inspect.signature(fp.models.add).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert set(options) == {field.name for field in fields(Choices)} | {"on_progress"}
+    assert set(options) == {field.name for field in fields(Choices)} | {"progress"}
     assert all(
         p.default is None
         for name, p in inspect.signature(fp.models.add).parameters.items()
-        if name not in ("file", "name", "on_progress")
+        if name not in ("file", "name", "progress")
     )
 
 

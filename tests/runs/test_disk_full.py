@@ -48,7 +48,7 @@ def command(source: Path, out: Path) -> tuple[str | Path, ...]:
 
 
 def resume_line(out: Path) -> str:
-    return f"What is done is kept. Go on with: featurepress resume {out}"
+    return f"Finished parts are kept. Continue with: featurepress resume {out}"
 
 
 # -- a quota -------------------------------------------------------------------------------------------------

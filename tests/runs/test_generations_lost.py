@@ -258,5 +258,5 @@ def test_what_an_earlier_generation_has_lost_is_made_again_while_a_later_one_is_
                 (world.out / part_name(shard)).unlink()
     mend(world)
     world.assert_up_to_date(tmp_path)
-    with pytest.raises(fp.FeaturepressError, match="has gone on to generation 3"):
+    with pytest.raises(fp.FeaturepressError, match="at generation 3"):
         embed_shard(plan_of(world, 2), min(ledger.revised_shards(plan_of(world, 2))))

@@ -7,29 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_stages
+from featurepress.cli.options import with_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(evaluate)
-
-
-@with_stages(labels=LabelSettings, split=SplitSettings, training=TrainingSettings)
+@with_settings(LabelSettings, SplitSettings, TrainingSettings)
 def evaluate(
     model: Annotated[str, typer.Argument(help="A trained model.", metavar="MODEL")],
     destination: Annotated[
         str,
         typer.Argument(
-            help="A feature set with labels: other pictures, or those it was trained on.", metavar="FEATURES"
+            help="A feature set with labels: other images, or those of the training.", metavar="FEATURES"
         ),
     ],
     report: Annotated[
         str | None,
         typer.Option(
-            "--report", help="A page with all of it; the same as JSON is written beside it.", metavar="FILE.html"
+            "--report", help="Write an HTML page with all results, and a JSON file beside it.", metavar="FILE.html"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
@@ -37,7 +32,7 @@ def evaluate(
 ) -> None:
     """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration.
 
-    What is not given of labels, split and memory is as it was when the model was trained.
+    Options of labels, split and memory default to those of the training.
     """
     from featurepress.cli import output
     from featurepress.cli.measurements import add_measured, hardest
@@ -51,9 +46,11 @@ def evaluate(
     if best is not None:
         lines.add("calibration", f"expected error {best.calibration_error:.3f}")
         lines.add("hardest", hardest(best))
-    for one in found.baselines:
-        accuracy = f"not measured: {one.reason}" if one.accuracy is None else f"{one.accuracy:.1%}"
-        lines.add("beside it", f"{one.name}: {accuracy}")
+    for baseline in found.baselines:
+        accuracy = (
+            f"{baseline.accuracy:.1%}" if baseline.accuracy is not None else f"not measured: {baseline.reason}"
+        )
+        lines.add("baseline", f"{baseline.name}: {accuracy}")
     lines.add("time", format_seconds(time.perf_counter() - started))
     if report is not None:
         lines.add("report", report)

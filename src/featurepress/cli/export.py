@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -14,25 +13,20 @@ from featurepress.progress import format_bytes, format_seconds
 _SHOWN_FILES = 5
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(export)
-
-
 def export(
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],
     to: Annotated[
         str,
         typer.Option(
-            "--to", help="The file: .npy, .npz, .csv, .parquet or .arrow, on disk or in a bucket.", metavar="FILE"
+            "--to", help="The file: .npy, .npz, .csv, .parquet or .arrow; on disk or in a bucket.", metavar="FILE"
         ),
     ],
     parts: Annotated[
-        str, typer.Option("--parts", help="Number of files, as name-00000-of-00005.csv.", metavar="N")
+        str, typer.Option("--parts", help="Number of files, named as name-00000-of-00005.csv.", metavar="N")
     ] = "1",
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Write a feature set as one file, or several, for other tools."""
+    """Write a feature set as one file, or as several, for other tools."""
     from featurepress.cli import output
     from featurepress.features import export as exports
     from featurepress.features.feature_set import open_features
@@ -40,20 +34,23 @@ def export(
     started = time.perf_counter()
     features = open_features(destination)
     files = exports.export(features, to, parts=number(parts))
-    result = {
-        "files": files,
-        "rows": len(features),
-        "n_features": features.n_features,
-        "bytes": sum(map(_size, files)),
-        "seconds": time.perf_counter() - started,
-    }
-    _print_result(files, result)
+    n_bytes, seconds = sum(map(_size, files)), time.perf_counter() - started
+    lines = output.Lines()
+    lines.add("rows", f"{len(features):,}, each of {features.n_features:,} features")
+    lines.add("bytes", f"{format_bytes(n_bytes)} in {len(files):,} file{'s' if len(files) > 1 else ''}")
+    lines.add("time", f"{format_seconds(seconds)}, {format_bytes(n_bytes / seconds)}/s")
+    for i, file in enumerate(files[:_SHOWN_FILES]):
+        lines.add("where" if i == 0 else "", file)
+    if len(files) > _SHOWN_FILES:
+        lines.add("", f"and {len(files) - _SHOWN_FILES:,} more, up to {files[-1].rpartition('/')[2]}")
+    lines.print(output.console())
     if as_json:
-        output.print_json(result)
+        counts = {"files": files, "rows": len(features), "n_features": features.n_features}
+        output.print_json({**counts, "bytes": n_bytes, "seconds": seconds})
 
 
 def number(text: str) -> Any:
-    """Return the number; what is none goes on as it is, and is refused with the sentence of all settings."""
+    """Return an integer; another text as it is, for the error of the setting."""
     with contextlib.suppress(ValueError):
         return int(text)
     return text
@@ -65,18 +62,3 @@ def _size(file: str) -> int:
     folder, _, name = file.rpartition("/")
     entry = open_storage(f"{folder}/").stat(name)
     return entry.size if entry is not None else 0
-
-
-def _print_result(files: Sequence[str], result: dict[str, Any]) -> None:
-    from featurepress.cli import output
-
-    n_bytes, seconds = result["bytes"], result["seconds"]
-    lines = output.Lines()
-    lines.add("rows", f"{result['rows']:,}, each of {result['n_features']:,} features")
-    lines.add("bytes", f"{format_bytes(n_bytes)} in {len(files):,} file{'s' if len(files) > 1 else ''}")
-    lines.add("time", f"{format_seconds(seconds)}, {format_bytes(n_bytes / seconds)}/s")
-    for i, file in enumerate(files[:_SHOWN_FILES]):
-        lines.add("where" if i == 0 else "", file)
-    if len(files) > _SHOWN_FILES:
-        lines.add("", f"and {len(files) - _SHOWN_FILES:,} more, up to {files[-1].rpartition('/')[2]}")
-    lines.print(output.console())

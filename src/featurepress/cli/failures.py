@@ -28,16 +28,11 @@ _SHOWN_ROWS = 50  # in a terminal, by default
 _LIMIT = Constraint(int, "Rows to show.", minimum=0, optional=True)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(failures)
-
-
 def failures(
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="DEST")],
     limit: Annotated[
         str | None,
-        typer.Option(help="Show only the first N, 0 for all (default: 50 in a terminal, else all).", metavar="N"),
+        typer.Option(help="Show only the first N; 0 shows all (default: 50 in a terminal, else all).", metavar="N"),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV on stdout: uri,stage,reason.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print as a JSON array on stdout.")] = False,
@@ -46,7 +41,7 @@ def failures(
     from featurepress.features.feature_set import open_features
 
     if as_csv and as_json:
-        raise SettingError("Failures are printed as CSV or as JSON. Got --csv and --json; give one of them.")
+        raise SettingError("Failures are printed as CSV or as JSON. Got --csv and --json; use one of them.")
     n_rows = None if limit is None else number(limit)
     _LIMIT.check("limit", n_rows)
     features = open_features(destination, allow_incomplete=True)
@@ -61,7 +56,7 @@ def failures(
 
 
 def _rows(features: FeatureSet, limit: int | None) -> Iterator[Failure]:
-    """Yield the first failures, or all, without a list of them."""
+    """Yield the first failures, or all; batch by batch."""
     from featurepress.specs import Failure
 
     found = (Failure(**row) for batch in features.failures.to_batches() for row in batch.to_pylist())
@@ -72,7 +67,7 @@ def _print_csv(rows: Iterator[Failure]) -> None:
     from featurepress.specs import Failure
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8", newline="")  # whatever the terminal's language is
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # in every locale
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(Failure._fields)
     writer.writerows(rows)
@@ -91,7 +86,7 @@ def _print_table(features: FeatureSet, limit: int | None) -> None:
 
     from featurepress.cli.output import console
 
-    is_terminal = sys.stdout.isatty()  # whatever FORCE_COLOR says
+    is_terminal = sys.stdout.isatty()  # Rich would also accept FORCE_COLOR
     if limit is None and is_terminal:
         limit = _SHOWN_ROWS
     kinds = Counter(row.kind for row in _rows(features, None))
@@ -103,10 +98,12 @@ def _print_table(features: FeatureSet, limit: int | None) -> None:
     screen.print(heading)
     if is_terminal and n_failed:
         screen.print(_table(_rows(features, limit)))
-    else:  # a line a failure for grep and cut, at once: a table has to be laid out as a whole
+    else:  # a line per failure for grep and cut, without the delay of laying out a table
         sys.stdout.writelines("\t".join(map(_printable, row)) + "\n" for row in _rows(features, limit))
     if limit and n_failed > limit:
-        screen.print(Text(f"and {n_failed - limit:,} more; --limit 0 shows all, --csv is for programs", "dim"))
+        screen.print(
+            Text(f"and {n_failed - limit:,} more; --limit 0 shows all, --csv prints them for programs", "dim")
+        )
 
 
 def _table(rows: Iterator[Failure]) -> Table:
@@ -123,10 +120,8 @@ def _table(rows: Iterator[Failure]) -> Table:
 
 
 def _printable(text: str) -> str:
-    """Spell out what a terminal would take for a command, as a line feed in a name."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+    """Escape the characters that control a terminal, such as a line feed in a name."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _print_note(destination: str) -> None:
@@ -134,6 +129,6 @@ def _print_note(destination: str) -> None:
 
     from featurepress.cli.output import console
 
-    note = "The feature set is not complete: these are the failures of what is done. Finish it with: "
+    note = "The feature set is not complete: these are the failures so far. Finish it with: "
     sys.stdout.flush()
     console().print(Text(f"{note}featurepress resume {shlex.quote(destination)}"))

@@ -7,16 +7,11 @@ from typing import Annotated
 import typer
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(info)
-
-
 def info(
     destination: Annotated[str, typer.Argument(help="A feature set, or a trained model.", metavar="DEST")],
     as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Show what a feature set holds and how it was made, or what a model knows and how good it is."""
+    """Describe a feature set or a trained model: contents, origin, and the accuracy of a model."""
     from featurepress.cli import measurements, output
     from featurepress.features.feature_set import open_features
     from featurepress.learning.model import is_model, open_model

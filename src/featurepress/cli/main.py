@@ -30,6 +30,7 @@ from featurepress.cli import (
     predict,
     reduce,
     resume,
+    retry,
     train,
     update,
 )
@@ -43,11 +44,25 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (embed, resume, update, info, failures, export, reduce, train, evaluate, predict, models, demo):
-    module.register(app)
+for command in (
+    embed.embed,
+    resume.resume,
+    update.update,
+    retry.retry,
+    info.info,
+    failures.failures,
+    export.export,
+    reduce.reduce,
+    train.train,
+    evaluate.evaluate,
+    predict.predict,
+):
+    app.command()(command)
+app.add_typer(models.app, name="models")
+app.command()(demo.demo)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Unknown options, missing arguments and the like, by the class that they share.
+# The common base of unknown options, missing arguments, and other errors of parsing.
 _USAGE_ERRORS: Any = typer.BadParameter.__bases__
 
 
@@ -56,9 +71,9 @@ class _Terminated(BaseException):
 
 
 class _Stop:
-    """Stops the run at a signal; what comes at its heels is ignored, what comes later ends the process at once.
+    """Stops the run at a signal; another one ends the process at once, unless it follows within two seconds.
 
-    Wrappers pass on a Ctrl-C that the terminal has sent to everybody already.
+    Wrappers pass on a Ctrl-C that the terminal has already sent to all processes.
     """
 
     patience_seconds = 2.0
@@ -67,21 +82,21 @@ class _Stop:
         self._since: float | None = None
 
     def install(self) -> None:
-        """Take the signals that stop a command, but those that are ignored, as in a shell's background."""
+        """Handle the signals that stop a command, except ignored ones, as in the background of a shell."""
         for number in _SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self)
-        sys.unraisablehook = self._once_more
+        sys.unraisablehook = self._send_again
 
     def __call__(self, number: int, frame: object) -> None:
         if self._since is None:
             self._since = time.monotonic()
             raise KeyboardInterrupt if number == signal.SIGINT else _Terminated(number)
         if time.monotonic() - self._since > self.patience_seconds:
-            os._exit(128 + number)  # the workers see that we are gone, and tidy up
+            os._exit(128 + number)  # the workers notice, and clean up
 
-    def _once_more(self, unraisable: Any) -> None:
-        """Send a signal again that arrived where Python drops every exception, in a destructor or callback."""
+    def _send_again(self, unraisable: Any) -> None:
+        """Send a signal again whose exception Python has dropped, as in a destructor or callback."""
         if unraisable.exc_type not in (KeyboardInterrupt, _Terminated):
             sys.__unraisablehook__(unraisable)
             return
@@ -110,51 +125,52 @@ def main() -> None:
     _Stop().install()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by `2>&-`
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - until the end
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open until the end
     try:
         code = app(prog_name="featurepress", standalone_mode=False) or 0
         sys.stdout.flush()
         if code == 130:  # typer turns Ctrl-C into this
             raise KeyboardInterrupt
     except _USAGE_ERRORS as error:
-        code = _refuse(error)
+        code = _report_usage(error)
     except FeaturepressError as error:
-        code = _say(str(error), type(error).__name__, error.exit_code)
+        code = _report(str(error), type(error).__name__, error.exit_code)
     except KeyboardInterrupt:
-        code = _say("Stopped by Ctrl-C.", "Interrupted", 130)
+        code = _report("Stopped by Ctrl-C.", "Interrupted", 130)
     except _Terminated as stop:
         number = signal.Signals(stop.args[0])
-        code = _say(f"Stopped by {number.name}.", "Terminated", 128 + number)
-    except BrokenPipeError:  # the reader of our output has gone, as in `featurepress info | head`
+        code = _report(f"Stopped by {number.name}.", "Terminated", 128 + number)
+    except BrokenPipeError:  # the reader of the output has ended, as in `featurepress info | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
-    except OSError as error:  # as in `featurepress info > /dev/full`; all other files are a storage's or a source's
+    except OSError as error:  # as in `featurepress info > /dev/full`; storages and sources convert theirs
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
         typer.echo(f"featurepress: Cannot write the output: {os.strerror(error.errno).lower()}.", err=True)
-        os._exit(1)  # what is still held back cannot be written either
-    for number in _SIGNALS:  # one that comes now changes neither what is done nor the code
+        os._exit(1)  # sys.exit would fail to flush the output
+    for number in _SIGNALS:  # the result and the code are final now
         signal.signal(number, signal.SIG_IGN)
     if code > 128:
-        # Python itself would end with another code if the Ctrl-C met it at an import.
+        # Python would exit with another code after a Ctrl-C during an import.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def _refuse(error: Any) -> int:
-    """Report a wrong option or argument, and where the right ones are listed."""
+def _report_usage(error: Any) -> int:
+    """Report a wrong option or argument, and return the exit code."""
     message = " ".join(error.format_message().split())
-    if not message:  # the command alone: its help has been shown
+    if not message:  # without arguments: the help has been shown
         return 2
     ending = "" if message.endswith(("?", ".")) else "."
     command = error.ctx.command_path if error.ctx is not None else "featurepress"
-    return _say(f"{message}{ending} See {command} --help.", "UsageError", 2)
+    return _report(f"{message}{ending} See {command} --help.", "UsageError", 2)
 
 
-def _say(message: str, kind: str, code: int) -> int:
-    """Report an error as text, and as JSON if requested; too many failures come with the result, shown before."""
+def _report(message: str, kind: str, code: int) -> int:
+    """Report an error as text, and as JSON if requested, and return the exit code."""
+    # After too many failures the result has already been printed as JSON.
     if "--json" in sys.argv[1:] and code != TooManyFailuresError.exit_code:
         from featurepress.cli.output import print_json
 

@@ -1,4 +1,4 @@
-"""How the commands show a trained model, and what was measured of one."""
+"""The lines that describe a trained model and its accuracy."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def model_lines(model: TrainedModel) -> Lines:
-    """Say what a model is and how good it was when it was trained."""
+    """Return the lines that describe a trained model and its accuracy in the training."""
     lines, classifier, trained_on = Lines(), model.classifier, model.trained_on
     strength = "" if classifier.regularization_ is None else f", regularisation {classifier.regularization_:g}"
-    lines.add("model", f"{classifier.kind}{strength}, of {model.backbone.n_features:,} features a picture")
+    lines.add("model", f"{classifier.kind}{strength}, of {model.backbone.n_features:,} features per image")
     lines.add("labels", shortened(model.labels.tolist()))
     lines.add(
-        "fitted", f"to {classifier.n_samples_:,} pictures of {trained_on['features']}; split {trained_on['split']}"
+        "fitted", f"to {classifier.n_samples_:,} images of {trained_on['features']}; split {trained_on['split']}"
     )
     add_measured(lines, model.metrics)
     reduced = f", reduced to {model.backbone.n_features:,}" if model.projection is not None else ""
@@ -32,7 +32,7 @@ def model_lines(model: TrainedModel) -> Lines:
 
 
 def model_json(model: TrainedModel) -> dict[str, Any]:
-    """Say the same as JSON values."""
+    """Return the same as JSON values."""
     return {
         "where": model.location,
         "sha256": model.sha256,
@@ -46,7 +46,7 @@ def model_json(model: TrainedModel) -> dict[str, Any]:
 
 
 def add_measured(lines: Lines, measured: Mapping[str, Any]) -> None:
-    """Add the naive and the leak-aware figure, from the values of metrics or of an evaluation."""
+    """Add the leak-aware and the naive accuracy, from the values of metrics or of an evaluation."""
     lines.add("leak-aware", _measured(measured["leak_aware"]))
     lines.add("naive", _measured(measured["naive"]))
     threshold, rule = measured["near_duplicate_threshold"], measured["near_duplicate_rule"]
@@ -62,8 +62,8 @@ def _measured(side: Mapping[str, Any]) -> str:
     dropped = side["n_near_duplicates"]
     left_out = f", {dropped:,} left out as near-duplicates of training images" if dropped else ""
     if scores is None:
-        way = ". A random split may be: --split-field drawn" if dropped else ""
-        return f"not measurable: {side['reason']}{way}"
+        remedy = ". Try a random split: --split-field drawn" if dropped else ""
+        return f"not measurable: {side['reason']}{remedy}"
     low, high = scores["interval"]
     return (
         f"accuracy {scores['accuracy']:.1%} (95 %: {low:.1%} to {high:.1%}), macro F1 {scores['macro_f1']:.3f}, "
@@ -73,11 +73,11 @@ def _measured(side: Mapping[str, Any]) -> str:
 
 def hardest(scores: Scores, most: int = 3) -> str:
     """Return the classes with the lowest F1."""
-    worst = sorted((one for one in scores.classes if one.f1 < 1), key=lambda one: (one.f1, one.label))[:most]
-    return ", ".join(f"{one.label} (F1 {one.f1:.2f})" for one in worst) or "none: all are classified correctly"
+    mistaken = sorted((score.f1, score.label) for score in scores.classes if score.f1 < 1)
+    return ", ".join(f"{label} (F1 {f1:.2f})" for f1, label in mistaken[:most]) or "none: all are correct"
 
 
 def shortened(words: Sequence[str], most: int = 8) -> str:
-    """Return some words as one line, and their number if there are too many."""
-    more = f", … {len(words):,} in all" if len(words) > most else ""
+    """Return the first words as one line, and their number if there are more."""
+    more = f", … {len(words):,} in total" if len(words) > most else ""
     return ", ".join(words[:most]) + more

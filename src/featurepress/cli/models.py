@@ -7,32 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_choices
-from featurepress.progress import show_progress
+from featurepress.cli.options import with_settings
+from featurepress.settings import Choices
 
 app = typer.Typer(help="List, download, add, verify and time models.", no_args_is_help=True)
 
 Name = Annotated[str, typer.Argument(help="A name from the list, a model file, or hf:org/repo.", metavar="MODEL")]
 Size = Annotated[int | None, typer.Option(help="Side of the input in pixels.", min=1, max=4096)]
 Alpha = Annotated[float | None, typer.Option(help="Width of a MobileNet.")]
-Weights = Annotated[str | None, typer.Option(help="'imagenet' (default), or a keras weights file.")]
+Weights = Annotated[str | None, typer.Option(help="Weights of a Keras model: 'imagenet' (default), or a .h5 file.")]
 Pooling = Annotated[str, typer.Option(help="avg, flatten or max.")]
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 
 
-def register(parent: typer.Typer) -> None:
-    """Add these commands to the main one."""
-    parent.add_typer(app, name="models")
-
-
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """List all models that have a name."""
+    """List all models: bundled, your own, and those of Keras Applications."""
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with show_progress(True) as on_progress:
-        found = fp_models.list(on_progress=on_progress)
+    found = fp_models.list()
     if as_json:
         output.print_json({"models": [asdict(model) for model in found]})
     else:
@@ -43,14 +37,14 @@ def list_(as_json: Json = False) -> None:
 def show(
     model: Name,
     outputs: Annotated[
-        bool, typer.Option("--outputs", help="List the tensors of a file that can be its features.")
+        bool, typer.Option("--outputs", help="List the tensors of a model file that can be its features.")
     ] = False,
     size: Size = None,
     alpha: Alpha = None,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Show what is known about a model."""
+    """Describe a model."""
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
@@ -74,17 +68,14 @@ def pull(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with show_progress(True) as on_progress:
-        card = fp_models.pull(
-            model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
-        )
+    card = fp_models.pull(model, size=size, alpha=alpha, weights=weights, pooling=pooling)
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
 
 
 @app.command()
-@with_choices()
+@with_settings(Choices)
 def add(
     file: Annotated[str, typer.Argument(help=".keras, .onnx, .tflite, .xml or SavedModel.", metavar="FILE")],
     name: Annotated[str, typer.Option(help="Name for --model.", show_default=False)],
@@ -95,8 +86,7 @@ def add(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with show_progress(True) as on_progress:
-        card = fp_models.add(file, name, **options, on_progress=on_progress)
+    card = fp_models.add(file, name, **options)
     tables.print_ready(card)
     if as_json:
         output.print_json(card.to_json())
@@ -117,17 +107,9 @@ def verify(
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with show_progress(True) as on_progress:
-        certificate = fp_models.verify(
-            model,
-            images,
-            pooling=pooling,
-            limit=limit,
-            size=size,
-            alpha=alpha,
-            weights=weights,
-            on_progress=on_progress,
-        )
+    certificate = fp_models.verify(
+        model, images, pooling=pooling, limit=limit, size=size, alpha=alpha, weights=weights
+    )
     tables.print_certificate(asdict(certificate))
     if as_json:
         output.print_json(asdict(certificate))
@@ -139,20 +121,20 @@ def bench(
         list[str] | None, typer.Argument(help="Names or files (default: all stored models).", metavar="[MODEL]...")
     ] = None,
     images: Annotated[
-        str | None, typer.Option(help="Images to embed (default: drawn ones of 100x100).", metavar="DIR")
+        str | None, typer.Option(help="Folder of images to embed (default: drawn ones of 100x100).", metavar="DIR")
     ] = None,
     size: Size = None,
     random: Annotated[
-        bool, typer.Option("--random", help="Random weights for models that are not stored: nothing is downloaded.")
+        bool,
+        typer.Option("--random", help="Use random weights for models that are not stored; nothing is downloaded."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the speed of models on this machine, in images per second of a whole run."""
+    """Measure the images per second that models embed on this machine."""
     import featurepress.models as fp_models
     from featurepress.cli import output, tables
 
-    with show_progress(True) as on_progress:
-        speeds = fp_models.bench(models or [], images=images, size=size, random=random, on_progress=on_progress)
+    speeds = fp_models.bench(models or [], images=images, size=size, random=random)
     if as_json:
         output.print_json({"speeds": [asdict(speed) for speed in speeds]})
     else:

@@ -1,4 +1,4 @@
-"""Options of the commands, made from the settings' own declarations."""
+"""Options of the commands, built from the declared settings."""
 
 from __future__ import annotations
 
@@ -6,98 +6,122 @@ import contextlib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection
-from dataclasses import Field
-from typing import Annotated, Any
+from collections.abc import Callable, Collection, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from featurepress.errors import SettingError
-from featurepress.settings import Choices, Constraint, declared, declared_of
+from featurepress.settings import Constraint, declared_of
+from featurepress.settings.analysis import (
+    ClassifierSettings,
+    LabelSettings,
+    PredictionSettings,
+    ReductionSettings,
+    SplitSettings,
+    TrainingSettings,
+)
+from featurepress.settings.constraint import Stage
+from featurepress.settings.model_files import Choices
+from featurepress.settings.run import (
+    RUN_STAGES,
+    FeatureSettings,
+    ImageSettings,
+    ListingSettings,
+    OutputSettings,
+    ResourceSettings,
+)
+
+if TYPE_CHECKING:
+    from featurepress.engines import Engine
 
 Command = Callable[..., Any]
 
-_UNITS = {
-    "": 1,
-    "K": 10**3,
-    "M": 10**6,
-    "G": 10**9,
-    "T": 10**12,
-    "KI": 2**10,
-    "MI": 2**20,
-    "GI": 2**30,
-    "TI": 2**40,
+_EXPONENTS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
+_PANELS: dict[type[Stage], str] = {
+    ListingSettings: "Which images",
+    FeatureSettings: "What is computed",
+    ImageSettings: "Limits of one image",
+    OutputSettings: "What is written",
+    ResourceSettings: "This machine",
+    Choices: "What the file does not say",
+    ReductionSettings: "What is kept",
+    LabelSettings: "Labels",
+    ClassifierSettings: "The classifier",
+    SplitSettings: "How it is measured",
+    TrainingSettings: "Memory",
+    PredictionSettings: "What is predicted",
 }
-
-_PANELS = {
-    "listing": "Which images",
-    "features": "What is computed",
-    "images": "Limits of one image",
-    "output": "What is written",
-    "resources": "This machine",
-    "choices": "What the file does not say",
-    "reduction": "What is kept",
-    "labels": "Labels",
-    "classifier": "The classifier",
-    "split": "How it is measured",
-    "training": "Memory",
-    "prediction": "What is predicted",
-}
-
-
-def with_settings(names: Collection[str] | None = None, **stages: Any) -> Callable[[Command], Command]:
-    """Return a command an option for each setting (or those named); it gets the given ones as `options`.
-
-    Only what the user has given is passed on, so that defaults stand in one place. More `stages` are as for
-    `with_stages`, and come first.
-    """
-    more = [entry for name, stage in stages.items() for entry in declared_of(name, stage)]
-    return _with(more + [entry for entry in declared() if names is None or entry[1].name in names])
-
-
-def with_choices() -> Callable[[Command], Command]:
-    """Return a command an option for each thing that can be said of a model file, in the same way."""
-    return with_stages(choices=Choices)
-
-
-def with_stages(**stages: Any) -> Callable[[Command], Command]:
-    """Return a command an option for each setting of some stages, named as their panels are, in the same way."""
-    return _with([entry for name, stage in stages.items() for entry in declared_of(name, stage)])
-
-
-def with_engine(command: Command) -> Command:
-    """Add the options that select an engine to a command; the engine is in its `options`, and closed after it."""
-
-    @functools.wraps(command)
-    def wrapper(**arguments: Any) -> Any:
-        from featurepress.engines import open_engine
-
-        asked = {name: arguments.pop(name) for name in ("engine", "master", "spark_conf", "address")}
-        name = asked.pop("engine")
-        engine = open_engine(name, **{**asked, "spark_conf": tuple(asked["spark_conf"] or ())})
-        with contextlib.closing(engine) if engine is not None else contextlib.nullcontext():
-            arguments["options"] = {**arguments["options"], "engine": engine}
-            return command(**arguments)
-
-    own = list(inspect.signature(command).parameters.values())
-    added = list(inspect.signature(_where).parameters.values())
-    hints = {**inspect.get_annotations(command, eval_str=True), **inspect.get_annotations(_where, eval_str=True)}
-    parameters = [p.replace(annotation=hints[p.name]) for p in (*own, *added)]
-    wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-    return wrapper
-
-
 _ENGINE_PANEL = "Where it runs"
 
 
-def _where(
+def with_settings(
+    *stages: type[Stage], names: Collection[str] | None = None, engine: bool = False
+) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command an option for each setting, or those of these `names`.
+
+    The command gets the options that the user has set as `options`; all defaults are in the declarations. With
+    `engine`, options to select one are added, and it is in `options`, open until the command ends.
+    """
+    entries = [
+        (stage, item, rule)
+        for stage in stages
+        for _, item, rule in declared_of("", stage)
+        if names is None or item.name in names
+    ]
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def wrapper(**arguments: Any) -> Any:
+            options = {}
+            for _, item, rule in entries:
+                if (value := arguments.pop(item.name)) not in (None, []):
+                    options[item.name] = _parsed(item.name, rule, value)
+            if not engine:
+                return command(**arguments, options=options)
+            with _opened_engine(arguments) as opened:
+                return command(**arguments, options={**options, "engine": opened})
+
+        parameters = [p for p in _parameters_of(command) if p.name != "options"]
+        parameters += [_parameter(stage, item.name, item.default, rule) for stage, item, rule in entries]
+        parameters += _parameters_of(_engine_options) if engine else []
+        # Typer reads both.
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def with_run_settings(names: Collection[str] | None = None, *stages: type[Stage]) -> Callable[[Command], Command]:
+    """Return `with_settings` for some stages, the settings of a run, and an engine."""
+    return with_settings(*stages, *RUN_STAGES.values(), names=names, engine=True)
+
+
+def _parameters_of(command: Command) -> list[inspect.Parameter]:
+    """Return the parameters of a function, with evaluated annotations."""
+    hints = inspect.get_annotations(command, eval_str=True)
+    return [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
+
+
+@contextlib.contextmanager
+def _opened_engine(arguments: dict[str, Any]) -> Iterator[Engine | None]:
+    """Remove the options of the engine from the arguments, and yield the engine."""
+    from featurepress.engines import open_engine
+
+    name, master, spark_conf, address = (arguments.pop(p.name) for p in _parameters_of(_engine_options))
+    engine = open_engine(name, master=master, spark_conf=tuple(spark_conf or ()), address=address)
+    with contextlib.closing(engine) if engine is not None else contextlib.nullcontext():
+        yield engine
+
+
+def _engine_options(
     *,
     engine: Annotated[
         str,
         typer.Option(
             metavar="local|spark|ray",
-            help="Worker processes of this machine, a Spark cluster, or a Ray cluster.",
+            help="Worker processes on this machine, a Spark cluster, or a Ray cluster.",
             rich_help_panel=_ENGINE_PANEL,
         ),
     ] = "local",
@@ -111,96 +135,66 @@ def _where(
     spark_conf: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="NAME=VALUE", help="A setting of Spark; may be given again.", rich_help_panel=_ENGINE_PANEL
+            metavar="NAME=VALUE", help="Spark: a configuration property. Repeatable.", rich_help_panel=_ENGINE_PANEL
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or this machine alone).",
+            help="Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or only this machine).",
             rich_help_panel=_ENGINE_PANEL,
         ),
     ] = None,
 ) -> None:
-    """Declare the options of `with_engine`."""
+    """Declare the options of an engine."""
 
 
-def _with(chosen: list[tuple[str, Field[Any], Constraint]]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
-
-        @functools.wraps(command)
-        def wrapper(**arguments: Any) -> Any:
-            given = {item.name: arguments.pop(item.name) for _, item, _ in chosen}
-            options = {
-                item.name: _parsed(item.name, rule, given[item.name])
-                for _, item, rule in chosen
-                if given[item.name] is not None
-            }
-            return command(**arguments, options=options)
-
-        added = [_parameter(stage, item.name, item.default, rule) for stage, item, rule in chosen]
-        wrapper.__signature__ = inspect.Signature([*own, *added])  # type: ignore[attr-defined]
-        # Typer resolves annotations from here, and the settings' are not in the command's own namespace.
-        hints = inspect.get_annotations(command, eval_str=True)
-        wrapper.__annotations__ = {p.name: hints[p.name] for p in own} | {p.name: p.annotation for p in added}
-        wrapper.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [p.replace(annotation=wrapper.__annotations__[p.name]) for p in [*own, *added]]
-        )
-        return wrapper
-
-    return decorate
-
-
-def _parameter(stage: str, name: str, default: Any, rule: Constraint) -> inspect.Parameter:
-    flag = rule.flag or "--" + name.replace("_", "-")
-    kind = bool if rule.kind is bool else str  # numbers are read here, so that a wrong one gets our own sentence
+def _parameter(stage: type[Stage], name: str, default: Any, rule: Constraint) -> inspect.Parameter:
     help_text = rule.help
-    if not rule.optional and rule.kind is not bool:
+    if default is not None and rule.kind not in (bool, list):
         help_text += f" \\[default: {_shown(name, default)}]"
     option = typer.Option(
-        flag,
+        rule.flag or "--" + name.replace("_", "-"),
         help=help_text,
         show_default=False,
         metavar=_metavar(name, rule),
         rich_help_panel=_PANELS[stage],
     )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
-    )
+    # Numbers are parsed here, so that their errors are those of the settings.
+    kind: Any = {bool: bool, list: list[str]}.get(rule.kind, str)
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _metavar(name: str, rule: Constraint) -> str | None:
     if rule.choices:
-        return "|".join(rule.choices)
-    if name.endswith("_bytes"):
-        return "BYTES"
-    if name.endswith("_file"):
-        return "FILE"
-    return {int: "N", float: "NUMBER", str: "NAME", tuple: "NUMBERS"}.get(rule.kind)
+        return "|".join((*rule.choices, *(["PATTERN"] if rule.form else [])))
+    if name.endswith(("_bytes", "_file")):
+        return name.rpartition("_")[2].upper()
+    return {int: "N", float: "NUMBER", str: "NAME", tuple: "NUMBERS", list: "PATTERN"}.get(rule.kind)
 
 
 def _shown(name: str, default: Any) -> str:
     if name.endswith("_bytes"):
-        return f"{default // 2**20}MiB"
+        return f"{default // 2**30}GiB" if default % 2**30 == 0 else f"{default // 2**20}MiB"
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _parsed(name: str, rule: Constraint, value: Any) -> Any:
     if name.endswith("_bytes"):
-        return parse_bytes(rule.called(name), value)
-    if rule.kind is tuple:
-        with contextlib.suppress(ValueError):
-            return tuple(float(part) for part in value.split(","))
-    if rule.kind in (int, float):
-        with contextlib.suppress(ValueError):
+        return _parsed_bytes(rule.called(name), value)
+    with contextlib.suppress(ValueError):  # the settings refuse what is not a number
+        if rule.kind is tuple:
+            return tuple(map(float, value.split(",")))
+        if rule.kind in (int, float):
             return rule.kind(value)
     return value
 
 
-def parse_bytes(what: str, text: str) -> int:
-    """Turn ``4GB``, ``500 MiB`` or ``1000`` into a number of bytes; an error begins with `what` it is."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
-    if match is None or match[2] not in _UNITS:
-        raise SettingError(f"{what} must be a number of bytes such as 4GB or 500MiB. Got '{text}'.")
-    return int(float(match[1]) * _UNITS[match[2]])
+def _parsed_bytes(subject: str, text: str) -> int:
+    """Parse ``4GB``, ``500 MiB`` or ``1000``; errors begin with `subject`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(I?))?B?\s*", text.upper())
+    if match is None:
+        raise SettingError(f"{subject} must be a number of bytes such as 4GB or 500MiB. Got '{text}'.")
+    number, unit, is_binary = match.groups()
+    return int(float(number) * (1024 if is_binary else 1000) ** _EXPONENTS[unit])

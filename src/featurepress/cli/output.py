@@ -1,12 +1,13 @@
-"""What the commands show: the live line, the summary, and tables for people."""
+"""What the commands print: results for people and as JSON, and how to continue after a stop."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -18,29 +19,52 @@ from featurepress.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
     from featurepress.features.feature_set import FeatureSet
+    from featurepress.progress import Summary
 
 
 def console(*, stderr: bool = True) -> Console:
-    """Return a console for people; results for machines go to stdout by themselves."""
+    """Return a console for text that people read."""
     return Console(stderr=stderr, highlight=False, soft_wrap=True)
 
 
 def print_json(values: Mapping[str, Any]) -> None:
-    """Print a result for machines on stdout."""
+    """Print JSON on stdout."""
     sys.stdout.write(json.dumps(values, indent=1) + "\n")
 
 
+def run(verb: Callable[[], FeatureSet], destination: str, *, as_json: bool) -> None:
+    """Run a verb and print its feature set, also if too many images failed."""
+
+    def report(features: FeatureSet) -> None:
+        print_summary(features)
+        if as_json:
+            print_json(result_json(features))
+
+    with resumable(destination), reporting(report):
+        report(verb())
+
+
 @contextlib.contextmanager
-def resumable(destination: str, *, go_on: str = "", begun_by: Sequence[str] = (PLAN,)) -> Iterator[None]:
-    """Say how a run goes on, whatever stops it inside the block, once one of the files `begun_by` is there."""
+def reporting(report: Callable[[Any], None]) -> Iterator[None]:
+    """Report the result of a run in which too many images failed."""
+    try:
+        yield
+    except TooManyFailuresError as error:
+        report(error.result)
+        raise
+
+
+@contextlib.contextmanager
+def resumable(destination: str, *, command: str = "", begun_by: Sequence[str] = (PLAN,)) -> Iterator[None]:
+    """Print the command that continues a stopped run, if one of the files `begun_by` exists."""
     try:
         yield
     except (RequestError, TooManyFailuresError):
         raise
     except BaseException:
         if _has_begun(destination, begun_by):
-            how = go_on or f"featurepress resume {_quoted(destination)}"
-            console().print(Text(f"What is done is kept. Go on with: {how}"))
+            command = command or f"featurepress resume {shlex.quote(destination)}"
+            console().print(Text(f"Finished parts are kept. Continue with: {command}"))
         raise
 
 
@@ -54,14 +78,8 @@ def _has_begun(destination: str, begun_by: Sequence[str]) -> bool:
         return True
 
 
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
-
-
 def result_json(features: FeatureSet) -> dict[str, Any]:
-    """Return the result of a run for machines."""
+    """Return the result of a run as JSON values."""
     from dataclasses import asdict
 
     manifest = features.manifest or {}
@@ -78,7 +96,7 @@ def result_json(features: FeatureSet) -> dict[str, Any]:
 
 
 def print_summary(features: FeatureSet) -> None:
-    """Print what a run did, for people, on stderr."""
+    """Print what a run did on stderr."""
     summary, manifest = features.summary, features.manifest or {}
     lines = Lines()
     lines.add("images", f"{summary.listed:,} listed, {summary.embedded:,} embedded, {summary.failed:,} failed")
@@ -87,19 +105,12 @@ def print_summary(features: FeatureSet) -> None:
     if (changes := summary.changes) is not None:
         lines.add("changes", f"{changes.new:,} new, {changes.changed:,} changed, {changes.deleted:,} deleted")
         lines.add("embedded", f"{changes.inferred:,} images went through the model, all others were carried over")
-    if changes is not None and summary.already_done:
-        lines.add("time", f"{format_seconds(summary.seconds)}, nothing to do: everything is up to date")
-    elif changes is not None:
-        lines.add("time", format_seconds(summary.seconds))
-    elif summary.already_done:
-        lines.add("time", "nothing to do: an earlier run has embedded everything")
-    else:
-        lines.add("time", f"{format_seconds(summary.seconds)}, {summary.images_per_second:,.0f} images/s")
+    lines.add("time", _time(summary))
     written = format_bytes(summary.bytes_written)
     lines.add("bytes", f"{format_bytes(summary.bytes_read)} read, {written} of features in {summary.parts:,} parts")
     _add_model(lines, features, manifest)
     if not manifest.get("conditional_writes", True):
-        lines.add("unsafe", "for two drivers at once: the store does not honour conditional writes")
+        lines.add("unsafe", "for two drivers at once: the store does not support conditional writes")
     for note in _notes(features):
         lines.add("note", note)
     lines.add("where", features.location)
@@ -108,8 +119,17 @@ def print_summary(features: FeatureSet) -> None:
         console().print(Text(_EMBEDDED_ADVICE, style="dim"))
 
 
+def _time(summary: Summary) -> str:
+    seconds = format_seconds(summary.seconds)
+    if summary.changes is not None:
+        return f"{seconds}, nothing to do: everything is up to date" if summary.already_done else seconds
+    if summary.already_done:
+        return "nothing to do: an earlier run has embedded everything"
+    return f"{seconds}, {summary.images_per_second:,.0f} images/s"
+
+
 def _notes(features: FeatureSet) -> tuple[str, ...]:
-    """Return what was assumed of the model, if it was made ready here."""
+    """Return the assumptions about the model, if it is stored on this machine."""
     from featurepress.models.store import read_card
 
     card = read_card(features.plan.backbone.file)
@@ -124,7 +144,7 @@ _EMBEDDED_ADVICE = (
 
 
 def print_info(features: FeatureSet) -> None:
-    """Print what is known of a feature set, for people, on stdout."""
+    """Print the description of a feature set on stdout."""
     from featurepress.specs import Failure
 
     manifest, plan = features.manifest or {}, features.plan
@@ -135,15 +155,14 @@ def print_info(features: FeatureSet) -> None:
     kinds = Counter(Failure(**row).kind for row in features.failures.to_pylist())
     lines.add_counts("failed", kinds)
     lines.add_counts("skipped", manifest.get("skipped", {}))
-    lines.add("features", f"{features.n_features:,} float32 a row, {format_bytes(features.bytes)} in all")
+    lines.add("features", f"{features.n_features:,} float32 per row, {format_bytes(features.bytes)} in total")
     lines.add("columns", ", ".join(features.schema.names))
-    labels = features.labels
-    if labels is not None:
+    if (labels := features.labels) is not None:
         lines.add("labels", f"{len(set(labels.tolist())):,} different")
     _add_model(lines, features, manifest)
     if reduced := manifest.get("reduced"):
         kept = f"{reduced['explained_variance_ratio']:.2%} of the variance"
-        lines.add("reduced", f"from '{reduced['features']}', {kept} of {reduced['fitted_to']:,} pictures is kept")
+        lines.add("reduced", f"from '{reduced['features']}', {kept} of {reduced['fitted_to']:,} images is kept")
     lines.add("fingerprint", features.fingerprint)
     for i, spec in enumerate(plan.sources):
         lines.add("sources" if i == 0 else "", str(spec))
@@ -154,9 +173,9 @@ def print_info(features: FeatureSet) -> None:
 def _status(features: FeatureSet) -> str:
     if features.is_complete:
         return "complete"
-    doing = "being updated" if features.manifest is not None else "incomplete"
-    verb = "the same featurepress reduce" if features.plan.backbone.projection else "featurepress resume"
-    return f"{doing}: {verb} finishes it"
+    status = "being updated" if features.manifest is not None else "incomplete"
+    command = "the same featurepress reduce" if features.plan.backbone.projection else "featurepress resume"
+    return f"{status}: {command} finishes it"
 
 
 def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) -> None:
@@ -167,10 +186,9 @@ def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) 
     text = " and ".join(sorted(precisions))
     if "min_cosine" in certificate:
         measured = f"cosine to float32 at least {certificate['min_cosine']:.5f} on {certificate['n_images']} images"
-        taken = features.plan.precision == "bfloat16"
-        text += (
-            f" ({measured})" if taken else f" (bfloat16 not taken: {measured}, {certificate['required']} required)"
-        )
+        if features.plan.precision != "bfloat16":
+            measured = f"bfloat16 not used: {measured}, {certificate['required']} required"
+        text += f" ({measured})"
     lines.add("precision", text)
     if parity := manifest.get("parity"):
         least = parity["precisions"]["float32"]["min_cosine"]
@@ -178,7 +196,7 @@ def _add_model(lines: Lines, features: FeatureSet, manifest: Mapping[str, Any]) 
 
 
 class Lines:
-    """Words in bold at the left, what they stand for beside them."""
+    """Lines of a word in bold and a text."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[str, str]] = []
@@ -188,12 +206,12 @@ class Lines:
         self._lines.append((word, text))
 
     def add_counts(self, word: str, counts: Mapping[str, int]) -> None:
-        """Add a line a reason, the most frequent first."""
+        """Add a line per reason, the most frequent first."""
         for i, (reason, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
             self.add(word if i == 0 else "", f"{count:,} {reason}")
 
     def print(self, screen: Console) -> None:
-        """Print them."""
+        """Print the lines, with the texts aligned."""
         width = max(len(word) for word, _ in self._lines) + 2
         for word, text in self._lines:
             screen.print(Text.assemble((word.ljust(width), "bold"), text))

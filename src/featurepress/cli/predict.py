@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_engine, with_settings
-from featurepress.errors import TooManyFailuresError
+from featurepress.cli.options import with_run_settings
 from featurepress.progress import format_seconds
-from featurepress.settings import IMAGE_SETTINGS, PredictionSettings
+from featurepress.settings import PredictionSettings, PredictOptions
 
 if TYPE_CHECKING:
     from featurepress.learning.predictions import Predictions
@@ -18,19 +17,13 @@ if TYPE_CHECKING:
 _MOST_FREQUENT = 10
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(predict)
-
-
-@with_settings(IMAGE_SETTINGS, prediction=PredictionSettings)
-@with_engine
+@with_run_settings(PredictOptions.__optional_keys__, PredictionSettings)
 def predict(
-    model: Annotated[str, typer.Argument(help="What featurepress train has written.", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="A model that featurepress train has written.", metavar="MODEL")],
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Pictures: folders, globs in quotes, buckets, archives, tables; or one feature set.",
+            help="Images: folders, globs in quotes, buckets, archives, tables; or one feature set.",
             metavar="SOURCES...",
         ),
     ],
@@ -40,9 +33,9 @@ def predict(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Predict the labels of pictures, or of a feature set, with a trained model.
+    """Predict the labels of images, or of a feature set, with a trained model.
 
-    The same command again finishes what was interrupted, and predicts what has changed since.
+    The same command again finishes an interrupted run, and predicts only what has changed since.
     """
     from featurepress.cli import output
     from featurepress.learning import prediction
@@ -50,14 +43,12 @@ def predict(
     from featurepress.runs.verbs import expand_time
 
     out = expand_time(out)
-    go_on = f"the same command and --out {shlex.quote(out)}"
-    with output.resumable(out, go_on=go_on, begun_by=(PLAN, PREDICTIONS_REQUEST)):
-        try:
-            found = prediction.predict(model, sources, out, **options)
-        except TooManyFailuresError as error:
-            _report(error.result, as_json=as_json)
-            raise
-    _report(found, as_json=as_json)
+    command = f"the same command and --out {shlex.quote(out)}"
+    with (
+        output.resumable(out, command=command, begun_by=(PLAN, PREDICTIONS_REQUEST)),
+        output.reporting(lambda found: _report(found, as_json=as_json)),
+    ):
+        _report(prediction.predict(model, sources, out, **options), as_json=as_json)
 
 
 def _report(found: Predictions, *, as_json: bool) -> None:
@@ -69,13 +60,13 @@ def _report(found: Predictions, *, as_json: bool) -> None:
     what = "regions" if has_regions else "labels"
     lines.add("rows", f"{len(found):,} {what} of {summary['images']:,} images, {summary['failed']:,} failed")
     if unread := summary.get("unread"):
-        lines.add("unread", f"{unread:,} pictures could not be read again; the same command tries again")
+        lines.add("unread", f"{unread:,} images could not be read again; the same command tries again")
     lines.add_counts("labels", dict(list(counts.items())[:_MOST_FREQUENT]))
     if len(counts) > _MOST_FREQUENT:
-        lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} labels more")
+        lines.add("", f"and {len(counts) - _MOST_FREQUENT:,} more labels")
     if has_regions and not summary["knows_background"]:
-        lines.add("note", "the model knows no label 'background': empty places, too, are taken for something")
-    has_speed = found.images_per_second and not summary["settings"]["tiles"]  # which cost far more than embedding
+        lines.add("note", "the model has no label 'background', so that empty regions get another label")
+    has_speed = found.images_per_second and not summary["settings"]["tiles"]  # tiles cost far more than embedding
     speed = f", {found.images_per_second:,.0f} images/s embedded" if has_speed else ""
     lines.add("time", format_seconds(found.seconds) + speed)
     lines.add("model", f"{summary['model']['location']}, sha256 {summary['model']['sha256'][:12]}…")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_engine, with_stages
+from featurepress.cli.options import with_settings
 from featurepress.progress import format_bytes, format_seconds
 from featurepress.settings import ReductionSettings
 
@@ -17,34 +17,32 @@ if TYPE_CHECKING:
     from featurepress.learning.reduced import ReducedFeatureSet
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(reduce)
-
-
-@with_stages(reduction=ReductionSettings)
-@with_engine
+@with_settings(ReductionSettings, engine=True)
 def reduce(
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],
     out: Annotated[
-        str, typer.Option("--out", "-o", help="Where the reduced set goes; {time} becomes the date and time.")
+        str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
     ] = "reduced{time}",
     using: Annotated[
         str | None,
-        typer.Option("--using", help="A reduced set: its projection, for later pictures.", metavar="REDUCED"),
+        typer.Option(
+            "--using",
+            help="Use the projection of this reduced set, as for later images; nothing is fitted.",
+            metavar="REDUCED",
+        ),
     ] = None,
     report: Annotated[
         str | None,
         typer.Option(
             "--report",
-            help="A page of what is kept, with a map of the pictures; its plots are written beside it.",
+            help="Write an HTML page with the variance kept and a map of the images; plots are written beside it.",
             metavar="FILE.html",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Reduce a feature set to fewer numbers a picture (principal component analysis)."""
+    """Reduce a feature set to fewer numbers per image (principal component analysis)."""
     from featurepress.cli import output
     from featurepress.features.feature_set import open_features
     from featurepress.learning import reduction
@@ -71,11 +69,8 @@ def _print_result(features: FeatureSet, reduced: ReducedFeatureSet, *, seconds: 
     )
     first = ", ".join(f"{share:.1%}" for share in ratios[:5])
     lines.add("variance", f"{ratios.sum():.2%} of it is kept; the first components have {first}")
-    fitted = (
-        f"to {pca.n_samples_:,} pictures"
-        if reduced.reduction["settings"]["using"] is None
-        else "to those of the other set"
-    )
+    is_own = reduced.reduction["settings"]["using"] is None
+    fitted = f"to {pca.n_samples_:,} images" if is_own else "to those of the other set"
     lines.add("fitted", f"{fitted}, solver {pca.solver_}")
     lines.add("bytes", f"{format_bytes(reduced.bytes)}, where there were {format_bytes(features.bytes)}")
     lines.add("time", format_seconds(seconds))

@@ -6,23 +6,18 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_engine, with_settings
-from featurepress.cli.update import RESOURCES, carry_out
+from featurepress.cli.options import with_run_settings
+from featurepress.settings import ResumeOptions
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(resume)
-
-
-@with_settings(RESOURCES)
-@with_engine
+@with_run_settings(ResumeOptions.__optional_keys__)
 def resume(
     destination: Annotated[str, typer.Argument(help="The --out of the run.", metavar="DEST")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Finish an interrupted run, update or retry; everything else comes from its plan."""
+    """Finish an interrupted run, update or retry, with the settings of its plan."""
+    from featurepress.cli import output
     from featurepress.runs import verbs
 
-    carry_out(verbs.resume, destination, options, as_json=as_json)
+    output.run(lambda: verbs.resume(destination, **options), destination, as_json=as_json)

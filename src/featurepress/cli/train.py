@@ -8,17 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli.options import with_stages
+from featurepress.cli.options import with_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(train)
-
-
-@with_stages(labels=LabelSettings, classifier=ClassifierSettings, split=SplitSettings, training=TrainingSettings)
+@with_settings(LabelSettings, ClassifierSettings, SplitSettings, TrainingSettings)
 def train(
     destination: Annotated[str, typer.Argument(help="A feature set with labels.", metavar="FEATURES")],
     out: Annotated[
@@ -27,7 +22,7 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
-    """Train a classifier on a feature set, and measure it honestly."""
+    """Train a classifier on a feature set, and measure its accuracy with and without near-duplicates."""
     from featurepress.cli import output
     from featurepress.cli.measurements import model_json, model_lines
     from featurepress.learning import training

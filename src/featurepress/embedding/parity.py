@@ -1,7 +1,7 @@
 """Compare a model's features with those of the library that it comes from, and keep the result as a certificate.
 
-The same decoded images go through featurepress (in float32, and in bfloat16 if the CPU supports it) and through the
-reference, which runs in a child process. The certificate is stored with the model and copied into manifests.
+The same decoded images go through featurepress and through the reference, which runs in a child process. The
+certificate is stored with the model and copied into manifests.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from featurepress.models.card import ModelCard
 from featurepress.models.catalog import find_card
 from featurepress.models.origins.keras_applications import in_child
 from featurepress.models.origins.weights import keras_folder
-from featurepress.progress import OnProgress, ignore_progress, step
+from featurepress.progress import OnProgress, show_progress, step
 from featurepress.settings import Settings
 from featurepress.sources import Listing, Locations, describe
 
 MAX_IMAGES = 64
-_MAX_BYTES = 512 * 1024**2  # of decoded images, which are all sent to the reference at once
+_MAX_BYTES = 512 * 1024**2  # of decoded images: all are sent to the reference at once
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def verify(
     size: int | None = None,
     alpha: float | None = None,
     weights: str | None = None,
-    on_progress: OnProgress = ignore_progress,
+    progress: bool | OnProgress = True,
 ) -> Certificate:
     """Compare a model's features with those of the library that it comes from.
 
@@ -110,8 +110,8 @@ def verify(
         Width of a MobileNet.
     weights : str, optional
         ``imagenet`` (default) or the path of a Keras weights file, for Keras Applications.
-    on_progress : callable
-        Receives progress.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress`.
 
     Returns
     -------
@@ -131,11 +131,12 @@ def verify(
     'featurepress[parity]'``), else Keras on OpenVINO in float32. Other models are compared with the original file
     in OpenVINO, preprocessed with NumPy and Pillow, one image at a time.
     """
-    card = find_card(model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress)
+    with show_progress(progress) as on_progress:
+        card = find_card(model, size=size, alpha=alpha, weights=weights, pooling=pooling, progress=on_progress)
+        images = _decode_first(sources, limit)
+        on_progress(step(f"running the reference on {len(images)} images"))
+        expected, reference = _reference(card, pooling, images)
     spec = card.backbone(pooling)
-    images = _decode_first(sources, limit)
-    on_progress(step(f"running the reference on {len(images)} images", 0, 0))
-    expected, reference = _reference(card, pooling, images)
     precisions = ["float32"] + (["bfloat16"] if supports_bfloat16(spec) else [])
     certificate = Certificate(
         model=card.name,
@@ -156,7 +157,6 @@ def verify(
 
 
 def _decode_first(sources: Locations, limit: int) -> list[Any]:
-    """Decode the first images."""
     specs, settings = describe(sources), Settings()
     images: list[Any] = []
     n_bytes = 0
@@ -171,6 +171,7 @@ def _decode_first(sources: Locations, limit: int) -> list[Any]:
 
 
 def _reference(card: ModelCard, pooling: str, images: Sequence[Any]) -> tuple[Any, str]:
+    """Return the features of the reference, and its name."""
     from featurepress.models.conversion import reference
 
     backend = "tensorflow" if importlib.util.find_spec("tensorflow") is not None else "openvino"

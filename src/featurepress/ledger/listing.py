@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
-import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from featurepress.errors import StoppedError, StorageError
+from featurepress.errors import StorageError
 from featurepress.ledger.names import (
     chunk_name,
     listing_name,
@@ -18,7 +18,7 @@ from featurepress.ledger.names import (
     previous_revisions_name,
     revision_name,
 )
-from featurepress.ledger.plan import Plan, dump_json, read_json
+from featurepress.ledger.plan import Plan, dump_json, open_existing, read_json, superseded
 from featurepress.ledger.schemas import chunk_schema, number_array, text_array
 from featurepress.specs import ImageRef
 from featurepress.storage import Storage, map_concurrently, reporting_damage
@@ -172,10 +172,10 @@ def _encoded(
 
 def read_chunk(plan: Plan, number: int) -> Chunk | None:
     """Read the footer of a chunk. None if the chunk does not exist yet."""
-    footer = _read_footer(plan, chunk_name(plan.generation, number))
-    if footer is None:
+    name = chunk_name(plan.generation, number)
+    if (footer := _read_footer(plan, name)) is None:
         return None
-    with reporting_damage(plan.storage, chunk_name(plan.generation, number)):
+    with reporting_damage(plan.storage, name):
         about = json.loads(footer.metadata[b"featurepress"])
         last_key, *positions = map(bytes.fromhex, (about["last_key"], *about["positions"]))
     first = plan.first_shard + plan.layout.first_shard(number)
@@ -186,33 +186,32 @@ def read_chunk(plan: Plan, number: int) -> Chunk | None:
 def _read_footer(plan: Plan, name: str) -> Any:
     import pyarrow.parquet as pq
 
-    try:
-        with reporting_damage(plan.storage, name), plan.storage.open(name) as file:
-            return pq.read_metadata(file)
-    except StorageError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise
+    if (opened := open_existing(plan.storage, name)) is None:
+        return None
+    with opened[0] as file, reporting_damage(plan.storage, name):
+        return pq.read_metadata(file)
+
+
+@contextlib.contextmanager
+def _opened(plan: Plan, name: str) -> Iterator[Any]:
+    """Open a Parquet file of the listing."""
+    import pyarrow.parquet as pq
+
+    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
+        yield parquet
 
 
 def read_shard(plan: Plan, shard: int) -> list[ImageRef]:
     """Read the references of a shard that is new in the plan's generation."""
-    import pyarrow.parquet as pq
-
     chunk, row_group = plan.layout.locate(shard - plan.first_shard)
-    name = chunk_name(plan.generation, chunk)
-    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
-        columns = parquet.read_row_group(row_group).to_pydict()
-    return _references(plan, columns)
+    with _opened(plan, chunk_name(plan.generation, chunk)) as parquet:
+        return _references(plan, parquet.read_row_group(row_group).to_pydict())
 
 
 def read_chunk_shards(plan: Plan, number: int) -> Iterator[tuple[int, list[ImageRef]]]:
     """Yield the shards of a chunk with their references, as they were when it was committed."""
-    import pyarrow.parquet as pq
-
-    name = chunk_name(plan.generation, number)
     first = plan.first_shard + plan.layout.first_shard(number)
-    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
+    with _opened(plan, chunk_name(plan.generation, number)) as parquet:
         for row_group in range(parquet.num_row_groups):
             yield first + row_group, _references(plan, parquet.read_row_group(row_group).to_pydict())
 
@@ -254,10 +253,7 @@ def commit_revision(plan: Plan, shard: int, references: References, n_before: in
 
 def read_revision(plan: Plan, shard: int) -> References:
     """Return the references of a revised shard."""
-    import pyarrow.parquet as pq
-
-    name = revision_name(plan.generation, shard)
-    with reporting_damage(plan.storage, name), plan.storage.open(name) as file, pq.ParquetFile(file) as parquet:
+    with _opened(plan, revision_name(plan.generation, shard)) as parquet:
         columns, about = parquet.read().to_pydict(), json.loads(parquet.metadata.metadata[b"featurepress"])
         return References(_references(plan, columns), columns["carried"], about["base"])
 
@@ -301,18 +297,13 @@ def read_revised(storage: Storage, generation: int) -> set[int] | None:
 def require_open(plan: Plan) -> None:
     """Raise StoppedError if the next generation has begun, which ends this one."""
     if plan.storage.stat(previous_revisions_name(plan.generation + 1)) is not None:
-        raise StoppedError(
-            f"The feature set '{plan.storage.location}' has gone on to generation {plan.generation + 1} while this "
-            f"run was at generation {plan.generation}. This run wrote nothing more. See its state with: "
-            f"featurepress info {shlex.quote(plan.storage.location)}"
-        )
+        raise superseded(plan, plan.generation + 1)
 
 
 def count_revision(plan: Plan, shard: int) -> Revision:
     """Return a committed revision."""
     name = revision_name(plan.generation, shard)
-    footer = _read_footer(plan, name)
-    if footer is None:
+    if (footer := _read_footer(plan, name)) is None:
         raise StorageError(f"'{plan.storage.location}/{name}' disappeared after it was written.")
     with reporting_damage(plan.storage, name):
         return Revision(shard, footer.num_rows, json.loads(footer.metadata[b"featurepress"])["before"])
@@ -323,8 +314,7 @@ def count_revisions(plan: Plan, shards: Collection[int]) -> Iterator[Revision]:
     return map_concurrently(plan.storage, lambda shard: count_revision(plan, shard), sorted(shards))
 
 
-# -- end of the listing
-# -------------------------------------------------------------------------------------------------
+# -- end of the listing --------------------------------------------------------------------------------------
 
 
 def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[str, int], **more: int) -> None:

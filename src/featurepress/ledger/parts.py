@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 
 from featurepress.errors import ReplacedError, StorageError
 from featurepress.ledger.names import part_name
+from featurepress.ledger.plan import open_existing
 from featurepress.ledger.schemas import number_array, part_schema, text_array
 from featurepress.specs import Failure, ImageRef, Receipt
 from featurepress.storage import Storage, reporting_damage
@@ -89,13 +90,10 @@ class PartFormat:
     def open(self, storage: Storage, shard: int) -> Iterator[PartReader | None]:
         """Open the part of a shard. None if there is none."""
         name = part_name(shard)
-        try:
-            file, version = storage.open_version(name)
-        except StorageError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
+        if (opened := open_existing(storage, name)) is None:
             yield None
             return
+        file, version = opened
         with file:
             try:
                 parquet = pq.ParquetFile(file, pre_buffer=False)
@@ -149,21 +147,23 @@ class PartReader:
 
     def read_rows(self, wanted: Mapping[str, ImageRef]) -> Iterator[tuple[list[Row], Features]]:
         """Yield the rows of the uris in `wanted`, in the order of the part, with the fields of those references."""
-        for number in range(self._parquet.num_row_groups):
-            if wanted:
-                with self._reporting():
-                    table = self._parquet.read_row_group(number, use_threads=False)
+        if wanted:
+            for table in self._row_groups():
                 yield self._rows_of(table, wanted)
 
     def read_all_rows(self, field_names: Sequence[str]) -> Iterator[tuple[list[Row], Features]]:
         """Yield all rows in order, with the fields that the part holds."""
-        for number in range(self._parquet.num_row_groups):
-            with self._reporting():
-                table = self._parquet.read_row_group(number, use_threads=False)
+        for table in self._row_groups():
             uris, *fields = (table.column(name).to_pylist() for name in ("uri", *field_names))
             own = zip(*fields, strict=True) if fields else [()] * len(uris)
             refs = (ImageRef(uri, 0, 0, "", values) for uri, values in zip(uris, own, strict=True))
             yield self._rows_of(table, {ref.uri: ref for ref in refs})
+
+    def _row_groups(self) -> Iterator[pa.Table]:
+        for number in range(self._parquet.num_row_groups):
+            with self._reporting():
+                table = self._parquet.read_row_group(number, use_threads=False)
+            yield table
 
     def _rows_of(self, table: pa.Table, wanted: Mapping[str, ImageRef]) -> tuple[list[Row], Features]:
         table = table.combine_chunks()

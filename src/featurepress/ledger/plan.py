@@ -7,8 +7,8 @@ import secrets
 import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
 
 from featurepress.errors import FeatureSetError, StoppedError, StorageError
 from featurepress.ledger.layout import Layout, Tier
@@ -25,7 +25,7 @@ class Plan:
     Parameters
     ----------
     storage : Storage
-        The destination; it is not part of plan.json.
+        The destination; not part of plan.json.
     run_id : str
         Identifies this plan. Workers compare it with the plan at the destination.
     created : str
@@ -53,7 +53,7 @@ class Plan:
     first_shard : int
         Number of the first new shard of this generation. Earlier shards may be revised.
     seen : tuple of ImageRef
-        One image of each source, which workers on other machines must see, too. Not part of plan.json.
+        One image of each source, which workers on other machines must see too; not part of plan.json.
     """
 
     storage: Storage
@@ -112,7 +112,7 @@ class Plan:
         mine, theirs = self._identity(), other._identity()
         found = [f"{name}: {mine[name]!r}, not {theirs[name]!r}" for name in mine if mine[name] != theirs[name]]
         space = self.backbone.differences(other.backbone)
-        return found + [line for line in space if not line.startswith("pooling:")]  # it is a setting, too
+        return found + [line for line in space if not line.startswith("pooling:")]  # already among the settings
 
     def _identity(self) -> dict[str, Any]:
         return {"sources": [str(spec) for spec in self.sources], **self.settings.identity()}
@@ -120,25 +120,25 @@ class Plan:
 
 def new_plan(storage: Storage, **parts: Any) -> Plan:
     """Return a plan with a new run id and the current time."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Plan(storage=storage, run_id=secrets.token_hex(8), created=now, **parts)
+    return Plan(storage=storage, **_new_run(), **parts)
+
+
+def _new_run() -> dict[str, Any]:
+    return {"run_id": secrets.token_hex(8), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
 
 
 def next_plan(plan: Plan, purpose: str) -> Plan:
     """Return the plan of the generation after `plan`, whose listing must be complete."""
     listing = read_json(plan.storage, listing_name(plan.generation)) or {"chunks": 0}
     first_shard = plan.first_shard + plan.layout.first_shard(listing["chunks"])
-    parts = {item.name: getattr(plan, item.name) for item in fields(plan) if item.name not in _OF_ONE_GENERATION}
-    return new_plan(generation=plan.generation + 1, purpose=purpose, first_shard=first_shard, **parts)
-
-
-_OF_ONE_GENERATION = ("run_id", "created", "generation", "purpose", "first_shard", "seen")
+    generation = plan.generation + 1
+    return replace(plan, **_new_run(), generation=generation, purpose=purpose, first_shard=first_shard, seen=())
 
 
 def create_plan(plan: Plan) -> bool:
     """Write plan.json only if absent. Return whether the existing plan is this one.
 
-    A bucket also reports an existing object when the response to our own first request was lost.
+    A bucket reports an existing object also if the response to our own first request was lost.
     """
     if plan.storage.create(plan.name, dump_json(plan.to_json())):
         return True
@@ -147,7 +147,7 @@ def create_plan(plan: Plan) -> bool:
 
 
 def check_conditional_writes(plan: Plan) -> bool:
-    """Return whether the storage refuses to create the existing plan again. If it does not, record that."""
+    """Return whether the storage refuses to create the existing plan again; record if it does not."""
     storage = plan.storage
     created_again = storage.create(plan.name, dump_json(plan.to_json()))
     if created_again or not storage.is_conditional:
@@ -157,17 +157,12 @@ def check_conditional_writes(plan: Plan) -> bool:
 
 
 def is_unconditional(storage: Storage) -> bool:
-    """Whether the run found at its beginning that the storage ignores conditional writes."""
+    """Whether the run has recorded that the storage ignores conditional writes."""
     return storage.stat(UNCONDITIONAL) is not None
 
 
 def read_plan(storage: Storage) -> Plan | None:
-    """Read the newest plan at a destination, whether its generation is complete or not.
-
-    Returns
-    -------
-    Plan or None
-        None if there is no plan.
+    """Read the newest plan at a destination, whether its generation is complete or not. None if there is none.
 
     Raises
     ------
@@ -175,15 +170,11 @@ def read_plan(storage: Storage) -> Plan | None:
         plan.json is not a featurepress plan, or has a later format.
     """
     plan = read_generation(storage, 1)
-    if plan is None:
-        return None
-    manifest = read_manifest(storage)
-    if manifest is None:
+    if plan is None or (manifest := read_manifest(storage)) is None:
         return plan
     generation = manifest.get("generation", 1)
     # An update writes its plan first, then the manifest.
-    newest = read_generation(storage, generation + 1) or read_generation(storage, generation)
-    return newest or plan
+    return read_generation(storage, generation + 1) or read_generation(storage, generation) or plan
 
 
 def read_generation(storage: Storage, generation: int) -> Plan | None:
@@ -200,11 +191,8 @@ def _parsed(storage: Storage, name: str, data: bytes) -> Plan:
         if values["format"] != "featurepress":
             raise KeyError("format")
         if (version := values["format_version"]) != FORMAT_VERSION:
-            remedy = (
-                "Update featurepress."
-                if version > FORMAT_VERSION
-                else "Embed the images again, with another --out."
-            )
+            is_newer = version > FORMAT_VERSION
+            remedy = "Update featurepress." if is_newer else "Embed the images again, with another --out."
             raise FeatureSetError(
                 f"{where} has format version {version}; this featurepress reads {FORMAT_VERSION}. {remedy}"
             )
@@ -264,15 +252,15 @@ def _change_manifest(
     """Replace the manifest by `change(manifest)`; repeat if another driver has replaced it meanwhile."""
     storage = plan.storage
     for _ in range(_MAX_ATTEMPTS):
-        data, version = _read_version(storage, MANIFEST)
-        with reporting_damage(storage, MANIFEST):
-            existing = None if data is None else json.loads(data)
+        existing, version = None, ""
+        if (opened := open_existing(storage, MANIFEST)) is not None:
+            file, version = opened
+            with file:
+                data = file.read()
+            with reporting_damage(storage, MANIFEST):
+                existing = json.loads(data)
         if existing is not None and existing.get("generation", 1) > plan.generation:
-            raise StoppedError(
-                f"The feature set '{storage.location}' has gone on to generation {existing['generation']} while "
-                f"this run was at generation {plan.generation}. This run wrote nothing more. See its state with: "
-                f"featurepress info {shlex.quote(storage.location)}"
-            )
+            raise superseded(plan, existing["generation"])
         values = change(existing)
         if values is None:
             return None
@@ -288,15 +276,24 @@ def _change_manifest(
 _MAX_ATTEMPTS = 20  # to replace the manifest while other drivers replace it
 
 
-def _read_version(storage: Storage, name: str) -> tuple[bytes | None, str]:
+def superseded(plan: Plan, generation: int) -> StoppedError:
+    """Return the error of a run whose feature set has a later generation now."""
+    where = plan.storage.location
+    return StoppedError(
+        f"The feature set '{where}' is now at generation {generation}, and this run was at generation "
+        f"{plan.generation}: another run has begun. This run wrote nothing more. See the set with: "
+        f"featurepress info {shlex.quote(where)}"
+    )
+
+
+def open_existing(storage: Storage, name: str) -> tuple[BinaryIO, str] | None:
+    """Open an object, and return it with its version. None if there is none."""
     try:
-        file, version = storage.open_version(name)
+        return storage.open_version(name)
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            return None, ""
+            return None
         raise
-    with file:
-        return file.read(), version
 
 
 def read_manifest(storage: Storage) -> dict[str, Any] | None:

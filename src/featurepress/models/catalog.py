@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress.errors import ModelError
 from featurepress.models import store
 from featurepress.models.card import ModelCard
-from featurepress.progress import OnProgress, ignore_progress, step
+from featurepress.progress import OnProgress, show_progress, step
 from featurepress.settings import Choices, FeatureSettings, nearest
 from featurepress.specs import PreprocessSpec
 
@@ -57,7 +57,7 @@ def find_card(
     alpha: float | None = None,
     weights: str | None = None,
     pooling: str = "avg",
-    on_progress: OnProgress = ignore_progress,
+    progress: bool | OnProgress = True,
 ) -> ModelCard:
     """Download a model if needed, check it, convert it once, and return its card.
 
@@ -74,8 +74,8 @@ def find_card(
         ``imagenet`` (default) or the path of a Keras weights file, for Keras Applications.
     pooling : str
         ``avg``, ``flatten`` or ``max``. A few architectures are converted once per pooling.
-    on_progress : callable
-        Receives the progress of downloads and conversions.
+    progress : bool or callable
+        True shows downloads and conversions in a terminal or notebook. A callable gets a `Progress`.
 
     Returns
     -------
@@ -96,7 +96,8 @@ def find_card(
         from featurepress.models.origins import hub
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return hub.load_card(name, size=size, on_progress=on_progress)
+        with show_progress(progress) as on_progress:
+            return hub.load_card(name, size=size, on_progress=on_progress)
     if (card_named := store.find_name(name)) is not None:
         _refuse_choices(name, size=size, alpha=alpha, weights=weights)
         return card_named
@@ -104,7 +105,8 @@ def find_card(
         from featurepress.models.origins import files
 
         _refuse_choices(name, alpha=alpha, weights=weights)
-        return files.load_card(name, Choices(size=size), on_progress=on_progress)
+        with show_progress(progress) as on_progress:
+            return files.load_card(name, Choices(size=size), on_progress=on_progress)
     from featurepress.models.origins import keras_applications
 
     architecture = find_architecture(name)
@@ -112,9 +114,10 @@ def find_card(
         raise ModelError(
             "Random weights are for featurepress models bench --random only: their features are meaningless."
         )
-    return keras_applications.load_card(
-        architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
-    )
+    with show_progress(progress) as on_progress:
+        return keras_applications.load_card(
+            architecture, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress
+        )
 
 
 def looks_like_a_path(name: str) -> bool:
@@ -178,24 +181,26 @@ class ListedModel:
     images_per_second: float | None
 
 
-def list_models(on_progress: OnProgress = ignore_progress) -> list[ListedModel]:
+def list_models(*, progress: bool | OnProgress = True) -> list[ListedModel]:
     """List all models: bundled, your own, stored ones of a hub, and Keras Applications.
 
     Parameters
     ----------
-    on_progress : callable
-        Receives progress; the first call of an installation asks Keras for its architectures, some seconds.
+    progress : bool or callable
+        As for `pull`. The first call of an installation asks Keras for its architectures, which takes some seconds.
     """
     from featurepress.models.origins import keras_applications
 
-    on_progress(step("listing models", 0, 0))
+    with show_progress(progress) as on_progress:
+        on_progress(step("listing models"))
+        architectures = keras_applications.architectures()
     stored = store.stored_cards()
     own = [(name, card) for name in store.names() if (card := store.find_name(name)) is not None]
     own += [(card.name, card) for card in stored if card.name.startswith(HUB)]
     found = [_listed(card.aliases[0], card, f"{card.preprocess.height}") for card in CARDS]
     found += [_listed(name, card, f"{card.preprocess.height}") for name, card in own]
     sizes = json.loads((Path(__file__).parent / "origins" / "keras_sizes.json").read_text("utf-8"))
-    for name, architecture in keras_applications.architectures().items():
+    for name, architecture in architectures.items():
         n_parameters, n_features = sizes.get(name, (0, 0))
         default_size = keras_applications.DEFAULT_SIZES.get(name, architecture.default_size)
         here = [card for card in stored if card.name == name and card.origin.get("variant") == "imagenet"]
@@ -319,7 +324,7 @@ def add_model(  # noqa: PLR0913 - an editor shows every option
     scale: Sequence[float] | None = None,
     channel_order: str | None = None,
     layout: str | None = None,
-    on_progress: OnProgress = ignore_progress,
+    progress: bool | OnProgress = True,
 ) -> ModelCard:
     """Check and convert a model file, and store it under a name that `embed` accepts.
 
@@ -354,8 +359,8 @@ def add_model(  # noqa: PLR0913 - an editor shows every option
         By default as `mode` says, else ``RGB``.
     layout : {"NHWC", "NCHW"}, optional
         Axes of the input, if its shape is ambiguous.
-    on_progress : callable
-        Receives the progress of the conversion.
+    progress : bool or callable
+        As for `pull`.
 
     Returns
     -------
@@ -386,4 +391,5 @@ def add_model(  # noqa: PLR0913 - an editor shows every option
         layout=layout,
     )
     reserved = [*(n for card in CARDS for n in (card.name, *card.aliases)), *keras_applications.architectures()]
-    return files.add(str(file), name, choices, reserved=reserved, on_progress=on_progress)
+    with show_progress(progress) as on_progress:
+        return files.add(str(file), name, choices, reserved=reserved, on_progress=on_progress)

@@ -1,4 +1,4 @@
-"""How many images a second each model embeds here: whole runs of embed, so that models are chosen on numbers."""
+"""Measure how many images per second each model embeds on this machine, with whole runs of `embed`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from featurepress.demo.orchard import draw_images
 from featurepress.ledger.provenance import cpu_name
@@ -16,35 +17,40 @@ from featurepress.models.backbone import load_backbone, supports_bfloat16
 from featurepress.models.card import ModelCard
 from featurepress.models.catalog import CARDS, find_architecture, find_card, looks_like_a_path
 from featurepress.models.origins import keras_applications
-from featurepress.progress import OnProgress, Progress, ignore_progress, step
+from featurepress.progress import OnProgress, Progress, show_progress, step
 from featurepress.runs import verbs
 from featurepress.settings import Settings, available_cores
+from featurepress.specs import BackboneSpec
 
-_SECONDS = 4.0  # that a run should embed for
-_DRAWN, _DRAWN_TIMES = 2_000, 10
-_LEAST = 32
+_SECONDS = 4.0  # of embedding per run
+_N_DRAWN, _N_COPIES = 2_000, 10
+_MIN_IMAGES_PER_WORKER = 32
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of one model.
+    """The measured speed of one model.
 
     Attributes
     ----------
     model : str
-        Its name.
+        Name of the model.
     size : int
         Side of its input in pixels.
     n_features, n_parameters : int
-        With the pooling avg.
+        With pooling ``avg``.
     images_per_second : dict
         By precision, over all workers.
     n_images : int
-        Pictures a run, at least.
+        Images per run, at least.
     weights : str
-        ``random``, or where they come from.
-    cpu, workers, pictures
-        Where, on how many cores, on what.
+        ``random``, or where the weights come from.
+    cpu : str
+        Name of the processor.
+    workers : int
+        Number of worker processes, one per core.
+    pictures : str
+        The images that were embedded.
     """
 
     model: str
@@ -65,44 +71,47 @@ def bench(
     images: str | Path | None = None,
     size: int | None = None,
     random: bool = False,
-    on_progress: OnProgress = ignore_progress,
+    progress: bool | OnProgress = True,
 ) -> list[Speed]:
-    """Measure models, one after the other.
+    """Measure the speed of models, one after the other.
 
     Parameters
     ----------
     models : sequence of str
-        As for `embed`; by default those that are ready here.
+        As for `embed`; by default all stored models.
     images : str or path, optional
         Images to embed; by default 2,000 drawn ones of 100x100.
     size : int, optional
-        Side of the input, for models that leave a choice.
+        Side of the input in pixels, for models that leave a choice.
     random : bool
-        Take random weights for models of Keras Applications that are not ready: nothing is downloaded, and the
+        Use random weights for models of Keras Applications that are not stored. Nothing is downloaded, and the
         speed is the same.
-    on_progress : callable
-        Hears how it gets on.
+    progress : bool or callable
+        True shows one line in a terminal or notebook. A callable gets a `Progress`.
 
     Returns
     -------
     list of Speed
-        Kept beside the models as well, for ``models list``.
+        Also stored with the models, for ``models list``.
     """
-    cards = [_card(name, size, random, on_progress) for name in models] or [*CARDS, *store.stored_cards()]
-    with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
-        source = str(images) if images is not None else str(Path(scratch) / "pictures")
+    with (
+        show_progress(progress) as on_progress,
+        tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch,
+    ):
+        cards = [_card(name, size, random, on_progress) for name in models] or [*CARDS, *store.stored_cards()]
+        source, description = str(images), str(images)
         if images is None:
+            source, description = f"{scratch}/pictures", f"{_N_DRAWN:,} drawn images of 100x100, repeated"
             _draw(Path(source))
-        description = source if images is not None else f"{_DRAWN:,} drawn images of 100x100, repeated"
         return [_measure(card, source, description, Path(scratch), on_progress) for card in cards]
 
 
 def _draw(folder: Path) -> None:
-    """Draw pictures, and give them further names, until there are enough for the fastest model."""
-    drawn = draw_images(folder / "0", _DRAWN)
-    for again in range(1, _DRAWN_TIMES):
+    """Draw images, and link them under further names, until there are enough for the fastest model."""
+    drawn = draw_images(folder / "0", _N_DRAWN)
+    for copy in range(1, _N_COPIES):
         for path in drawn:
-            link = folder / str(again) / path.relative_to(folder / "0")
+            link = folder / str(copy) / path.relative_to(folder / "0")
             link.parent.mkdir(parents=True, exist_ok=True)
             link.hardlink_to(path)
 
@@ -117,43 +126,36 @@ def _card(name: str, size: int | None, random: bool, on_progress: OnProgress) ->
             pooling="avg",
             on_progress=on_progress,
         )
-    return find_card(name, size=size, on_progress=on_progress)
+    return find_card(name, size=size, progress=on_progress)
 
 
 def _measure(card: ModelCard, source: str, description: str, scratch: Path, on_progress: OnProgress) -> Speed:
-    pooling = card.pooled if card.pooled in ("avg", "max") else "avg"
-    spec = card.backbone(pooling)
+    spec = card.backbone(card.pooled if card.pooled in ("avg", "max") else "avg")
     workers = available_cores()
     speeds, counts = {}, []
     for precision in ["float32"] + (["bfloat16"] if supports_bfloat16(spec) else []):
-        on_progress(step(f"timing {card.name} at {card.preprocess.height} in {precision}", 0, 0))
-        n_images = _enough(spec, precision, workers)
-        speed, n_embedded = _embed(spec, precision, source, scratch / f"{card.file}-{precision}", n_images, workers)
-        speeds[precision] = speed
+        on_progress(step(f"timing {card.name} at {card.preprocess.height} in {precision}"))
+        out, n_images = scratch / f"{card.file}-{precision}", _enough_images(spec, precision, workers)
+        speeds[precision], n_embedded = _embed(spec, precision, source, out, n_images, workers)
         counts.append(n_embedded)
-    is_random = card.weights_sha256 == "random"
-    measured = Speed(
+    note = {"images_per_second": speeds, "cpu": cpu_name(), "pictures": description}
+    store.write_note(card.file, store.SPEED, note)
+    return Speed(
         model=card.name,
         size=card.preprocess.height,
         n_features=spec.n_features,
         n_parameters=card.n_parameters,
-        images_per_second=speeds,
         n_images=min(counts),
-        weights="random" if is_random else card.source,
-        cpu=cpu_name(),
+        weights="random" if card.weights_sha256 == "random" else card.source,
         workers=workers,
+        images_per_second=speeds,
+        cpu=cpu_name(),
         pictures=description,
     )
-    store.write_note(
-        card.file, store.SPEED, {"images_per_second": speeds, "cpu": measured.cpu, "pictures": description}
-    )
-    return measured
 
 
-def _enough(spec: Any, precision: str, workers: int) -> int:
-    """Return the number of images that take a few seconds, from a batch on one core."""
-    import numpy as np
-
+def _enough_images(spec: BackboneSpec, precision: str, workers: int) -> int:
+    """Return the number of images that take a few seconds, from the time of a batch on one core."""
     backbone = load_backbone(spec, precision)
     steps = spec.preprocess
     batch = np.full((backbone.batch_size, steps.height, steps.width, 3), 128, steps.dtype)
@@ -161,17 +163,19 @@ def _enough(spec: Any, precision: str, workers: int) -> int:
     started = time.perf_counter()
     backbone(batch)
     speed = backbone.batch_size / (time.perf_counter() - started) * workers
-    return max(_LEAST * workers, int(speed * _SECONDS))
+    return max(_MIN_IMAGES_PER_WORKER * workers, int(speed * _SECONDS))
 
 
-def _embed(spec: Any, precision: str, source: str, out: Path, n_images: int, workers: int) -> tuple[float, int]:
-    """Embed pictures, and give images a second between the first news of progress and the last."""
-    message: list[tuple[float, int]] = []
+def _embed(
+    spec: BackboneSpec, precision: str, source: str, out: Path, n_images: int, workers: int
+) -> tuple[float, int]:
+    """Return images per second between the first and the last report of progress, and the number of images."""
+    reports: list[tuple[float, int]] = []
 
-    def on_message(progress: Progress) -> None:
+    def on_progress(progress: Progress) -> None:
         done = progress.embedded + progress.failed
-        if done and (not message or done != message[-1][1]):
-            message.append((time.perf_counter(), done))
+        if done and (not reports or done != reports[-1][1]):
+            reports.append((time.perf_counter(), done))
 
     settings = Settings.from_options(
         pooling=spec.pooling,
@@ -182,9 +186,9 @@ def _embed(spec: Any, precision: str, source: str, out: Path, n_images: int, wor
         images_per_part=max(8, n_images // (8 * workers) // 8 * 8),
     )
     plan = verbs.draft_plan(verbs.Request(source, str(out), settings), spec)
-    features = verbs.run_plan(plan, on_progress=on_message)
+    features = verbs.run_plan(plan, on_progress=on_progress)
     assert features.summary is not None
-    (began, first), (ended, last) = message[0], message[-1]
-    if last == first:  # too few pictures: the whole run must do
+    (began, first), (ended, last) = reports[0], reports[-1]
+    if last == first:  # too few images: take the speed of the whole run
         return features.summary.images_per_second, last
     return (last - first) / (ended - began), last

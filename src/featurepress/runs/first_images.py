@@ -6,9 +6,9 @@ import collections
 import functools
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from featurepress.engines import Engine
 from featurepress.errors import RequestError, SourceError, WorkerDeathError
@@ -21,28 +21,12 @@ PROBE_IMAGES = 1_000
 MAX_PROBE_DEATHS = 32  # images rarely kill more processes than that
 
 
-@dataclass(frozen=True)
-class StartedListing:
-    """A listing whose first images have been read.
-
-    Parameters
-    ----------
-    listing : Listing
-        The listing.
-    first : tuple of ImageRef
-        The first images, at least one.
-    rest : iterator of ImageRef
-        All others.
-    """
+class StartedListing(NamedTuple):
+    """A listing, its first images (at least one), and an iterator over all of its images."""
 
     listing: Listing
     first: tuple[ImageRef, ...]
-    rest: Iterator[ImageRef]
-
-    @property
-    def refs(self) -> Iterator[ImageRef]:
-        """All images."""
-        return itertools.chain(self.first, self.rest)
+    refs: Iterator[ImageRef]
 
 
 def start_listing(plan: Plan) -> StartedListing:
@@ -64,7 +48,7 @@ def start_listing(plan: Plan) -> StartedListing:
             f"The pattern '{settings.listing.labels}' (--labels) fits none of the first {len(first):,} images, "
             f"such as '{first[0].uri}'. It is matched against the end of the path, name by name."
         )
-    return StartedListing(listing, first, rest)
+    return StartedListing(listing, first, itertools.chain(first, rest))
 
 
 def decide_precision(plan: Plan, refs: tuple[ImageRef, ...], engine: Engine, decoder: Decoder | None) -> Plan:
@@ -77,9 +61,9 @@ def decide_precision(plan: Plan, refs: tuple[ImageRef, ...], engine: Engine, dec
     RequestError
         bfloat16 was requested, and this CPU does not compute in it.
     """
-    # Where it saves time, each worker embeds a share, and so has loaded the model when the run begins.
+    # If it saves time, each worker embeds a share, and has then loaded the model when the run begins.
     n_shares = engine.warm_up(plan.layout.n_shards(len(refs)))
-    import_module("pyarrow.parquet")  # for the first chunk: the workers are busy starting anyway
+    import_module("pyarrow.parquet")  # for the first chunk, while the workers start
     result = _probe(engine, plan, refs, n_shares, decoder)
     if not result.cosines:
         raise SourceError(_all_failed(result))
@@ -96,7 +80,7 @@ def decide_precision(plan: Plan, refs: tuple[ImageRef, ...], engine: Engine, dec
 def _probe(
     engine: Engine, plan: Plan, refs: tuple[ImageRef, ...], n_shares: int, decoder: Decoder | None
 ) -> ProbeResult:
-    """Embed the first images, without those that kill their process: the run handles them later."""
+    """Embed the first images except those that kill their process, which the run handles later."""
     n_deaths = 0
     while True:
         in_progress: dict[int, str] = {}  # uri by share
@@ -111,7 +95,7 @@ def _probe(
         except WorkerDeathError:
             n_deaths += 1
             if n_shares > 1:
-                n_shares = 1  # one worker: then the image that killed it is known
+                n_shares = 1  # with one worker, the image that kills it is known
                 continue
             suspects = set(in_progress.values())
             refs = tuple(ref for ref in refs if ref.uri not in suspects)
@@ -120,7 +104,6 @@ def _probe(
 
 
 def _all_failed(result: ProbeResult) -> str:
-    """Return the message for a source whose first images all failed."""
     kinds = collections.Counter(failure.kind for failure in result.failures)
     reasons = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda item: -item[1]))
     first = result.failures[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import fields
 from typing import Any
 
 from featurepress import ledger
@@ -12,7 +12,7 @@ from featurepress.errors import StoppedError, TooManyFailuresError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan, Totals
 from featurepress.ledger.names import CSV_FOLDER, FEATURES_FOLDER, part_name
-from featurepress.progress import SHARED, Changes, Summary, summary_again
+from featurepress.progress import Changes, Summary
 from featurepress.runs.tally import Tally
 
 
@@ -86,38 +86,40 @@ def _totals_of_all_generations(plan: Plan, n_images: int) -> Totals:
 
 def finished_set(plan: Plan, manifest: dict[str, Any], tally: Tally, started: float) -> FeatureSet:
     """Return the feature set of a run that has just finished, with its summary."""
-    seconds = time.perf_counter() - started
-    n_processed = max(0, tally.totals.listed - tally.totals.carried - tally.progress.done_before)
-    summary = Summary(
-        **{name: manifest[name] for name in SHARED},
-        seconds=seconds,
-        images_per_second=n_processed / seconds,
-        already_done=False,
-        changes=_changes(plan, tally.totals),
-    )
-    return _checked(plan, manifest, summary)
-
-
-def _changes(plan: Plan, totals: Totals) -> Changes | None:
-    """Return what a generation has changed; None for the first one."""
-    if plan.generation == 1:
-        return None
-    listing = ledger.read_listing(plan) or {}
-    new, changed, deleted = (int(listing.get(name, 0)) for name in ("new", "changed", "deleted"))
-    return Changes(new, changed, deleted, totals.embedded - totals.carried)
+    totals, changes = tally.totals, None
+    if plan.generation > 1:
+        listing = ledger.read_listing(plan) or {}
+        counts = {name: int(listing.get(name, 0)) for name in ("new", "changed", "deleted")}
+        changes = Changes(**counts, inferred=totals.embedded - totals.carried)
+    n_processed = max(0, totals.listed - totals.carried - tally.progress.done_before)
+    return _checked(plan, manifest, _summary(manifest, started, n_processed, changes=changes))
 
 
 def existing_set(plan: Plan, manifest: dict[str, Any], started: float) -> FeatureSet:
     """Return the feature set of a run that was finished before."""
-    return _checked(plan, manifest, summary_again(manifest, started))
+    return _checked(plan, manifest, _summary(manifest, started))
 
 
 def unchanged_set(plan: Plan, started: float) -> FeatureSet:
-    """Return the feature set in which an update or a retry has found nothing to do, and has written nothing."""
+    """Return the feature set of an update or a retry that found no changes, and wrote nothing."""
     current, manifest = ledger.read_plan(plan.storage), ledger.read_manifest(plan.storage)
     if current is None or manifest is None:
         raise StoppedError(f"The feature set '{plan.storage.location}' was removed while it was read.")
-    return _checked(current, manifest, replace(summary_again(manifest, started), changes=Changes(0, 0, 0, 0)))
+    return _checked(current, manifest, _summary(manifest, started, changes=Changes(0, 0, 0, 0)))
+
+
+def _summary(
+    manifest: dict[str, Any], started: float, n_processed: int | None = None, changes: Changes | None = None
+) -> Summary:
+    """Return the summary of a run; `n_processed` is None if everything was done before."""
+    seconds = time.perf_counter() - started
+    return Summary(
+        **{item.name: manifest[item.name] for item in fields(Summary) if item.name in manifest},
+        seconds=seconds,
+        images_per_second=(n_processed or 0) / seconds,
+        already_done=n_processed is None,
+        changes=changes,
+    )
 
 
 def _checked(plan: Plan, manifest: dict[str, Any], summary: Summary) -> FeatureSet:

@@ -8,10 +8,12 @@ Commits are final: an interrupted comparison starts again, and keeps what is com
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import functools
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ from featurepress import ledger
 from featurepress.ledger import Chunk, Plan, References, Revision
 from featurepress.ledger.parts import PartFormat
 from featurepress.sources import Listing, open_source
-from featurepress.specs import Failure, ImageRef
+from featurepress.specs import ImageRef
 
 CONCURRENT_LOOKUPS = 32
 _CHECK_SECONDS = 1.0  # between two checks whether another driver has finished the generation
@@ -64,12 +66,9 @@ class History:
 
     def refs_of(self, shard: int) -> list[ImageRef]:
         """Return the current references of a shard."""
-        newest = self._newest(shard)
-        return (
-            ledger.read_shard(self._origin(shard), shard)
-            if newest is None
-            else ledger.read_revision(newest, shard).refs
-        )
+        if (newest := self._newest(shard)) is not None:
+            return ledger.read_revision(newest, shard).refs
+        return ledger.read_shard(self._origin(shard), shard)
 
     def count_images(self) -> int:
         """Return the number of images, from the committed references."""
@@ -111,44 +110,72 @@ class _Part:
     n_before: int = 0
     has_changed: bool = False
 
-    def add(self, ref: ImageRef, *, carried: bool) -> None:
-        self.refs.append(ref)
-        self.carried.append(carried)
+    def compare(self, old: ImageRef, new: ImageRef | None) -> str:
+        """Add an image of the part as it is now; return whether it is ``same``, ``changed`` or ``deleted``."""
+        self.n_before += 1
+        if new is None:
+            self.has_changed = True
+            return "deleted"
+        is_same = (old.version, old.size, old.problem) == (new.version, new.size, new.problem)
+        self.has_changed |= not is_same or old.fields != new.fields
+        self.refs.append(new)
+        self.carried.append(is_same)
+        return "same" if is_same else "changed"
 
 
-class _Generation:
-    """The shard groups of an update or a retry, which begins with the first change.
+class _FinishedError(Exception):
+    """Another driver has completed this generation; later changes belong to the next one."""
+
+
+class NextGeneration:
+    """The shard groups of an update or a retry: each is committed when it is taken.
 
     Another driver may do the same at the same time. The commits of both are valid, and all totals are computed from
     what is committed.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of the new generation.
+    begin : callable, optional
+        Called once before the first commit, with the plan and the shards that the generation before has revised;
+        never called if nothing has changed. None if an earlier run has begun the generation.
+
+    Notes
+    -----
+    Time: a few microseconds per image. Memory: the largest part of each generation, and a chunk of new images.
     """
 
-    def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
+    def __init__(self, plan: Plan, begin: Callable[[Plan, set[int]], None] | None = None) -> None:
         self.plan = plan
-        self._begin = begin
         self.has_begun = begin is None
+        self.n_new = 0  # images in committed chunks
+        self.last_new = b""  # key of the last one
+        self.is_ended = False  # the last chunk is committed
+        self._begin = begin
         self._revised: set[int] = set()  # whose revision is committed and was yielded
         self._n_images = 0
-        self._n_before = 0  # images of the set before this generation
         self._n_chunks = 0
-        self._is_ended = False  # the last chunk is committed
         self._checked_at = 0.0
+
+    @functools.cached_property
+    def history(self) -> History:
+        """The images of the generations before."""
+        return History(self.plan)
 
     def __iter__(self) -> Iterator[Chunk | Revision]:
         """Yield what is committed, then find, commit and yield the rest; at the end complete the listing."""
-        for work in self._all():
-            self._n_images += work.n_images
-            yield work
+        for group in self._groups():
+            self._n_images += group.n_images
+            yield group
 
-    def _all(self) -> Iterator[Chunk | Revision]:
+    def _groups(self) -> Iterator[Chunk | Revision]:
         is_complete = self.has_begun and ledger.read_listing(self.plan) is not None
         yield from self._committed()  # read after the listing: when that is complete, so are they
-        if is_complete:
-            return
-        with contextlib.suppress(_FinishedError):
-            yield from self._found()
-        if self.has_begun:
-            self._finish()
+        if not is_complete:
+            find = find_changes if self.plan.purpose == "update" else find_failed
+            with contextlib.suppress(_FinishedError):
+                yield from find(self)
             yield from self._committed()  # also by another driver in the meantime
 
     def _committed(self) -> Iterator[Chunk | Revision]:
@@ -158,35 +185,52 @@ class _Generation:
         for shard in sorted(ledger.revised_shards(self.plan) - self._revised):
             self._revised.add(shard)
             yield ledger.count_revision(self.plan, shard)
-        while not self._is_ended and (chunk := ledger.read_chunk(self.plan, self._n_chunks)) is not None:
+        while not self.is_ended and (chunk := ledger.read_chunk(self.plan, self._n_chunks)) is not None:
             yield from self._take(chunk)
 
     def _take(self, chunk: Chunk) -> Iterator[Chunk]:
         """Yield a committed chunk, unless it only marks the end."""
-        self._is_ended = chunk.n_images < self.plan.layout.tier(chunk.number).chunk
+        self.is_ended = chunk.n_images < self.chunk_size
+        self.last_new = chunk.last_key
         if chunk.n_images:
             self._n_chunks += 1
+            self.n_new += chunk.n_images
             yield chunk
 
-    def _found(self) -> Iterator[Chunk | Revision]:
-        raise NotImplementedError
+    @property
+    def chunk_size(self) -> int:
+        """Number of images in the next chunk, unless it is the last one."""
+        return self.plan.layout.tier(self._n_chunks).chunk
 
-    def _finish(self) -> None:
-        raise NotImplementedError
+    def commit_chunk(
+        self, refs: list[ImageRef], skipped: Mapping[str, int]
+    ) -> Generator[Chunk, None, list[ImageRef]]:
+        """Commit a chunk of new images, or the end; return the images after it.
 
-    def _revise(self, part: _Part, history: History) -> Iterator[Revision]:
-        """Commit the revision of a part, unless there is one."""
+        If another driver was faster, its chunk is used instead.
+        """
+        self._begin_now()
+        chunk = ledger.commit_chunk(self.plan, self._n_chunks, refs[: self.chunk_size], skipped)
+        yield from self._take(chunk)
+        return [ref for ref in refs if ref.order > self.last_new]
+
+    def revise(self, part: _Part) -> Iterator[Revision]:
+        """Commit the revision of a part that has changed, unless there is one."""
         if part.has_changed and part.shard not in self._revised:
-            self._begin_now(history)
+            self._begin_now()
             self._require_open()
-            base = history.generation_of(part.shard)
-            references = References(part.refs, part.carried, base)
+            references = References(part.refs, part.carried, self.history.generation_of(part.shard))
             self._revised.add(part.shard)
             yield ledger.commit_revision(self.plan, part.shard, references, part.n_before)
 
-    def _begin_now(self, history: History) -> None:
+    def finish(self, skipped: Mapping[str, int], **counts: int) -> None:
+        """Complete the listing of the generation, if it has begun."""
+        if self.has_begun:
+            ledger.finish_listing(self.plan, self._n_chunks, self._n_images, skipped, **counts)
+
+    def _begin_now(self) -> None:
         if not self.has_begun and self._begin is not None:
-            self._begin(history.last_revised)
+            self._begin(self.plan, self.history.last_revised)
             self.has_begun = True
 
     def _require_open(self) -> None:
@@ -198,96 +242,64 @@ class _Generation:
         self._checked_at = time.time()
 
 
-class _FinishedError(Exception):
-    """Another driver has completed this generation; later changes belong to the next one."""
+def find_changes(generation: NextGeneration) -> Iterator[Chunk | Revision]:
+    """Compare the listing of the sources with the images of a set; commit and yield what has changed.
 
-
-class Comparison(_Generation):
-    """The shard groups of an update: each is committed when it is taken.
-
-    Parameters
-    ----------
-    plan : Plan
-        Of the new generation.
-    begin : callable, optional
-        Called once before the first commit, with the shards that the generation before has revised; never called if
-        nothing has changed. None if an earlier run has begun the generation.
-
-    Attributes
-    ----------
-    n_new, n_changed, n_deleted : int
-        Images so far. Changed are those with another version, even if their bytes are the same.
-
-    Notes
-    -----
-    Time: a few microseconds per image. Memory: the largest part of each generation, and a chunk of new images.
+    An image has changed if it has another version, even if its bytes are the same.
     """
+    settings = generation.plan.settings
+    listing = Listing(generation.plan.sources, settings.listing, limits=settings.images)
+    parts: dict[int, _Part] = {}  # the current one of each generation
+    new: list[ImageRef] = []
+    counts = collections.Counter[str]()
+    for known, ref in _merged(generation.history.images(), iter(listing)):
+        if known is not None:
+            part = parts.get(known.generation)
+            if part is None or part.shard != known.shard:
+                yield from generation.revise(part) if part is not None else ()
+                part = parts[known.generation] = _Part(known.shard)
+            counts[part.compare(known.ref, ref)] += 1
+        elif ref is not None and ref.order > generation.last_new and not generation.is_ended:
+            new.append(ref)
+            while len(new) >= generation.chunk_size and not generation.is_ended:
+                new = yield from generation.commit_chunk(new, listing.skipped)
+    for part in parts.values():
+        yield from generation.revise(part)
+    while not generation.is_ended and (new or generation.has_begun):
+        new = yield from generation.commit_chunk(new, listing.skipped)
+    generation.finish(
+        listing.skipped,
+        before=counts.total(),
+        new=generation.n_new,
+        changed=counts["changed"],
+        deleted=counts["deleted"],
+    )
 
-    def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
-        super().__init__(plan, begin)
-        self.n_new = self.n_changed = self.n_deleted = 0
-        settings = plan.settings
-        self._listing = Listing(plan.sources, settings.listing, limits=settings.images)
-        self._open: dict[int, _Part] = {}  # by generation
-        self._new: list[ImageRef] = []
-        self._last_new = b""  # in the committed chunks
 
-    @property
-    def skipped(self) -> dict[str, int]:
-        """Number of skipped files, by reason."""
-        return self._listing.skipped
+def find_failed(generation: NextGeneration) -> Iterator[Revision]:
+    """Look the failed images of a set up again; commit and yield a revision of each part that has some."""
+    plan = generation.plan
+    before = ledger.read_generation(plan.storage, plan.generation - 1)
+    assert before is not None
+    part_format = PartFormat(plan.field_names, plan.backbone.n_features)
+    sources = [open_source(spec, plan.settings.images) for spec in plan.sources]
+    with ThreadPoolExecutor(CONCURRENT_LOOKUPS) as pool:
+        for receipt in ledger.newest_receipts(before):
+            if not receipt.failed:
+                continue
+            with part_format.open(plan.storage, receipt.shard) as part:
+                # The footer is authoritative.
+                failed = set() if part is None else {failure.uri for failure in part.account.failures}
 
-    def _take(self, chunk: Chunk) -> Iterator[Chunk]:
-        self._last_new = chunk.last_key
-        self.n_new += chunk.n_images
-        self._new = [ref for ref in self._new if ref.order > chunk.last_key]
-        return super()._take(chunk)
+            def find_again(ref: ImageRef, failed: set[str] = failed) -> ImageRef:
+                return sources[ref.source].stat(ref) if ref.uri in failed else ref
 
-    def _found(self) -> Iterator[Chunk | Revision]:
-        history = History(self.plan)
-        for known, ref in _merged(history.images(), iter(self._listing)):
-            if known is not None:
-                part = self._open.get(known.generation)
-                if part is None or part.shard != known.shard:
-                    yield from self._revise(part, history) if part is not None else ()
-                    part = self._open[known.generation] = _Part(known.shard)
-                self._compare(part, known.ref, ref)
-            elif ref is not None and ref.order > self._last_new and not self._is_ended:
-                self._new.append(ref)
-                while len(self._new) >= self._chunk_size and not self._is_ended:
-                    yield from self._commit(history)
-        for part in self._open.values():
-            yield from self._revise(part, history)
-        while not self._is_ended and (self._new or self.has_begun):
-            yield from self._commit(history)
-
-    @property
-    def _chunk_size(self) -> int:
-        return self.plan.layout.tier(self._n_chunks).chunk
-
-    def _compare(self, part: _Part, old: ImageRef, new: ImageRef | None) -> None:
-        self._n_before += 1
-        part.n_before += 1
-        if new is None:
-            part.has_changed = True
-            self.n_deleted += 1
-            return
-        is_same = (old.version, old.size, old.problem) == (new.version, new.size, new.problem)
-        part.has_changed |= not is_same or old.fields != new.fields
-        part.add(new, carried=is_same)
-        self.n_changed += not is_same
-
-    def _commit(self, history: History) -> Iterator[Chunk]:
-        """Commit a chunk of new images, or the end; if another driver was faster, its chunk is used instead."""
-        self._begin_now(history)
-        refs = self._new[: self._chunk_size]
-        yield from self._take(ledger.commit_chunk(self.plan, self._n_chunks, refs, self.skipped))
-
-    def _finish(self) -> None:
-        counts = {"new": self.n_new, "changed": self.n_changed, "deleted": self.n_deleted}
-        ledger.finish_listing(
-            self.plan, self._n_chunks, self._n_images, self.skipped, before=self._n_before, **counts
-        )
+            refs = generation.history.refs_of(receipt.shard)
+            carried = [ref.uri not in failed for ref in refs]
+            found = list(pool.map(find_again, refs))
+            yield from generation.revise(_Part(receipt.shard, found, carried, len(refs), has_changed=True))
+    listing = ledger.read_listing(before) or {"skipped": {}}
+    generation.finish(listing["skipped"], before=generation.history.count_images())
 
 
 def _merged(known: Iterable[Known], listed: Iterable[ImageRef]) -> Iterator[tuple[Known | None, ImageRef | None]]:
@@ -308,47 +320,3 @@ def _merged(known: Iterable[Known], listed: Iterable[ImageRef]) -> Iterator[tupl
 
 
 _END: Any = (b"", None)
-
-
-def _failures_of(plan: Plan, shard: int) -> tuple[Failure, ...]:
-    """Return the failures in the footer of a part, which are authoritative."""
-    with PartFormat(plan.field_names, plan.backbone.n_features).open(plan.storage, shard) as part:
-        return () if part is None else part.account.failures
-
-
-class FailedParts(_Generation):
-    """The shard groups of a retry: the parts that have failures, whose images are looked up again.
-
-    Parameters
-    ----------
-    plan, begin
-        As for `Comparison`.
-    """
-
-    def __init__(self, plan: Plan, begin: Callable[[set[int]], None] | None = None) -> None:
-        super().__init__(plan, begin)
-        self.n_failed = 0
-
-    def _found(self) -> Iterator[Chunk | Revision]:
-        before, history = ledger.read_generation(self.plan.storage, self.plan.generation - 1), History(self.plan)
-        assert before is not None
-        sources = [open_source(spec, self.plan.settings.images) for spec in self.plan.sources]
-        with ThreadPoolExecutor(CONCURRENT_LOOKUPS) as pool:
-            for receipt in ledger.newest_receipts(before):
-                if not receipt.failed:
-                    continue
-                refs = history.refs_of(receipt.shard)
-                failed = {failure.uri for failure in _failures_of(before, receipt.shard)}
-                self.n_failed += receipt.failed
-                now = pool.map(
-                    lambda ref, failed=failed: sources[ref.source].stat(ref) if ref.uri in failed else ref, refs
-                )
-                carried = [ref.uri not in failed for ref in refs]
-                part = _Part(receipt.shard, list(now), carried, len(refs), has_changed=True)
-                yield from self._revise(part, history)
-
-    def _finish(self) -> None:
-        self._n_before = History(self.plan).count_images()
-        before = ledger.read_generation(self.plan.storage, self.plan.generation - 1)
-        listing = (before and ledger.read_listing(before)) or {"skipped": {}}
-        ledger.finish_listing(self.plan, 0, self._n_images, listing["skipped"], before=self._n_before)

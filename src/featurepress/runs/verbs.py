@@ -30,14 +30,14 @@ from featurepress.models import store
 from featurepress.models.catalog import find_card
 from featurepress.progress import OnProgress, ignore_progress, show_progress
 from featurepress.runs.driver import Driver, Job
-from featurepress.runs.updates import Comparison, FailedParts
+from featurepress.runs.updates import NextGeneration
 from featurepress.settings import EmbedOptions, ResumeOptions, RetryOptions, Settings
 from featurepress.sources import Listing, Locations, describe, field_names
 from featurepress.specs import BackboneSpec, Receipt
 from featurepress.storage import open_storage
 
 DEFAULT_OUT = "results{time}"
-# At most: of a row without features and uri, of a part without rows, of a number as text.
+# Upper bounds: of a row without features and uri, of a part without rows, of a number as text.
 _ROW_BYTES, _PART_BYTES, _CSV_BYTES = 80, 4_000, 16
 
 
@@ -52,7 +52,7 @@ class Request:
     out : str
         The destination.
     settings : Settings
-        Of the run.
+        The settings of the run.
     """
 
     sources: Locations
@@ -62,7 +62,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would do: counts of the listing, and the largest size its features can have."""
+    """What a run would do: counts of the listing, and the largest possible size of the features.
+
+    Attributes
+    ----------
+    images, bytes : int
+        Number of images, and their size.
+    skipped : dict
+        Number of skipped files, by reason.
+    parts, n_features : int
+        Number of parts, and of features per image.
+    expected_bytes : int
+        Largest possible size of the features.
+    """
 
     images: int
     bytes: int
@@ -87,7 +99,7 @@ def embed(
     Parameters
     ----------
     sources : str, path, or sequence of them
-        Folders (taken with all below them), globs, or files.
+        Folders with everything below them, globs, files, buckets, archives, tables, or lists of urls.
     out : str or path
         The destination; ``{time}`` in it becomes the date and time, for example ``2026_11_22_10_54_08``.
     engine : Engine, optional
@@ -95,9 +107,11 @@ def embed(
     progress : bool or callable
         True shows one line in a terminal or notebook. A callable gets a `Progress` several times a second.
     **options
-        The settings of the run: `model`, `size`, `alpha`, `weights`, `pooling`, `precision`, `labels`,
-        `all_files`, `limit`, `max_pixels`, `max_bytes`, `timeout_seconds`, `images_per_part`, `format`, `parts`,
-        `max_failures`, `workers`, `memory_bytes`. `featurepress embed --help` explains each.
+        Which images: `labels`, `include`, `exclude`, `all_files`, `limit`, `image_column`, `label_column`,
+        `uri_column`, `anonymous`, `allow_private_hosts`. Limits of one image: `max_pixels`, `max_bytes`,
+        `timeout_seconds`. Features: `model`, `size`, `alpha`, `weights`, `pooling`, `precision`. Output:
+        `images_per_part`, `format`, `parts`, `max_failures`. This machine: `workers`, `memory_bytes`.
+        ``featurepress embed --help`` explains each.
 
     Returns
     -------
@@ -125,6 +139,139 @@ def embed(
         return run_plan(prepare(request, on_progress), engine=engine, on_progress=on_progress, started=started)
 
 
+def resume(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    progress: bool | OnProgress = True,
+    **options: Unpack[ResumeOptions],
+) -> FeatureSet:
+    """Finish the run at a destination, with the settings of its plan.
+
+    Parameters
+    ----------
+    destination : str or path
+        The ``--out`` of the run.
+    engine, progress
+        As for `embed`.
+    **options
+        Settings that do not shape the features: `workers`, `memory_bytes`, `timeout_seconds`, `max_failures`,
+        `anonymous`, `allow_private_hosts`.
+
+    Returns
+    -------
+    FeatureSet
+        The complete set; its `summary` describes this run.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no plan.
+    """
+    return _continue("resume", destination, engine, progress, options)
+
+
+def update(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    progress: bool | OnProgress = True,
+    **options: Unpack[ResumeOptions],
+) -> FeatureSet:
+    """Bring a complete feature set up to date with its sources; only what changed is reprocessed.
+
+    New and changed images are embedded, rows of deleted images are removed, and all other rows stay as they are. If
+    an earlier update was interrupted, the call only finishes that one.
+
+    Parameters
+    ----------
+    destination : str or path
+        The ``--out`` of the run.
+    engine, progress
+        As for `embed`.
+    **options
+        As for `resume`.
+
+    Returns
+    -------
+    FeatureSet
+        The complete set; its `summary.changes` has the counts.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set, or its run has not finished.
+    """
+    return _continue("update", destination, engine, progress, options)
+
+
+def retry(
+    destination: str | Path,
+    *,
+    engine: Engine | None = None,
+    progress: bool | OnProgress = True,
+    **options: Unpack[RetryOptions],
+) -> FeatureSet:
+    """Embed only the images that failed, once more.
+
+    Parameters
+    ----------
+    destination, engine, progress, **options
+        As for `update`; `max_bytes` and `max_pixels` are allowed as well.
+
+    Returns
+    -------
+    FeatureSet
+        The complete set; its `summary.changes` has the counts.
+
+    Raises
+    ------
+    FeatureSetError
+        There is no feature set, or its run has not finished.
+    """
+    return _continue("retry", destination, engine, progress, options)
+
+
+def estimate(
+    sources: Locations,
+    out: str | Path = DEFAULT_OUT,
+    *,
+    progress: bool | OnProgress = True,
+    **options: Unpack[EmbedOptions],
+) -> Estimate:
+    """Count the images that `embed` would embed, and estimate the largest size of the features; write nothing.
+
+    Parameters
+    ----------
+    sources, out, progress, **options
+        As for `embed`, with the same errors.
+    """
+    request = Request(sources, expand_time(str(out)), Settings.from_options(**options))
+    with show_progress(progress) as on_progress:
+        plan = prepare(request, on_progress)
+    _find_existing(plan)
+    _ = plan.n_workers  # refuses too little memory
+    listing = Listing(plan.sources, plan.settings.listing, limits=plan.settings.images)
+    images = n_bytes = uri_bytes = 0
+    for ref in listing:
+        images += 1
+        n_bytes += ref.size
+        uri_bytes += len(ref.order)
+    parts, n_features = plan.layout.n_shards(images), plan.backbone.n_features
+    expected = images * (4 * n_features + _ROW_BYTES) + uri_bytes + parts * _PART_BYTES
+    if plan.settings.output.format == "csv":
+        expected += images * _CSV_BYTES * n_features + 2 * uri_bytes
+    return Estimate(images, n_bytes, listing.skipped, parts, n_features, expected)
+
+
+def expand_time(out: str) -> str:
+    """Replace ``{time}`` by the local date and time."""
+    return out.replace("{time}", time.strftime("%Y_%m_%d_%H_%M_%S"))
+
+
+# -- new plans -----------------------------------------------------------------------------------------------
+
+
 def prepare(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
     """Check a request, prepare its model, and return its plan, whose precision is decided by the run.
 
@@ -147,12 +294,14 @@ def draft_plan(request: Request, backbone: BackboneSpec) -> Plan:
     """Return the plan of a request for a backbone; its precision is decided by the run."""
     storage, settings = open_storage(request.out), request.settings
     specs = describe(request.sources, settings.listing, destination=storage.location)
+    parity = store.read_note(backbone.file, store.CERTIFICATE).get(backbone.pooling)  # of an earlier `verify`
+    is_current = parity is not None and parity.get("fingerprint") == backbone.fingerprint
     return ledger.new_plan(
         storage,
         sources=specs,
         backbone=backbone,
         precision="float32",
-        certificate=_parity(backbone),
+        certificate={"parity": parity} if is_current else {},
         settings=settings,
         layout=Layout.of(settings.output.images_per_part, settings.features.pooling, remote=storage.is_remote),
         field_names=field_names(settings.listing, specs),
@@ -162,212 +311,10 @@ def draft_plan(request: Request, backbone: BackboneSpec) -> Plan:
 
 def find_backbone(settings: Settings, on_progress: OnProgress = ignore_progress) -> BackboneSpec:
     """Return the backbone of the settings; prepare its model if that has not been done."""
-    features = settings.features
-    card = find_card(
-        features.model,
-        size=features.size,
-        alpha=features.alpha,
-        weights=features.weights,
-        pooling=features.pooling,
-        on_progress=on_progress,
-    )
-    return card.backbone(features.pooling)
-
-
-def _parity(backbone: BackboneSpec) -> dict[str, Any]:
-    """Return the result of `verify` for a backbone, if there is one."""
-    kept = store.read_note(backbone.file, store.CERTIFICATE).get(backbone.pooling)
-    return {"parity": kept} if kept and kept.get("fingerprint") == backbone.fingerprint else {}
-
-
-def resume(
-    destination: str | Path,
-    *,
-    engine: Engine | None = None,
-    progress: bool | OnProgress = True,
-    **options: Unpack[ResumeOptions],
-) -> FeatureSet:
-    """Finish the run at a destination, with the settings of its plan.
-
-    Parameters
-    ----------
-    destination : str or path
-        The ``--out`` of the run.
-    engine, progress
-        As for `embed`.
-    **options
-        Settings that do not shape the features: `workers`, `memory_bytes`, `timeout_seconds`, `max_failures`.
-
-    Raises
-    ------
-    FeatureSetError
-        There is no plan.
-    """
-    started = time.perf_counter()
-    plan = _plan_at(destination, "resume", options)
-    with show_progress(progress) as on_progress:
-        return Driver(_continued(plan, engine=engine, on_progress=on_progress, started=started)).run()
-
-
-def update(
-    destination: str | Path,
-    *,
-    engine: Engine | None = None,
-    progress: bool | OnProgress = True,
-    **options: Unpack[ResumeOptions],
-) -> FeatureSet:
-    """Bring a complete feature set up to date with its sources; only what changed is reprocessed.
-
-    Images that are new or have other bytes are embedded; the rows of those that are gone leave; all other rows stay
-    as they are. An update that was interrupted is finished first, and is the only thing that the call does then.
-
-    Parameters
-    ----------
-    destination : str or path
-        The ``--out`` of the run.
-    engine, progress
-        As for `embed`.
-    **options
-        As for `resume`.
-
-    Returns
-    -------
-    FeatureSet
-        The complete set; its `summary.changes` has the counts.
-
-    Raises
-    ------
-    FeatureSetError
-        There is no feature set, or its run has not finished.
-    """
-    with show_progress(progress) as on_progress:
-        return _next_generation("update", Comparison, destination, engine, on_progress, options)
-
-
-def retry(
-    destination: str | Path,
-    *,
-    engine: Engine | None = None,
-    progress: bool | OnProgress = True,
-    **options: Unpack[RetryOptions],
-) -> FeatureSet:
-    """Embed only the images that failed, once more.
-
-    Parameters
-    ----------
-    destination, engine, progress, **options
-        As for `update`; `max_bytes` and `max_pixels` are allowed as well.
-
-    Raises
-    ------
-    FeatureSetError
-        There is no feature set, or its run has not finished.
-    """
-    with show_progress(progress) as on_progress:
-        return _next_generation("retry", FailedParts, destination, engine, on_progress, options)
-
-
-def _next_generation(
-    purpose: str,
-    kind: type[Comparison | FailedParts],
-    destination: str | Path,
-    engine: Engine | None,
-    on_progress: OnProgress,
-    options: Mapping[str, Any],
-) -> FeatureSet:
-    started = time.perf_counter()
-    plan = _plan_at(destination, purpose, options)
-    manifest = ledger.read_manifest(plan.storage)
-    if manifest is None:
-        raise FeatureSetError(
-            f"The feature set '{destination}' is not complete, so there is nothing to {purpose}. Finish it with: "
-            f"featurepress resume {shlex.quote(str(destination))}"
-        )
-    job = _continued(plan, engine=engine, on_progress=on_progress, started=started)
-    if (manifest["status"], manifest["generation"]) != ("complete", plan.generation):
-        return Driver(job).run()
-    if ledger.unfinished_shards(plan.storage):
-        with contextlib.suppress(TooManyFailuresError):  # a retry may repair that
-            Driver(job).run()
-    new = ledger.next_plan(plan, purpose)
-    shard_groups = kind(new, lambda revised: _begin_generation(new, revised))
-    return Driver(replace(job, plan=new, shard_groups=shard_groups)).run()
-
-
-def _begin_generation(plan: Plan, revised: set[int]) -> None:
-    """Write the plan of a new generation, then announce it in the manifest."""
-    if not ledger.record_revised(plan, revised) or not ledger.create_plan(plan):
-        where = plan.storage.location
-        raise StoppedError(
-            f"Another process has begun to change '{where}' at the same moment. To join it, run: "
-            f"featurepress resume {shlex.quote(where)}"
-        )
-    ledger.begin_generation(plan)
-
-
-def _continued(plan: Plan, **parts: Any) -> Job:
-    """Return the job that finishes the plan at a destination."""
-    if plan.generation == 1:
-        return Job(plan, **parts)
-    ledger.begin_generation(plan)  # does nothing, unless the process was killed before it did so
-    return Job(plan, shard_groups=_KINDS[plan.purpose](plan), **parts)
-
-
-_KINDS: dict[str, type[Comparison | FailedParts]] = {"update": Comparison, "retry": FailedParts}
-
-
-def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:
-    """Read the newest plan at a destination, with what a later run may set otherwise."""
-    try:
-        plan = ledger.read_plan(open_storage(str(destination)))
-    except (StorageError, DestinationError) as error:
-        raise FeatureSetError(str(error)) from error
-    if plan is None:
-        raise FeatureSetError(
-            f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. Use the --out of an embed."
-        )
-    if plan.backbone.projection:
-        origin = plan.certificate["reduced"]["features"]
-        raise FeatureSetError(
-            f"'{destination}' was made by featurepress reduce, of '{origin}': there is nothing to {verb} in it. To "
-            "finish it, run that reduce again; to follow changes, update that set and reduce it again."
-        )
-    flat = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
-    settings = Settings.from_options(**{**flat, **options})
-    identity = {**settings.identity(), **asdict(settings.features)}
-    free = ("max_bytes", "max_pixels") if verb == "retry" else ()
-    changed = {name for name, value in identity.items() if value != flat[name] and name not in free}
-    if changed:
-        doing = {"resume": "A resumed run", "update": "An update", "retry": "A retry"}[verb]
-        raise SettingError(
-            f"{doing} keeps the settings of the set; {', '.join(sorted(changed))} cannot change now."
-        )
-    return replace(plan, settings=settings)
-
-
-def estimate(sources: Locations, out: str | Path = DEFAULT_OUT, **options: Unpack[EmbedOptions]) -> Estimate:
-    """Count the images that `embed` would embed, and estimate the largest size of the features; write nothing.
-
-    Parameters
-    ----------
-    sources, out, **options
-        As for `embed`, and refused like there; nothing is written to `out`, but it is left out of the listing.
-    """
-    plan = prepare(Request(sources, expand_time(str(out)), Settings.from_options(**options)))
-    _find_existing(plan)
-    _ = plan.n_workers  # refuses too little memory
-    settings, backbone = plan.settings, plan.backbone
-    listing = Listing(plan.sources, settings.listing, limits=settings.images)
-    images = n_bytes = name_bytes = 0
-    for ref in listing:
-        images += 1
-        n_bytes += ref.size
-        name_bytes += len(ref.order)
-    parts = plan.layout.n_shards(images)
-    expected = images * (4 * backbone.n_features + _ROW_BYTES) + name_bytes + parts * _PART_BYTES
-    if settings.output.format == "csv":
-        expected += images * _CSV_BYTES * backbone.n_features + 2 * name_bytes
-    return Estimate(images, n_bytes, listing.skipped, parts, backbone.n_features, expected)
+    options = asdict(settings.features)
+    del options["precision"]
+    card = find_card(options.pop("model"), **options, progress=on_progress)
+    return card.backbone(settings.features.pooling)
 
 
 def run_plan(
@@ -387,9 +334,9 @@ def run_plan(
     engine, on_progress
         As for `embed`.
     task : Task, optional
-        What embeds a shard; `featurepress.runs.tasks.EmbedShard` by default.
+        Embeds a shard; `featurepress.runs.tasks.EmbedShard` by default.
     started : float, optional
-        `time.perf_counter` when the request came.
+        `time.perf_counter` at the time of the request.
     """
     started = time.perf_counter() if started is None else started
     existing = _find_existing(plan)
@@ -404,6 +351,79 @@ def _find_existing(draft: Plan) -> Plan | None:
     return None if existing is None else require_same_plan(existing, draft)
 
 
-def expand_time(out: str) -> str:
-    """Replace ``{time}`` by the local date and time."""
-    return out.replace("{time}", time.strftime("%Y_%m_%d_%H_%M_%S"))
+# -- existing plans ------------------------------------------------------------------------------------------
+
+
+def _continue(
+    verb: str,
+    destination: str | Path,
+    engine: Engine | None,
+    progress: bool | OnProgress,
+    options: Mapping[str, Any],
+) -> FeatureSet:
+    started = time.perf_counter()
+    plan = _plan_at(destination, verb, options)
+    manifest = ledger.read_manifest(plan.storage)
+    if manifest is None and verb != "resume":
+        raise FeatureSetError(
+            f"The feature set '{destination}' is not complete, so there is nothing to {verb}. Finish it with: "
+            f"featurepress resume {shlex.quote(str(destination))}"
+        )
+    with show_progress(progress) as on_progress:
+        job = _continued(plan, engine=engine, on_progress=on_progress, started=started)
+        state = None if manifest is None else (manifest["status"], manifest["generation"])
+        if verb != "resume" and state == ("complete", plan.generation):
+            if ledger.unfinished_shards(plan.storage):
+                with contextlib.suppress(TooManyFailuresError):  # a retry may repair that
+                    Driver(job).run()
+            new = ledger.next_plan(plan, verb)
+            job = replace(job, plan=new, shard_groups=NextGeneration(new, _begin_generation))
+        return Driver(job).run()
+
+
+def _continued(plan: Plan, **parts: Any) -> Job:
+    """Return the job that finishes the plan at a destination."""
+    if plan.generation == 1:
+        return Job(plan, **parts)
+    ledger.begin_generation(plan)  # does nothing, unless the process was killed before it did so
+    return Job(plan, shard_groups=NextGeneration(plan), **parts)
+
+
+def _begin_generation(plan: Plan, revised: set[int]) -> None:
+    """Write the plan of a new generation, then announce it in the manifest."""
+    if not ledger.record_revised(plan, revised) or not ledger.create_plan(plan):
+        where = plan.storage.location
+        raise StoppedError(
+            f"Another process has begun to change '{where}' at the same moment. To join it, run: "
+            f"featurepress resume {shlex.quote(where)}"
+        )
+    ledger.begin_generation(plan)
+
+
+def _plan_at(destination: str | Path, verb: str, options: Mapping[str, Any]) -> Plan:
+    """Read the newest plan at a destination, and apply the options of a later run."""
+    try:
+        plan = ledger.read_plan(open_storage(str(destination)))
+    except (StorageError, DestinationError) as error:
+        raise FeatureSetError(str(error)) from error
+    if plan is None:
+        raise FeatureSetError(
+            f"There is nothing to {verb} in '{destination}': no {ledger.PLAN} in it. Use the --out of an embed."
+        )
+    if plan.backbone.projection:
+        origin = plan.certificate["reduced"]["features"]
+        raise FeatureSetError(
+            f"'{destination}' was made by featurepress reduce, of '{origin}': there is nothing to {verb} in it. To "
+            "finish it, run that reduce again; to follow changes, update that set and reduce it again."
+        )
+    before = {name: value for stage in plan.settings.to_json().values() for name, value in stage.items()}
+    settings = Settings.from_options(**{**before, **options})
+    fixed = {**settings.identity(), **asdict(settings.features)}
+    free = ("max_bytes", "max_pixels") if verb == "retry" else ()
+    changed = {name for name, value in fixed.items() if value != before[name] and name not in free}
+    if changed:
+        subject = {"resume": "A resumed run", "update": "An update", "retry": "A retry"}[verb]
+        raise SettingError(
+            f"{subject} keeps the settings of the set; {', '.join(sorted(changed))} cannot change now."
+        )
+    return replace(plan, settings=settings)

@@ -1,4 +1,4 @@
-"""The settings of what is done with features: reduced, classified, measured, predicted."""
+"""The settings of reductions, classifiers, evaluations and predictions."""
 
 from __future__ import annotations
 
@@ -7,29 +7,28 @@ from dataclasses import dataclass
 from featurepress.errors import SettingError
 from featurepress.settings.constraint import Stage, setting
 
-SOLVERS = ("auto", "exact", "randomized")
-
 
 @dataclass(frozen=True)
 class ReductionSettings(Stage):
     """How features are reduced to components."""
 
-    called = "a reduction"
-
     n_components: int | None = setting(
-        None, int, "How many components are kept (default: 128).", minimum=1, optional=True
+        None, int, "Number of components to keep (default: 128).", minimum=1, optional=True
     )
     variance: float | None = setting(
         None,
         float,
-        "Instead: as many as explain this share of the variance, such as 0.95.",
+        "Instead of a number: keep as many components as explain this share of the variance, such as 0.95.",
         minimum=0,
         maximum=1,
         optional=True,
     )
-    whiten: bool = setting(False, bool, "Give all components variance 1.")
+    whiten: bool = setting(False, bool, "Scale all components to variance 1.")
     solver: str = setting(
-        "auto", str, "'randomized' is quicker for more than 4,000 features, which 'auto' knows.", choices=SOLVERS
+        "auto",
+        str,
+        "'exact' computes all components, 'randomized' only those to keep; 'auto' is exact up to 4,000 features.",
+        choices=("auto", "exact", "randomized"),
     )
     random_state: int = setting(0, int, "Seed of the randomized solver.", minimum=0)
 
@@ -45,60 +44,56 @@ class ReductionSettings(Stage):
 class ClassifierSettings(Stage):
     """How features are classified."""
 
-    called = "a classifier"
-
     kind: str = setting(
         "logistic",
         str,
-        "Multinomial logistic regression, k nearest neighbours, or the nearest mean of a class.",
+        "Multinomial logistic regression, k nearest neighbours, or nearest class centroid.",
         choices=("logistic", "knn", "centroid"),
     )
     regularization: float | None = setting(
         None,
         float,
-        "Of logistic: inverse strength, scikit-learn's C (default: by cross-validation).",
+        "Inverse strength of the logistic regression, scikit-learn's C (default: by cross-validation).",
         minimum=1e-12,
         optional=True,
     )
-    n_neighbors: int = setting(5, int, "Of knn: how many neighbours vote.", minimum=1)
-    balanced: bool = setting(False, bool, "Let rare classes weigh as much as frequent ones.")
-    random_state: int = setting(0, int, "Seed of what is drawn.", minimum=0)
+    n_neighbors: int = setting(5, int, "Number of neighbours that vote in knn.", minimum=1)
+    balanced: bool = setting(False, bool, "Give rare labels the same weight as frequent ones.")
+    random_state: int = setting(0, int, "Seed of all random choices.", minimum=0)
 
 
 @dataclass(frozen=True)
 class LabelSettings(Stage):
-    """Which labels the rows of a feature set have."""
-
-    called = "the labels"
+    """Where the labels of a feature set are."""
 
     label_field: str = setting("label", str, "Field of the feature set that holds the labels.")
     labels_file: str | None = setting(
-        None, str, "Instead: a CSV file with the columns uri and label.", optional=True
+        None, str, "Instead of a field: a CSV file with the columns uri and label.", optional=True
     )
-    skip_unlabelled: bool = setting(False, bool, "Leave pictures without a label out; otherwise they are an error.")
+    skip_unlabelled: bool = setting(False, bool, "Skip images without a label instead of stopping with an error.")
 
 
 @dataclass(frozen=True)
 class SplitSettings(Stage):
-    """Which pictures train and which test, and which are taken for near-duplicates of each other."""
-
-    called = "a split"
+    """Which images train, which test, and which count as near-duplicates."""
 
     split_field: str | None = setting(
         None,
         str,
-        "Field that says which pictures test (default: 'split', if there is one), or 'drawn': a quarter does.",
+        "Field that selects the test images (default: 'split', if there is one), or 'drawn' for a random quarter.",
         optional=True,
     )
     split_file: str | None = setting(
-        None, str, "Instead: a CSV file with the columns uri and split.", optional=True
+        None, str, "Instead of a field: a CSV file with the columns uri and split.", optional=True
     )
-    test_value: str = setting("test", str, "The word there for test pictures, case ignored; all others train.")
+    test_value: str = setting(
+        "test", str, "Value of that field for test images, in upper or lower case; all other images train."
+    )
     near_duplicate_threshold: float | None = setting(
         None,
         float,
-        "Cosine from which two pictures of a label are near-duplicates (default: what 99 of 100 pictures do not "
-        "reach with any picture of another label).",
+        "Cosine from which two images with the same label are near-duplicates (default: the cosine that 99 % of "
+        "the images do not reach with any image of another label).",
         minimum=0,
         maximum=1,
         optional=True,
@@ -112,14 +107,12 @@ class SplitSettings(Stage):
 
 @dataclass(frozen=True)
 class TrainingSettings(Stage):
-    """What training may take."""
-
-    called = "training"
+    """The memory that training uses."""
 
     in_memory_bytes: int = setting(
         1024**3,
         int,
-        "Bytes of features that are fitted in memory (and a number a label); more are streamed.",
+        "Largest size of the features, and one number per image and label, in memory; larger sets are streamed.",
         minimum=1,
     )
 
@@ -128,21 +121,23 @@ class TrainingSettings(Stage):
 class PredictionSettings(Stage):
     """What is predicted for each image."""
 
-    called = "a prediction"
-
-    top_k: int = setting(1, int, "How many of the most probable labels are written.", minimum=1, maximum=1_000)
+    top_k: int = setting(1, int, "Number of most probable labels to write.", minimum=1, maximum=1_000)
     threshold: float | None = setting(
         None,
         float,
-        "The label is 'unknown' where no probability reaches this (default: none; of cells 0.5, of tiles 0.8).",
+        "Probability below which the label is 'unknown' (default: none; 0.5 for --regions, 0.8 for --tiles).",
         minimum=0,
         maximum=1,
         optional=True,
     )
     file_format: str = setting("parquet", str, "Format of the prediction files.", choices=("parquet", "csv"))
-    regions: bool = setting(False, bool, "Classify each cell of the model's grid: several labels per image.")
-    tiles: bool = setting(False, bool, "Classify overlapping crops: likewise, slower, and finds far more.")
-    annotate: bool = setting(False, bool, "Write a copy of each picture with the boxes drawn in.")
+    regions: bool = setting(
+        False, bool, "Classify each cell of the model's feature map: several labels per image, with boxes."
+    )
+    tiles: bool = setting(
+        False, bool, "Classify overlapping crops: like --regions, slower, but finds many more objects."
+    )
+    annotate: bool = setting(False, bool, "Write a copy of each image with the boxes drawn in.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,4 +147,4 @@ class PredictionSettings(Stage):
                 "--tiles."
             )
         if self.annotate and not (self.regions or self.tiles):
-            raise SettingError("There are boxes to draw ('annotate') only with 'regions' or 'tiles'. Give --tiles.")
+            raise SettingError("Only 'regions' and 'tiles' have boxes to draw ('annotate'). Add --tiles.")

@@ -1,4 +1,4 @@
-"""What a setting may hold, declared as data; a stage is a frozen dataclass of settings that checks itself."""
+"""Declare the allowed values of settings as data. A stage is a frozen dataclass of settings that checks itself."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from featurepress.errors import SettingError
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """What a setting may hold, and how the command shows it.
+    """The allowed values of a setting, and how the command shows it.
 
     Parameters
     ----------
     kind : type
-        ``int``, ``float``, ``bool``, ``str``, ``tuple`` for a number a channel or one for all, or ``list`` for any
+        ``int``, ``float``, ``bool``, ``str``, ``tuple`` for one number or one per channel, or ``list`` for any
         number of texts.
     help : str
-        One line for people.
+        Shown by ``--help``.
     choices : tuple of str
-        The allowed values, where they are words.
+        The allowed words.
     form : str
-        A regular expression that other words than the choices may match; `form_name` is what errors call it.
+        A regular expression for further allowed texts; errors call it `form_name`.
     minimum, maximum : float or None
         The allowed range, both ends included.
     optional : bool
         Whether None is allowed.
     flag : str or None
-        The command's option, where it is not the setting's name with dashes.
+        The command's option, if it is not the setting's name with dashes.
     identity : bool
-        Whether the setting shapes the features or their layout: two runs that differ in it are two plans.
+        Whether the setting shapes the features or their layout: runs that differ in it have different plans.
     """
 
     kind: type
@@ -48,7 +48,7 @@ class Constraint:
     identity: bool = True
 
     def called(self, name: str) -> str:
-        """Return what errors call the setting `name`."""
+        """Return the name of the setting in errors."""
         return f"The '{name}' setting" + (f" ({self.flag})" if self.flag else "")
 
     def check(self, name: str, value: object) -> None:
@@ -74,7 +74,7 @@ class Constraint:
         if self.kind is str:
             return isinstance(value, str) and value != ""
         if self.kind is list:
-            return isinstance(value, tuple | list) and all(isinstance(one, str) and one for one in value)
+            return isinstance(value, tuple | list) and all(isinstance(text, str) and text for text in value)
         if self.kind is tuple:
             return isinstance(value, tuple | list) and len(value) in (1, 3) and all(map(_is_number, value))
         if not isinstance(value, int if self.kind is int else (int, float)):
@@ -107,52 +107,47 @@ def _spoken_list(words: tuple[str, ...], more: str = "") -> str:
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"
 
 
-def nearest(given: str, known: tuple[str, ...] | list[str]) -> str:
-    """Return the end of an error sentence, which names what is near to `given` if anything is."""
-    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    """Return the end of an error sentence, with the known names that are similar to `name`."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"; did you mean {_spoken_list(tuple(near))}?" if near else "."
 
 
 class Stage:
     """A group of settings that checks itself."""
 
-    called: ClassVar[str] = "a run"  # what it is the settings of
-
     def __post_init__(self) -> None:
         for item in fields(self):  # type: ignore[arg-type]
             rule, value = item.metadata["constraint"], getattr(self, item.name)
             rule.check(item.name, value)
-            if rule.kind is list:  # as JSON gives it; the dataclass is frozen
+            if rule.kind is list:  # JSON has no tuples; the dataclass is frozen
                 object.__setattr__(self, item.name, tuple(value))
 
     @classmethod
     def from_options(cls, **options: Any) -> Self:
-        """Take flat options; a name that there is not is refused."""
-        names = [item.name for item in fields(cls)]  # type: ignore[arg-type]
-        for name in options:
-            if name not in names:
-                raise SettingError(f"There is no setting {name!r} of {cls.called}{nearest(name, names)}")
-        return cls(**options)
+        """Return the stage with these settings; see `sorted_options`."""
+        stage: Self = sorted_options({"": cls}, options)[""]
+        return stage
 
 
 def declared_of(name: str, stage: Any) -> Iterator[tuple[str, Field[Any], Constraint]]:
-    """Yield the settings of a stage as (name, dataclass field, constraint), in the order people read."""
+    """Yield the settings of a stage as (name of the stage, dataclass field, constraint), in order."""
     for item in fields(stage):
         yield name, item, item.metadata["constraint"]
 
 
 def sorted_options(stages: Mapping[str, type[Stage]], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort flat options into some stages, and make these; a name that none of them has is refused.
+    """Sort flat options into stages, and return the stages by name.
 
     Raises
     ------
     SettingError
         For an unknown name (the near ones are listed) or a value that is not allowed.
     """
-    homes = {item.name: name for name, stage in stages.items() for _, item, _ in declared_of(name, stage)}
-    given: dict[str, dict[str, Any]] = {name: {} for name in stages}
+    stage_of = {item.name: name for name, stage in stages.items() for item in fields(stage)}  # type: ignore[arg-type]
+    values: dict[str, dict[str, Any]] = {name: {} for name in stages}
     for name, value in options.items():
-        if name not in homes:
-            raise SettingError(f"There is no setting '{name}' here{nearest(name, list(homes))}")
-        given[homes[name]][name] = value
-    return {name: stage(**given[name]) for name, stage in stages.items()}
+        if name not in stage_of:
+            raise SettingError(f"There is no setting '{name}'{nearest(name, list(stage_of))}")
+        values[stage_of[name]][name] = value
+    return {name: stage(**values[name]) for name, stage in stages.items()}

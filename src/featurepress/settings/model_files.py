@@ -1,4 +1,4 @@
-"""What a user can say of a model file that does not say it itself."""
+"""Settings for model files that do not describe their input and output completely."""
 
 from __future__ import annotations
 
@@ -14,36 +14,42 @@ def _choice(kind: type, help: str, **constraint: Any) -> Any:
 
 @dataclass(frozen=True)
 class Choices(Stage):
-    """What the user says of a model file; None where the file, or the custom of its kind, decides.
+    """What the user adds to a model file; None leaves it to the file, or to the default of its kind.
 
-    `mean` and `scale` are of pixels from 0 to 1, as ``(pixel - mean) / scale``, in the order of the channels.
+    `mean` and `scale` normalise pixels from 0 to 1, as ``(pixel - mean) / scale``, in the order of the channels.
     """
 
     size: int | None = _choice(int, "Side of the input in pixels.", minimum=1, maximum=4096)
     output: str | None = _choice(
-        str, "The tensor whose values are the features (models show --outputs lists them)."
+        str, "Tensor whose values are the features; 'models show FILE --outputs' lists them."
     )
-    resize: str | None = _choice(str, "Default: stretch.", choices=("stretch", "crop"))
+    resize: str | None = _choice(str, "How images become square (default: stretch).", choices=("stretch", "crop"))
     shortest_edge: int | None = _choice(
-        int, "For crop: pixels of the shorter side before cutting (default: the size).", minimum=1
+        int, "With --resize crop: pixels of the shorter side before cropping (default: the size).", minimum=1
     )
     interpolation: str | None = _choice(
         str,
-        "Default: bilinear.",
+        "How pixels are interpolated (default: bilinear).",
         choices=("bilinear", "bicubic", "area", "nearest", "box", "hamming", "lanczos"),
     )
     like: str | None = _choice(
         str,
-        "Whose resizing (default: pillow for ONNX, OpenVINO and byte inputs).",
+        "Library whose resizing is reproduced (default: pillow for ONNX, OpenVINO and byte inputs).",
         choices=("pillow", "tensorflow"),
     )
     antialias: bool | None = _choice(
-        bool, "With --like tensorflow only; off by default.", flag="--antialias/--no-antialias"
+        bool, "Antialias, with --like tensorflow only (default: off).", flag="--antialias/--no-antialias"
     )
     mode: str | None = _choice(
-        str, "Keras's word for the normalisation; raw is 0..255.", choices=("tf", "caffe", "torch", "raw")
+        str,
+        "Normalisation by Keras's name; 'raw' leaves levels from 0 to 255.",
+        choices=("tf", "caffe", "torch", "raw"),
     )
-    mean: tuple[float, ...] | None = _choice(tuple, "Of pixels from 0 to 1: a number, or three with commas.")
-    scale: tuple[float, ...] | None = _choice(tuple, "What (pixel - mean) is divided by.")
-    channel_order: str | None = _choice(str, "Default: RGB.", choices=("RGB", "BGR"))
-    layout: str | None = _choice(str, "If the shape does not determine it.", choices=("NHWC", "NCHW"))
+    mean: tuple[float, ...] | None = _choice(
+        tuple, "Subtracted from pixels from 0 to 1: one number, or three with commas."
+    )
+    scale: tuple[float, ...] | None = _choice(tuple, "Divisor of (pixel - mean): one number, or three with commas.")
+    channel_order: str | None = _choice(str, "Order of the colour channels (default: RGB).", choices=("RGB", "BGR"))
+    layout: str | None = _choice(
+        str, "Order of the input's axes, if its shape does not determine it.", choices=("NHWC", "NCHW")
+    )

@@ -1,7 +1,4 @@
-"""The options of each public function as typed dictionaries, so that an editor and mypy know them.
-
-They repeat names and types of the declared settings; a test compares the two.
-"""
+"""The options of each public function as typed dictionaries; a test compares them with the settings."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ FileFormat = Literal["parquet", "csv"]
 
 
 class ResumeOptions(TypedDict, total=False):
-    """Options of `resume` and `update`: none of them changes a feature."""
+    """Options of `resume` and `update`; they change no feature."""
 
     anonymous: bool
     allow_private_hosts: bool
@@ -25,14 +22,14 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class RetryOptions(ResumeOptions, total=False):
-    """Options of `retry`: a failed image may be allowed more."""
+    """Options of `retry`: also the limits for one image."""
 
     max_pixels: int
     max_bytes: int
 
 
 class ImageOptions(RetryOptions, total=False):
-    """Which images are read, and what one may cost."""
+    """Options of `predict` for images: which are read, and their limits."""
 
     labels: str
     include: Sequence[str]
@@ -45,17 +42,31 @@ class ImageOptions(RetryOptions, total=False):
     images_per_part: int | None
 
 
-class EmbedOptions(ImageOptions, total=False):
-    """Options of `embed` and `estimate`."""
+class ModelOptions(TypedDict, total=False):
+    """The model and its pooling."""
 
     model: str
     size: int | None
     alpha: float | None
     weights: str | None
     pooling: Pooling
+
+
+class EmbedOptions(ImageOptions, ModelOptions, total=False):
+    """Options of `embed` and `estimate`."""
+
     precision: Precision
     format: FileFormat
     parts: int
+
+
+class FeaturizeOptions(ModelOptions, total=False):
+    """Options of `featurepress.spark.featurize`."""
+
+    precision: Literal["float32", "bfloat16"]
+    max_pixels: int
+    max_bytes: int
+    timeout_seconds: float
 
 
 class ReduceOptions(TypedDict, total=False):

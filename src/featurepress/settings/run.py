@@ -1,23 +1,17 @@
-"""The settings of a run: one frozen dataclass a stage, with the constraints declared as data.
-
-`Settings.from_options` takes the flat option names that the command and the Python functions share and sorts
-them into the stages; the command builds its options from the same declarations, so that names, defaults and
-help stand in one place.
-"""
+"""The settings of a run, one frozen dataclass per stage; the command builds its options from these declarations."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, fields, replace
+from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from featurepress.errors import SettingError
-from featurepress.settings.constraint import Constraint, Stage, declared_of, nearest, setting
+from featurepress.settings.constraint import Constraint, Stage, declared_of, setting, sorted_options
 
 DEFAULT_MODEL = "mobilenet_v2"
-# Resident memory. Measured: 205 to 227 MiB a worker, 91 the driver; the rest is room for larger pictures and
-# listings.
+# Resident memory. Measured: 205 to 227 MiB per worker, 91 for the driver; larger images and listings take more.
 WORKER_BYTES = 300 * 1024**2
 DRIVER_BYTES = 150 * 1024**2
 MODEL_COPIES = 4  # that OpenVINO makes of the weights while it compiles; measured: 3.3
@@ -25,66 +19,60 @@ MODEL_COPIES = 4  # that OpenVINO makes of the weights while it compiles; measur
 
 @dataclass(frozen=True)
 class ListingSettings(Stage):
-    """Which images a run takes, and what it names them."""
+    """Which images a run reads, and the fields that it takes from their names."""
 
     labels: str = setting(
         "auto",
         str,
-        "Where labels come from: 'parent' for the folder an image lies in, a PATTERN for the end of its path, as "
-        "{split}/{label}/{name}, which gives a column for each name, 'none', or 'auto' for what an archive or "
-        "--label-column provides.",
+        "Source of the labels: 'parent' is the name of the image's folder; a PATTERN as {split}/{label}/{name} "
+        "is matched against the end of the path and adds a column per name; 'auto' is what an archive or "
+        "--label-column provides; 'none' adds no labels.",
         choices=("auto", "none", "parent"),
         form=r".*\{[^{}]*\}.*",
         form_name="a pattern such as '{split}/{label}/{name}'",
     )
     include: tuple[str, ...] = setting(
-        (), list, "Take only images whose name, or path with a '/' in the pattern, matches; may be given again."
+        (), list, "Read only images whose name, or path if the pattern has a '/', matches. Repeatable."
     )
-    exclude: tuple[str, ...] = setting((), list, "Leave out what matches, likewise.")
+    exclude: tuple[str, ...] = setting((), list, "Skip images that match, by the same rule. Repeatable.")
     all_files: bool = setting(
-        False, bool, "List every regular file, not only names with an image suffix (dot files never)."
+        False, bool, "List every regular file except dot files, not only names with an image suffix."
     )
     limit: int | None = setting(
         None, int, "Embed only the first N images of the listing.", minimum=1, optional=True
     )
     image_column: str | None = setting(
-        None, str, "Column of a table that holds the images (default: the only one that can).", optional=True
+        None, str, "Column of a table that holds the images (default: the only possible one).", optional=True
     )
     label_column: str | None = setting(
         None,
         str,
-        "Column of a table or CSV list that holds the labels; in an archive, the suffix beside the picture.",
+        "Column of a table or CSV list that holds the labels; in an archive, the suffix of the label files.",
         optional=True,
     )
     uri_column: str | None = setting(
-        None, str, "Column of a table or CSV list that holds paths and urls of images.", optional=True
+        None, str, "Column of a table or CSV list that holds paths or urls of images.", optional=True
     )
-    anonymous: bool = setting(
-        False, bool, "Read buckets without credentials, as public ones can be.", identity=False
-    )
+    anonymous: bool = setting(False, bool, "Read public buckets without credentials.", identity=False)
     allow_private_hosts: bool = setting(
-        False, bool, "Fetch urls of private and link-local addresses, too.", identity=False
+        False, bool, "Fetch urls of private and link-local addresses too.", identity=False
     )
 
 
 @dataclass(frozen=True)
 class ImageSettings(Stage):
-    """What one image may cost.
-
-    The pixel limit is Pillow's: 178,956,970 pixels are 512 MiB of RGB. A file above the byte limit is not
-    read at all. A read or a decoder that stays silent for the timeout is given up.
-    """
+    """Limits for one image. The pixel limit is Pillow's: 178,956,970 pixels are 512 MiB of RGB."""
 
     max_pixels: int = setting(
-        178_956_970, int, "Images with more pixels are failures, detected from their header.", minimum=1
+        178_956_970, int, "Images with more pixels become failures; their pixels are not decoded.", minimum=1
     )
     max_bytes: int = setting(
-        256 * 1024**2, int, "Files with more bytes are failures, not read (1GB, 500MiB work too).", minimum=1
+        256 * 1024**2, int, "Files with more bytes become failures and are not read (1GB, 500MiB).", minimum=1
     )
     timeout_seconds: float = setting(
         60.0,
         float,
-        "Seconds after which a read or a decoder that hangs is given up.",
+        "Seconds after which a read or a decoder that hangs is stopped.",
         minimum=0.1,
         maximum=86_400,
         identity=False,
@@ -92,7 +80,7 @@ class ImageSettings(Stage):
 
     @property
     def silence_seconds(self) -> float:
-        """Seconds after which a silent worker is taken for hung: a read that times out, and a decode as long."""
+        """Seconds without a message after which a worker counts as hung: a read and a decode, each at its limit."""
         return 2 * self.timeout_seconds + 30
 
 
@@ -103,13 +91,13 @@ class FeatureSettings(Stage):
     model: str = setting(
         DEFAULT_MODEL,
         str,
-        "The model: a name from 'featurepress models list', a model file, or hf:org/repo.",
-        identity=False,  # what it is stands in the plan's backbone, whatever it was called
+        "A name from 'featurepress models list', a model file, or hf:org/repo.",
+        identity=False,  # the plan's backbone identifies the model, under any name
     )
     size: int | None = setting(
         None,
         int,
-        "Side of the model's input in pixels, where it leaves a choice (default: the model's own).",
+        "Side of the model's input in pixels, if the model leaves a choice (default: the model's).",
         minimum=1,
         maximum=4096,
         optional=True,
@@ -124,40 +112,37 @@ class FeatureSettings(Stage):
     pooling: str = setting(
         "avg",
         str,
-        "What becomes of the model's last grid: its mean, all of it, or its maximum.",
+        "What becomes of the model's last feature map: its mean, all of its values, or its maximum.",
         choices=("avg", "flatten", "max"),
     )
     precision: str = setting(
         "auto",
         str,
-        "Arithmetic: 'auto' takes bfloat16 where the CPU has it and a sample proves it faithful.",
+        "Arithmetic. 'auto' uses bfloat16 if the CPU supports it and it agrees with float32 on a sample of images.",
         choices=("auto", "float32", "bfloat16"),
     )
 
 
 @dataclass(frozen=True)
 class OutputSettings(Stage):
-    """How the features are laid out, and when a finished run counts as failed."""
+    """How the features are written, and when a finished run counts as failed."""
 
     images_per_part: int | None = setting(
         None,
         int,
-        "Images a part (default: 128 at first, growing to 4,096 with the collection; half as many for flatten).",
+        "Images per part (default: grows from 128 to 4,096 with the collection; for flatten, half as many).",
         minimum=1,
         maximum=1_000_000,
         optional=True,
     )
     format: str = setting(
-        "parquet",
-        str,
-        "'csv' adds an export in csv/ after the last part.",
-        choices=("parquet", "csv"),
+        "parquet", str, "'csv' also exports the features to csv/ after the last part.", choices=("parquet", "csv")
     )
     parts: int = setting(1, int, "Number of CSV files.", minimum=1, maximum=99_999)
     max_failures: float = setting(
         0.1,
         float,
-        "Share of failed images above which a finished run exits with 3.",
+        "Share of failed images above which a finished run exits with code 3.",
         minimum=0.0,
         maximum=1.0,
         identity=False,
@@ -166,12 +151,12 @@ class OutputSettings(Stage):
 
 @dataclass(frozen=True)
 class ResourceSettings(Stage):
-    """What the run may use of this machine; none of it changes a feature."""
+    """What the run may use of this machine; it changes no feature."""
 
     workers: int | None = setting(
         None,
         int,
-        "Worker processes (default: one a core).",
+        "Number of worker processes (default: one per core).",
         minimum=1,
         maximum=1024,
         optional=True,
@@ -180,17 +165,14 @@ class ResourceSettings(Stage):
     memory_bytes: int | None = setting(
         None,
         int,
-        "Memory that all processes together may take; fewer workers are started if need be.",
+        "Memory for all processes together; fewer workers are started if it is too little.",
         minimum=1,
         optional=True,
         identity=False,
     )
 
     def workers_for(self, model: str, model_bytes: int) -> int:
-        """Return the number of workers that cores, the user, and the memory that the model leaves allow.
-
-        Raises SettingError if the memory is too little for one.
-        """
+        """Return the number of workers for a model. SettingError if the memory is too little for one."""
         wanted = self.workers or available_cores()
         if self.memory_bytes is None:
             return wanted
@@ -215,26 +197,8 @@ class Settings:
 
     @classmethod
     def from_options(cls, **options: Any) -> Settings:
-        """Sort flat options into the stages.
-
-        Parameters
-        ----------
-        **options
-            Any of the names that `declared` yields.
-
-        Raises
-        ------
-        SettingError
-            For an unknown name (the near ones are listed) or a value that is not allowed.
-        """
-        stages: dict[str, dict[str, Any]] = {}
-        known = {item.name: stage for stage, item, _ in declared()}
-        for name, value in options.items():
-            if name not in known:
-                raise SettingError(f"There is no setting '{name}'{nearest(name, list(known))}")
-            stages.setdefault(known[name], {})[name] = value
-        defaults = cls()
-        return cls(**{stage: replace(getattr(defaults, stage), **given) for stage, given in stages.items()})
+        """Sort flat options into the stages; see `sorted_options`."""
+        return cls(**sorted_options(RUN_STAGES, options))
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that make two plans different, by flat name."""
@@ -247,17 +211,23 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Mapping[str, Any]]) -> Settings:
-        """Rebuild settings that `to_json` gave."""
-        return cls.from_options(**{name: v for stage in values.values() for name, v in stage.items()})
+        """Return the settings that `to_json` has returned as JSON."""
+        return cls.from_options(**{name: value for stage in values.values() for name, value in stage.items()})
+
+
+RUN_STAGES: dict[str, type[Stage]] = {
+    item.name: type(item.default)  # type: ignore[misc]
+    for item in fields(Settings)
+}
 
 
 def declared() -> Iterator[tuple[str, Field[Any], Constraint]]:
-    """Yield each setting as (stage, dataclass field, constraint), in the order in which people read them."""
-    for stage in fields(Settings):
-        yield from declared_of(stage.name, stage.default)
+    """Yield each setting of a run as (name of the stage, dataclass field, constraint), in order."""
+    for name, stage in RUN_STAGES.items():
+        yield from declared_of(name, stage)
 
 
-# What may be asked of the pictures where it is decided already what is computed from them.
+# The settings that remain free when the model is fixed, as in `predict`.
 IMAGE_SETTINGS = frozenset(
     item.name
     for stage, item, _ in declared()

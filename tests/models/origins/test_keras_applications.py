@@ -165,7 +165,7 @@ def test_a_model_is_made_once_and_embedding_imports_no_keras(
         "MobileNetV2",
         alpha=0.5,
         weights=str(embedded_weights),
-        on_progress=lambda progress: message.append(progress.doing),
+        progress=lambda progress: message.append(progress.doing),
     )
     assert again == card
     assert not message

@@ -1,0 +1,23 @@
+"""featurepress retry."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from featurepress.cli.options import with_run_settings
+from featurepress.settings import RetryOptions
+
+
+@with_run_settings(RetryOptions.__optional_keys__)
+def retry(
+    destination: Annotated[str, typer.Argument(help="A complete feature set.", metavar="DEST")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    options: dict[str, Any] = {},  # noqa: B006 - never changed
+) -> None:
+    """Embed only the images that failed, once more."""
+    from featurepress.cli import output
+    from featurepress.runs import verbs
+
+    output.run(lambda: verbs.retry(destination, **options), destination, as_json=as_json)
