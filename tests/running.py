@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 
 import featurepress as fp
+from featurepress.cli.main import main
 from featurepress.demo.orchard import draw_images
 from featurepress.engines import Task
 from featurepress.errors import StoppedError
@@ -100,6 +102,32 @@ def run_cli(
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
+def run_here(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process, which saves the time of its imports."""
+    out, err = io.StringIO(), io.StringIO()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    argv, hook = sys.argv, sys.unraisablehook
+    sys.argv = ["featurepress", *_with_model(arguments)]
+    code: Any = None
+    try:
+        with contextlib.chdir(cwd or "."), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv, sys.unraisablehook = argv, hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
+
+def _with_model(arguments: Sequence[str | Path]) -> list[str]:
+    """Add the model that needs no network to an embed that names none."""
+    if arguments and arguments[0] == "embed" and "--model" not in arguments:
+        arguments = ("embed", "--model", "embedded", *arguments[1:])
+    return [str(argument) for argument in arguments]
+
+
 @contextlib.contextmanager
 def started(
     *arguments: str | Path,
@@ -108,14 +136,9 @@ def started(
     stderr: int = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start the command in a new session; kill all its processes at the end.
-
-    `embed` without a model uses the one that needs no network.
-    """
-    if arguments and arguments[0] == "embed" and "--model" not in arguments:
-        arguments = ("embed", "--model", "embedded", *arguments[1:])
+    """Start the command in a new session; kill all its processes at the end."""
     process = subprocess.Popen(
-        [*command, *map(str, arguments)],
+        [*command, *_with_model(arguments)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,

@@ -1,13 +1,8 @@
 """A child Python process that runs importable functions, one at a time.
 
-The parent survives when the child crashes, hangs or runs out of memory, and gets an exception. The child is a fresh
-interpreter: fork can deadlock when thread pools exist, and multiprocessing's spawn runs the user's script again.
-
-1. `Child()` starts the interpreter, connected by its standard input and output.
-2. `call(function, *args)` sends a pickle, and returns or raises what the function returned or raised. The function
-   can call `send_message(...)`: each message reaches `on_message` and shows that the child is alive.
-3. When the parent dies or calls `close`, the child reads the end of its input, runs the callbacks of
-   `when_abandoned`, and exits at once.
+If the child crashes, hangs or runs out of memory, the parent gets an exception. The child is a new interpreter:
+fork can deadlock when thread pools exist, and multiprocessing's spawn runs the user's script again. When the parent
+dies or calls `close`, the child reads the end of its input, runs the callbacks of `when_abandoned`, and exits.
 """
 
 from __future__ import annotations
@@ -29,8 +24,8 @@ Result = TypeVar("Result")
 
 _DRAIN_SECONDS = 1.0  # after the child's death, for its last messages
 
-# By default glibc returns buffers above 128 kB to the kernel at once, so that every decode pays for fresh pages.
-# To keep them costs the size of the largest image once. One arena is enough: one thread works.
+# By default glibc returns buffers above 128 kB to the kernel at once, so that every decode pays for new pages.
+# Keeping them costs the size of the largest image once. One arena is enough, since one thread works.
 _ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "2",
     "MALLOC_MMAP_THRESHOLD_": "67108864",
@@ -46,7 +41,7 @@ _callbacks: list[Callable[[], None]] = []
 
 
 class ChildDiedError(Exception):
-    """The child ended while a call was running; the text says how, as 'exited with code 3'."""
+    """The child ended while a call was running; the text is the cause, such as 'exited with code 3'."""
 
 
 class ChildSilentError(ChildDiedError):
@@ -70,7 +65,7 @@ def when_abandoned(callback: Callable[[], None]) -> Iterator[None]:
 
 
 class Child:
-    """A fresh Python process that runs functions.
+    """A new Python process that runs functions.
 
     Parameters
     ----------
@@ -124,7 +119,7 @@ class Child:
         silence_seconds : float, optional
             Kill the child after this time without a message or the result. By default, wait without a limit.
         on_message : callable
-            Called in this thread with each message that the function sends by `send_message`.
+            Called in this thread with each message that the function sends with `send_message`.
 
         Raises
         ------
@@ -204,11 +199,7 @@ class Child:
 @contextlib.contextmanager
 def _signals_blocked() -> Iterator[None]:
     """Block the signals that would end a new process, with a traceback, before it has installed its handlers."""
-    try:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
-    except AttributeError:  # Windows
-        yield
-        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
         yield
     finally:
@@ -221,10 +212,9 @@ _BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def serve(preload: Sequence[str] = ()) -> None:
     """Run as a child: take calls from standard input until it ends."""
     global _sender  # noqa: PLW0603 - one connection per process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group, but the parent decides
     signal.signal(signal.SIGTERM, lambda number, frame: _leave(128 + number))  # so that the callbacks run
-    with contextlib.suppress(AttributeError):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _BLOCKED_SIGNALS)
     inbox, outbox = _own_pipes()
     lock = threading.Lock()
 

@@ -1,4 +1,4 @@
-"""What travels between the stages: references, failures, specs and receipts."""
+"""The values that stages exchange: references, failures, specs and receipts. They are hashable and picklable."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class FrozenMapping(Mapping[str, Any]):
-    """A mapping of JSON values that cannot change and has a hash. Lists in it are tuples.
+    """An immutable, hashable mapping of JSON values; lists become tuples.
 
     Parameters
     ----------
     values : mapping
-        JSON values; copied. Its order is kept, and does not count in comparisons.
+        JSON values; copied. The order is kept, but ignored in comparisons.
     """
 
     __slots__ = ("_values",)
@@ -78,25 +78,25 @@ def freeze_mappings(spec: Any) -> None:
 
 
 class ImageRef(NamedTuple):
-    """One image of a listing: enough to read it, and to see that it is still the same.
+    """One image of a listing: enough to read it, and to detect a change.
 
     Attributes
     ----------
     uri : str
-        The name people see, spelled as their source spelled it. Unique in a run: bytes that are no UTF-8, and a
-        backslash that could be taken for the escape of one, are shown as escapes.
+        The image's name, spelled as in the user's source. Unique in a run: bytes that are not UTF-8, and a
+        backslash that looks like the escape of one, are shown as escapes.
     source : int
         Index of the source in the plan.
     size : int
-        Bytes, as listed.
+        Size in bytes, as listed.
     version : str
-        What changes when the bytes may have: modification time on disk, etag in a bucket.
+        Changes whenever the bytes may have changed: modification time on disk, etag in a bucket.
     fields : tuple of str or None
         Values of the plan's `field_names`, such as the label.
     key : bytes or None
-        The source's own name of the image where it differs from the UTF-8 bytes of `uri`.
+        The source's own name of the image, if it differs from the UTF-8 bytes of `uri`.
     problem : str or None
-        Why the listing already found that there is nothing to read here; such a reference is a failure.
+        Why the image cannot be read, if the listing has found that already; the image becomes a failure.
     """
 
     uri: str
@@ -114,13 +114,13 @@ class ImageRef(NamedTuple):
 
     @property
     def container(self) -> bytes:
-        """The archive or table that holds it, whose key ends in ``#`` and 16 digits; b"" for an image by itself."""
+        """The archive or table that holds the image, whose key ends in ``#`` and 16 digits; b"" for a file."""
         key = self.key or b""
         return key[:-17] if key[-17:-16] == b"#" and key[-16:].isdigit() else b""
 
 
 class Failure(NamedTuple):
-    """One image that could not be embedded. `reason` reads ``kind`` or ``kind: detail``."""
+    """One image that could not be embedded; `reason` is ``kind`` or ``kind: detail``."""
 
     uri: str
     stage: str
@@ -128,7 +128,7 @@ class Failure(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """The reason without its detail, for counting."""
+        """Stage and reason without the detail, for counting."""
         return f"{self.stage}: {self.reason.partition(':')[0]}"
 
 
@@ -141,9 +141,9 @@ class SourceSpec:
     kind : str
         The source's implementation, one of `featurepress.sources.KINDS`.
     location : str
-        What the user wrote.
+        As the user has written it.
     base : str
-        Folder that a relative location starts from; ``/`` for an absolute one.
+        Folder to which a relative location refers; ``/`` for an absolute one.
     options : mapping
         JSON values that the implementation understands.
     """
@@ -157,7 +157,7 @@ class SourceSpec:
         freeze_mappings(self)
 
     def __str__(self) -> str:
-        """Return the text for messages: what the user wrote, and where from if that matters."""
+        """Return the location, with the base if it matters, for messages."""
         return self.location if self.base in ("", "/") else f"{self.location} (from {self.base})"
 
     def to_json(self) -> dict[str, Any]:
@@ -165,7 +165,7 @@ class SourceSpec:
         return {**asdict(self), "options": thawed(self.options)}
 
 
-# dtype of the model's input -> how the picture may be resized on the way there.
+# dtype of the model's input -> the interpolations that are possible.
 INTERPOLATIONS = {
     "uint8": ("area-or-linear", "nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"),
     "float32": ("bilinear", "bicubic", "area"),
@@ -174,7 +174,7 @@ INTERPOLATIONS = {
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """How pixels become the model's input, said so that any implementation can be held against it.
+    """How pixels become the model's input, precisely enough to compare implementations.
 
     Parameters
     ----------
@@ -186,23 +186,23 @@ class PreprocessSpec:
     shortest_edge : int or None
         For ``crop``, in pixels; at least the larger of height and width.
     interpolation : str
-        One of `INTERPOLATIONS`. ``area-or-linear``: each target pixel is the mean of the source area below it
-        where the shorter side of the picture is larger than the target's, else bilinear between pixel centres.
+        One of `INTERPOLATIONS`. ``area-or-linear``: if the shorter side of the image is longer than that of the
+        target, each target pixel is the mean of the source area below it; else bilinear between pixel centres.
     antialias : bool
-        Whether the kernel grows as the picture shrinks. For uint8 and for area it always does.
+        Whether the kernel grows as the image shrinks. For uint8 and for area it always does.
     dtype : str
-        ``uint8``: the resized picture is rounded to whole levels before normalisation, as Pillow does.
-        ``float32``: it is not, as in TensorFlow.
+        ``uint8``: the resized image is rounded to whole levels before normalisation, as in Pillow. ``float32``: it
+        is not rounded, as in TensorFlow.
     mean, scale : tuple of float
-        The input is ``(level - mean) / scale``, levels from 0 to 255; a value a channel, in the order of
-        `channel_order`, or one for all.
+        The input is ``(level - mean) / scale``, with levels from 0 to 255; one value for all channels, or one per
+        channel in the order of `channel_order`.
     channel_order : str
         ``RGB`` or ``BGR``.
 
     Raises
     ------
     SettingError
-        Such a way does not exist.
+        A value is not allowed, or does not fit the others.
     """
 
     height: int
@@ -241,11 +241,11 @@ class PreprocessSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> PreprocessSpec:
-        """Rebuild a description from JSON values."""
+        """Return the description with these JSON values."""
         return cls(**{**values, "mean": tuple(values["mean"]), "scale": tuple(values["scale"])})
 
     def applied(self) -> dict[str, Any]:
-        """Return the fields that make a difference: two ways with the same ones are the same way."""
+        """Return the fields that have an effect; specs with equal ones are equivalent."""
         values = asdict(self)
         if self.shortest_edge is None:
             del values["shortest_edge"]
@@ -254,7 +254,7 @@ class PreprocessSpec:
         return values
 
     def __str__(self) -> str:
-        """Return one line for people."""
+        """Return the description as one line."""
         kept = f", the shorter side to {self.shortest_edge}" if self.shortest_edge is not None else ""
         edges = " with antialias" if self.dtype == "float32" and self.antialias else ""
         return (
@@ -264,7 +264,7 @@ class PreprocessSpec:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, ``preprocess height`` for what lies in ``preprocess``."""
+    """Flatten nested mappings; ``height`` in ``preprocess`` becomes ``preprocess height``."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -275,7 +275,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _shortened(value: object) -> str:
-    """Return a value for people: of a hash its beginning."""
+    """Return the repr of a value; of a hash, only the beginning."""
     return f"'{value[:12]}…'" if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) else repr(value)
 
 
@@ -286,11 +286,8 @@ def _require(name: str, value: object, allowed: tuple[Any, ...], when: str = "")
 
 
 def _numbers(values: tuple[float, ...]) -> str:
-    return (
-        ", ".join(f"{value:g}" for value in values)
-        if len(values) == 1
-        else f"({', '.join(f'{v:g}' for v in values)})"
-    )
+    text = ", ".join(f"{value:g}" for value in values)
+    return text if len(values) == 1 else f"({text})"
 
 
 @dataclass(frozen=True)
@@ -312,14 +309,13 @@ class BackboneSpec:
     pooling : str
         ``avg``, ``flatten`` or ``max``.
     preprocess : PreprocessSpec
-        What the pixels go through first.
+        The preprocessing of the pixels.
     file : str
-        Where the model's file lies in the store of models.
+        Name of the model's file in the store of models.
     options : mapping
         JSON values that the implementation understands; they must not change the feature space.
     projection : mapping
-        What the features of the model were projected by afterwards: ``sha256`` of the projection and
-        ``n_components``; empty for the features themselves.
+        The projection of a reduced set, ``sha256`` and ``n_components``; empty if the features are not projected.
     """
 
     runtime: str
@@ -346,7 +342,7 @@ class BackboneSpec:
 
     @property
     def feature_space(self) -> dict[str, Any]:
-        """What two feature sets must share to be comparable, field by field."""
+        """The fields that two feature sets must share to be comparable."""
         return {
             "weights_sha256": self.weights_sha256,
             "output": self.output,
@@ -357,14 +353,14 @@ class BackboneSpec:
 
     @property
     def unprojected(self) -> BackboneSpec:
-        """The backbone whose features were projected; itself if they were not."""
+        """The same backbone without the projection."""
         return replace(self, projection={})
 
     def differences(self, other: BackboneSpec) -> list[str]:
-        """Name what makes the feature space of `other` another one, field by field: ``what: here, not there``."""
-        mine, theirs = (_flat({"model": one.model, **one.feature_space}) for one in (self, other))
+        """Return the differences between two feature spaces, as lines ``name: value, not other value``."""
         if self.fingerprint == other.fingerprint:
             return []
+        mine, theirs = (_flat({"model": spec.model, **spec.feature_space}) for spec in (self, other))
         return [
             f"{name}: {_shortened(mine.get(name))}, not {_shortened(theirs.get(name))}"
             for name in {**mine, **theirs}
@@ -384,16 +380,16 @@ class BackboneSpec:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> BackboneSpec:
-        """Rebuild a description that `to_json` gave."""
+        """Return the description that `to_json` has returned as JSON."""
         preprocess = PreprocessSpec.from_json(values["preprocess"])
         return cls(**{**values, "grid": tuple(values["grid"]), "preprocess": preprocess})
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A shard is done: what became of its images, and where and how they were embedded.
+    """The record of a finished shard: the number of its images, and where and how they were embedded.
 
-    Of those that `embedded` counts, the rows of an update that were `carried` over did not go through the model.
+    `embedded` includes the rows that an update has `carried` over without running the model.
     """
 
     shard: int

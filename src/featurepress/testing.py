@@ -1,6 +1,6 @@
-"""Stand-ins for tests, ours and yours: sources, storages, backbones, decoders, an engine, that misbehave on demand.
+"""Fakes for tests: sources, storages, backbones, decoders and an engine, which fail on demand.
 
-They follow the same contracts as the real ones, so that a test needs neither patches nor a network.
+They follow the contracts of the real ones, so that tests need neither patches nor a network.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -44,15 +45,15 @@ Result = TypeVar("Result")
 def memory_source(
     images: Mapping[str, bytes], *, faults: Mapping[str, str] | None = None, delay_seconds: float = 0.0
 ) -> SourceSpec:
-    """Describe a source that holds its images itself.
+    """Describe a source that holds its images in memory.
 
     Parameters
     ----------
     images : mapping
         uri -> bytes of the file.
     faults : mapping, optional
-        uri -> what its read does: ``hang`` (for an hour), ``crash`` (an error of a kind nobody expects), or the
-        reason of an ImageError.
+        uri -> how its read fails: ``hang`` (for an hour), ``crash`` (with an unexpected error), or the reason of an
+        ImageError.
     delay_seconds : float
         Added to every read.
     """
@@ -78,14 +79,14 @@ class MemorySource:
                 yield ImageRef(uri, 0, len(base64.b64decode(self._images[uri])), "1")
 
     def read(self, ref: ImageRef) -> bytes:
-        """Return the bytes, or do what the faults say."""
+        """Return the bytes, or fail as requested."""
         if self._delay_seconds:
             time.sleep(self._delay_seconds)
         fault = self._faults.get(ref.uri)
         if fault == "hang":
             time.sleep(3600)
         if fault == "crash":
-            raise ZeroDivisionError("nobody expects this")
+            raise ZeroDivisionError("unexpected")
         if fault is not None:
             raise ImageError("read", fault)
         return base64.b64decode(self._images[ref.uri])
@@ -98,12 +99,12 @@ class MemorySource:
 
 
 def delayed_source(folder: str, *, delay_seconds: float) -> SourceSpec:
-    """Describe a folder whose every read takes longer, as that of a bucket far away."""
+    """Describe a folder whose every read takes longer, as that of a distant bucket."""
     return SourceSpec("delayed", folder, "/", {"delay_seconds": delay_seconds})
 
 
 class DelayedSource(FolderSource):
-    """The source that `delayed_source` describes; it is read as a bucket is."""
+    """The source that `delayed_source` describes, read like a bucket."""
 
     reading = BY_REQUEST
 
@@ -121,14 +122,14 @@ class DelayedSource(FolderSource):
 
 
 def fake_backbone(**options: Any) -> BackboneSpec:
-    """Describe a backbone of 12 features that needs no model: the mean colours of four quarters of the picture.
+    """Describe a backbone of 12 features that needs no model: the mean colours of the four quarters of an image.
 
     Parameters
     ----------
     **options
-        ``bfloat16`` (bool): whether it claims to compute in bfloat16; ``error`` (float): how far bfloat16
-        features are off, as a share; ``sabotage`` (str): ``nan`` gives NaN for pictures that are all black,
-        ``abort`` ends the process at one that comes first in its batch.
+        ``bfloat16`` (bool): whether it claims to support bfloat16; ``error`` (float): relative error of bfloat16
+        features; ``sabotage`` (str): ``nan`` returns NaN for black images, ``abort`` ends the process at a black
+        image that is the first of its batch.
     """
     return BackboneSpec(
         runtime="fake",
@@ -155,7 +156,7 @@ class FakeBackbone:
 
     @staticmethod
     def supports_bfloat16(spec: BackboneSpec) -> bool:
-        """Whatever the options say."""
+        """Whether the options request it."""
         return bool(spec.options.get("bfloat16", False))
 
     def __call__(self, pixels: Pixels) -> Features:
@@ -225,7 +226,7 @@ class MemoryStorage:
         return self.open_version(name)[0]
 
     def open_version(self, name: str) -> tuple[BinaryIO, str]:
-        """Open the object, and give its version."""
+        """Open the object, and return it with its version."""
         data = self.objects.get(name)
         if data is None:
             missing = FileNotFoundError(errno.ENOENT, "no such object", name)
@@ -257,7 +258,7 @@ class MemoryStorage:
     def stream(self, name: str) -> Iterator[BinaryIO]:
         """Collect, then write."""
         buffer = io.BytesIO()
-        # Whoever writes may close its file, as Arrow's writers do; the object is whole all the same.
+        # Arrow's writers close their file, and the data are needed afterwards.
         buffer.close = lambda: None  # type: ignore[method-assign]
         yield buffer
         self.write(name, buffer.getvalue())
@@ -275,8 +276,68 @@ def _version(data: bytes) -> str:
 
 
 @dataclass(frozen=True)
-class QuotaStorage(FolderStorage):
-    """A folder that is full when its objects have so many bytes; picklable, and shared by all processes.
+class HookedStorage(FolderStorage):
+    """A folder that calls `before` ahead of each request: the base of folders that are slow or fail."""
+
+    def before(self, request: str, name: str, n_bytes: int) -> None:
+        """Sleep or raise; `request` is ``list``, ``stat``, ``read``, ``open``, ``create`` and so on."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """See `Storage`; one request per 1,000 objects."""
+        for i, entry in enumerate(super().list(prefix)):
+            if i % 1_000 == 0:
+                self.before("list", prefix, 0)
+            yield entry
+
+    def stat(self, name: str) -> Entry | None:
+        """See `Storage`."""
+        self.before("stat", name, 0)
+        return super().stat(name)
+
+    def read(self, name: str) -> bytes | None:
+        """See `Storage`."""
+        self.before("read", name, 0)
+        return super().read(name)
+
+    def open_version(self, name: str) -> tuple[BinaryIO, str]:
+        """See `Storage`."""
+        self.before("open", name, 0)
+        return super().open_version(name)
+
+    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
+        """See `Storage`."""
+        data = b"".join(pieces(data))
+        self.before("create", name, len(data))
+        return super().create(name, data, durable=durable)
+
+    def write(self, name: str, data: Data) -> None:
+        """See `Storage`."""
+        data = b"".join(pieces(data))
+        self.before("write", name, len(data))
+        super().write(name, data)
+
+    def replace(self, name: str, data: Data, version: str) -> bool:
+        """See `Storage`."""
+        data = b"".join(pieces(data))
+        self.before("replace", name, len(data))
+        return super().replace(name, data, version)
+
+    @contextlib.contextmanager
+    def stream(self, name: str) -> Iterator[BinaryIO]:
+        """See `Storage`."""
+        with super().stream(name) as file:
+            yield file
+            self.before("stream", name, file.tell())
+
+    def delete(self, name: str) -> None:
+        """See `Storage`."""
+        self.before("delete", name, 0)
+        super().delete(name)
+
+
+@dataclass(frozen=True)
+class QuotaStorage(HookedStorage):
+    """A folder with a limit on the bytes of its objects; picklable, and shared by all processes.
 
     Parameters
     ----------
@@ -291,105 +352,31 @@ class QuotaStorage(FolderStorage):
     quota_file: str = ""
     delay_seconds: float = 0.0
 
-    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        """Create, unless that would be more than the quota."""
+    def before(self, request: str, name: str, n_bytes: int) -> None:
+        """Raise StorageError if the data would exceed the quota."""
+        if request not in ("create", "write", "replace", "stream"):
+            return
         time.sleep(self.delay_seconds)
-        if self.read(name) is not None:
-            return False
-        data = b"".join(pieces(data))
-        self._require_space(name, len(data))
-        return super().create(name, data, durable=durable)
-
-    def write(self, name: str, data: Data) -> None:
-        """Write, unless that would be more than the quota."""
-        time.sleep(self.delay_seconds)
-        data = b"".join(pieces(data))
-        self._require_space(name, len(data))
-        super().write(name, data)
-
-    def replace(self, name: str, data: Data, version: str) -> bool:
-        """Replace, unless that would be more than the quota."""
-        time.sleep(self.delay_seconds)
-        data = b"".join(pieces(data))
-        self._require_space(name, len(data))
-        return super().replace(name, data, version)
-
-    @contextlib.contextmanager
-    def stream(self, name: str) -> Iterator[BinaryIO]:
-        """Stream, unless that would be more than the quota."""
-        with super().stream(name) as file:
-            yield file
-            self._require_space(name, file.tell())
-
-    def _require_space(self, name: str, n_bytes: int) -> None:
-        with open(self.quota_file, encoding="utf-8") as file:  # noqa: PTH123 - one line
-            quota = int(file.read())
-        if sum(entry.size for entry in self.list("")) + n_bytes > quota:
+        if request == "create" and Path(self.root, name).exists():
+            return
+        if sum(entry.size for entry in self.list("")) + n_bytes > int(Path(self.quota_file).read_text("utf-8")):
             raise StorageError(f"Cannot write '{self.root}/{name}': no space left on device; make space and go on.")
 
 
 @dataclass(frozen=True)
-class DelayedStorage(FolderStorage):
-    """A folder whose every request takes longer, as that of a bucket far away.
-
-    Parameters
-    ----------
-    root : str
-        The folder.
-    delay_seconds : float
-        Added to every request.
-    """
+class DelayedStorage(HookedStorage):
+    """A folder whose every request takes `delay_seconds` longer, as that of a distant bucket."""
 
     delay_seconds: float = 0.0
 
     @property
     def is_remote(self) -> bool:
-        """It plays one that is."""
+        """Always, so that it is used like a bucket."""
         return True
 
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """Sleep, then list; once for 1,000 objects."""
-        for i, entry in enumerate(super().list(prefix)):
-            if i % 1_000 == 0:
-                time.sleep(self.delay_seconds)
-            yield entry
-
-    def stat(self, name: str) -> Entry | None:
-        """Sleep, then look."""
+    def before(self, request: str, name: str, n_bytes: int) -> None:
+        """Sleep."""
         time.sleep(self.delay_seconds)
-        return super().stat(name)
-
-    def read(self, name: str) -> bytes | None:
-        """Sleep, then read."""
-        time.sleep(self.delay_seconds)
-        return super().read(name)
-
-    def open_version(self, name: str) -> tuple[BinaryIO, str]:
-        """Sleep, then open."""
-        time.sleep(self.delay_seconds)
-        return super().open_version(name)
-
-    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        """Sleep, then create."""
-        time.sleep(self.delay_seconds)
-        return super().create(name, data, durable=durable)
-
-    def replace(self, name: str, data: Data, version: str) -> bool:
-        """Sleep, then replace."""
-        time.sleep(self.delay_seconds)
-        return super().replace(name, data, version)
-
-    @contextlib.contextmanager
-    def stream(self, name: str) -> Iterator[BinaryIO]:
-        """Sleep, then write."""
-        time.sleep(self.delay_seconds)
-        with super().stream(name) as file:
-            yield file
-
-    def delete(self, name: str) -> None:
-        """Sleep, then delete."""
-        time.sleep(self.delay_seconds)
-        super().delete(name)
 
 
 # -- engines -------------------------------------------------------------------------------------------------
@@ -419,7 +406,7 @@ class InlineEngine:
             yield self.run_one(task, plan, shard)
 
     def run_one(self, task: Task[Result], plan: Plan, shard: int) -> Result:
-        """Run a task for one shard: what stand-ins for worse engines replace."""
+        """Run a task for one shard; fakes of failing engines override this."""
         return task(plan, shard)
 
     def close(self) -> None:
@@ -431,14 +418,14 @@ class InlineEngine:
 
 @dataclass
 class PlanMaker:
-    """Makes drafts of plans for `featurepress.runs.verbs.run_plan`, with the fake backbone by default.
+    """Creates drafts of plans for `featurepress.runs.verbs.run_plan`, with the fake backbone by default.
 
     Parameters
     ----------
     storage : Storage
         The destination.
     backbone : BackboneSpec
-        What is computed.
+        The model.
     """
 
     storage: Storage

@@ -12,7 +12,7 @@ import pytest
 
 from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine
-from tests.running import draft, draw, names_below, run_cli, snapshot, started
+from tests.running import draft, draw, names_below, run_here, snapshot, started
 
 N_PICTURES = 11
 
@@ -28,7 +28,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_people_read_on_stderr_what_was_written(tmp_path: Path, finished: Path) -> None:
-    done = run_cli("export", finished, "--to", "x.npy", cwd=tmp_path)
+    done = run_here("export", finished, "--to", "x.npy", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "")
     rows, n_bytes, time, where = done.stderr.splitlines()
     assert rows == "rows   11, each of 12 features"
@@ -39,18 +39,18 @@ def test_people_read_on_stderr_what_was_written(tmp_path: Path, finished: Path) 
 
 
 def test_few_of_many_files_are_named(tmp_path: Path, finished: Path) -> None:
-    done = run_cli("export", finished, "--to", tmp_path / "x.csv", "--parts", "5")
+    done = run_here("export", finished, "--to", tmp_path / "x.csv", "--parts", "5")
     assert done.stderr.splitlines()[3:] == [
         f"{'where' if i == 0 else '':7}{tmp_path}/x-{i:05d}-of-00005.csv" for i in range(5)
     ]
-    done = run_cli("export", finished, "--to", tmp_path / "y.csv", "--parts", "12")
+    done = run_here("export", finished, "--to", tmp_path / "y.csv", "--parts", "12")
     assert "in 12 files" in done.stderr
     assert done.stderr.splitlines()[-1] == "       and 7 more, up to y-00011-of-00012.csv"
     assert len(names_below(tmp_path)) == 17
 
 
 def test_a_result_is_one_json_document(tmp_path: Path, finished: Path) -> None:
-    done = run_cli("export", finished, "--to", tmp_path / "x.npz", "--parts", "2", "--json")
+    done = run_here("export", finished, "--to", tmp_path / "x.npz", "--parts", "2", "--json")
     assert done.returncode == 0
     result = json.loads(done.stdout)
     paths = [tmp_path / f"x-0000{i}-of-00002.npz" for i in (0, 1)]
@@ -64,14 +64,14 @@ def test_a_result_is_one_json_document(tmp_path: Path, finished: Path) -> None:
 
 
 def test_names_that_look_like_markup_are_printed_as_they_are(tmp_path: Path, finished: Path) -> None:
-    done = run_cli("export", finished, "--to", tmp_path / "[red]früh 柠檬[/red].npy")
+    done = run_here("export", finished, "--to", tmp_path / "[red]früh 柠檬[/red].npy")
     assert done.returncode == 0, done.stderr
     assert f"where  {tmp_path}/[red]früh 柠檬[/red].npy" in done.stderr
     assert np.load(tmp_path / "[red]früh 柠檬[/red].npy").shape == (N_PICTURES, 12)
 
 
 def test_help_names_the_formats() -> None:
-    done = run_cli("export", "--help")
+    done = run_here("export", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for word in (".npy", ".npz", ".csv", ".parquet", ".arrow", "--parts", "--json"):
         assert word in done.stdout
@@ -107,7 +107,7 @@ def test_a_bad_request_is_one_line_and_writes_nothing(
     (tmp_path / "incomplete" / "plan" / "plan.json").write_bytes((finished / "plan" / "plan.json").read_bytes())
     (tmp_path / "there.npy").write_text("mine")
     before = snapshot(tmp_path), snapshot(finished)
-    done = run_cli("export", *arguments, cwd=tmp_path)
+    done = run_here("export", *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("featurepress: ")
@@ -118,7 +118,7 @@ def test_a_bad_request_is_one_line_and_writes_nothing(
 
 
 def test_an_error_is_one_json_document_too(tmp_path: Path, finished: Path) -> None:
-    done = run_cli("export", finished, "--to", tmp_path / "x.txt", "--json")
+    done = run_here("export", finished, "--to", tmp_path / "x.txt", "--json")
     result = json.loads(done.stdout)
     assert (result["kind"], result["exit_code"], done.returncode) == ("SettingError", 2, 2)
     assert done.stderr == f"featurepress: {result['error']}\n"

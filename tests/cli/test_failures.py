@@ -19,7 +19,7 @@ import pytest
 from featurepress.ledger.schemas import failure_schema
 from featurepress.runs.verbs import run_plan
 from featurepress.testing import InlineEngine, memory_source
-from tests.running import COMMAND, clean_environment, draft, draw, read_failures, run_cli, snapshot
+from tests.running import COMMAND, clean_environment, draft, draw, read_failures, run_cli, run_here, snapshot
 
 ODD_NAMES = ("new\nline.jpg", "esc\x1b[31m.jpg", 'com,"ma".jpg', "früh 柠檬.jpg", "[red]x[/red].jpg", "tab\t.jpg")
 
@@ -80,7 +80,7 @@ def run_in_terminal(*arguments: str | Path, columns: int = 100) -> str:
 
 
 def test_counts_stand_above_the_rows(finished: Path) -> None:
-    done = run_cli("failures", finished)
+    done = run_here("failures", finished)
     assert (done.returncode, done.stderr) == (0, "")
     heading, *lines = done.stdout.splitlines()
     failures = read_failures(finished)
@@ -118,26 +118,26 @@ def test_a_terminal_shows_50_rows_and_says_how_many_more(many: Path) -> None:
 
 
 def test_a_pipe_gets_all_rows_unless_told_otherwise(many: Path) -> None:
-    assert len(run_cli("failures", many).stdout.splitlines()) == 121
-    lines = run_cli("failures", many, "--limit", "7").stdout.splitlines()
+    assert len(run_here("failures", many).stdout.splitlines()) == 121
+    lines = run_here("failures", many, "--limit", "7").stdout.splitlines()
     assert len(lines) == 9
     assert lines[-1].startswith("and 113 more;")
 
 
 def test_names_are_no_commands_to_the_terminal(tmp_path: Path) -> None:
     odd(tmp_path / "set", next(draw(tmp_path / "in", 1).rglob("*.jpg")))
-    for text in (run_in_terminal("failures", tmp_path / "set"), run_cli("failures", tmp_path / "set").stdout):
+    for text in (run_in_terminal("failures", tmp_path / "set"), run_here("failures", tmp_path / "set").stdout):
         for shown in (r"new\nline.jpg", r"esc\x1b[31m.jpg", r"tab\t.jpg", "früh 柠檬.jpg", "[red]x[/red].jpg"):
             assert shown in text
-    assert len(run_cli("failures", tmp_path / "set").stdout.splitlines()) == 1 + len(ODD_NAMES)
+    assert len(run_here("failures", tmp_path / "set").stdout.splitlines()) == 1 + len(ODD_NAMES)
 
 
 def test_a_set_without_failures_says_so(tmp_path: Path) -> None:
     run_plan(draft(tmp_path / "set", draw(tmp_path / "in", 2)), engine=InlineEngine())
-    assert run_cli("failures", tmp_path / "set").stdout == "0 of 2 images failed\n"
+    assert run_here("failures", tmp_path / "set").stdout == "0 of 2 images failed\n"
     assert run_in_terminal("failures", tmp_path / "set") == "0 of 2 images failed\n"
-    assert run_cli("failures", tmp_path / "set", "--csv").stdout == "uri,stage,reason\n"
-    assert run_cli("failures", tmp_path / "set", "--json").stdout == "[]\n"
+    assert run_here("failures", tmp_path / "set", "--csv").stdout == "uri,stage,reason\n"
+    assert run_here("failures", tmp_path / "set", "--json").stdout == "[]\n"
 
 
 # -- for programs --------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_a_set_without_failures_says_so(tmp_path: Path) -> None:
 def test_csv_holds_all_failures(tmp_path: Path, finished: Path, many: Path) -> None:
     odd(tmp_path / "odd", next(draw(tmp_path / "in", 1).rglob("*.jpg")))
     for out in (finished, many, tmp_path / "odd"):
-        done = run_cli("failures", out, "--csv")
+        done = run_here("failures", out, "--csv")
         assert (done.returncode, done.stderr) == (0, "")
         header, *rows = csv.reader(io.StringIO(done.stdout, newline=""))
         assert header == ["uri", "stage", "reason"]
@@ -162,7 +162,7 @@ def test_csv_is_utf_8_whatever_the_language_of_the_terminal(tmp_path: Path) -> N
 
 def test_json_is_one_array(finished: Path, many: Path) -> None:
     for out in (finished, many):
-        done = run_cli("failures", out, "--json")
+        done = run_here("failures", out, "--json")
         assert (done.returncode, done.stderr) == (0, "")
         found = json.loads(done.stdout)
         assert [tuple(row.values()) for row in found] == read_failures(out)
@@ -170,9 +170,9 @@ def test_json_is_one_array(finished: Path, many: Path) -> None:
 
 
 def test_a_limit_holds_for_programs_too(many: Path) -> None:
-    assert len(run_cli("failures", many, "--csv", "--limit", "7").stdout.splitlines()) == 8
-    assert len(json.loads(run_cli("failures", many, "--json", "--limit", "7").stdout)) == 7
-    assert len(json.loads(run_cli("failures", many, "--json", "--limit", "0").stdout)) == 120
+    assert len(run_here("failures", many, "--csv", "--limit", "7").stdout.splitlines()) == 8
+    assert len(json.loads(run_here("failures", many, "--json", "--limit", "7").stdout)) == 7
+    assert len(json.loads(run_here("failures", many, "--json", "--limit", "0").stdout)) == 120
 
 
 def test_a_reader_that_goes_away_is_no_error(many: Path) -> None:
@@ -192,7 +192,7 @@ def test_an_unfinished_set_is_shown_with_a_note(tmp_path: Path, finished: Path) 
     run_plan(draft(out, source, max_failures=1.0), engine=InlineEngine())
     (out / "manifest.json").unlink()
     for options in ([], ["--csv"], ["--json"]):
-        done = run_cli("failures", out, *options)
+        done = run_here("failures", out, *options)
         assert done.returncode == 0
         assert "list.jpg" in done.stdout
         (note,) = done.stderr.splitlines()
@@ -214,7 +214,7 @@ def test_an_unfinished_set_is_shown_with_a_note(tmp_path: Path, finished: Path) 
 def test_a_bad_request_is_one_line(tmp_path: Path, finished: Path, arguments: list[str], parts: list[str]) -> None:
     (tmp_path / "set").symlink_to(finished)
     before = snapshot(finished)
-    done = run_cli("failures", *arguments, cwd=tmp_path)
+    done = run_here("failures", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("featurepress: ")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.models import made
-from tests.running import draw, run_cli
+from tests.running import draw, run_here
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parsed(*arguments: str | Path) -> Any:
     """Run a models command with --json; give what it prints, which must be one document."""
-    done = run_cli("models", *arguments, "--json")
+    done = run_here("models", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_the_list_is_whole_lines(pictures: Path) -> None:
-    lines = run_cli("models", "list").stdout.splitlines()
+    lines = run_here("models", "list").stdout.splitlines()
     assert lines[0].split() == ["name", "parameters", "input", "features", "weights", "licence", "here", "images/s"]
     (line,) = [line for line in lines if line.startswith("mobilenet_v2 ")]
     assert line.split()[:7] == ["mobilenet_v2", "2.3", "M", "96", "(32…)", "1,280", "ImageNet"]
@@ -36,7 +36,7 @@ def test_the_list_is_whole_lines(pictures: Path) -> None:
 
 
 def test_show_tells_what_a_model_is() -> None:
-    text = run_cli("models", "show", "embedded").stdout
+    text = run_here("models", "show", "embedded").stdout
     for word in ("embedded-v1", "706,224", "96x96", "11,520 with flatten", "Apache-2.0", "grocery", "fingerprint"):
         assert word in text
     assert parsed("show", "vgg16")["mode"] == "caffe"
@@ -44,7 +44,7 @@ def test_show_tells_what_a_model_is() -> None:
 
 def test_pull_makes_ready_and_show_and_list_say_so(embedded_weights: Path) -> None:
     options = ("--alpha", "0.5", "--weights", embedded_weights)
-    done = run_cli("models", "pull", "mobilenet_v2", *options)
+    done = run_here("models", "pull", "mobilenet_v2", *options)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("ready")
@@ -55,17 +55,17 @@ def test_pull_makes_ready_and_show_and_list_say_so(embedded_weights: Path) -> No
 
 @pytest.mark.usefixtures("own_home")
 def test_verify_prints_the_certificate(pictures: Path) -> None:
-    done = run_cli("models", "verify", "embedded", pictures)
+    done = run_here("models", "verify", "embedded", pictures)
     assert done.returncode == 0, done.stderr
     assert "float32: cosine at least 0.9999" in done.stderr
     certificate = parsed("verify", "embedded", pictures, "--limit", "2")
     assert certificate["n_images"] == 2
-    assert "parity" in run_cli("models", "show", "embedded").stdout
+    assert "parity" in run_here("models", "show", "embedded").stdout
 
 
 @pytest.mark.usefixtures("own_home")
 def test_bench_measures_and_the_list_remembers(pictures: Path) -> None:
-    done = run_cli("models", "bench", "embedded", "--images", pictures)
+    done = run_here("models", "bench", "embedded", "--images", pictures)
     assert done.returncode == 0, done.stderr
     header, line, *_ = done.stdout.splitlines()
     assert "float32 images/s" in header
@@ -105,7 +105,7 @@ def test_add_takes_what_the_file_does_not_say(pictures: Path, tmp_path: Path) ->
     assert (steps["shortest_edge"], steps["dtype"], steps["antialias"]) == (32, "float32", True)
     assert (steps["mean"], steps["channel_order"]) == ([103.939, 116.779, 123.68], "RGB")
     assert (card["output"], card["origin"]["layout"]) == ("same", "NHWC")
-    done = run_cli("embed", pictures, "--model", "mine", "--pooling", "flatten", "--out", tmp_path / "out")
+    done = run_here("embed", pictures, "--model", "mine", "--pooling", "flatten", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "mine at 24x24, flatten, 1,728 features" in done.stderr
 
@@ -128,7 +128,7 @@ def test_add_takes_what_the_file_does_not_say(pictures: Path, tmp_path: Path) ->
     ],
 )
 def test_a_bad_request_is_one_line_and_two(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
-    done = run_cli("models", *arguments, cwd=tmp_path)
+    done = run_here("models", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -139,20 +139,20 @@ def test_a_bad_request_is_one_line_and_two(tmp_path: Path, arguments: list[str],
 
 def test_embed_takes_a_size_and_says_which_model(embedded_weights: Path, pictures: Path, tmp_path: Path) -> None:
     options = ("--model", "mobilenet_v2", "--alpha", "0.5", "--size", "128", "--weights", embedded_weights)
-    done = run_cli("embed", pictures, "--out", tmp_path / "out", "--pooling", "flatten", *options)
+    done = run_here("embed", pictures, "--out", tmp_path / "out", "--pooling", "flatten", *options)
     assert done.returncode == 0, done.stderr
     assert "mobilenet_v2 at 128x128, flatten, 20,480 features" in done.stderr
     assert "better vectors" not in done.stderr
 
 
 def test_embed_with_the_embedded_model_ends_with_the_way_to_better_vectors(pictures: Path, tmp_path: Path) -> None:
-    done = run_cli("embed", pictures, "--out", tmp_path / "out")
+    done = run_here("embed", pictures, "--out", tmp_path / "out")
     assert done.stderr.splitlines()[-1] == "better vectors: --model mobilenet_v2 (9 MB once)"
 
 
 def test_what_was_assumed_of_a_file_is_said(pictures: Path, tmp_path: Path) -> None:
     path = made.identity(tmp_path / "same.onnx")
-    done = run_cli("embed", pictures, "--model", path, "--pooling", "flatten", "--out", tmp_path / "out")
+    done = run_here("embed", pictures, "--model", path, "--pooling", "flatten", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("note")]
     assert "levels from 0 to 255 are passed on unchanged" in line
@@ -160,8 +160,8 @@ def test_what_was_assumed_of_a_file_is_said(pictures: Path, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("own_home")
 def test_the_certificate_is_shown_with_what_was_embedded(pictures: Path, tmp_path: Path) -> None:
-    assert run_cli("models", "verify", "embedded", pictures).returncode == 0
-    done = run_cli("embed", pictures, "--out", tmp_path / "out")
-    for text in (done.stderr, run_cli("info", tmp_path / "out").stdout):
+    assert run_here("models", "verify", "embedded", pictures).returncode == 0
+    done = run_here("embed", pictures, "--out", tmp_path / "out")
+    for text in (done.stderr, run_here("info", tmp_path / "out").stdout):
         (line,) = [line for line in text.splitlines() if line.startswith("parity")]
         assert "cosine at least 0.9999" in line

@@ -13,7 +13,17 @@ from pathlib import Path
 import pytest
 
 import featurepress as fp
-from tests.running import COMMAND, draw, read_rows, run_cli, snapshot, started, wait_for_no_orphans, wait_until
+from tests.running import (
+    COMMAND,
+    draw,
+    read_rows,
+    run_cli,
+    run_here,
+    snapshot,
+    started,
+    wait_for_no_orphans,
+    wait_until,
+)
 
 SMALL = ("--precision", "float32", "--workers", "1")
 # Spaces, what rich takes for markup or an emoji, globs' brackets, quotes, letters beyond ASCII, a dash in front.
@@ -37,7 +47,7 @@ def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", [(), ("embed",), ("resume",), ("info",), ("demo",)])
 def test_help_is_printed_on_stdout(command: tuple[str, ...]) -> None:
-    done = run_cli(*command, "--help" if command else "-h")
+    done = run_here(*command, "--help" if command else "-h")
     assert (done.returncode, done.stderr) == (0, "")
     assert "Usage: featurepress" in done.stdout
 
@@ -45,7 +55,7 @@ def test_help_is_printed_on_stdout(command: tuple[str, ...]) -> None:
 def test_help_names_every_setting() -> None:
     from featurepress.settings import declared
 
-    text = run_cli("embed", "--help").stdout
+    text = run_here("embed", "--help").stdout
     for _, item, rule in declared():
         assert (rule.flag or "--" + item.name.replace("_", "-")) in text
 
@@ -56,7 +66,7 @@ def test_the_version_is_printed() -> None:
 
 
 def test_the_command_alone_shows_its_help() -> None:
-    done = run_cli()
+    done = run_here()
     assert done.returncode == 2
     assert "Usage: featurepress" in done.stdout + done.stderr
     assert "featurepress: ." not in done.stderr
@@ -101,7 +111,7 @@ def test_a_bad_request_is_one_line_that_says_what_and_how_to_mend_it(
 ) -> None:
     (tmp_path / "in").symlink_to(source)
     before = snapshot(tmp_path)
-    done = run_cli(*arguments, cwd=tmp_path)
+    done = run_here(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -125,7 +135,7 @@ def only_json(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
 def test_a_result_is_one_json_document_and_people_read_stderr(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     for already_done in (False, True):
-        done = run_cli("embed", source, "--out", out, "--json", *SMALL)
+        done = run_here("embed", source, "--out", out, "--json", *SMALL)
         assert done.returncode == 0
         result = only_json(done)
         assert result["listed"] == result["embedded"] == 8
@@ -135,13 +145,13 @@ def test_a_result_is_one_json_document_and_people_read_stderr(tmp_path: Path, so
         assert result["status"] == "complete"
         assert result["n_features"] == 1280
         assert "8 listed, 8 embedded, 0 failed" in done.stderr
-    assert only_json(run_cli("resume", out, "--json"))["already_done"] is True
-    assert only_json(run_cli("info", out, "--json"))["status"] == "complete"
+    assert only_json(run_here("resume", out, "--json"))["already_done"] is True
+    assert only_json(run_here("info", out, "--json"))["status"] == "complete"
 
 
 def test_too_many_failures_are_one_json_document(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 4, broken=True)
-    done = run_cli("embed", source, "--out", tmp_path / "out", "--json", *SMALL)
+    done = run_here("embed", source, "--out", tmp_path / "out", "--json", *SMALL)
     assert done.returncode == 3
     result = only_json(done)
     assert (result["listed"], result["failed"]) == (7, 3)
@@ -164,7 +174,7 @@ def test_too_many_failures_are_one_json_document(tmp_path: Path) -> None:
 )
 def test_an_error_is_one_json_document_too(tmp_path: Path, source: Path, arguments: list[str], kind: str) -> None:
     (tmp_path / "in").symlink_to(source)
-    done = run_cli(*arguments, "--json", cwd=tmp_path)
+    done = run_here(*arguments, "--json", cwd=tmp_path)
     assert done.returncode == 2
     result = only_json(done)
     assert (result["kind"], result["exit_code"]) == (kind, 2)
@@ -177,14 +187,14 @@ def test_an_error_is_one_json_document_too(tmp_path: Path, source: Path, argumen
 def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     line = ("embed", source, "--out", out, "--images-per-part", "3", "--limit", "7")
-    said = run_cli(*line, "--dry-run")
+    said = run_here(*line, "--dry-run")
     assert said.returncode == 0
     assert said.stdout == ""
     assert "7 images" in said.stderr
     assert "3 parts of 1,280 features" in said.stderr
-    estimate = only_json(run_cli(*line, "--dry-run", "--json"))
+    estimate = only_json(run_here(*line, "--dry-run", "--json"))
     assert not out.exists()
-    result = only_json(run_cli(*line, "--json", *SMALL))
+    result = only_json(run_here(*line, "--json", *SMALL))
     assert estimate["images"] == result["listed"] == 7
     assert estimate["parts"] == result["parts"] == 3
     assert estimate["bytes"] == result["bytes_read"]
@@ -195,7 +205,7 @@ def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path, source
 
 
 def test_info_is_printed_on_stdout(finished: Path, source: Path) -> None:
-    done = run_cli("info", finished)
+    done = run_here("info", finished)
     assert (done.returncode, done.stderr) == (0, "")
     for text in (str(finished), "complete", "8 embedded, 0 failed", "1,280 float32", "float32", str(source)):
         assert text in done.stdout
@@ -203,12 +213,12 @@ def test_info_is_printed_on_stdout(finished: Path, source: Path) -> None:
 
 def test_info_of_an_unfinished_set_says_so(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    assert run_cli("embed", source, "--out", out, *SMALL).returncode == 0
+    assert run_here("embed", source, "--out", out, *SMALL).returncode == 0
     (out / "manifest.json").unlink()
-    done = run_cli("info", out)
+    done = run_here("info", out)
     assert done.returncode == 0
     assert "incomplete" in done.stdout
-    assert only_json(run_cli("info", out, "--json"))["status"] == "incomplete"
+    assert only_json(run_here("info", out, "--json"))["status"] == "incomplete"
 
 
 def test_a_reader_that_goes_away_is_no_error(finished: Path) -> None:
@@ -268,16 +278,16 @@ def test_odd_names_of_places_are_printed_as_they_are(tmp_path: Path, name: str) 
     draw(tmp_path / f"{name} in", 2)
     source = f"./{name} in" if "[" not in name else f"./{name.replace('[', '[[]')} in"
     out = tmp_path / f"{name} out"
-    done = run_cli("embed", "--out", str(out), *SMALL, "--", source, cwd=tmp_path)
+    done = run_here("embed", "--out", str(out), *SMALL, "--", source, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stderr
     assert set(read_rows(out)) == {f"./{p.relative_to(tmp_path)}" for p in tmp_path.rglob("*.jpg")}
-    done = run_cli("info", "--", str(out))
+    done = run_here("info", "--", str(out))
     assert done.returncode == 0, done.stderr
     assert str(out) in done.stdout
     assert source in done.stdout
     (out / "manifest.json").unlink()
-    failed = run_cli("embed", "--limit", "1", "--out", str(out), "--", source, cwd=tmp_path)
+    failed = run_here("embed", "--limit", "1", "--out", str(out), "--", source, cwd=tmp_path)
     assert failed.returncode == 2
     assert f"'{out}' holds another plan" in failed.stderr
 
@@ -374,17 +384,17 @@ def test_without_a_terminal_nothing_of_the_live_line_appears(
 
 
 def test_the_demo_draws_what_embed_then_embeds(tmp_path: Path) -> None:
-    drawn = run_cli("demo", "orchard", cwd=tmp_path)
+    drawn = run_here("demo", "orchard", cwd=tmp_path)
     assert drawn.returncode == 0
     assert "broken files into orchard" in drawn.stderr
-    estimate = only_json(run_cli("embed", "orchard", "--dry-run", "--json", cwd=tmp_path))
+    estimate = only_json(run_here("embed", "orchard", "--dry-run", "--json", cwd=tmp_path))
     assert isinstance(estimate["images"], int)
     assert estimate["images"] > 300
 
 
 def test_a_demo_into_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    done = run_cli("demo", tmp_path)
+    done = run_here("demo", tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -11,7 +11,7 @@ import pytest
 
 from featurepress.analysis import Classifier
 from featurepress.learning.model import TrainedModel
-from tests.running import draw, embed, run_cli
+from tests.running import draw, embed, run_here
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
-    done = run_cli("predict", "fruit-model", "photos", "--out", tmp_path / "out", "--json", cwd=work)
+    done = run_here("predict", "fruit-model", "photos", "--out", tmp_path / "out", "--json", cwd=work)
     assert done.returncode == 0, done.stderr
     assert "42 labels of 42 images, 0 failed" in done.stderr
     assert "3 Banana" in done.stderr
@@ -40,25 +40,25 @@ def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert (told["rows"], sum(told["labels"].values()), told["status"]) == (42, 42, "complete")
     assert told["seconds"] > 0
-    assert "42 embedded, 0 failed" in run_cli("info", tmp_path / "out").stdout
+    assert "42 embedded, 0 failed" in run_here("info", tmp_path / "out").stdout
 
 
 def test_too_many_failures_end_with_three_and_are_written(work: Path, tmp_path: Path) -> None:
     draw(tmp_path / "in", 8, broken=True)
-    done = run_cli("predict", work / "fruit-model", tmp_path / "in", "--out", tmp_path / "out", "--json")
+    done = run_here("predict", work / "fruit-model", tmp_path / "in", "--out", tmp_path / "out", "--json")
     assert done.returncode == 3, done.stderr
     assert "3 of 11 images failed" in done.stderr
     assert f"next: featurepress failures {tmp_path / 'out'}" in done.stderr
     assert json.loads(done.stdout)["rows"] == 8
     assert pq.read_table(tmp_path / "out" / "predictions" / "part-00000000.parquet").num_rows == 8
-    assert "list.jpg" in run_cli("failures", tmp_path / "out").stdout
+    assert "list.jpg" in run_here("failures", tmp_path / "out").stdout
 
 
 def test_pictures_that_could_not_be_read_again_are_told(work: Path, tmp_path: Path) -> None:
     draw(tmp_path / "in", 3)
-    run_cli("embed", tmp_path / "in", "--out", tmp_path / "set", "--precision", "float32")
+    run_here("embed", tmp_path / "in", "--out", tmp_path / "set", "--precision", "float32")
     next((tmp_path / "in").rglob("*.jpg")).unlink()
-    done = run_cli("predict", work / "fruit-model", tmp_path / "set", "--tiles", "--out", tmp_path / "out")
+    done = run_here("predict", work / "fruit-model", tmp_path / "set", "--tiles", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "1 images could not be read again" in done.stderr
 
@@ -81,7 +81,7 @@ def test_pictures_that_could_not_be_read_again_are_told(work: Path, tmp_path: Pa
     ],
 )
 def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, words: list[str], message: str) -> None:
-    done = run_cli("predict", *words, "--out", tmp_path / "out", cwd=work)
+    done = run_here("predict", *words, "--out", tmp_path / "out", cwd=work)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert message in done.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import featurepress as fp
-from tests.running import draw, embed, run_cli
+from tests.running import draw, embed, run_here
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
-    done = run_cli("reduce", work / "features", "--out", tmp_path / "out", "--n-components", "10", "--json")
+    done = run_here("reduce", work / "features", "--out", tmp_path / "out", "--n-components", "10", "--json")
     assert done.returncode == 0, done.stderr
     assert "150, each of 10 numbers instead of 1,280" in done.stderr
     kept = re.search(r"([\d.]+)% of it is kept", done.stderr)
@@ -32,7 +32,7 @@ def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
     assert kept is not None
     assert float(kept[1]) == pytest.approx(100 * told["reduced"]["explained_variance_ratio"], abs=0.01)
     assert told["n_features"] == fp.open_features(tmp_path / "out").n_features == 10
-    info = run_cli("info", tmp_path / "out").stdout
+    info = run_here("info", tmp_path / "out").stdout
     assert f"from '{work / 'features'}'" in info
     assert told["fingerprint"] in info
 
@@ -52,7 +52,7 @@ def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, options: list[str], words: str) -> None:
-    done = run_cli("reduce", "features", "--out", tmp_path / "out", *options, cwd=work)
+    done = run_here("reduce", "features", "--out", tmp_path / "out", *options, cwd=work)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert words in done.stderr
@@ -61,7 +61,7 @@ def test_a_bad_request_is_one_line_and_two(work: Path, tmp_path: Path, options: 
 
 def test_a_report_is_written_with_its_pictures_beside_it(work: Path, tmp_path: Path) -> None:
     options: list[str | Path] = ["--out", tmp_path / "out", "--n-components", "10"]
-    done = run_cli("reduce", work / "features", *options, "--report", tmp_path / "kept.html", "--json")
+    done = run_here("reduce", work / "features", *options, "--report", tmp_path / "kept.html", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["report"] == str(tmp_path / "kept.html")
     assert f"report    {tmp_path / 'kept.html'}" in done.stderr
@@ -76,7 +76,7 @@ def test_a_report_is_written_with_its_pictures_beside_it(work: Path, tmp_path: P
     for name in ("variance", "map"):
         png = (tmp_path / f"kept-{name}.png").read_bytes()
         assert base64.b64encode(png).decode() in page
-    again = run_cli("reduce", work / "features", *options, "--report", tmp_path / "again.html")
+    again = run_here("reduce", work / "features", *options, "--report", tmp_path / "again.html")
     assert (again.returncode, (tmp_path / "again.html").read_text(encoding="utf-8")) == (0, page)
     later = tmp_path / "later.html"
     fp.reduce(work / "later-features", tmp_path / "later", using=tmp_path / "out", report=later)
@@ -91,7 +91,7 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(work
         ("nowhere/report.html", "cannot be written to"),
         ("there.html", "already exists"),
     ):
-        done = run_cli("reduce", "features", "--out", tmp_path / "out", "--report", tmp_path / report, cwd=work)
+        done = run_here("reduce", "features", "--out", tmp_path / "out", "--report", tmp_path / report, cwd=work)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
         assert words in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["there-map.png"]
@@ -99,10 +99,10 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_done(work
 
 
 def test_no_set_and_an_unfinished_one(work: Path, tmp_path: Path) -> None:
-    done = run_cli("reduce", "nowhere", "--out", tmp_path / "out", cwd=work)
+    done = run_here("reduce", "nowhere", "--out", tmp_path / "out", cwd=work)
     assert (done.returncode, "is not a feature set" in done.stderr) == (2, True)
     (tmp_path / "begun" / "plan").mkdir(parents=True)
     (tmp_path / "begun" / "plan" / "plan.json").write_bytes((work / "features" / "plan" / "plan.json").read_bytes())
-    done = run_cli("reduce", tmp_path / "begun", "--out", tmp_path / "out", cwd=work)
+    done = run_here("reduce", tmp_path / "begun", "--out", tmp_path / "out", cwd=work)
     assert (done.returncode, "not complete" in done.stderr) == (2, True)
     assert not (tmp_path / "out").exists()

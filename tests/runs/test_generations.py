@@ -133,7 +133,7 @@ def test_a_driver_that_comes_late_does_not_set_the_set_back(
 
     with (
         watched(world.out, overtake, monkeypatch),
-        pytest.raises(StoppedError, match="at generation 3, .* at generation 2"),
+        pytest.raises(StoppedError, match=r"at generation 3, .* at generation 2"),
     ):
         world.update()
     assert others == [1]
@@ -150,7 +150,7 @@ def test_a_worker_that_slept_does_not_replace_a_part_of_a_later_generation(world
     shard = next(shard for shard, generation in generations_of_parts(world).items() if generation == 3)
     assert (world.out / "plan" / "g2" / f"part-{shard:08d}.parquet").exists()
     before = snapshot(world.out)
-    with pytest.raises(StoppedError, match="at generation 3, .* at generation 2"):
+    with pytest.raises(StoppedError, match=r"at generation 3, .* at generation 2"):
         embed_shard(plan_of(world, 2), shard)
     assert snapshot(world.out) == before
     world.assert_up_to_date(tmp_path)

@@ -19,8 +19,8 @@ from featurepress.errors import StorageError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan
 from featurepress.runs.verbs import run_plan
-from featurepress.storage import Data, FolderStorage
-from featurepress.testing import InlineEngine
+from featurepress.storage import FolderStorage
+from featurepress.testing import HookedStorage, InlineEngine
 from tests.running import draft, draw, leftovers, read_failures, read_json, read_rows
 
 
@@ -77,23 +77,12 @@ class World:
 
 
 @dataclass(frozen=True)
-class WatchedStorage(FolderStorage):
-    """A folder that calls a function before everything that is written to it."""
+class WatchedStorage(HookedStorage):
+    """A folder that calls a function with the name of each object before it is written."""
 
-    def _watch(self, name: str) -> None:
-        WATCHERS[self.root](name)
-
-    def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
-        self._watch(name)
-        return super().create(name, data, durable=durable)
-
-    def write(self, name: str, data: Data) -> None:
-        self._watch(name)
-        super().write(name, data)
-
-    def replace(self, name: str, data: Data, version: str) -> bool:
-        self._watch(name)
-        return super().replace(name, data, version)
+    def before(self, request: str, name: str, n_bytes: int) -> None:
+        if request in ("create", "write", "replace"):
+            WATCHERS[self.root](name)
 
 
 WATCHERS: dict[str, Callable[[str], None]] = {}
