@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import featurepress as fp
+from tests.features.feature_sets import labelled
 
 
 def typed_names() -> dict[str, str]:
@@ -36,6 +37,31 @@ def test_a_public_name_is_the_one_that_editors_see(name: str) -> None:
         return
     module = __import__(f"featurepress.{typed_names()[name]}", fromlist=["x"])
     assert value is (module if typed_names()[name] == name else getattr(module, name))
+
+
+def test_a_feature_set_shows_its_users_no_internals(tmp_path: Path) -> None:
+    assert [name for name in dir(labelled(tmp_path)) if not name.startswith("_")] == [
+        "batches",
+        "bytes",
+        "failures",
+        "fingerprint",
+        "is_complete",
+        "labels",
+        "location",
+        "manifest",
+        "n_features",
+        "parts",
+        "plan",
+        "require_comparable",
+        "schema",
+        "summary",
+        "to_numpy",
+        "to_pandas",
+        "to_ray",
+        "to_spark",
+        "to_table",
+        "uris",
+    ]
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -1,4 +1,4 @@
-"""Rows around a centre a class, as feature sets: what a classifier can tell, and how well, is known."""
+"""Feature sets of rows around one centre per class, which classifiers can separate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LABELS = ("apple", "banana", "cherry")
 def cloud(
     n_samples: int, n_features: int = 12, *, spread: float = 1.0, random_state: int = 0
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.str_]]:
-    """Give rows about centres that are the same whatever the state, in order of their labels."""
+    """Return rows around fixed centres, in order of their labels."""
     centres = 2 * np.random.default_rng(7).normal(size=(len(LABELS), n_features))
     codes = np.sort(np.arange(n_samples) % len(LABELS))
     noise = np.random.default_rng(random_state).normal(size=(n_samples, n_features))
@@ -26,7 +26,7 @@ def cloud(
 
 
 def cloud_set(out: Path, n_samples: int = 240, **options: Any) -> FeatureSet:
-    """Write a cloud as a feature set with labels; fields may be given as lists."""
+    """Write a cloud as a feature set with labels; lists are fields."""
     fields = {name: options.pop(name) for name in list(options) if isinstance(options[name], list)}
     rows_a_part = options.pop("rows_a_part", 50)
     X, y = cloud(n_samples, **options)

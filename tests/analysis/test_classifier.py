@@ -1,4 +1,4 @@
-"""Classifiers give what scikit-learn's give, alone and after storage, and choose honestly."""
+"""Classifiers agree with those of scikit-learn, also after storage, and choose their regularisation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featurepress.analysis import Classifier
-from featurepress.analysis.classifier import CHOSEN_FROM, draw_rows, require_classes
+from featurepress.analysis.classifier import REGULARIZATIONS, draw_rows, require_classes
 from featurepress.errors import AnalysisError, SettingError
 
 KINDS = ["logistic", "knn", "centroid"]
@@ -34,7 +34,7 @@ def fruits(n: int, classes: int, *, seed: int = 0, spread: float = 2.0) -> tuple
 
 @pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("balanced", [False, True])
-def test_logistic_is_scikit_learns(classes: int, balanced: bool) -> None:
+def test_logistic_agrees_with_scikit_learn(classes: int, balanced: bool) -> None:
     X, y = fruits(300, classes)
     weights = "balanced" if balanced else None
     theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, class_weight=weights, max_iter=5_000))
@@ -47,7 +47,7 @@ def test_logistic_is_scikit_learns(classes: int, balanced: bool) -> None:
 
 
 @pytest.mark.parametrize("classes", [2, 4])
-def test_knn_is_scikit_learns(classes: int) -> None:
+def test_knn_agrees_with_scikit_learn(classes: int) -> None:
     X, y = fruits(300, classes)
     theirs = make_pipeline(StandardScaler(with_std=False), Normalizer(), KNeighborsClassifier(7)).fit(X, y)
     ours = Classifier("knn", n_neighbors=7).fit(X, y)
@@ -57,7 +57,7 @@ def test_knn_is_scikit_learns(classes: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")  # of theirs, since a feature is constant
 @pytest.mark.parametrize("classes", [2, 4])
-def test_centroid_is_scikit_learns(classes: int) -> None:
+def test_centroid_agrees_with_scikit_learn(classes: int) -> None:
     X, y = fruits(300, classes)
     theirs = make_pipeline(StandardScaler(), NearestCentroid()).fit(X.astype(np.float64), y)
     ours = Classifier("centroid", balanced=True).fit(X, y)
@@ -82,10 +82,10 @@ def test_probabilities_are_probabilities_and_survive_storage(kind: str, classes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_learns_and_tells_later_pictures(kind: str) -> None:
+def test_later_images_are_classified(kind: str) -> None:
     X, y = fruits(600, 4, spread=0.7)
     later, truth = fruits(300, 4, seed=1, spread=0.7)
-    if kind == "knn":  # which takes the scales of features, or of components, as they are
+    if kind == "knn":  # which does not standardise features
         X, later = X / SCALES, later / SCALES
     assert (Classifier(kind).fit(X, y).predict(later) == truth).mean() > 0.85
 
@@ -109,15 +109,15 @@ def test_the_regularisation_is_chosen_by_cross_validation() -> None:
     noisy = fruits(120, 4, spread=6.0)
     clear = fruits(600, 4, spread=0.3)
     weak, strong = (Classifier().fit(*data).regularization_ for data in (clear, noisy))
-    assert weak in CHOSEN_FROM
-    assert strong in CHOSEN_FROM
+    assert weak in REGULARIZATIONS
+    assert strong in REGULARIZATIONS
     assert weak is not None
     assert strong is not None
     assert strong < weak
 
 
-def test_near_duplicates_on_both_sides_would_choose_too_little() -> None:
-    """Each picture nine times: without groups the copies look like proof that noise can be learned."""
+def test_near_duplicates_stay_in_one_fold() -> None:
+    """Each image nine times: without groups, the classifier seems to predict noise."""
     X, y = fruits(60, 4, spread=6.0)
     many, labels, groups = np.repeat(X, 9, axis=0), np.repeat(y, 9), np.repeat(np.arange(60), 9)
     naive = Classifier().fit(many, labels).regularization_
@@ -127,7 +127,7 @@ def test_near_duplicates_on_both_sides_would_choose_too_little() -> None:
     assert honest < naive
 
 
-def test_drawn_rows_hold_every_class() -> None:
+def test_a_sample_has_every_class() -> None:
     y = np.array(["a"] * 5_000 + ["b"] * 100 + ["c"] * 4 + ["d"] * 2)
     rows = draw_rows(y, 500, 0)
     labels, counts = np.unique(y[rows], return_counts=True)
@@ -138,34 +138,34 @@ def test_drawn_rows_hold_every_class() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_labels_that_cannot_be(kind: str) -> None:
+def test_too_few_classes_or_images_are_refused(kind: str) -> None:
     X, y = fruits(20, 2)
-    with pytest.raises(AnalysisError, match=r"two classes at least. There is only 'apple'"):
+    with pytest.raises(AnalysisError, match=r"two classes.*only 'apple'"):
         Classifier(kind).fit(X, np.array(["apple"] * 20))
-    with pytest.raises(AnalysisError, match=r"two classes at least. There is none"):
+    with pytest.raises(AnalysisError, match=r"two classes.*none"):
         Classifier(kind).fit(X[:0], y[:0])
     y[:] = "banana"
     y[:3] = ["apple", "cherry", "cherry"]
     assert Classifier(kind).fit(X, y).classes_.tolist() == ["apple", "banana", "cherry"]
-    with pytest.raises(AnalysisError, match="The class 'apple' has one picture only"):
+    with pytest.raises(AnalysisError, match="'apple' has only one image"):
         require_classes(y)
     y[2] = "date"
-    with pytest.raises(AnalysisError, match="The class 'apple' and 2 more have one picture only"):
+    with pytest.raises(AnalysisError, match="'apple' and 2 more have only one image"):
         require_classes(y)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_features_that_cannot_be(kind: str) -> None:
+def test_wrong_features_are_refused(kind: str) -> None:
     X, y = fruits(40, 2)
     with pytest.raises(AnalysisError, match="has not been fitted"):
         Classifier(kind).predict(X)
     with pytest.raises(AnalysisError, match="has not been fitted"):
         Classifier(kind).to_bytes()
     one = Classifier(kind).fit(X, y)
-    with pytest.raises(AnalysisError, match=r"fitted to 12 features a row. Got an array of shape \(40, 11\)"):
+    with pytest.raises(AnalysisError, match=r"12 features per row.*\(40, 11\)"):
         one.predict(X[:, :11])
     X[4, 4] = np.nan
-    with pytest.raises(AnalysisError, match="1 of 40 rows hold features that are no numbers"):
+    with pytest.raises(AnalysisError, match=r"1 of 40 rows.*NaN"):
         Classifier(kind).fit(X, y)
 
 
@@ -177,6 +177,6 @@ def test_features_that_cannot_be(kind: str) -> None:
         ({"regularization": 0.0}, "must be a number of at least"),
     ],
 )
-def test_settings_that_cannot_be(options: dict[str, Any], words: str) -> None:
+def test_wrong_settings_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         Classifier(**options)

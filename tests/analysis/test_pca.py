@@ -1,4 +1,4 @@
-"""PCA agrees with scikit-learn's, in whatever pieces and order the rows come."""
+"""PCA agrees with scikit-learn, for rows in any pieces and order."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["exact", "randomized"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_is_no_number_is_refused(kind: str, bad: float) -> None:
+def test_nan_and_infinite_features_are_refused(kind: str, bad: float) -> None:
     X = rows(50, 10)
     X[7, 3] = bad
     X[9, 0] = bad
-    with pytest.raises(AnalysisError, match="2 of 50 rows hold features that are no numbers"):
+    with pytest.raises(AnalysisError, match=r"2 of 50 rows.*NaN"):
         PCA(n_components=2, solver=kind).fit(X)
 
 
@@ -90,7 +90,7 @@ def test_what_is_no_number_is_refused(kind: str, bad: float) -> None:
 @pytest.mark.parametrize(
     ("n_samples", "n_features", "k"), [(500, 40, 10), (500, 300, 128), (60, 200, 59), (5, 3, 3)]
 )
-def test_exact_is_scikit_learns_full(n_samples: int, n_features: int, k: int) -> None:
+def test_exact_agrees_with_scikit_learns_full(n_samples: int, n_features: int, k: int) -> None:
     X = rows(n_samples, n_features)
     theirs = sklearn.decomposition.PCA(k, svd_solver="full").fit(X.astype(np.float64))
     ours = PCA(n_components=k).fit(X)
@@ -104,13 +104,13 @@ def test_exact_is_scikit_learns_full(n_samples: int, n_features: int, k: int) ->
 
 
 def cuts_with_a_gap(variances: Any) -> Iterator[int]:
-    """Yield where the relative gap between neighbouring variances is large enough for a subspace to be told."""
+    """Yield where the relative gap between neighbouring variances is large enough to identify a subspace."""
     found = [i for i in range(1, len(variances)) if variances[i - 1] - variances[i] > 1e-3 * variances[i - 1]]
     assert found
     yield from found
 
 
-def test_projections_agree_up_to_the_sign_that_is_stated() -> None:
+def test_projections_agree_up_to_the_documented_sign() -> None:
     X = rows(300, 30)
     theirs = sklearn.decomposition.PCA(8, svd_solver="full").fit(X.astype(np.float64))
     ours = PCA(n_components=8).fit(X)
@@ -134,7 +134,7 @@ def test_whitened_components_have_variance_one() -> None:
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9, 0.999, 1.0])
-def test_as_many_components_as_explain_a_share(share: float) -> None:
+def test_components_explain_a_share_of_the_variance(share: float) -> None:
     X = rows(200, 40)
     pca = PCA(variance=share).fit(X)
     explained = pca.explained_variance_ratio_
@@ -144,7 +144,7 @@ def test_as_many_components_as_explain_a_share(share: float) -> None:
     assert len(explained) == theirs.n_components_
 
 
-def test_there_are_128_components_unless_there_can_be_no_so_many() -> None:
+def test_there_are_128_components_or_the_possible_maximum() -> None:
     assert PCA().fit(rows(300, 200)).components_.shape == (128, 200)
     assert PCA().fit(rows(30, 200)).components_.shape == (29, 200)
 
@@ -162,7 +162,7 @@ def test_equal_rows_have_no_variance() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.25, 0.5, 1.0])
-def test_randomized_explains_what_exact_does(decay: float) -> None:
+def test_randomized_explains_as_much_variance_as_exact(decay: float) -> None:
     X = rows(1_500, 700, decay=decay)
     exact = PCA(n_components=128, solver="exact").fit(X)
     found = PCA(n_components=128, solver="randomized").fit(X)
@@ -170,7 +170,7 @@ def test_randomized_explains_what_exact_does(decay: float) -> None:
     explained = (exact.explained_variance_[:64], found.explained_variance_[:64])
     assert abs(explained[1].sum() / explained[0].sum() - 1) < 1e-3
     np.testing.assert_allclose(explained[1], explained[0], rtol=1e-3)
-    along = np.var(found.transform(X)[:, :64], axis=0, ddof=1)  # what it says is what there is
+    along = np.var(found.transform(X)[:, :64], axis=0, ddof=1)  # the reported variance is the real one
     np.testing.assert_allclose(along, explained[0], rtol=2e-3)
     np.testing.assert_allclose(
         found.explained_variance_ratio_[:64], exact.explained_variance_ratio_[:64], rtol=1e-3
@@ -189,7 +189,7 @@ def test_sketches_merge_in_any_order(n: int, seed: int) -> None:
     np.testing.assert_allclose(sketch.total, (centred**2).sum(), rtol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_and_the_solver_is_chosen_by_the_number_of_features() -> None:
+def test_a_seed_repeats_and_the_number_of_features_chooses_the_solver() -> None:
     X = rows(100, 50)
     one, other = (PCA(n_components=5, solver="randomized", random_state=3).fit(X) for _ in range(2))
     assert np.array_equal(one.components_, other.components_)
@@ -213,24 +213,24 @@ def test_the_same_seed_gives_the_same_and_the_solver_is_chosen_by_the_number_of_
         ({"solver": "randomized", "variance": 0.5}, "only solver='exact' finds"),
     ],
 )
-def test_settings_that_cannot_be(options: dict[str, Any], words: str) -> None:
+def test_wrong_settings_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingError, match=words):
         PCA(**options)
 
 
 @pytest.mark.parametrize("solver", ["exact", "randomized"])
-def test_rows_that_cannot_be(solver: str) -> None:
-    with pytest.raises(AnalysisError, match=r"can be 9 at most here.*Got 20"):
+def test_wrong_rows_are_refused(solver: str) -> None:
+    with pytest.raises(AnalysisError, match=r"at most 9 here.*Got 20"):
         PCA(n_components=20, solver=solver).fit(rows(10, 30))
-    with pytest.raises(AnalysisError, match="can be 8 at most here"):
+    with pytest.raises(AnalysisError, match="at most 8 here"):
         PCA(n_components=9, solver=solver).fit(rows(100, 8))
-    with pytest.raises(AnalysisError, match=r"2 pictures at least. There is 1"):
+    with pytest.raises(AnalysisError, match=r"at least 2 images. Got 1"):
         PCA(solver=solver).fit(rows(1, 8))
-    with pytest.raises(AnalysisError, match="There is none"):
+    with pytest.raises(AnalysisError, match="Got 0"):
         PCA(solver=solver).fit(np.empty((0, 8), np.float32))
     with pytest.raises(AnalysisError, match="has not been fitted"):
         PCA().transform(rows(2, 8))
-    with pytest.raises(AnalysisError, match=r"fitted to 8 features a row. Got an array of shape \(2, 9\)"):
+    with pytest.raises(AnalysisError, match=r"8 features per row.*\(2, 9\)"):
         PCA(n_components=2, solver=solver).fit(rows(20, 8)).transform(rows(2, 9))
 
 

@@ -13,7 +13,7 @@ from tests.analysis.clouds import cloud, cloud_set
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_nearest_means_are_the_same_as_in_memory(balanced: bool, tmp_path: Path) -> None:
+def test_centroids_are_the_same_as_in_memory(balanced: bool, tmp_path: Path) -> None:
     features = cloud_set(tmp_path / "out", 300, rows_a_part=37)
     samples = read_samples(features).take(np.arange(20, 300))
     streamed = fit_streamed(Classifier("centroid", balanced=balanced), samples)
@@ -24,8 +24,8 @@ def test_nearest_means_are_the_same_as_in_memory(balanced: bool, tmp_path: Path)
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-def test_logistic_regression_is_near_that_in_memory(n_classes: int, tmp_path: Path) -> None:
-    """Rows lie in order of their labels, as those of folders do: unmixed, only the last would be learned."""
+def test_logistic_regression_is_similar_to_the_one_in_memory(n_classes: int, tmp_path: Path) -> None:
+    """Rows are in order of their labels, as those of folders: unmixed, only the last label would be learned."""
     n_rows = 12_000 // 3 * n_classes
     features = cloud_set(tmp_path / "out", 12_000, spread=4.0, rows_a_part=1_000)
     samples = read_samples(features).take(np.arange(n_rows))
@@ -34,7 +34,7 @@ def test_logistic_regression_is_near_that_in_memory(n_classes: int, tmp_path: Pa
     X, y = cloud(6_000, spread=4.0, random_state=5)
     X, y = X[: 2_000 * n_classes], y[: 2_000 * n_classes]
     accuracies = [(one.predict(X) == y).mean() for one in (streamed, fitted)]
-    assert accuracies[1] < 0.97  # so that there is something to be wrong about
+    assert accuracies[1] < 0.97  # so that mistakes are possible
     assert abs(accuracies[0] - accuracies[1]) < 0.015
     shares = streamed.predict_proba(X)
     np.testing.assert_allclose(shares.sum(axis=1), 1)
@@ -43,23 +43,23 @@ def test_logistic_regression_is_near_that_in_memory(n_classes: int, tmp_path: Pa
     assert again.predict_proba(X).tobytes() == shares.tobytes()
 
 
-def test_every_row_is_read_once_a_pass(tmp_path: Path) -> None:
+def test_every_row_is_read_once_per_pass(tmp_path: Path) -> None:
     samples = read_samples(cloud_set(tmp_path / "out", 500, rows_a_part=60))
-    heard: list[int] = []
-    fit_streamed(Classifier("centroid"), samples, heard.append)
-    assert sum(heard) == 2 * 500
+    n_rows: list[int] = []
+    fit_streamed(Classifier("centroid"), samples, n_rows.append)
+    assert sum(n_rows) == 2 * 500
 
 
-def test_neighbours_need_memory(tmp_path: Path) -> None:
-    with pytest.raises(AnalysisError, match=r"keep all features in memory, which are 0.0 GiB here"):
+def test_knn_needs_memory(tmp_path: Path) -> None:
+    with pytest.raises(AnalysisError, match=r"knn.* in memory.*0.0 GiB.*--in-memory-bytes"):
         fit_streamed(Classifier("knn"), read_samples(cloud_set(tmp_path / "out", 30)))
 
 
-def test_features_that_are_no_numbers(tmp_path: Path) -> None:
+def test_nan_features_are_refused(tmp_path: Path) -> None:
     from tests.features.feature_sets import made
 
     X, y = cloud(30)
     X[11, 2] = np.nan
     features = made(tmp_path / "out", X, rows_a_part=7, label=y.tolist())
-    with pytest.raises(AnalysisError, match="no number"):
+    with pytest.raises(AnalysisError, match="NaN"):
         fit_streamed(Classifier("centroid"), read_samples(features))

@@ -42,7 +42,7 @@ def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
     [
         (["--n-components", "many"], "must be an integer of at least 1. Got 'many'"),
         (["--n-components", "0"], "must be an integer of at least 1. Got 0"),
-        (["--n-components", "1000"], "can be 149 at most here"),
+        (["--n-components", "1000"], "at most 149 here"),
         (["--variance", "95"], "must be a number from 0 to 1. Got 95.0"),
         (["--n-components", "5", "--variance", "0.5"], "not both"),
         (["--solver", "exat"], "did you mean 'exact'"),

@@ -34,14 +34,14 @@ def opens(path: Path) -> tuple[bool, bool]:
     except cv2.error:
         by_opencv = False
     try:
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     except (OSError, Image.DecompressionBombError):
         return by_opencv, False
     return by_opencv, True
 
 
-def test_empty_tables_are_a_kind_of_their_own(tmp_path: Path) -> None:
+def test_empty_tables_are_labelled_background(tmp_path: Path) -> None:
     drawn = draw_orchard(tmp_path / "orchard", images_per_kind=1, scenes=0, broken=False, backgrounds=5)
     assert drawn.images == len(KINDS) + 5
     paths = sorted((tmp_path / "orchard" / "Training" / "background").iterdir())
@@ -58,17 +58,17 @@ def test_there_are_at_least_ten_kinds_with_distinct_names() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fruit_is_rgb_bytes_on_white_and_fills_the_picture(kind: str) -> None:
+def test_fruit_is_rgb_bytes_on_white_and_fills_the_image(kind: str) -> None:
     for seed in range(3):
-        picture = draw_fruit(kind, random_state=seed)
-        assert picture.shape == (100, 100, 3)
-        assert picture.dtype == np.uint8
-        assert picture[[0, 0, -1, -1], [0, -1, 0, -1]].min() >= 225
-        rows, columns = np.nonzero(picture.min(axis=2) < 150)
+        image = draw_fruit(kind, random_state=seed)
+        assert image.shape == (100, 100, 3)
+        assert image.dtype == np.uint8
+        assert image[[0, 0, -1, -1], [0, -1, 0, -1]].min() >= 225
+        rows, columns = np.nonzero(image.min(axis=2) < 150)
         assert 70 <= max(np.ptp(rows), np.ptp(columns)) < 99
 
 
-def test_same_seed_same_picture_and_another_seed_another() -> None:
+def test_the_seed_determines_the_image() -> None:
     first = draw_fruit("Pear", random_state=3)
     np.testing.assert_array_equal(first, draw_fruit("Pear", random_state=3))
     np.testing.assert_array_equal(first, draw_fruit("Pear", random_state=np.random.default_rng(3)))
@@ -77,9 +77,9 @@ def test_same_seed_same_picture_and_another_seed_another() -> None:
 
 @pytest.mark.parametrize("image_size_px", [16, 33, 224])
 def test_fruit_of_any_size_looks_like_the_same_fruit(image_size_px: int) -> None:
-    picture = draw_fruit("Orange", random_state=1, image_size_px=image_size_px)
-    assert picture.shape == (image_size_px, image_size_px, 3)
-    small = cv2.resize(picture, (8, 8), interpolation=cv2.INTER_AREA)
+    image = draw_fruit("Orange", random_state=1, image_size_px=image_size_px)
+    assert image.shape == (image_size_px, image_size_px, 3)
+    small = cv2.resize(image, (8, 8), interpolation=cv2.INTER_AREA)
     reference = cv2.resize(draw_fruit("Orange", random_state=1), (8, 8), interpolation=cv2.INTER_AREA)
     assert np.abs(small.astype(int) - reference).mean() < 8
 
@@ -90,7 +90,7 @@ def test_colours_are_in_rgb_order() -> None:
 
 
 def thumbnails(seeds: range) -> NDArray[np.float32]:
-    """Pictures of 6 x 6 pixels, (kinds, seeds, 108)."""
+    """Return images of 6 x 6 pixels: array (kinds, seeds, 108)."""
     small = [
         [cv2.resize(draw_fruit(k, random_state=s), (6, 6), interpolation=cv2.INTER_AREA) for s in seeds]
         for k in KINDS
@@ -98,7 +98,7 @@ def thumbnails(seeds: range) -> NDArray[np.float32]:
     return np.array(small, np.float32).reshape(len(KINDS), len(seeds), -1)
 
 
-def test_kinds_are_told_apart_by_the_nearest_centroid_of_tiny_pictures() -> None:
+def test_the_nearest_centroid_of_tiny_images_separates_the_kinds() -> None:
     centroids = thumbnails(range(12)).mean(axis=1)
     unseen = thumbnails(range(100, 106))
     distances = np.linalg.norm(unseen[:, :, None, :] - centroids, axis=3)
@@ -133,7 +133,7 @@ def test_fruits_of_a_scene_hide_one_another_only_a_little() -> None:
                 assert np.maximum(common, 0).prod() <= 0.3 * area
 
 
-def test_scene_is_decided_by_its_seed() -> None:
+def test_the_seed_determines_the_scene() -> None:
     first, again = draw_scene(KINDS[:3], random_state=5), draw_scene(KINDS[:3], random_state=5)
     np.testing.assert_array_equal(first.pixels, again.pixels)
     assert first.fruits == again.fruits
@@ -160,7 +160,7 @@ def test_broken_files_fail_in_opencv_and_pillow_each_in_its_own_way(orchard: Orc
     assert not any(any(opens(path)) for path in broken.values())
 
 
-def test_one_good_picture_has_spaces_and_letters_beyond_ascii(orchard: Orchard) -> None:
+def test_one_valid_image_has_spaces_and_letters_beyond_ascii(orchard: Orchard) -> None:
     (odd,) = (p for p in orchard.folder.rglob("*.jpg") if not p.name.isascii())
     assert " " in odd.name
     assert all(opens(odd))
@@ -177,7 +177,7 @@ def test_scene_files_are_named_after_their_fruits_and_boxes_are_beside_them(orch
             assert len(fruit["box"]) == 4
 
 
-def test_same_seed_same_orchard_and_pictures_do_not_depend_on_their_number(tmp_path: Path) -> None:
+def test_the_seed_determines_each_file_whatever_their_number(tmp_path: Path) -> None:
     few = draw_orchard(tmp_path / "few", images_per_kind=1, scenes=1, random_state=7)
     again = draw_orchard(tmp_path / "again", images_per_kind=1, scenes=1, random_state=7)
     more = draw_orchard(tmp_path / "more", images_per_kind=2, scenes=1, random_state=7, broken=False)
@@ -191,8 +191,8 @@ def test_an_orchard_is_replaced_whole_and_other_files_in_it_stay(tmp_path: Path)
     draw_orchard(tmp_path, images_per_kind=2, scenes=2)
     (tmp_path / "notes.txt").write_text("mine")
     draw_orchard(tmp_path, images_per_kind=1, scenes=0, broken=False)
-    pictures = [name for name in contents(tmp_path) if name.endswith((".jpg", ".png"))]
-    assert len(pictures) == len(KINDS)
+    images = [name for name in contents(tmp_path) if name.endswith((".jpg", ".png"))]
+    assert len(images) == len(KINDS)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
@@ -219,7 +219,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         draw_orchard(tmp_path / "file")
 
 
-def test_a_write_that_fails_is_told_and_the_next_call_recovers(tmp_path: Path) -> None:
+def test_the_next_call_recovers_from_a_failed_write(tmp_path: Path) -> None:
     draw_orchard(tmp_path, images_per_kind=1, scenes=0)
     hindrance = tmp_path / "Training" / "Pear" / "0001.jpg"
     hindrance.mkdir()
@@ -250,25 +250,25 @@ def test_settings_out_of_range_are_refused(tmp_path: Path, settings: dict[str, A
 
 
 def test_unknown_kind_names_near_ones() -> None:
-    with pytest.raises(SettingError, match=r"'strawbery'\. Choose among Strawberry"):
+    with pytest.raises(SettingError, match=r"'strawbery'\. Choose Strawberry"):
         draw_fruit("strawbery", random_state=0)
     with pytest.raises(SettingError, match="image_size_px"):
         draw_fruit("Pear", random_state=0, image_size_px=8)
 
 
-def test_pictures_are_valid_distinct_and_spread_over_the_kinds(tmp_path: Path) -> None:
+def test_images_are_valid_distinct_and_spread_over_the_kinds(tmp_path: Path) -> None:
     paths = draw_images(tmp_path, 600, image_size_px=32)
     assert len(paths) == len(set(paths)) == 600
     assert {p.parent.name for p in paths} == set(KINDS)
     assert len({hashlib.sha256(p.read_bytes()).digest() for p in paths}) == 600
     for path in paths[::40]:
         assert all(opens(path))
-        picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
-        assert picture is not None
-        assert picture.shape == (32, 32, 3)
+        image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+        assert image is not None
+        assert image.shape == (32, 32, 3)
 
 
-def test_few_pictures_or_none_are_fine_and_repeatable(tmp_path: Path) -> None:
+def test_few_images_or_none_are_fine_and_repeatable(tmp_path: Path) -> None:
     assert draw_images(tmp_path / "none", 0) == []
     first = [p.read_bytes() for p in draw_images(tmp_path / "a", 3, random_state=1)]
     assert first == [p.read_bytes() for p in draw_images(tmp_path / "b", 3, random_state=1)]

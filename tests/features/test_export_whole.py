@@ -7,11 +7,11 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 import featurepress as fp
@@ -19,6 +19,7 @@ from featurepress.errors import DestinationError, FeatureSetError, StorageError
 from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger.names import part_name
 from featurepress.process import Child
+from featurepress.storage import FolderStorage
 from featurepress.testing import MemoryStorage
 from tests.features.feature_sets import FORMATS, N_ROWS, READERS, assert_same_rows, labelled, made, numbers
 from tests.running import names_below, started
@@ -34,26 +35,34 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> FeatureSet:
 # -- whole or not at all -------------------------------------------------------------------------------------
 
 
-class Treacherous(FeatureSet):
-    """A feature set that does something while it is read, after the first batches."""
+@dataclass(frozen=True)
+class Watched(FolderStorage):
+    """A folder that calls some functions whenever its third part is opened."""
 
-    def __init__(self, features: FeatureSet, deed: Callable[[], object], after: int = 2) -> None:
-        super().__init__(features.plan, features.manifest)
-        self._deed, self._after = deed, after
+    calls: list[Callable[[], object]]
 
-    def record_batches(self, *arguments: Any, **options: Any) -> Iterator[pa.RecordBatch]:
-        """Yield some batches first."""
-        for number, batch in enumerate(super().record_batches(*arguments, **options)):
-            if number == self._after:
-                self._deed()
-            yield batch
+    def open(self, name: str) -> BinaryIO:
+        """Open an object for reading."""
+        if name == part_name(2):
+            for call in self.calls:
+                call()
+        return super().open(name)
+
+
+def watched(features: FeatureSet, call: Callable[[], object]) -> FeatureSet:
+    """Return the same set, which calls a function whenever the rows of its third part are read."""
+    storage = Watched(features.location, [])
+    again = FeatureSet(replace(features.plan, storage=storage), features.manifest)
+    assert len(again) == len(features)  # reads the footers of the parts
+    storage.calls.append(call)
+    return again
 
 
 KILLED = """
 import os, signal, sys
 import featurepress as fp
-from tests.features.test_export_whole import Treacherous
-fp.export(Treacherous(fp.open_features(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL)), sys.argv[2])
+from tests.features.test_export_whole import watched
+fp.export(watched(fp.open_features(sys.argv[1]), lambda: os.kill(os.getpid(), signal.SIGKILL)), sys.argv[2])
 """
 
 
@@ -72,7 +81,7 @@ def test_an_interrupt_leaves_only_whole_files(tmp_path: Path, features: FeatureS
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fp.export(Treacherous(features, interrupt, after=1), tmp_path / f"x.{kind}", parts=2)
+        fp.export(watched(features, interrupt), tmp_path / f"x.{kind}", parts=2)
     (first,) = names_below(tmp_path)
     assert len(READERS[kind](tmp_path / first)[0]) == N_ROWS // 2
 
@@ -91,7 +100,7 @@ def test_a_damaged_part_is_named_and_nothing_written(tmp_path: Path, kind: str) 
 def test_what_comes_in_the_meantime_is_not_overwritten(tmp_path: Path, features: FeatureSet) -> None:
     target = tmp_path / "x.npy"
     with pytest.raises(DestinationError, match="already exists"):
-        fp.export(Treacherous(features, lambda: target.write_text("mine")), target)
+        fp.export(watched(features, lambda: target.write_text("mine")), target)
     assert target.read_text() == "mine"
 
 

@@ -379,7 +379,7 @@ def test_an_exchanged_model_at_the_destination_is_an_error(work: Path, tmp_path:
     own = tmp_path / "out" / "predictions" / "model"
     shutil.rmtree(own)
     shutil.copytree(work / "reduced-model", own)
-    predictions._MODELS.clear()
+    predictions.copied_model.cache_clear()
     refused(StoppedError, "not the model of these predictions", work / "model", work / "features", tmp_path / "out")
     assert json.loads((own / "model.json").read_bytes())["files"].keys() == {"classifier.npz", "projection.npz"}
 

@@ -256,7 +256,7 @@ def test_bad_requests_write_nothing(features: FeatureSet, tmp_path: Path) -> Non
     out = tmp_path / "out"
     fp.reduce(features, tmp_path / "reduced", n_components=4)
     other = embed(str(draw(tmp_path / "other", 5)), tmp_path / "flat", pooling="flatten", precision="float32")
-    refused(AnalysisError, r"can be 116 at most here.*Got 117", features, out, n_components=117)
+    refused(AnalysisError, r"at most 116 here.*Got 117", features, out, n_components=117)
     refused(SettingError, "did you mean 'n_components'", features, out, n_componets=3)
     refused(SettingError, r"using.*n_components", features, out, using=features, n_components=3)
     refused(FeatureSetError, "is not a reduced set", features, out, using=features)

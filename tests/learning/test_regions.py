@@ -15,20 +15,13 @@ from PIL import Image
 
 import featurepress as fp
 from featurepress.analysis import Classifier
+from featurepress.analysis.boxes import BACKGROUND
 from featurepress.demo.orchard import draw_fruit, draw_scene
 from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError, SettingError, StorageError
 from featurepress.images.annotate import annotate
 from featurepress.learning import predictions
 from featurepress.learning.model import TrainedModel, open_model
-from featurepress.learning.regions import (
-    BACKGROUND,
-    Region,
-    RegionPart,
-    cell_boxes,
-    cells_of,
-    strongest,
-    tile_boxes,
-)
+from featurepress.learning.regions import RegionTask, cell_boxes
 from featurepress.settings import PredictionSettings
 from featurepress.specs import PreprocessSpec
 from featurepress.storage import FolderStorage
@@ -36,7 +29,6 @@ from tests.running import embed, names_below
 
 KINDS = ("Banana", "Kiwi", "Orange", "Plum")
 EMBED_SETTINGS: dict[str, Any] = {"model": "embedded", "precision": "float32", "pooling": "avg"}
-LABELS = np.array(["apple", BACKGROUND, "pear"])
 
 
 def write(path: Path, pixels: Any) -> None:
@@ -59,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rng = np.random.default_rng(i)
         kinds = rng.choice(KINDS, 2 + i % 2, replace=False).tolist()
         write(folder / "scenes" / f"{i} {'+'.join(kinds)} süß.jpg", draw_scene(kinds, random_state=rng).pixels)
-    (folder / "scenes" / "broken.jpg").write_bytes(b"no picture")
+    (folder / "scenes" / "broken.jpg").write_bytes(b"not an image")
     return folder
 
 
@@ -88,59 +80,6 @@ def test_cells_of_a_cropped_image_cover_the_part_that_was_kept() -> None:
     boxes = cell_boxes(800, 400, (2, 2), steps)  # made 400 x 200, of which 100 x 100 are kept: 200 x 200 of these
     assert boxes[0][0] == (300, 100, 400, 200)
     assert boxes[1][1] == (400, 200, 500, 300)
-
-
-def test_neighbouring_cells_of_a_label_are_one_box() -> None:
-    shares = np.full((3, 3, 3), 0.1)
-    shares[0, 0, 0], shares[0, 1, 0], shares[1, 1, 0] = 0.6, 0.9, 0.7  # apples around a corner
-    shares[2, 2, 0] = 0.8  # touches only its corner
-    shares[1, 0, 2], shares[2, 0, 2], shares[0, 2, 1] = 0.8, 0.4, 1.0  # a pear, one too weak, background
-    boxes = cell_boxes(30, 30, (3, 3), PreprocessSpec(96, 96))
-    result = cells_of(shares, LABELS, 0.5, boxes)
-    assert sorted(result) == [
-        Region("apple", 0.8, 20, 20, 30, 30, "cell"),
-        Region("apple", 0.9, 0, 0, 20, 20, "cell"),
-        Region("pear", 0.8, 0, 10, 10, 20, "cell"),
-    ]
-    assert cells_of(shares, LABELS, 0.95, boxes) == []
-
-
-@pytest.mark.parametrize(("width", "height"), [(384, 384), (640, 480), (100, 1000), (7, 5), (1, 1)])
-def test_tiles_overlap_and_cover_the_image(width: int, height: int) -> None:
-    boxes = tile_boxes(width, height)
-    for side in {right - left for left, _, right, _ in boxes}:
-        seen = np.zeros((height, width), int)
-        for left, top, right, bottom in boxes:
-            assert 0 <= left < right <= width
-            assert 0 <= top < bottom <= height
-            assert right - left == bottom - top
-            if right - left == side:
-                seen[top:bottom, left:right] += 1
-        assert seen.min() >= 1
-        if min(width, height) > 100:
-            assert seen[height // 2, width // 2] >= 3
-
-
-@pytest.mark.parametrize(("width", "height"), [(16_000, 16), (10, 65_000), (3, 4)])
-def test_narrow_images_have_fewer_than_4000_tiles(width: int, height: int) -> None:
-    boxes = tile_boxes(width, height)
-    assert len(boxes) == len(set(boxes)) < 4_000
-    seen = np.zeros((height, width), bool)
-    for left, top, right, bottom in boxes:
-        assert 0 <= left < right <= width
-        assert 0 <= top < bottom <= height
-        seen[top:bottom, left:right] = True
-    assert seen.all()
-
-
-def test_the_most_probable_of_overlapping_boxes_is_kept() -> None:
-    boxes = [
-        Region("apple", 0.8, 0, 0, 10, 10, "tile"),
-        Region("apple", 0.9, 2, 0, 12, 10, "tile"),
-        Region("pear", 0.7, 2, 0, 12, 10, "tile"),
-        Region("apple", 0.75, 9, 0, 19, 10, "tile"),
-    ]
-    assert strongest(boxes) == [boxes[1], boxes[3], boxes[2]]
 
 
 def test_boxes_are_drawn_at_their_position() -> None:
@@ -212,9 +151,11 @@ def test_an_image_without_regions_is_unknown_as_a_whole(work: Path, tmp_path: Pa
 
 
 def test_background_is_never_predicted(work: Path, tmp_path: Path) -> None:
-    model = open_model(work / "model")
-    model.classifier.classes_ = np.array([BACKGROUND, "Kiwi", "Orange", "Plum"])
-    unsaved = replace(model, location="", sha256="")
+    features = fp.open_features(work / "features")
+    assert features.labels is not None
+    y = np.where(features.labels == "Banana", BACKGROUND, features.labels)
+    classifier = Classifier(regularization=0.01).fit(features.to_numpy(), y)
+    unsaved = TrainedModel(classifier, features.plan.backbone, embed_settings=EMBED_SETTINGS)
     result = fp.predict(unsaved, str(work / "scenes"), tmp_path / "out", tiles=True, regions=True, max_failures=1)
     assert BACKGROUND not in result.counts
     assert {"cell", "tile"} >= {row["kind"] for row in result.to_table().to_pylist()} - {"image"}
@@ -277,7 +218,7 @@ def test_a_second_attempt_deletes_no_copy(work: Path, tmp_path: Path) -> None:
 
     settings = PredictionSettings(regions=True, annotate=True)
     sha256 = result.summary["model"]["sha256"]
-    task = RegionPart(Broken(str(tmp_path / "out")), sha256, settings, frozenset([0]))
+    task = RegionTask(Broken(str(tmp_path / "out")), sha256, settings, frozenset([0]))
     with pytest.raises(StorageError):
         task(result.features.plan, 0)
     assert names_below(tmp_path / "out" / "annotated") == names

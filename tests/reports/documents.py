@@ -13,7 +13,7 @@ from PIL import Image
 
 from featurepress.analysis.evaluation import Baseline, Evaluation, LearningPoint, Measured, Mistake
 from featurepress.analysis.scores import Scores, score
-from featurepress.reports.report import evaluation_page, reduction_page
+from featurepress.reports.report import evaluation_page, reduction_report
 
 BAD = "<script>alert(1)</script>"
 QUOTES = "a \"b\" 'c' & <i>d</i>.jpg"
@@ -132,4 +132,4 @@ def reduced(text: str = "apple", n: int = 200) -> str:
     """Return the report of a reduction, with one text as label and fact."""
     Z = np.random.default_rng(0).normal(size=(n, 5)).astype(np.float32)
     labels = np.array([text, "b"] * (n // 2))
-    return reduction_page([0.6, 0.25, 0.08, 0.03, 0.01], Z, labels, facts={"location": text, "images": "200"})
+    return reduction_report([0.6, 0.25, 0.08, 0.03, 0.01], Z, labels, {"location": text, "images": "200"})[0]

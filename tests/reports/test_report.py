@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from featurepress.analysis.evaluation import Measured
-from featurepress.reports.report import TILES, evaluation_page, map_rows, reduction_page, reduction_plots
+from featurepress.reports.report import TILES, evaluation_page, map_rows, reduction_report
 from tests.browser import DESKTOP, PHONE, opened
 from tests.features.feature_sets import made as made_set
 from tests.features.feature_sets import numbers
@@ -142,13 +142,12 @@ def test_a_reduction_shows_how_many_components_explain_which_share() -> None:
     assert BAD in Outline(reduced(BAD)).text
 
 
-def test_plots_that_exist_are_used() -> None:
+def test_the_report_of_a_reduction_includes_its_plots() -> None:
     Z = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-    plots = reduction_plots([0.5, 0.3, 0.1], Z, None)
-    page = Outline(reduction_page([0.5, 0.3, 0.1], Z, None, facts={}, plots=plots))
+    html, plots = reduction_report([0.5, 0.3, 0.1], Z, None, {})
+    page = Outline(html)
     found = [base64.b64decode(str(image["src"]).partition(",")[2]) for image in page.all("img")]
     assert found == [plots["variance"], plots["map"]]
-    assert Outline(reduction_page([0.5, 0.3, 0.1], Z, None, facts={})).tags == page.tags
     assert "without labels" in str(page.all("img")[1]["alt"])
 
 

@@ -1,16 +1,20 @@
-"""Classifiers of features: scikit-learn's, including standardisation, stored as plain arrays."""
+"""Classifiers of features: fitted by scikit-learn; stored and applied as plain arrays.
+
+The files do not depend on the version of scikit-learn, and most workers that predict need not import it.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurepress.analysis.moments import require_finite
+from featurepress.analysis.moments import require_finite, row_blocks
 from featurepress.analysis.splits import locations_of
 from featurepress.errors import AnalysisError
 from featurepress.settings import ClassifierSettings
@@ -21,12 +25,12 @@ if TYPE_CHECKING:
     from featurepress.specs import Features
 
     Labels = npt.NDArray[np.str_]
+    Arrays = dict[str, npt.NDArray[Any]]
 
-CHOSEN_FROM = tuple(10.0**power for power in range(-4, 3))  # regularisations tried by cross-validation
-UNCHOSEN = 1.0  # with too few rows to cross-validate: scikit-learn's default
-CHOOSING_ROWS = 4_000  # rows of the stratified sample for cross-validation
+REGULARIZATIONS = tuple(10.0**power for power in range(-4, 3))  # tried by cross-validation
+DEFAULT_REGULARIZATION = 1.0  # scikit-learn's, for too few rows to cross-validate
+CROSS_VALIDATION_ROWS = 4_000  # of the stratified sample for cross-validation
 _FOLDS = 3
-_BLOCK_ROWS = 16_384  # standardised at once: all rows in double precision would take four times the memory of X
 
 
 @dataclass
@@ -54,12 +58,13 @@ class Classifier:
     classes_ : array (n_classes,) of str
         The labels, sorted.
     mean_, scale_ : array (n_features,) float64
-        What is taken off each feature, and what it is divided by: the standard deviation, or 1 where there is none,
-        and of knn.
+        Standardisation: each feature minus `mean_`, divided by `scale_`, its standard deviation. `scale_` is 1 for
+        constant features and for knn.
     regularization_ : float or None
         Regularisation of the fitted logistic regression.
     n_samples_ : int
         Number of rows it was fitted to.
+
     """
 
     kind: str = "logistic"
@@ -70,7 +75,7 @@ class Classifier:
 
     def __post_init__(self) -> None:
         ClassifierSettings(self.kind, self.regularization, self.n_neighbors, self.balanced, self.random_state)
-        self._arrays: dict[str, npt.NDArray[Any]] = {}
+        self._arrays: Arrays = {}
 
     # -- fitting ---------------------------------------------------------------------------------------------
 
@@ -93,204 +98,212 @@ class Classifier:
             There is only one class, or features are NaN or infinite.
         """
         require_classes(y, least=1)
-        require_finite(X.mean(axis=0, dtype=np.float64), X)
-        self.classes_, self.n_samples_ = np.unique(y), len(y)
-        self.mean_ = X.mean(axis=0, dtype=np.float64)
-        deviations = np.sqrt(sum(((rows - self.mean_) ** 2).sum(axis=0) for rows in _blocks(X)) / len(X))
-        self.scale_ = np.where(deviations > 0, deviations, 1.0)
-        if self.kind == "knn":
-            self.scale_ = np.ones_like(deviations)
-        Z, self.regularization_ = self._standardised(X), None
+        mean, scale = spread(row_blocks(X))
+        if self.kind == "knn":  # by cosine: the last components of a reduction must not weigh as much as the first
+            scale = np.ones_like(mean)
+        classes, codes = np.unique(y, return_inverse=True)
+        arrays = {"classes": classes, "mean": mean, "scale": scale, "n_samples": np.array(len(y))}
+        Z = self._standardise(X, mean, scale)
         if self.kind == "logistic":
-            self.regularization_ = self.regularization or self.choose(Z, y, groups)
-            self._arrays = linear_arrays(self._logistic(self.regularization_).fit(Z, y))
+            regularization = self.regularization or self.choose(Z, y, groups)
+            arrays |= logistic_arrays(self._logistic(regularization).fit(Z, y), regularization)
         elif self.kind == "knn":
-            self._arrays = {"rows": Z, "labels": np.searchsorted(self.classes_, y)}
+            arrays |= {"rows": Z, "labels": codes}
         else:
-            self._arrays = self._centroids(Z, y)
+            sums = np.stack([Z[rows].sum(axis=0, dtype=np.float64) for rows in locations_of(codes)])
+            squares = float(np.einsum("ij,ij", Z, Z, dtype=np.float64))
+            arrays |= centroid_arrays(sums, squares, np.bincount(codes), balanced=self.balanced)
+        return self.set_fitted(arrays)
+
+    def set_fitted(self, arrays: Arrays) -> Classifier:
+        """Set what was fitted: the arrays that `fit` computes, which are also those of the stored file."""
+        self._arrays = arrays
+        self.classes_, self.mean_, self.scale_ = arrays["classes"], arrays["mean"], arrays["scale"]
+        self.n_samples_ = int(arrays["n_samples"])
+        self.regularization_ = float(arrays["regularization"]) if "regularization" in arrays else None
         return self
 
-    def _standardised(self, X: npt.NDArray[Any]) -> Features:
-        standardised: Features = np.empty(X.shape, np.float32)
-        for rows, own in zip(_blocks(X), _blocks(standardised), strict=True):
-            own[:] = (rows - self.mean_) / self.scale_
-        if self.kind == "knn":  # by cosine: to standardise each number would make as much of the last components of
-            lengths = np.linalg.norm(standardised, axis=1, keepdims=True)  # a reduction as of the first
-            np.divide(standardised, lengths, out=standardised, where=lengths > 0)
-        return standardised
+    def _standardise(self, X: npt.NDArray[Any], mean: npt.NDArray[Any], scale: npt.NDArray[Any]) -> Features:
+        """Return standardised rows; for knn, they have length 1."""
+        Z: Features = np.empty(X.shape, np.float32)
+        for rows, own in zip(row_blocks(X), row_blocks(Z), strict=True):
+            own[:] = (rows - mean) / scale
+        if self.kind == "knn":
+            from sklearn.preprocessing import normalize
+
+            normalize(Z, copy=False)
+        return Z
+
+    def choose(self, Z: Features, y: Labels, groups: npt.NDArray[np.int64] | None = None) -> float:
+        """Return the regularisation with the least log loss in cross-validation, of standardised rows.
+
+        It is 1, scikit-learn's default, if there are too few rows, or groups of them, for cross-validation.
+        """
+        rows = draw_rows(y, CROSS_VALIDATION_ROWS, self.random_state)
+        Z, y = Z[rows], y[rows]
+        own = np.arange(len(y)) if groups is None else groups[rows]
+        folds = [(self._logistic(1.0, is_rough=True), *sides) for sides in _folds(y, own)]
+        if not folds:
+            return DEFAULT_REGULARIZATION
+        losses: dict[float, float] = {}
+        for regularization in REGULARIZATIONS:  # ascending: each fit starts from the one before it
+            losses[regularization] = sum(_loss(fold, Z, y, regularization) for fold in folds)
+            if len(losses) > 2 and losses[regularization] > 0.99 * min(list(losses.values())[:-1]):
+                break  # larger values gain little, and take longest
+        return min(losses, key=lambda value: losses[value])
 
     def _logistic(self, regularization: float, *, is_rough: bool = False) -> Any:
         """Return scikit-learn's classifier; a rough one has a warm start and a larger tolerance."""
         from sklearn.linear_model import LogisticRegression
 
         weights = "balanced" if self.balanced else None
-        how: dict[str, Any] = {"tol": 1e-3, "warm_start": True} if is_rough else {}
-        return LogisticRegression(C=regularization, class_weight=weights, max_iter=5_000, **how)
-
-    def choose(self, Z: Features, y: Labels, groups: npt.NDArray[np.int64] | None = None) -> float:
-        """Return the regularisation with the least log loss in cross-validation, of standardised rows.
-
-        Where there are too few rows, or groups of them, to be cross-validated, it is 1, scikit-learn's default.
-        """
-        rows = draw_rows(y, CHOOSING_ROWS, self.random_state)
-        Z, y = Z[rows], y[rows]
-        own = np.arange(len(y)) if groups is None else groups[rows]
-        folds = [(self._logistic(1.0, is_rough=True), *sides) for sides in _folds(y, own)]
-        if not folds:
-            return UNCHOSEN
-        losses: dict[float, float] = {}
-        for regularization in CHOSEN_FROM:  # ascending: each fit starts from the one before it
-            losses[regularization] = sum(_loss(fold, Z, y, regularization) for fold in folds)
-            if len(losses) > 2 and losses[regularization] > 0.99 * min(list(losses.values())[:-1]):
-                break  # larger values gain little, and take longest
-        return min(losses, key=lambda one: losses[one])
-
-    def _centroids(self, Z: Features, y: Labels) -> dict[str, npt.NDArray[Any]]:
-        """Return the mean of each class, and the variance that rows have about it, over all features."""
-        places = locations_of(np.searchsorted(self.classes_, y))
-        counts = np.array([len(rows) for rows in places])
-        means = np.stack([Z[rows].mean(axis=0, dtype=np.float64) for rows in places])
-        apart = sum(float(((Z[rows] - mean) ** 2).sum()) for rows, mean in zip(places, means, strict=True))
-        variance = apart / Z.shape[1] / max(1, len(y) - len(self.classes_))
-        shares = np.full(len(counts), 1 / len(counts)) if self.balanced else counts / len(y)
-        return {"means": means, "variance": np.array(max(variance, 1e-12)), "shares": shares}
+        options: dict[str, Any] = {"tol": 1e-3, "warm_start": True} if is_rough else {}
+        return LogisticRegression(C=regularization, class_weight=weights, max_iter=5_000, **options)
 
     # -- use -------------------------------------------------------------------------------------------------
 
     def predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return the probability of each class: array (n_samples, n_classes), columns as `classes_`."""
-        if not self._arrays:
-            raise AnalysisError("This classifier has not been fitted: call fit first.")
+        from scipy.special import expit, softmax
+
+        self._require_fitted()
         if X.ndim != 2 or X.shape[1] != len(self.mean_):
             raise AnalysisError(
-                f"The classifier was fitted to {len(self.mean_):,} features a row. Got an array of shape {X.shape}."
+                f"The classifier was fitted to {len(self.mean_):,} features per row. Got an array of shape "
+                f"{X.shape}."
             )
-        Z = self._standardised(X)
+        Z = self._standardise(X, self.mean_, self.scale_)
+        probabilities: npt.NDArray[np.float64]
         if self.kind == "knn":
-            return self._votes(Z)
-        if self.kind == "logistic":
-            scores = Z @ self._arrays["coefficients"].T + self._arrays["intercepts"]
-            return _one_by_one(scores) if "one_by_one" in self._arrays else _softmax(scores)
-        means = self._arrays["means"]
-        distances = (means**2).sum(axis=1) - 2 * Z.astype(np.float64) @ means.T  # less what all classes share
-        return _softmax(np.log(self._arrays["shares"]) - distances / (2 * self._arrays["variance"]))
+            probabilities = self._neighbour_shares(Z)
+        elif self.kind == "centroid":
+            means = self._arrays["means"]
+            distances = (means**2).sum(axis=1) - 2 * Z.astype(np.float64) @ means.T  # minus what all classes share
+            probabilities = softmax(
+                np.log(self._arrays["shares"]) - distances / (2 * self._arrays["variance"]), axis=1
+            )
+        else:
+            scores = (Z @ self._arrays["coefficients"].T + self._arrays["intercepts"]).astype(np.float64)
+            if "one_vs_rest" in self._arrays:
+                each = np.maximum(expit(scores), 1e-300)
+                probabilities = each / each.sum(axis=1, keepdims=True)
+            else:
+                probabilities = softmax(scores, axis=1)
+        return probabilities
 
     def predict(self, X: npt.NDArray[Any]) -> Labels:
         """Return the most probable class of each row: array (n_samples,) of str."""
-        shares = self.predict_proba(X)
-        found: Labels = self.classes_[shares.argmax(axis=1)]
-        return found
+        best = self.predict_proba(X).argmax(axis=1)
+        predicted: Labels = self.classes_[best]
+        return predicted
 
-    def _votes(self, Z: Features) -> npt.NDArray[np.float64]:
-        from sklearn.neighbors import NearestNeighbors
+    def _neighbour_shares(self, Z: Features) -> npt.NDArray[np.float64]:
+        from sklearn.neighbors import KNeighborsClassifier
 
         rows, labels = self._arrays["rows"], self._arrays["labels"]
-        n = min(self.n_neighbors, len(rows))
-        search = NearestNeighbors(n_neighbors=n, algorithm="brute").fit(rows)
-        found = labels[search.kneighbors(Z, return_distance=False)]
-        votes = np.stack([(found == label).mean(axis=1) for label in range(len(self.classes_))], axis=1)
+        neighbours = KNeighborsClassifier(min(self.n_neighbors, len(rows)), algorithm="brute").fit(rows, labels)
+        shares: npt.NDArray[np.float64] = neighbours.predict_proba(Z)
         if self.balanced:
-            votes /= np.bincount(labels, minlength=len(self.classes_))
-        shares: npt.NDArray[np.float64] = votes / votes.sum(axis=1, keepdims=True)
+            shares = shares / np.bincount(labels)
+            shares /= shares.sum(axis=1, keepdims=True)
         return shares
+
+    def _require_fitted(self) -> None:
+        if not self._arrays:
+            raise AnalysisError("This classifier has not been fitted: call fit first.")
 
     # -- storage ---------------------------------------------------------------------------------------------
 
     def to_bytes(self) -> bytes:
         """Return a fitted classifier for storage: NumPy's format, no pickle."""
-        if not self._arrays:
-            raise AnalysisError("This classifier has not been fitted: call fit first.")
-        arrays: dict[str, Any] = {
-            "kind": np.str_(self.kind),
-            "n_neighbors": np.int64(self.n_neighbors),
-            "balanced": np.bool_(self.balanced),
-            "random_state": np.int64(self.random_state),
-            "classes": self.classes_,
-            "mean": self.mean_,
-            "scale": self.scale_,
-            "n_samples": np.int64(self.n_samples_),
-            "regularization": np.float64(self.regularization_ or np.nan),
-        }
-        arrays |= {f"own_{name}": values for name, values in self._arrays.items()}
+        self._require_fitted()
         buffer = io.BytesIO()
+        arrays: dict[str, Any] = {"settings": np.str_(json.dumps(asdict(self))), **self._arrays}
         np.savez(buffer, **arrays)
         return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Classifier:
         """Return a classifier from the bytes of `to_bytes`."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            regularization = float(arrays["regularization"])
-            one = cls(
-                str(arrays["kind"]),
-                n_neighbors=int(arrays["n_neighbors"]),
-                balanced=bool(arrays["balanced"]),
-                random_state=int(arrays["random_state"]) if "random_state" in arrays.files else 0,
-            )
-            own = [name for name in arrays.files if name.startswith("own_")]
-            return one.take(
-                classes=arrays["classes"],
-                mean=arrays["mean"],
-                scale=arrays["scale"],
-                n_samples=int(arrays["n_samples"]),
-                regularization=None if np.isnan(regularization) else regularization,
-                arrays={name.removeprefix("own_"): arrays[name] for name in own},
-            )
-
-    def take(
-        self,
-        *,
-        classes: Labels,
-        mean: npt.NDArray[np.float64],
-        scale: npt.NDArray[np.float64],
-        n_samples: int,
-        regularization: float | None,
-        arrays: dict[str, npt.NDArray[Any]],
-    ) -> Classifier:
-        """Take what was fitted elsewhere; `arrays` are those of the kind, as `fit` makes them."""
-        self.classes_, self.mean_, self.scale_ = classes, mean, scale
-        self.n_samples_, self.regularization_, self._arrays = n_samples, regularization, arrays
-        return self
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return cls(**json.loads(str(arrays.pop("settings")))).set_fitted(arrays)
 
 
 def require_classes(y: Labels, *, least: int = 2) -> None:
     """Raise AnalysisError unless there are two classes, each of `least` rows."""
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
-        only = f"only '{classes[0]}'" if len(classes) else "none"
+        existing = f"only '{classes[0]}'" if len(classes) else "none"
         raise AnalysisError(
-            f"A classifier needs two classes at least. There is {only}. "
-            "Label more pictures, or name another field or file of labels."
+            f"A classifier needs at least two classes. There is {existing}. Label more images, or name another "
+            "field or file of labels."
         )
     if (counts < least).any():
         single = classes[counts < least]
         more = f" and {len(single) - 1} more have" if len(single) > 1 else " has"
         raise AnalysisError(
-            f"The class '{single[0]}'{more} one picture only: nothing can be learned and tested of it. Add "
-            "pictures, or leave the class out."
+            f"The class '{single[0]}'{more} only one image; training and testing need two. Add images, or leave "
+            "the class out."
         )
 
 
 def draw_rows(y: npt.NDArray[Any], n_rows: int, random_state: int) -> npt.NDArray[np.int64]:
-    """Return a stratified sample of rows in order, at least three per class; all rows if there are no more."""
+    """Return a stratified sample of rows in order, at least three per class; all rows if there are not more."""
     if len(y) <= n_rows:
         return np.arange(len(y))
-    draw = np.random.default_rng(random_state)
+    rng = np.random.default_rng(random_state)
     chosen = []
-    for own in locations_of(np.unique(y, return_inverse=True)[1]):
-        n = min(len(own), max(_FOLDS, round(len(own) * n_rows / len(y))))
-        chosen.append(draw.choice(own, n, replace=False))
+    for rows in locations_of(np.unique(y, return_inverse=True)[1]):
+        n = min(len(rows), max(_FOLDS, round(len(rows) * n_rows / len(y))))
+        chosen.append(rng.choice(rows, n, replace=False))
     return np.sort(np.concatenate(chosen))
 
 
-def _blocks(X: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Yield blocks of rows."""
-    for start in range(0, len(X), _BLOCK_ROWS):
-        yield X[start : start + _BLOCK_ROWS]
+def spread(blocks: Iterable[Features]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and standard deviation of each feature, of rows in blocks; for a constant feature, 1."""
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    for X in blocks:
+        require_finite(X.mean(axis=0, dtype=np.float64), X)
+        scaler.partial_fit(X)
+    return scaler.mean_, scaler.scale_
+
+
+def logistic_arrays(fitted: Any, regularization: float) -> Arrays:
+    """Return the arrays of a linear classifier of scikit-learn, which stores only one row for two classes."""
+    coefficients, intercepts = fitted.coef_, fitted.intercept_
+    if len(coefficients) == 1:
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    return {"coefficients": coefficients, "intercepts": intercepts, "regularization": np.array(regularization)}
+
+
+def centroid_arrays(sums: npt.NDArray[Any], squares: float, counts: npt.NDArray[Any], *, balanced: bool) -> Arrays:
+    """Return the arrays of a centroid classifier.
+
+    Parameters
+    ----------
+    sums : array (n_classes, n_features)
+        Sum of the standardised rows of each class.
+    squares : float
+        Sum of the squares of all their features.
+    counts : array (n_classes,) of int
+        Rows of each class.
+    balanced : bool
+        Whether all classes have the same weight.
+    """
+    n_classes, n_features = sums.shape
+    means = sums / counts[:, None]
+    within = squares - float((counts[:, None] * means**2).sum())
+    variance = within / (n_features * max(1, counts.sum() - n_classes))
+    shares = np.full(n_classes, 1 / n_classes) if balanced else counts / counts.sum()
+    return {"means": means, "variance": np.array(max(variance, 1e-12)), "shares": shares}
 
 
 def _folds(y: Labels, own: npt.NDArray[np.int64]) -> list[tuple[Any, Any]]:
-    """Return training and test rows for cross-validation, groups whole; none where there are too few."""
+    """Return training and test rows for cross-validation, groups whole; none if there are too few."""
     from sklearn.model_selection import StratifiedGroupKFold
 
     n_folds = min(_FOLDS, len(np.unique(own)), np.unique(y, return_counts=True)[1].max())
@@ -300,7 +313,7 @@ def _folds(y: Labels, own: npt.NDArray[np.int64]) -> list[tuple[Any, Any]]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         for train, test in StratifiedGroupKFold(n_folds).split(own, y, own):
-            known = test[np.isin(y[test], y[train])]  # a class that is one group only cannot be learned here
+            known = test[np.isin(y[test], y[train])]  # a class with a single group cannot be learned here
             if len(known) and len(np.unique(y[train])) > 1:
                 folds.append((train, known))
     return folds
@@ -310,29 +323,6 @@ def _loss(fold: tuple[Any, Any, Any], Z: Features, y: Labels, regularization: fl
     """Return the sum of the log losses of a fold's test rows."""
     from sklearn.metrics import log_loss
 
-    one, train, test = fold
-    found = one.set_params(C=regularization).fit(Z[train], y[train]).predict_proba(Z[test])
-    return float(log_loss(y[test], found, labels=one.classes_)) * len(test)
-
-
-def linear_arrays(fitted: Any) -> dict[str, npt.NDArray[Any]]:
-    """Return the arrays of a linear classifier of scikit-learn; of two classes it keeps one only."""
-    coefficients, intercepts = fitted.coef_, fitted.intercept_
-    if len(coefficients) == 1:
-        coefficients = np.concatenate([-coefficients, coefficients]) / 2
-        intercepts = np.concatenate([-intercepts, intercepts]) / 2
-    return {"coefficients": coefficients, "intercepts": intercepts}
-
-
-def _one_by_one(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return normalised probabilities of one-vs-rest classifiers."""
-    each = 1 / (1 + np.exp(-np.clip(scores.astype(np.float64), -500, 500)))
-    shares: npt.NDArray[np.float64] = each / np.maximum(each.sum(axis=1, keepdims=True), 1e-300)
-    return shares
-
-
-def _softmax(scores: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    scores = scores.astype(np.float64)
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
-    shares: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    classifier, train, test = fold
+    probabilities = classifier.set_params(C=regularization).fit(Z[train], y[train]).predict_proba(Z[test])
+    return float(log_loss(y[test], probabilities, labels=classifier.classes_)) * len(test)

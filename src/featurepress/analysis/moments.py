@@ -1,8 +1,9 @@
-"""Count, mean and scatter of rows, summed in any order and on any machine: input of an exact PCA."""
+"""Count, mean and scatter of rows, summed in any order and on any machine, for an exact PCA."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     Matrix = npt.NDArray[np.float64]
 
-_BLOCK_BYTES = 32 * 1024**2  # of rows in double precision at once: larger blocks are no faster
+_BLOCK_BYTES = 32 * 1024**2  # of rows in double precision: larger blocks are no faster
 
 
 @dataclass
@@ -25,16 +26,16 @@ class Moments:
     Attributes
     ----------
     n_samples : int
-        How many rows.
+        Number of rows.
     mean : array (n_features,) float64
         Their mean.
     scatter : array (n_features, n_features) float64, column-major
-        The sum over all rows x of (x - mean)(x - mean)ᵀ; the upper triangle, the rest is 0.
+        The sum over all rows x of (x - mean)(x - mean)ᵀ. Only the upper triangle is filled; the rest is 0.
 
     Notes
     -----
-    A row costs n_features² multiplications and additions, in double precision: 20,000 rows of 1,280 take about a
-    second on two cores. Memory: 8 n_features² bytes, and 32 MB of rows.
+    Time: n_features² multiplications and additions per row, in double precision: 20,000 rows of 1,280 features take
+    about a second on two cores. Memory: 8 n_features² bytes, and 32 MB of rows.
 
     References
     ----------
@@ -47,17 +48,17 @@ class Moments:
 
     @classmethod
     def empty(cls, n_features: int) -> Moments:
-        """Return those of no rows."""
+        """Return the moments of no rows."""
         return cls(0, np.zeros(n_features), np.zeros((n_features, n_features), order="F"))
 
     @property
     def n_features(self) -> int:
-        """Numbers a row."""
+        """Number of features per row."""
         return len(self.mean)
 
     @property
     def covariance(self) -> Matrix:
-        """Covariance with ``n_samples - 1`` below: array (n_features, n_features) float64; its upper triangle."""
+        """Covariance, divided by ``n_samples - 1``: array (n_features, n_features) float64, upper triangle."""
         covariance: Matrix = self.scatter / max(1, self.n_samples - 1)
         return covariance
 
@@ -67,15 +68,14 @@ class Moments:
         Raises
         ------
         AnalysisError
-            Some are no numbers.
+            Some features are NaN or infinite.
         """
         from scipy.linalg.blas import dsyrk
 
-        n_rows = max(256, _BLOCK_BYTES // (8 * max(1, self.n_features)))
-        for start in range(0, len(X), n_rows):
-            block = np.asarray(X[start : start + n_rows], np.float64)
+        for rows in row_blocks(X):
+            block = np.asarray(rows, np.float64)
             mean = block.mean(axis=0)
-            require_finite(mean, X[start : start + n_rows])
+            require_finite(mean, rows)
             # Both are column-major for BLAS: the transposed block, and the scatter, which is added to in place.
             self.scatter = dsyrk(1.0, (block - mean).T, beta=1.0, c=self.scatter, overwrite_c=1)
             self._shift(len(block), mean)
@@ -89,7 +89,7 @@ class Moments:
         return self
 
     def _shift(self, n_samples: int, mean: Matrix) -> None:
-        """Correct the sum of two scatter matrices, each about its own mean, to be about the common one."""
+        """Correct the sum of two scatter matrices, each about its own mean, to the common mean."""
         from scipy.linalg.blas import dsyr
 
         total = self.n_samples + n_samples
@@ -100,7 +100,7 @@ class Moments:
         self.n_samples = total
 
     def to_bytes(self) -> bytes:
-        """Return them for storage: NumPy's format, no pickle."""
+        """Return the moments for storage: NumPy's format, no pickle."""
         buffer = io.BytesIO()
         packed = self.scatter[np.triu_indices(self.n_features)]
         np.savez(buffer, n_samples=np.int64(self.n_samples), mean=self.mean, scatter=packed)
@@ -116,11 +116,18 @@ class Moments:
         return moments
 
 
+def row_blocks(X: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Yield rows in blocks of at most 32 MB in double precision, or of 256 rows."""
+    n_rows = max(256, _BLOCK_BYTES // (8 * max(1, X.shape[1])))
+    for start in range(0, len(X), n_rows):
+        yield X[start : start + n_rows]
+
+
 def require_finite(mean: npt.NDArray[Any], X: npt.NDArray[Any]) -> None:
     """Raise AnalysisError if the mean shows that some rows are NaN or infinite."""
     if not np.isfinite(mean).all():
         bad = ~np.isfinite(X).all(axis=1)
         raise AnalysisError(
-            f"{bad.sum()} of {len(X)} rows hold features that are no numbers (NaN or infinite). Embed those images "
-            "again, or drop the rows."
+            f"{bad.sum()} of {len(X)} rows have features that are NaN or infinite. Embed those images again, or "
+            "drop the rows."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from featurepress.analysis.pca import PCA
 from featurepress.analysis.sketch import Sketch
 from featurepress.errors import AnalysisError, StorageError
 from featurepress.features.feature_set import FeatureSet
+from featurepress.features.parts import part_batches
 from featurepress.ledger import Plan
 from featurepress.ledger.names import MOMENTS
 from featurepress.process import send_message
@@ -23,11 +25,10 @@ if TYPE_CHECKING:
 
     from featurepress.specs import Features
 
-# So many parts at least are merged where they are read: what comes back is as large as a matrix of all features.
-PARTS_A_TASK = 64
+PARTS_A_TASK = 64  # at least, if there are so many: a task returns as much as a matrix of all features
 
 Groups = tuple[tuple[str, ...], ...]
-Run = Callable[[Callable[[Plan, int], Any], int], Iterable[Any]]  # a task, and for how many shards
+Run = Callable[[Callable[[Plan, int], Any], int], Iterable[Any]]  # runs a task over a number of shards
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,9 @@ class SumMoments:
     groups: Groups
 
     def __call__(self, plan: Plan, shard: int) -> Moments:
-        """Sum one group; `plan` is that of the feature set."""
-        features = FeatureSet(plan, None)
-        moments = Moments.empty(features.n_features)
-        for X in _matrices(features, self.groups[shard]):
+        """Sum one group; `plan` is the plan of the feature set."""
+        moments = Moments.empty(plan.backbone.n_features)
+        for X in _matrices(plan, self.groups[shard]):
             moments.add(X)
         return moments
 
@@ -58,7 +58,7 @@ class SumSketches:
     Parameters
     ----------
     groups : tuple of tuple of str
-        As of `SumMoments`.
+        As for `SumMoments`.
     directions : array (n_features, n_directions) float32
         Orthonormal columns.
     """
@@ -67,16 +67,16 @@ class SumSketches:
     directions: npt.NDArray[np.float32]
 
     def __call__(self, plan: Plan, shard: int) -> Sketch:
-        """Sum one group; `plan` is that of the feature set."""
+        """Sum one group; `plan` is the plan of the feature set."""
         sketch = Sketch.empty(self.directions)
-        for X in _matrices(FeatureSet(plan, None), self.groups[shard]):
+        for X in _matrices(plan, self.groups[shard]):
             sketch.add(X)
         return sketch
 
 
-def _matrices(features: FeatureSet, names: Iterable[str]) -> Iterator[Features]:
+def _matrices(plan: Plan, names: Iterable[str]) -> Iterator[Features]:
     for name in names:
-        for X in features.matrices(name):
+        for X, _ in part_batches(plan, name, []):
             yield X
             send_message(("rows", len(X)))
 
@@ -87,16 +87,16 @@ def fit(pca: PCA, features: FeatureSet, run: Run) -> PCA:
     Parameters
     ----------
     pca : PCA
-        Not fitted yet.
+        Its settings.
     features : FeatureSet
-        Nothing of it is held in memory but a batch of rows at a time.
+        Read in batches, with bounded memory.
     run : callable
-        Runs a task over so many shards of the set's plan, and gives the results in any order.
+        Runs a task over a number of shards of the set's plan, and returns the results in any order.
 
     Raises
     ------
     AnalysisError
-        There are too few rows, or some are no numbers.
+        There are too few rows, or features are NaN or infinite.
     """
     if not features.parts or not len(features):
         raise AnalysisError(f"The feature set '{features.location}' is empty: there is nothing to reduce.")
@@ -106,56 +106,55 @@ def fit(pca: PCA, features: FeatureSet, run: Run) -> PCA:
 
     def one_pass(directions: npt.NDArray[np.float32]) -> Sketch:
         sketch = Sketch.empty(directions)
-        for found in run(SumSketches(groups, directions), len(groups)):
-            sketch.merge(found)
+        for other in run(SumSketches(groups, directions), len(groups)):
+            sketch.merge(other)
         return sketch
 
     return pca.fit_passes(len(features), features.n_features, one_pass)
 
 
 def moments_of(features: FeatureSet, run: Run) -> Moments:
-    """Return the moments of a feature set: those that were kept of it, and what has come since; keep them.
+    """Return the moments of a feature set, and store them in the set.
 
-    They are kept in the set itself, with the hashes of the parts that are in them; where a part was written anew
-    since, all are read again. A set that cannot be written to keeps none.
+    Stored moments are reused: only new parts are read. If a part was rewritten since, all parts are read again.
+    Nothing is stored in a set that cannot be written.
     """
     parts = features.parts
-    moments, known = _kept(features)
+    moments, known = _stored(features)
     if any(parts.get(name) != digest for name, digest in known.items()):
         moments, known = Moments.empty(features.n_features), {}
-    new = [name for name in parts if name not in known]
-    groups = _grouped(new)
-    for found in run(SumMoments(groups), len(groups)):
-        moments.merge(found)
-    if new:
-        _keep(features, moments)
+    groups = _grouped([name for name in parts if name not in known])
+    for other in run(SumMoments(groups), len(groups)):
+        moments.merge(other)
+    if groups:
+        _store(features, moments)
     return moments
 
 
 def _grouped(names: list[str]) -> Groups:
-    """Return runs of names, each of `PARTS_A_TASK` at least where there are so many."""
+    """Return groups of names in order, of about `PARTS_A_TASK` or more."""
     n_groups = max(1, len(names) // PARTS_A_TASK) if names else 0
     return tuple(
         tuple(names[len(names) * i // n_groups : len(names) * (i + 1) // n_groups]) for i in range(n_groups)
     )
 
 
-def _kept(features: FeatureSet) -> tuple[Moments, dict[str, str]]:
-    """Read what was kept of a set, with the names and hashes of the parts in it."""
-    data = features.plan.storage.read(MOMENTS)
+def _stored(features: FeatureSet) -> tuple[Moments, dict[str, str]]:
+    """Return the moments stored in a set, with the names and hashes of the parts they cover."""
     nothing: tuple[Moments, dict[str, str]] = (Moments.empty(features.n_features), {})
+    data = features.plan.storage.read(MOMENTS)
     if not data:
         return nothing
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             known = dict(zip(arrays["names"].tolist(), arrays["hashes"].tolist(), strict=True))
             moments = Moments.from_bytes(arrays["moments"].tobytes())
-    except (ValueError, KeyError, OSError):  # damaged: it can be made again
+    except (ValueError, KeyError, OSError):  # damaged: they are computed again
         return nothing
     return (moments, known) if moments.n_features == features.n_features else nothing
 
 
-def _keep(features: FeatureSet, moments: Moments) -> None:
+def _store(features: FeatureSet, moments: Moments) -> None:
     buffer, parts = io.BytesIO(), features.parts
     np.savez(
         buffer,
@@ -163,7 +162,5 @@ def _keep(features: FeatureSet, moments: Moments) -> None:
         hashes=np.array(list(parts.values()), np.str_),
         moments=np.frombuffer(moments.to_bytes(), np.uint8),
     )
-    try:
+    with contextlib.suppress(StorageError):  # the set of another user: its parts are read again the next time
         features.plan.storage.write(MOMENTS, buffer.getvalue())
-    except StorageError:  # somebody else's set: it is read again the next time
-        return

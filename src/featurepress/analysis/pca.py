@@ -1,4 +1,4 @@
-"""Principal component analysis: exact from moments, randomized from passes; the same object either way."""
+"""Principal component analysis: exact from moments, or randomized from passes over the rows."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     Matrix = npt.NDArray[np.float64]
 
-# Above that many features the eigenvectors of the whole covariance take more than a minute on two cores, and its
-# matrix 128 MB; a few passes over the rows take less.
+# With more features, the eigenvectors of the covariance matrix take more than a minute on two cores, and the matrix
+# takes 128 MB; a few passes over the rows take less.
 MOST_EXACT_FEATURES = 4_000
 
 _NO_VARIANCE = 1e-6  # of the largest standard deviation: single precision resolves no smaller one
@@ -35,9 +35,9 @@ class PCA:
     Parameters
     ----------
     n_components : int, optional
-        How many components are kept; default 128, or as many as there can be.
+        Number of components; 128 by default, or the possible maximum if that is less.
     variance : float, optional
-        Instead: as many as explain this share of the variance, between 0 and 1. Asks for the exact solver.
+        Instead of a number: as many as explain this share of the variance, between 0 and 1. Needs the exact solver.
     whiten : bool
         Whether each component is divided by its standard deviation, so that all have variance 1.
     solver : str
@@ -49,17 +49,17 @@ class PCA:
     Attributes
     ----------
     components_ : array (n_components, n_features) float64
-        Orthonormal rows, the one of the largest variance first; in each the number of largest size is positive.
+        Orthonormal rows, the one of the largest variance first; the largest element of each, by size, is positive.
     explained_variance_ : array (n_components,) float64
-        Variance along each, with ``n_samples - 1`` below.
+        Variance along each, divided by ``n_samples - 1``.
     explained_variance_ratio_ : array (n_components,) float64
         The same as shares of the variance of all features.
     mean_ : array (n_features,) float64
         Mean of the rows.
     n_samples_ : int
-        Rows that it was fitted to.
+        Number of rows it was fitted to.
     solver_ : str
-        The solver that was taken.
+        The solver that was used.
 
     Examples
     --------
@@ -81,7 +81,7 @@ class PCA:
         ReductionSettings(self.n_components, self.variance, self.whiten, self.solver, self.random_state)  # checks
 
     def solver_for(self, n_features: int) -> str:
-        """Return the solver that is taken for so many features."""
+        """Return the solver for this number of features."""
         if self.solver != "auto":
             return self.solver
         return "exact" if n_features <= MOST_EXACT_FEATURES or self.variance is not None else "randomized"
@@ -99,12 +99,12 @@ class PCA:
 
         Notes
         -----
-        Costs about 10 n_features³ operations for all components: half a second for 1,280 features on two cores.
+        Time: about 10 n_features³ operations for all components: half a second for 1,280 features on two cores.
         """
         from scipy.linalg import eigh
 
         n_possible = self._require_rows(moments.n_samples, moments.n_features)
-        n_kept = n_possible if self.variance is not None else self._n_asked(n_possible)
+        n_kept = n_possible if self.variance is not None else self._n_requested(n_possible)
         covariance, last = moments.covariance, moments.n_features - 1
         total = float(np.trace(covariance))
         values, vectors = eigh(covariance, lower=False, overwrite_a=True, subset_by_index=(last + 1 - n_kept, last))
@@ -119,22 +119,22 @@ class PCA:
         self, n_samples: int, n_features: int, one_pass: Callable[[npt.NDArray[np.float32]], Sketch]
     ) -> PCA:
         """Fit by passes over all rows: the randomized solver; see `featurepress.analysis.sketch.leading`."""
-        n_kept = self._n_asked(self._require_rows(n_samples, n_features))
+        n_kept = self._n_requested(self._require_rows(n_samples, n_features))
         return self._take(leading(n_features, n_kept, one_pass, random_state=self.random_state), "randomized")
 
     def _require_rows(self, n_samples: int, n_features: int) -> int:
-        """Return how many components there can be."""
+        """Return the maximum number of components."""
         if n_samples < 2:
-            raise AnalysisError(f"A PCA needs 2 pictures at least. There {_are(n_samples)}.")
+            raise AnalysisError(f"A PCA needs at least 2 images. Got {n_samples}.")
         return min(n_samples - 1, n_features)
 
-    def _n_asked(self, n_possible: int) -> int:
+    def _n_requested(self, n_possible: int) -> int:
         if self.n_components is None:
             return min(self.DEFAULT_COMPONENTS, n_possible)
         if self.n_components > n_possible:
             raise AnalysisError(
-                f"The 'n_components' setting can be {n_possible} at most here: fewer than the images, and not more "
-                f"than the features. Got {self.n_components}."
+                f"The 'n_components' setting must be at most {n_possible} here: less than the number of images, "
+                f"and not more than the number of features. Got {self.n_components}."
             )
         return self.n_components
 
@@ -154,7 +154,7 @@ class PCA:
         self._require_fitted()
         if X.ndim != 2 or X.shape[1] != len(self.mean_):
             raise AnalysisError(
-                f"The PCA was fitted to {len(self.mean_):,} features a row. Got an array of shape {X.shape}."
+                f"The PCA was fitted to {len(self.mean_):,} features per row. Got an array of shape {X.shape}."
             )
         centred = np.asarray(X, np.float32) - self.mean_.astype(np.float32)
         projected: Features = centred @ (self.components_ / self._scale[:, None]).astype(np.float32).T
@@ -163,10 +163,8 @@ class PCA:
     def inverse_transform(self, X: npt.NDArray[Any]) -> Features:
         """Return rows from their projection: array (n_samples, n_features) float32."""
         self._require_fitted()
-        rows: Features = (np.asarray(X, np.float64) * self._scale @ self.components_ + self.mean_).astype(
-            np.float32
-        )
-        return rows
+        rows: Matrix = np.asarray(X, np.float64) * self._scale @ self.components_ + self.mean_
+        return rows.astype(np.float32)
 
     def _require_fitted(self) -> None:
         if not hasattr(self, "components_"):
@@ -174,7 +172,7 @@ class PCA:
 
     @property
     def _scale(self) -> Matrix:
-        """What each component is divided by: its standard deviation, or 1; noise of rounding is not blown up."""
+        """Divisor of each component: its standard deviation, or 1, also where that is only rounding noise."""
         if not self.whiten:
             return np.ones(len(self.components_))
         deviations = np.sqrt(self.explained_variance_)
@@ -209,7 +207,3 @@ class PCA:
             pca.explained_variance_ratio_ = arrays["explained_variance_ratio"]
             pca.n_samples_, pca.solver_ = int(arrays["n_samples"]), str(arrays["solver"])
         return pca
-
-
-def _are(n: int) -> str:
-    return {0: "is none", 1: "is 1"}.get(n, f"are {n}")

@@ -1,4 +1,4 @@
-"""The covariance of rows times a few directions: what a PCA of very many features needs of each pass."""
+"""The covariance of rows times a few directions, summed in passes, for a PCA of very many features."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
     Matrix = npt.NDArray[np.float64]
 
-OVERSAMPLING = 32  # directions more than components: they cost a quarter of the time and save a pass or two
+OVERSAMPLING = 32  # additional directions: they cost a quarter of the time and save one or two passes
 MOST_PASSES = 8
-_SETTLED = 2e-4  # the passes end when the explained variance changes by less than this share
+_CONVERGED = 2e-4  # the passes end when the explained variance changes by less than this share
 
 _BLOCK_BYTES = 32 * 1024**2
 
 
 @dataclass
 class Sketch:
-    """Count, mean, total variance and scatter of some rows, the last in a few directions only.
+    """Count, mean and total variance of some rows, and their scatter in a few directions.
 
     Attributes
     ----------
     directions : array (n_features, n_directions) float32
         Orthonormal columns.
     n_samples : int
-        How many rows.
+        Number of rows.
     mean : array (n_features,) float64
         Their mean.
     product : array (n_features, n_directions) float64
@@ -41,7 +41,7 @@ class Sketch:
 
     Notes
     -----
-    A row costs 2 n_features n_directions multiplications and additions, in single precision; sums over blocks of
+    Time: 2 n_features n_directions multiplications and additions per row, in single precision; sums over blocks of
     rows are in double precision. Memory: 8 n_features n_directions bytes, and 32 MB of rows.
     """
 
@@ -53,40 +53,38 @@ class Sketch:
 
     @classmethod
     def empty(cls, directions: npt.NDArray[np.float32]) -> Sketch:
-        """Return that of no rows."""
+        """Return the sketch of no rows."""
         return cls(directions, 0, np.zeros(len(directions)), np.zeros(directions.shape))
 
     def add(self, X: npt.NDArray[Any]) -> Sketch:
-        """Add rows: array (n_samples, n_features) float32, finite; AnalysisError if some are no numbers."""
+        """Add rows: array (n_samples, n_features) float32; AnalysisError if features are NaN or infinite."""
         n_rows = max(256, _BLOCK_BYTES // (4 * len(self.mean)))
         for start in range(0, len(X), n_rows):
             block = np.asarray(X[start : start + n_rows], np.float32)
             mean = block.mean(axis=0, dtype=np.float64)
             require_finite(mean, block)
             centred = block - mean.astype(np.float32)
-            rest = centred.mean(axis=0, dtype=np.float64)  # what rounding the mean to single precision has left
+            rest = centred.mean(
+                axis=0, dtype=np.float64
+            )  # the error of the mean, which was rounded to single precision
             mean += rest
             product = (centred.T @ (centred @ self.directions)).astype(np.float64)
             product -= len(block) * np.outer(rest, rest @ self.directions)
             total = float(np.einsum("ij,ij->i", centred, centred).sum(dtype=np.float64)) - len(block) * rest @ rest
-            self._join(len(block), mean, product, total)
+            self.merge(Sketch(self.directions, len(block), mean, product, total))
         return self
 
     def merge(self, other: Sketch) -> Sketch:
-        """Add the rows of another sketch in the same directions."""
+        """Add the rows of another sketch in the same directions, about another mean; see `Moments`."""
         if other.n_samples:
-            self._join(other.n_samples, other.mean, other.product, other.total)
+            apart, n_all = other.mean - self.mean, self.n_samples + other.n_samples
+            weight = self.n_samples * other.n_samples / n_all
+            self.product += other.product
+            self.product += weight * np.outer(apart, apart @ self.directions)
+            self.total += other.total + weight * float(apart @ apart)
+            self.mean = self.mean + apart * (other.n_samples / n_all)
+            self.n_samples = n_all
         return self
-
-    def _join(self, n_samples: int, mean: Matrix, product: Matrix, total: float) -> None:
-        """Add what is about another mean; see `Moments`."""
-        apart, n_all = mean - self.mean, self.n_samples + n_samples
-        weight = self.n_samples * n_samples / n_all
-        self.product += product
-        self.product += weight * np.outer(apart, apart @ self.directions)
-        self.total += total + weight * float(apart @ apart)
-        self.mean = self.mean + apart * (n_samples / n_all)
-        self.n_samples = n_all
 
 
 @dataclass(frozen=True)
@@ -96,15 +94,15 @@ class Leading:
     Attributes
     ----------
     n_samples : int
-        Rows that were seen.
+        Number of rows.
     mean : array (n_features,) float64
         Their mean.
     vectors : array (n_features, n_components) float64
         Orthonormal columns, the one of the largest variance first.
     variances : array (n_components,) float64
-        Along each.
+        Variance along each of them.
     total : float
-        The sum of all variances, of the directions that were left out too.
+        The sum of all variances, including the other directions.
     """
 
     n_samples: int
@@ -122,19 +120,19 @@ def leading(
     Parameters
     ----------
     n_features : int
-        Numbers a row.
+        Number of features per row.
     n_components : int
-        How many are wanted.
+        Number of eigenvectors.
     one_pass : callable
-        Gives the `Sketch` of all rows for some directions.
+        Returns the `Sketch` of all rows for some directions.
     random_state : int
         Seed of the first directions.
 
     Notes
     -----
-    Subspace iteration: each pass multiplies the directions by the covariance matrix, as two half steps of the first
-    reference do, and estimate the spectrum as in the second. It ends when the sum of the leading variances has
-    settled to 2e-4 of itself, or after 8 passes; mostly after 3.
+    Subspace iteration: each pass multiplies the directions by the covariance matrix, like two half steps of the
+    first reference, and estimates the spectrum as in the second. It ends when the sum of the leading variances
+    changes by less than a share of 2e-4, mostly after 3 passes, or after 8.
 
     References
     ----------
@@ -151,7 +149,7 @@ def leading(
         sketch = one_pass(directions)
         found = _eigenvectors(sketch, n_components)
         explained = float(found.variances.sum())
-        if abs(explained - before) <= _SETTLED * explained:
+        if abs(explained - before) <= _CONVERGED * explained:
             break
         before = explained
         directions = np.linalg.qr(sketch.product)[0].astype(np.float32)
@@ -164,7 +162,7 @@ def _eigenvectors(sketch: Sketch, n_components: int) -> Leading:
 
     directions, n_free = sketch.directions.astype(np.float64), max(1, sketch.n_samples - 1)
     product = sketch.product / n_free
-    # Shifted, so that rounding leaves the small matrix positive; the shift is taken off the variances again.
+    # Shifted, so that the small matrix stays positive definite despite rounding; the variances are corrected below.
     shift = float(np.linalg.norm(product)) * np.finfo(np.float32).eps or 1.0
     shifted = product + shift * directions
     small = directions.T @ shifted

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featurepress.analysis.classifier import CHOOSING_ROWS, Classifier, draw_rows, linear_arrays
-from featurepress.analysis.moments import require_finite
+from featurepress.analysis.classifier import (
+    CROSS_VALIDATION_ROWS,
+    Classifier,
+    centroid_arrays,
+    draw_rows,
+    logistic_arrays,
+    spread,
+)
 from featurepress.analysis.samples import Samples
 from featurepress.errors import AnalysisError
+from featurepress.features.feature_set import record_batches
+from featurepress.features.parts import matrix_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,15 +28,16 @@ if TYPE_CHECKING:
     from featurepress.specs import Features
 
     Codes = npt.NDArray[np.int32]
+    Arrays = dict[str, npt.NDArray[Any]]
 
-Heard = Callable[[int], None]  # hears how many more rows have been read
+OnRows = Callable[[int], None]  # called with the number of rows read since the last call
 
-_RUNS, _RUN_ROWS, _STEPS = 32, 4_096, 16  # so many runs of rows are mixed, a sixteenth of each at a time
+_RUNS, _RUN_ROWS, _STEPS = 32, 4_096, 16  # this many runs of rows are mixed, a sixteenth of each at a time
 _MOST_PASSES = 20
-_SETTLED = 0.005  # the log loss of the drawn rows falls by less than this share: enough
+_CONVERGED = 0.005  # stop when the log loss of the drawn rows falls by less than this share
 
 
-def fit_streamed(classifier: Classifier, samples: Samples, heard: Heard = lambda n_rows: None) -> Classifier:
+def fit_streamed(classifier: Classifier, samples: Samples, on_rows: OnRows = lambda n_rows: None) -> Classifier:
     """Fit to rows that stay on disk.
 
     Parameters
@@ -36,76 +45,49 @@ def fit_streamed(classifier: Classifier, samples: Samples, heard: Heard = lambda
     classifier : Classifier
         Its settings.
     samples : Samples
-        What it is fitted to.
-    heard : callable, optional
-        Hears how many more rows have been read.
+        The training rows.
+    on_rows : callable, optional
+        Called with the number of rows read since the last call.
 
     Returns
     -------
     Classifier
-        Fitted.
+        The same, fitted.
 
     Raises
     ------
     AnalysisError
-        It is of k nearest neighbours, which needs all rows in memory; or features are no numbers.
+        Its kind is knn, which needs all rows in memory; or features are NaN or infinite.
 
     Notes
     -----
-    The nearest mean is the same as in memory, from sums. Logistic regression is scikit-learn's `SGDClassifier`
-    (averaged stochastic gradient, one class against all others), so not the same as in memory, but near: rows of 32
-    places of the set are mixed, since a set in order of its folders has one class at a time. It passes over them
-    until the log loss of 4,000 drawn ones settles, 20 times at most. Memory: about 8,192 rows.
+    The centroids are the same as in memory, from sums. Logistic regression is scikit-learn's `SGDClassifier`
+    (averaged stochastic gradient, one class against all others), so similar to the one in memory, but not the same.
+    Rows from 32 positions of the set are mixed, since a set in order of its folders has one class at a time. Passes
+    over them are repeated until the log loss of 4,000 drawn rows converges, at most 20 times. Memory: about 8,192
+    rows.
     """
     require_streamable(classifier, samples)
-    mean, scale = _spread(samples, heard)
-    drawn = samples.take(draw_rows(samples.codes, CHOOSING_ROWS, classifier.random_state))
+    mean, scale = spread(_counted(samples, on_rows))
     stream = _Stream(samples, mean, scale, classifier.random_state)
-    regularization = None
-    if classifier.kind == "logistic":
-        Z = _standardised(drawn.matrix(), mean, scale)
-        regularization = classifier.regularization or classifier.choose(Z, drawn.y)
-        arrays = _descend(classifier, stream, (Z, drawn.codes), regularization, heard)
-    else:
-        arrays = _means(classifier, stream, heard)
-    return classifier.take(
-        classes=samples.classes,
-        mean=mean,
-        scale=scale,
-        n_samples=len(samples),
-        regularization=regularization,
-        arrays=arrays,
-    )
+    fit = _descend if classifier.kind == "logistic" else _centroids
+    fitted = {"classes": samples.classes, "mean": mean, "scale": scale, "n_samples": np.array(len(samples))}
+    return classifier.set_fitted(fitted | fit(classifier, stream, on_rows))
 
 
 def require_streamable(classifier: Classifier, samples: Samples) -> None:
     """Raise AnalysisError if a classifier needs all rows in memory."""
     if classifier.kind == "knn":
         raise AnalysisError(
-            f"k nearest neighbours keep all features in memory, which are {samples.n_bytes / 2**30:.1f} GiB here. "
-            "Reduce them, take --kind logistic, or allow more with --in-memory-bytes."
+            f"The kind knn keeps all features in memory, here {samples.n_bytes / 2**30:.1f} GiB. Reduce them, use "
+            "--kind logistic, or allow more with --in-memory-bytes."
         )
 
 
-def _spread(samples: Samples, heard: Heard) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return mean and deviation of each feature (1 where it is 0), merged batch by batch (Chan et al. 1982)."""
-    n, mean = 0, np.zeros(samples.features.n_features)
-    scatter = np.zeros_like(mean)
-    for places, X in samples.batches():
-        own, m = X.mean(axis=0, dtype=np.float64), len(places)
-        require_finite(own, X)
-        apart = own - mean
-        scatter += ((X - own) ** 2).sum(axis=0) + apart**2 * n * m / (n + m)
-        mean += apart * m / (n + m)
-        n += m
-        heard(m)
-    deviations = np.sqrt(scatter / n)
-    return mean, np.where(deviations > 0, deviations, 1.0)
-
-
-def _standardised(X: Any, mean: Any, scale: Any) -> Features:
-    standardised: Features = ((X - mean) / scale).astype(np.float32)
-    return standardised
+def _counted(samples: Samples, on_rows: OnRows) -> Iterator[Features]:
+    for _, X in samples.batches():
+        yield X
+        on_rows(len(X))
 
 
 @dataclass(frozen=True)
@@ -117,11 +99,16 @@ class _Stream:
     scale: npt.NDArray[np.float64]
     random_state: int
 
+    def standardised(self, X: Features) -> Features:
+        """Return rows as the classifier standardises them."""
+        standardised: Features = ((X - self.mean) / self.scale).astype(np.float32)
+        return standardised
+
     def batches(self, number: int) -> Iterator[tuple[Features, Codes]]:
         """Yield all rows once, mixed, in another order for each `number` of a pass.
 
-        Runs of rows are read side by side, each in as many steps as the others, so that all end together: rows of
-        one class alone, at the end of a pass, would undo what was learned of the others.
+        Runs of rows are read side by side, each in the same number of steps, so that all end together. Otherwise
+        the last rows of a pass, of a single class, would undo what was learned about the others.
         """
         draw = np.random.default_rng([self.random_state, number])
         starts = draw.permutation(np.arange(0, len(self.samples.features), _RUN_ROWS))
@@ -130,69 +117,65 @@ class _Stream:
                 X, codes = (np.concatenate(ends) for ends in zip(*taken, strict=True))
                 order = draw.permutation(len(codes))
                 if len(order):
-                    yield _standardised(X[order], self.mean, self.scale), codes[order]
+                    yield self.standardised(X[order]), codes[order]
 
     def _run(self, start: int) -> Iterator[tuple[Features, Codes]]:
         """Yield the samples in one run of rows, in `_STEPS` steps."""
         samples, stop = self.samples, min(start + _RUN_ROWS, len(self.samples.features))
         edges = np.linspace(start, stop, _STEPS + 1).round().astype(int)
-        n_features, row = samples.features.n_features, start
-        batches = samples.features.record_batches(-(-_RUN_ROWS // _STEPS), ["features"], start, stop)
-        held = np.empty((0, n_features), np.float32)
+        batches = record_batches(samples.features, _RUN_ROWS // _STEPS, ["features"], range(start, stop))
+        waiting = np.empty((0, samples.features.n_features), np.float32)
         for low, high in itertools.pairwise(edges):
-            while row < high:
-                X = next(batches).column("features").flatten().to_numpy().reshape(-1, n_features)
-                held, row = np.concatenate([held, X]), row + len(X)
+            while len(waiting) < high - low:
+                waiting = np.concatenate([waiting, matrix_of(next(batches))])
             first, last = np.searchsorted(samples.rows, (low, high))
-            yield held[samples.rows[first:last] - low], samples.codes[first:last]
-            held = held[high - low :]
+            yield waiting[samples.rows[first:last] - low], samples.codes[first:last]
+            waiting = waiting[high - low :]
 
 
-def _weights(classifier: Classifier, samples: Samples) -> npt.NDArray[np.float64]:
-    """Return the weight of a row of each class."""
-    counts = np.bincount(samples.codes, minlength=len(samples.classes))
-    return len(samples) / (len(counts) * counts) if classifier.balanced else np.ones(len(counts))
-
-
-def _descend(
-    classifier: Classifier, stream: _Stream, drawn: tuple[Features, Codes], regularization: float, heard: Heard
-) -> dict[str, npt.NDArray[Any]]:
-    """Fit by averaged stochastic gradients until the loss settles."""
+def _descend(classifier: Classifier, stream: _Stream, on_rows: OnRows) -> Arrays:
+    """Fit by averaged stochastic gradients until the loss converges."""
     from sklearn.linear_model import SGDClassifier
     from sklearn.metrics import log_loss
+    from sklearn.utils import compute_class_weight
 
     samples = stream.samples
-    codes, weights = np.arange(len(samples.classes)), _weights(classifier, samples)
-    alpha = 1 / (regularization * len(samples))  # scikit-learn's C weighs the sum of losses, alpha the penalty
-    # Steps that suit rows whose mean square is n_features (Bach and Moulines 2013), and become smaller: the mix of
-    # classes is never even.
-    how: dict[str, Any] = {"learning_rate": "invscaling", "power_t": 0.25, "average": True}
-    how |= {"eta0": 1 / samples.features.n_features, "random_state": classifier.random_state}
-    one = SGDClassifier(loss="log_loss", alpha=alpha, **how)
+    drawn = samples.take(draw_rows(samples.codes, CROSS_VALIDATION_ROWS, classifier.random_state))
+    Z_drawn = stream.standardised(drawn.matrix())
+    regularization = classifier.regularization or classifier.choose(Z_drawn, drawn.y)
+    codes = np.arange(len(samples.classes))
+    weights = compute_class_weight("balanced" if classifier.balanced else None, classes=codes, y=samples.codes)
+    sgd = SGDClassifier(
+        loss="log_loss",
+        alpha=1 / (regularization * len(samples)),  # scikit-learn's C weighs the sum of losses, alpha the penalty
+        # Steps that suit rows whose mean square is n_features (Bach and Moulines 2013), and become smaller, because
+        # the mix of classes is never even.
+        learning_rate="invscaling",
+        power_t=0.25,
+        eta0=1 / samples.features.n_features,
+        average=True,
+        random_state=classifier.random_state,
+    )
     losses = [np.inf]
     for number in range(_MOST_PASSES):
         for Z, own in stream.batches(number):
-            one.partial_fit(Z, own, codes, sample_weight=weights[own])
-            heard(len(own))
-        losses.append(log_loss(drawn[1], one.predict_proba(drawn[0]), labels=codes))
-        if losses[-1] > losses[-2] * (1 - _SETTLED):
+            sgd.partial_fit(Z, own, codes, sample_weight=weights[own])
+            on_rows(len(own))
+        losses.append(log_loss(drawn.codes, sgd.predict_proba(Z_drawn), labels=codes))
+        if losses[-1] > losses[-2] * (1 - _CONVERGED):
             break
-    arrays = linear_arrays(one)
-    return arrays if len(codes) == 2 else {**arrays, "one_by_one": np.array(True)}
+    arrays = logistic_arrays(sgd, regularization)
+    return arrays if len(codes) == 2 else {**arrays, "one_vs_rest": np.array(True)}
 
 
-def _means(classifier: Classifier, stream: _Stream, heard: Heard) -> dict[str, npt.NDArray[Any]]:
-    """Return the mean of each class, and the variance about them, from sums."""
+def _centroids(classifier: Classifier, stream: _Stream, on_rows: OnRows) -> Arrays:
+    """Compute the class means and the variance about them from sums."""
     samples = stream.samples
-    n_classes, n_features = len(samples.classes), samples.features.n_features
-    sums, squares = np.zeros((n_classes, n_features)), 0.0
+    n_classes = len(samples.classes)
+    sums, squares = np.zeros((n_classes, samples.features.n_features)), 0.0
     for Z, codes in stream.batches(0):
         np.add.at(sums, codes, Z)
         squares += float((Z.astype(np.float64) ** 2).sum())
-        heard(len(codes))
+        on_rows(len(codes))
     counts = np.bincount(samples.codes, minlength=n_classes)
-    means = sums / counts[:, None]
-    apart = squares - float((counts[:, None] * means**2).sum())
-    variance = apart / (n_features * max(1, len(samples) - n_classes))
-    shares = np.full(n_classes, 1 / n_classes) if classifier.balanced else counts / counts.sum()
-    return {"means": means, "variance": np.array(max(variance, 1e-12)), "shares": shares}
+    return centroid_arrays(sums, squares, counts, balanced=classifier.balanced)

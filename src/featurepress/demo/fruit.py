@@ -1,8 +1,8 @@
 """Draw one fruit: form, skin, light.
 
-A fruit is drawn upright on a canvas of twice its final size, then turned and shrunk into place, which smooths
-its edges. A recipe names its form (a surface with normals: a round body, a crescent or a bunch), its skin
-(palette, mottling, pattern, gloss) and what grows on it. The same seed gives the same bytes on one machine.
+A fruit is drawn upright on a canvas of twice its final size, then rotated and shrunk, which smooths its edges. A
+recipe has its form (a surface with normals: a round body, a crescent or a bunch), its skin, and its stems and
+leaves. The same seed draws the same bytes on one machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TURNS = 1024  # steps of the full circle in angle tables: half a pixel at the r
 
 
 class _Surface(NamedTuple):
-    """Maps (side, side): the unit normal, coverage 0..1, and the tone of place (banana) or berry, else 0."""
+    """Maps (side, side): the unit normal, coverage from 0 to 1, and the tone of a banana or of berries, else 0."""
 
     nx: Plane
     ny: Plane
@@ -37,27 +37,27 @@ class _Surface(NamedTuple):
 
 @dataclass(frozen=True)
 class _Recipe:
-    """How a kind looks; palette positions run from 0 (first colour) to 1 (last)."""
+    """How a kind is drawn; palette positions run from 0 (first colour) to 1 (last)."""
 
     form: Callable[[Rng, int], _Surface]
     palette: tuple[str, ...]
-    mottling: tuple[float, float, float]  # palette position, then the weight of coarse and of middle noise
-    pattern: Callable[[_Surface, Rng], Plane] | None = None  # what is added to the palette position
+    mottling: tuple[float, float, float]  # palette position, weights of coarse and of medium noise
+    pattern: Callable[[_Surface, Rng], Plane] | None = None  # added to the palette position
     blush: float = 0.0  # palette shift towards one side of the fruit
     speckle: float = 0.0  # palette shift of small spots
     gloss: float = 0.3  # height of the highlight, 1 is white
     shine: int = 4  # the highlight's exponent is 2 ** shine
     bump: float = 0.0  # depth of the skin's grain in the light
     relief: float = 1.0  # 1 is a ball, 0 a flat cut
-    tilt: float = 30.0  # degrees that it may lean to either side
-    size: float = 1.0  # beside other fruits in a scene
+    tilt: float = 30.0  # maximum rotation to either side, in degrees
+    size: float = 1.0  # relative to other fruits in a scene
+    # Stems and leaves: base, directions in degrees from up, length and width in canvas units, colour.
     shoots: tuple[tuple[Point, tuple[float, ...], float, float, str], ...] = ()
-    # ^ stems and leaves: base, degrees from up, length, width in canvas units, colour
 
 
 @lru_cache(maxsize=8)
 def grid(side: int) -> tuple[Plane, Plane, NDArray[np.intp]]:
-    """Coordinates (the canvas is 2 wide, y down, zero in the middle of bodies), and angle steps from up."""
+    """Return coordinates (the canvas is 2 wide, y down, zero in the middle of bodies), and angle steps from up."""
     axis = (np.arange(side, dtype=np.float32) + 0.5) * (2.0 / side) - 1.0
     x, y = np.meshgrid(axis, axis - np.float32(0.12))
     return x, y, (np.arctan2(x, -y) * (_TURNS / (2 * np.pi))).astype(np.intp) % _TURNS
@@ -70,7 +70,7 @@ def _noise_pool(side: int, cells: int) -> Plane:
 
 
 def noise(side: int, cells: int, rng: Rng) -> Plane:
-    """Cut (side, side) out of a table of smooth noise, about normal, with `cells` blobs across."""
+    """Cut (side, side) out of a table of smooth noise, roughly normal, with `cells` blobs across."""
     top, left = rng.integers(0, side, 2)
     return _noise_pool(side, cells)[top : top + side, left : left + side]
 
@@ -80,7 +80,7 @@ def _plane(values: NDArray[np.floating]) -> Plane:
 
 
 def _round(rng: Rng, side: int, *, radii: tuple[float, ...]) -> _Surface:
-    """Bulge an outline given by radii at equal steps from the top down one side."""
+    """Inflate an outline, whose radii are at equal steps from the top down one side."""
     x, y, turn = grid(side)
     ring = np.interp(np.linspace(0, len(radii) - 1, _TURNS // 2), np.arange(len(radii)), radii)
     window = np.hanning(_TURNS // len(radii) // 2)
@@ -109,7 +109,7 @@ def _crescent(rng: Rng, side: int) -> _Surface:
     across = (radius - 1) / width
     alpha = np.clip(np.minimum((1 - np.abs(across)) * width, 0.8 - 1.6 * np.abs(swing)) * (side * 0.5), 0, 1)
     across = np.clip(across, -1, 1)
-    # A banana has edges: its faces are flatter than a tube's.
+    # A banana has edges: its faces are flatter than those of a tube.
     facing = np.clip(across + 0.16 * np.sin(6.5 * across + np.float32(rng.uniform(-0.5, 0.5))), -1, 1)
     tone = np.interp(steps, knots, _BANANA_TONE).astype(np.float32)[along]
     nx, ny = facing * x / radius, facing * y / radius
@@ -117,7 +117,7 @@ def _crescent(rng: Rng, side: int) -> _Surface:
 
 
 def _bunch(rng: Rng, side: int, *, rows: tuple[int, ...], radius: float, pitch: Point, loose: float) -> _Surface:
-    """Heap berries in rows from the top down, the outer ones behind."""
+    """Lay berries in rows from the top down, the outer ones behind."""
     reach = round(radius * rng.uniform(0.94, 1.06) * side / 2)
     axis = (np.arange(2 * reach, dtype=np.float32) + 0.5) / reach - 1
     nx, ny = np.meshgrid(axis, axis)
@@ -133,7 +133,7 @@ def _bunch(rng: Rng, side: int, *, rows: tuple[int, ...], radius: float, pitch: 
     for x, y, tone in berries[np.argsort(-np.abs(berries[:, 0]) + rng.normal(0, loose, len(seats)))]:
         left, top = (int(np.clip((v + 1) * side / 2 - reach, 0, side - 2 * reach)) for v in (x, y))
         target = maps[:, top : top + 2 * reach, left : left + 2 * reach]
-        # The bunch is round as a whole too, so the outer berries face outwards.
+        # The whole bunch is round too, so the outer berries face outwards.
         fresh = ball[:3] + np.array([[[0.4 * x]], [[0.4 * y]], [[0]]], np.float32)
         np.copyto(target[:3], fresh, where=ball[3] > 0.5)
         np.copyto(target[4], np.float32(tone), where=ball[3] > 0.5)
@@ -143,18 +143,18 @@ def _bunch(rng: Rng, side: int, *, rows: tuple[int, ...], radius: float, pitch: 
 
 
 def _triangle(values: NDArray[np.floating]) -> Plane:
-    """Fold onto 0..1..0 with period 1; far cheaper than a sine."""
+    """Return a triangle wave from 0 to 1 with period 1: much faster than a sine."""
     return _plane(np.abs(values - np.rint(values)) * 2)
 
 
 def _longitude(s: _Surface, rng: Rng, *, spin: float = 0.5) -> Plane:
-    """Radians around the upright axis, turned by up to `spin`."""
+    """Return radians around the upright axis, rotated by up to `spin`."""
     across = np.clip(s.nx / np.sqrt(np.maximum(1 - s.ny * s.ny, 0.04)), -1, 1)
     return _plane(np.arcsin(across) + np.float32(rng.uniform(-spin, spin)))
 
 
 def _streaks(s: _Surface, rng: Rng, *, weight: float, hollow: float) -> Plane:
-    """Fine lines from pole to pole, and the shaded hollow that the stem grows from."""
+    """Return fine lines from pole to pole, and the dark hollow around the stem."""
     around = ((_longitude(s, rng, spin=0) + 1.6) * 79).astype(np.intp)
     depth = 1 / (1 + s.nx * s.nx * 9 + (s.ny + np.float32(0.8)) ** 2 * 60)
     return _plane(weight * noise(256, 64, rng)[0][around] - hollow * depth)
@@ -171,7 +171,7 @@ def _stripes(s: _Surface, rng: Rng) -> Plane:
 
 
 def _lattice(s: _Surface, rng: Rng, *, turns: Point, eye: float, pit: float, spot: float) -> Plane:
-    """Cells in diagonal rows around the ball, `spot` lighter in their middle and `pit` darker around it."""
+    """Return cells in diagonal rows around the ball, `spot` lighter in their middle and `pit` darker around it."""
     around, down = _longitude(s, rng) * turns[0], np.arcsin(np.clip(s.ny, -1, 1)) * turns[1]
     middle = np.minimum(_triangle(around + down), _triangle(around - down)) - eye
     return _plane(spot * np.clip(middle * 8, 0, 1) - pit * np.clip(1 - np.abs(middle + 0.16) * 5, 0, 1))
@@ -184,19 +184,19 @@ _KIWI_RINGS = (
 
 
 def _cut(s: _Surface, rng: Rng) -> Plane:
-    """Rings, rays and seeds of a kiwi cut across."""
+    """Return rings, rays and seeds of a kiwi cut in half."""
     outward = np.sqrt(s.nx * s.nx + s.ny * s.ny)
     rings = np.interp(np.linspace(0, 1, 256), *_KIWI_RINGS).astype(np.float32)
     turn = grid(len(s.nx))[2]
     rays = np.resize(noise(_TURNS // 2, 48, rng)[0], _TURNS)[turn] * np.clip(1 - np.abs(outward - 0.55) * 3, 0, 1)
     around = (turn * (17 / _TURNS) + rng.uniform()).astype(np.float32)
-    # The seeds stand in two rings by turns: the second ring's lie between those of the first.
+    # The seeds alternate between two rings.
     ring = np.float32(0.38) + np.float32(0.06) * (np.floor(around) % 2)
     seeds = np.clip(_triangle(around) * 6 - 3 - (np.abs(outward - ring) * 19) ** 2, 0, 1)
     return _plane(rings[np.minimum(outward * 255, 255).astype(np.intp)] + np.float32(0.09) * rays - 2 * seeds)
 
 
-def _own_tone(s: _Surface, rng: Rng) -> Plane:
+def _tone(s: _Surface, rng: Rng) -> Plane:
     return s.tone
 
 
@@ -218,17 +218,17 @@ RECIPES: dict[str, _Recipe] = {
         partial(_streaks, weight=0.1, hollow=0.35), blush=0.14, speckle=0.3, gloss=0.5, shine=5,
         shoots=(_APPLE_STEM, ((0.03, -0.66), (62.0,), 0.42, 0.12, _LEAF))),
     "Banana": _Recipe(
-        _crescent, ("#2a1a0e", "#6b4a1c", "#9ea23c", "#e6c83e", "#f9e27a"), (0.0, 0.03, 0.01), _own_tone,
+        _crescent, ("#2a1a0e", "#6b4a1c", "#9ea23c", "#e6c83e", "#f9e27a"), (0.0, 0.03, 0.01), _tone,
         speckle=-1.2, gloss=0.2, shine=3, tilt=70, size=1.2),
     "Cherry": _Recipe(
         partial(_bunch, rows=(2,), radius=0.4, pitch=(0.74, 0.0), loose=0.08),
-        ("#2a0208", "#6d0a18", "#a81426", "#cf3340"), (0.45, 0.08, 0.0), _own_tone, gloss=0.85, shine=6,
+        ("#2a0208", "#6d0a18", "#a81426", "#cf3340"), (0.45, 0.08, 0.0), _tone, gloss=0.85, shine=6,
         size=0.65,
         shoots=(((-0.36, -0.2), (32.0,), 0.86, 0.02, _BARK), ((0.37, -0.2), (-20.0,), 0.78, 0.02, _BARK),
                 ((0.1, -0.9), (105.0,), 0.6, 0.14, _LEAF))),
     "Grape": _Recipe(
         partial(_bunch, rows=(3, 4, 5, 4, 3, 2, 1), radius=0.2, pitch=(0.3, 0.22), loose=0.15),
-        ("#120d22", "#2b2148", "#4a3f74", "#8688b4"), (0.42, 0.12, 0.06), _own_tone, gloss=0.4, shine=5,
+        ("#120d22", "#2b2148", "#4a3f74", "#8688b4"), (0.42, 0.12, 0.06), _tone, gloss=0.4, shine=5,
         shoots=(((0.0, -0.5), (6.0,), 0.45, 0.025, _BARK),
                 ((0.0, -0.6), (62.0, 86.0, 110.0), 0.55, 0.13, _LEAF))),
     "Kiwi": _Recipe(
@@ -258,7 +258,7 @@ RECIPES: dict[str, _Recipe] = {
         tilt=80, size=0.8, shoots=(((0.0, -0.6), (10.0,), 0.22, 0.02, _BARK),)),
     "Raspberry": _Recipe(
         partial(_bunch, rows=(4, 5, 6, 6, 5, 5, 4, 3, 2), radius=0.14, pitch=(0.19, 0.14), loose=0.08),
-        ("#5e0a20", "#b01c3e", "#d83f5e", "#f08a9a"), (0.5, 0.06, 0.03), _own_tone, gloss=0.25, size=0.65,
+        ("#5e0a20", "#b01c3e", "#d83f5e", "#f08a9a"), (0.5, 0.06, 0.03), _tone, gloss=0.25, size=0.65,
         shoots=(((0.0, -0.52), _CALYX, 0.3, 0.07, _LEAF),)),
     "Strawberry": _Recipe(
         partial(_round, radii=(0.5, 0.58, 0.66, 0.65, 0.61, 0.58, 0.59, 0.66, 0.74)),
@@ -273,7 +273,7 @@ RECIPES: dict[str, _Recipe] = {
 # fmt: on
 
 KINDS: tuple[str, ...] = tuple(RECIPES)
-"""The kinds of fruit that can be drawn; also their folders' names, and so their labels."""
+"""The kinds of fruit: also the names of their folders, and so their labels."""
 
 
 def _rgb(colour: str) -> tuple[float, ...]:
@@ -281,13 +281,13 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 
 def pick_light(rng: Rng) -> NDArray[np.float64]:
-    """Point to a lamp above, a unit vector: x right, y down, z towards the eye."""
+    """Return a random direction to a lamp above, a unit vector: x right, y down, z towards the eye."""
     way = np.array([rng.uniform(-0.7, 0.7), rng.uniform(-0.8, -0.3), rng.uniform(0.7, 1.0)])
     return np.asarray(way / np.linalg.norm(way))
 
 
 def _pigment(s: _Surface, recipe: _Recipe, rng: Rng) -> Pixels:
-    """Palette position 0..255 of every pixel."""
+    """Return the palette position of each pixel, from 0 to 255."""
     side, (base, coarse, middle) = len(s.nx), recipe.mottling
     position = coarse * noise(side, 5, rng) + middle * noise(side, 20, rng) + np.float32(base)
     if recipe.pattern is not None:
@@ -303,7 +303,7 @@ def _pigment(s: _Surface, recipe: _Recipe, rng: Rng) -> Pixels:
 
 
 def _paint(s: _Surface, recipe: _Recipe, light: NDArray[np.float64], rng: Rng) -> Pixels:
-    """Light by Lambert, a Blinn highlight and a darker rim: RGBA premultiplied, (side, side, 4) uint8."""
+    """Return the body, lit by Lambert with a Blinn highlight and a darker rim: RGBA premultiplied, uint8."""
     stops = np.array([_rgb(c) for c in recipe.palette])
     ramp = [np.interp(np.linspace(0, 1, 256), np.linspace(0, 1, len(stops)), stops[:, c]) for c in range(3)]
     ramp *= rng.normal(1, 0.04, (3, 1)) * rng.uniform(0.9, 1.12)
@@ -311,7 +311,7 @@ def _paint(s: _Surface, recipe: _Recipe, light: NDArray[np.float64], rng: Rng) -
     shade = np.maximum(s.nx * lx + s.ny * ly + s.nz * lz, 0) * np.float32(0.72) + np.float32(0.42)
     if recipe.bump:
         grain = noise(len(s.nx), 60, rng)
-        # Where the grain rises towards the lamp it is brighter: a difference along the light is enough.
+        # The grain is brighter where it rises towards the lamp: a difference along the light is enough.
         shade[2:, 2:] += np.float32(recipe.bump) * (grain[2:, 2:] - grain[:-2, :-2])
     shade *= (1 - np.float32(0.34 * recipe.relief)) + np.float32(0.34 * recipe.relief) * s.nz
     between = np.add(light, (0, 0, 1))  # halfway from the lamp to the eye
@@ -326,7 +326,7 @@ def _paint(s: _Surface, recipe: _Recipe, light: NDArray[np.float64], rng: Rng) -
 
 
 def _draw_shoots(canvas: Pixels, recipe: _Recipe, rng: Rng) -> None:
-    """Draw stems and leaves over the body, each as a lit and a shaded half along a bent spine."""
+    """Draw stems and leaves over the body, each as a bright and a dark half along a bent spine."""
     t = np.linspace(0, 1, 9)[:, None]
     for base, degrees, length, width, colour in recipe.shoots:
         # Stems keep their width; leaves are pointed at both ends.
@@ -341,22 +341,22 @@ def _draw_shoots(canvas: Pixels, recipe: _Recipe, rng: Rng) -> None:
             for half, shade in ((-1, 1.1), (1, 0.8)):
                 outline = np.concatenate([spine, (spine + half * width * profile * across)[::-1]])
                 fill = np.minimum(np.multiply(_rgb(colour), shade * rng.uniform(0.9, 1.1)), 255).tolist()
-                # OpenCV draws with fixed-point pixels, here 4 bits below the point.
+                # OpenCV draws with fixed-point coordinates, here with 4 fractional bits.
                 fixed = ((outline + 1) * (len(canvas) * 8)).astype(np.int32)
                 cv2.fillPoly(canvas, [fixed], (*fill, 255), cv2.LINE_AA, 4)
 
 
 def render(kind: str, rng: Rng, *, side_px: int, fill: float, light: NDArray[np.float64]) -> Pixels:
-    """One fruit in the middle, its longer side `fill` of the picture: RGBA premultiplied, (H, W, 4) uint8."""
+    """Return a fruit in the middle, its longer side `fill` of the image: RGBA premultiplied, (H, W, 4) uint8."""
     recipe = RECIPES[kind]
     tilt = math.radians(rng.uniform(-recipe.tilt, recipe.tilt))
     turn = np.array([[math.cos(tilt), -math.sin(tilt)], [math.sin(tilt), math.cos(tilt)]])
-    # Whole hundreds keep the tables of coordinates and noise few; a tiny picture would be shrunk too far.
+    # Few canvas sizes need few tables of coordinates and noise; a tiny image needs less shrinking.
     side = math.ceil(side_px / 50) * 100 if side_px > 25 else 50
     canvas = _paint(recipe.form(rng, side), recipe, np.append(light[:2] @ turn, light[2]), rng)
     _draw_shoots(canvas, recipe, rng)
     turn *= rng.uniform(0.94, 1.06, 2)
-    # Every fourth pixel of 200 is enough to know the extent.
+    # Every fourth pixel of 200 is enough to find the extent.
     step = side // 50
     points = np.argwhere(canvas[::step, ::step, 3] > 127)[:, ::-1] * step @ turn.T
     low, high = points.min(axis=0), points.max(axis=0)
@@ -366,7 +366,7 @@ def render(kind: str, rng: Rng, *, side_px: int, fill: float, light: NDArray[np.
 
 
 def lay(ground: Pixels, fruit: Pixels, light: NDArray[np.float64]) -> None:
-    """Lay a fruit with its soft shadow onto a piece of ground of its size, in place."""
+    """Draw a fruit with its soft shadow onto a piece of ground of the same size, in place."""
     side = len(fruit)
     away = np.array([[1, 0, -0.05 * side * light[0]], [0, 1, -0.06 * side * light[1]]])
     shadow = cv2.GaussianBlur(cv2.warpAffine(fruit[:, :, 3], away, (side, side)), (0, 0), side * 0.03)

@@ -1,4 +1,4 @@
-"""Draw a small orchard of fruit pictures: data for the first run, for the tests and for the benchmarks."""
+"""Draw an orchard of fruit images: data for the first run, for tests and for benchmarks."""
 
 from __future__ import annotations
 
@@ -18,40 +18,33 @@ from numpy.typing import NDArray
 from featurepress.demo.fruit import KINDS, RECIPES, Pixels, Rng, grid, lay, noise, pick_light, render
 from featurepress.errors import DestinationError, SettingError, StorageError
 
-__all__ = [
-    "KINDS",
-    "Orchard",
-    "Scene",
-    "draw_fruit",
-    "draw_images",
-    "draw_orchard",
-    "draw_scene",
-]
+__all__ = ["KINDS", "Orchard", "Scene", "draw_fruit", "draw_images", "draw_orchard", "draw_scene"]
 
 Box = tuple[int, int, int, int]
 BACKGROUND = "background"  # the label that predict never writes
 
-# Lists what was drawn, so that a new drawing replaces only that; sources skip dot files.
-_MARKER = ".featurepress-orchard"
-_DISTINCT = 24 * len(KINDS)  # pictures that draw_images really draws; the others are variations of these
+_MARKER = ".featurepress-orchard"  # lists the files, so that a new call replaces only these; sources skip dot files
+_DISTINCT = 24 * len(KINDS)  # images that draw_images really draws; the others are variations of these
 
 
-def _check(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingError(f"The '{name}' setting must be an integer of at least {least}. Got {value!r}.")
+def _require(least: int, **settings: object) -> None:
+    """Raise SettingError unless each setting is an integer of at least `least`."""
+    for name, value in settings.items():
+        if type(value) is not int or value < least:
+            raise SettingError(f"The '{name}' setting must be an integer of at least {least}. Got {value!r}.")
 
 
 def _generator(random_state: int | Rng) -> Rng:
     if isinstance(random_state, Rng):
         return random_state
-    _check("random_state", random_state, 0)
+    _require(0, random_state=random_state)
     return np.random.default_rng(random_state)
 
 
-def _check_kind(kind: str) -> None:
+def _require_kind(kind: str) -> None:
     if kind not in RECIPES:
-        near = difflib.get_close_matches(str(kind).title(), KINDS) or KINDS
-        raise SettingError(f"No such kind of fruit: {kind!r}. Choose among {', '.join(near)}.")
+        near = difflib.get_close_matches(kind.title(), KINDS) or KINDS
+        raise SettingError(f"There is no kind of fruit '{kind}'. Choose {', '.join(near)}.")
 
 
 def draw_fruit(kind: str, *, random_state: int | Rng, image_size_px: int = 100) -> Pixels:
@@ -62,9 +55,9 @@ def draw_fruit(kind: str, *, random_state: int | Rng, image_size_px: int = 100) 
     kind : str
         One of `KINDS`.
     random_state : int or numpy.random.Generator
-        Decides pose, size, light and skin; the same integer gives the same picture.
+        Determines pose, size, light and skin; the same integer draws the same image.
     image_size_px : int
-        Height and width, at least 16; 100 by default, as in Fruits-360.
+        Height and width, at least 16. By default 100, as in Fruits-360.
 
     Returns
     -------
@@ -74,19 +67,19 @@ def draw_fruit(kind: str, *, random_state: int | Rng, image_size_px: int = 100) 
     Raises
     ------
     SettingError
-        If the kind is unknown or the size too small.
+        The kind is unknown, or the size is too small.
 
     Notes
     -----
     About 1 ms for 100 pixels; time grows with the area.
     """
-    _check_kind(kind)
-    _check("image_size_px", image_size_px, 16)
+    _require_kind(kind)
+    _require(16, image_size_px=image_size_px)
     rng = _generator(random_state)
     light = pick_light(rng)
-    picture = np.full((image_size_px, image_size_px, 3), 255, np.uint8)
-    lay(picture, render(kind, rng, side_px=image_size_px, fill=rng.uniform(0.82, 0.96), light=light), light)
-    return picture
+    pixels = np.full((image_size_px, image_size_px, 3), 255, np.uint8)
+    lay(pixels, render(kind, rng, side_px=image_size_px, fill=rng.uniform(0.82, 0.96), light=light), light)
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -98,8 +91,8 @@ class Scene:
     pixels : ndarray of shape (H, W, 3), uint8
         RGB.
     fruits : tuple of (str, (int, int, int, int))
-        Kind and box (left, top, right, bottom) in pixels, right and bottom exclusive; the box holds the whole
-        fruit, also where a later one lies over it.
+        Kind and box (left, top, right, bottom) in pixels, right and bottom exclusive. The box encloses the whole
+        fruit, also if a later one covers part of it.
     """
 
     pixels: Pixels
@@ -107,7 +100,7 @@ class Scene:
 
 
 def _overlaps(boxes: NDArray[np.int64], laid: list[Box]) -> NDArray[np.float64]:
-    """Greatest share of the smaller box that each of `boxes`, (n, 4), has in common with one already laid."""
+    """Return the largest overlap of each of `boxes`, (n, 4), with one in `laid`, as a share of the smaller box."""
     worst = np.zeros(len(boxes))
     for other in np.array(laid, np.int64).reshape(-1, 4):
         common = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
@@ -122,32 +115,32 @@ def draw_scene(kinds: Iterable[str], *, random_state: int | Rng, image_size_px: 
     Parameters
     ----------
     kinds : iterable of str
-        The fruits in the order they are laid down; a kind may come twice.
+        The fruits in the order in which they are laid down; a kind may be repeated.
     random_state : int or numpy.random.Generator
-        Decides everything else.
+        Determines everything else.
     image_size_px : int
-        Height and width, at least 64; 384 by default, four pictures of 96 across.
+        Height and width, at least 64. By default 384, four images of 96 pixels across.
 
     Raises
     ------
     SettingError
-        If a kind is unknown or the size too small.
+        A kind is unknown, or the size is too small.
     """
-    _check("image_size_px", image_size_px, 64)
+    _require(64, image_size_px=image_size_px)
     rng, kinds = _generator(random_state), list(kinds)
     light, side = pick_light(rng), image_size_px
     tone = rng.uniform(170, 235) + rng.normal(0, 9, 3) + 7 * noise(side, 5, rng)[:, :, None]
     ground = np.clip(tone + 25 * light[1] * grid(side)[1][:, :, None], 0, 255).astype(np.uint8)
     fruits: list[tuple[str, Box]] = []
     for kind in kinds:
-        _check_kind(kind)
+        _require_kind(kind)
         extent = round(side * RECIPES[kind].size * rng.uniform(0.36, 0.42) * min(1, (3 / len(kinds)) ** 0.5))
         fruit = render(kind, rng, side_px=extent, fill=0.8, light=light)
         left, top, width, height = cv2.boundingRect((fruit[:, :, 3] > 127).astype(np.uint8))
         corners = rng.integers(0, side - extent + 1, (60, 2))
         low = np.add(corners, (left, top))
         overlap = _overlaps(np.hstack([low, np.add(low, (width, height))]), [box for _, box in fruits])
-        # The first place with little overlap; on a full table the one with least.
+        # The first position with little overlap; on a full table the one with the least.
         best = int(np.argmin(np.maximum(overlap, 0.1)))
         x, y = corners[best]
         lay(ground[y : y + extent, x : x + extent], fruit, light)
@@ -158,7 +151,7 @@ def draw_scene(kinds: Iterable[str], *, random_state: int | Rng, image_size_px: 
 
 @dataclass(frozen=True)
 class Orchard:
-    """What `draw_orchard` drew: the folder, and how many good pictures, scenes and broken files it holds."""
+    """The folder that `draw_orchard` drew, with its numbers of valid images, scenes and broken files."""
 
     folder: Path
     images: int
@@ -175,8 +168,8 @@ def _fruit_files(images_per_kind: int, random_state: int, *, odd_name: bool) -> 
         for i in range(images_per_kind):
             split = "Test" if i % 4 == 3 else "Training"
             name = "fr\u00fche Zitrone \u67e0\u6aac" if odd_name and (kind, i) == ("Lemon", 0) else f"{i:04d}"
-            picture = draw_fruit(kind, random_state=np.random.default_rng([random_state, number, i]))
-            yield f"{split}/{kind}/{name}.jpg", _jpeg(picture)
+            pixels = draw_fruit(kind, random_state=np.random.default_rng([random_state, number, i]))
+            yield f"{split}/{kind}/{name}.jpg", _jpeg(pixels)
 
 
 def _scene_files(scenes: int, random_state: int) -> Iterator[tuple[str, bytes]]:
@@ -190,45 +183,41 @@ def _scene_files(scenes: int, random_state: int) -> Iterator[tuple[str, bytes]]:
     yield "test-multiple_fruits/boxes.json", json.dumps(truth, indent=1).encode()
 
 
-def _draw_background(rng: Rng) -> Pixels:
-    """Draw a piece of an empty table, as `draw_scene` lays fruits on: 60 to 199 pixels wide and high."""
-    table = draw_scene([], random_state=rng).pixels
-    side = int(rng.integers(60, 200))
-    x, y = rng.integers(0, len(table) - side, 2).tolist()
-    return table[y : y + side, x : x + side]
-
-
 def _background_files(backgrounds: int, random_state: int) -> Iterator[tuple[str, bytes]]:
+    """Draw pieces of the empty tables of scenes, 60 to 199 pixels wide and high."""
     for i in range(backgrounds):
         rng = np.random.default_rng([random_state, len(KINDS) + 1, i])
-        yield f"Training/{BACKGROUND}/{i:04d}.jpg", _jpeg(_draw_background(rng))
+        table = draw_scene([], random_state=rng).pixels
+        side = int(rng.integers(60, 200))
+        x, y = rng.integers(0, len(table) - side, 2).tolist()
+        yield f"Training/{BACKGROUND}/{i:04d}.jpg", _jpeg(table[y : y + side, x : x + side])
 
 
 def _broken_files() -> Iterator[tuple[str, bytes]]:
     def chunk(tag: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
 
-    picture = _jpeg(draw_fruit("Plum", random_state=0))
+    plum = _jpeg(draw_fruit("Plum", random_state=0))
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     yield "Test/Apple Red/empty.jpg", b""
-    yield "Test/Plum/truncated.jpg", picture[: len(picture) // 2]
+    yield "Test/Plum/truncated.jpg", plum[: len(plum) // 2]
     yield "Training/Banana/shopping list.jpg", b"6 bananas, 1 pineapple, 200 g raspberries\n"
     bomb = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     yield "Test/Watermelon/enormous.png", b"\x89PNG\r\n\x1a\n" + bomb
 
 
 def _prepare(folder: Path) -> None:
-    """Clear what an earlier call drew; refuse a folder with anything else in it."""
+    """Remove the files of an earlier call; refuse a folder that holds something else."""
     marker = folder / _MARKER
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stranger = None if marker.exists() else next(folder.iterdir(), None)
+        foreign = None if marker.exists() else next(folder.iterdir(), None)
     except OSError as error:
-        raise DestinationError(f"Cannot draw into {str(folder)!r}: {error.strerror}. Choose another.") from error
-    if stranger is not None:
+        raise DestinationError(f"Cannot draw into '{folder}': {error.strerror}. Choose another folder.") from error
+    if foreign is not None:
         raise DestinationError(
-            f"The folder for an orchard must be new, empty or drawn by an earlier call. Got {str(folder)!r}, "
-            f"which holds {stranger.name!r}. Choose another."
+            f"The folder of an orchard must be new, empty or drawn by an earlier call. Got '{folder}', which holds "
+            f"'{foreign.name}'. Choose another folder."
         )
     for name in marker.read_text("utf-8").splitlines() if marker.exists() else ():
         if (drawn := (folder / name).resolve()).is_relative_to(folder.resolve()):
@@ -240,7 +229,7 @@ def _write(root: Path, files: Iterable[tuple[str, bytes]]) -> None:
     try:
         with (root / _MARKER).open("w", encoding="utf-8") as marker:
             for name, content in files:
-                # Noted before it is written: a call cut short leaves nothing that the next cannot clear.
+                # Listed before it is written, so that the next call can remove what an interrupted one has left.
                 print(name, file=marker, flush=True)
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_bytes(content)
@@ -262,30 +251,30 @@ def draw_orchard(
     Parameters
     ----------
     folder : str or Path
-        New, empty, or drawn by an earlier call: its files are then replaced.
+        New, empty, or drawn by an earlier call, whose files are then replaced.
     images_per_kind : int
-        Pictures of 100 x 100 of each kind, every fourth in `Test`; 40 by default, enough to train on.
+        Images of 100 x 100 pixels of each kind, every fourth in `Test`; 40 by default, enough for training.
     scenes : int
-        Pictures of 2 to 5 fruits; `boxes.json` beside them has the kind and box of each. 12 by default.
+        Images of 2 to 5 fruits; `boxes.json` beside them has the kind and box of each. 12 by default.
     backgrounds : int
-        Pictures of empty tables, in `Training/background/`; none by default. A model that knows them takes less of
-        an empty place for a fruit.
+        Images of empty tables, in `Training/background/`; none by default. A model trained on them predicts fewer
+        fruits where there are none.
     broken : bool
-        Add four files that cannot be decoded, and name one good picture with spaces and letters beyond ASCII.
+        Add four files that cannot be decoded, and name one valid image with spaces and letters beyond ASCII.
     random_state : int
-        The same number gives the same bytes.
+        The same number draws the same bytes.
 
     Raises
     ------
-    SettingError, DestinationError
-        If a number is not allowed; if the folder holds anything else or cannot be made.
+    SettingError
+        A number is not allowed.
+    DestinationError
+        The folder holds something else, or cannot be created.
     StorageError
-        If writing fails half-way; another call clears what is there.
+        Writing failed; the next call removes the files that exist.
     """
-    _check("images_per_kind", images_per_kind, 1)
-    _check("scenes", scenes, 0)
-    _check("backgrounds", backgrounds, 0)
-    _check("random_state", random_state, 0)
+    _require(1, images_per_kind=images_per_kind)
+    _require(0, scenes=scenes, backgrounds=backgrounds, random_state=random_state)
     root = Path(folder)
     _prepare(root)
     bad = dict(_broken_files()) if broken else {}
@@ -295,24 +284,24 @@ def draw_orchard(
     return Orchard(root, len(KINDS) * images_per_kind + backgrounds, scenes, len(bad))
 
 
-def _vary(picture: Pixels, rng: Rng) -> Pixels:
-    """Turn, shrink and fade a picture on white: a tenth of the cost of drawing another."""
-    side = len(picture)
+def _vary(pixels: Pixels, rng: Rng) -> Pixels:
+    """Rotate, shrink and fade an image on white, which takes a tenth of the time of drawing another."""
+    side = len(pixels)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(0, 360), rng.uniform(0.8, 1.0))
-    turned = cv2.warpAffine(picture, turn, (side, side), borderValue=(255, 255, 255))
+    turned = cv2.warpAffine(pixels, turn, (side, side), borderValue=(255, 255, 255))
     gain = rng.uniform(0.8, 1.0)
     return np.asarray(cv2.convertScaleAbs(turned, alpha=gain, beta=255 * (1 - gain)), np.uint8)
 
 
 def draw_images(folder: str | Path, n: int, *, image_size_px: int = 100, random_state: int = 0) -> list[Path]:
-    """Write many fruit pictures fast, for tests and benchmarks: `<Kind>/<number>.jpg`, kinds in turn.
+    """Write many fruit images fast, for tests and benchmarks: `<Kind>/<number>.jpg`, kinds in turn.
 
     Parameters
     ----------
     folder : str or Path
-        Made if missing; files of the same names are replaced.
+        Created if it is missing; files of the same names are replaced.
     n : int
-        How many; no two have the same bytes. The first few hundred are drawn, the others vary these.
+        Number of images, no two with the same bytes. The first few hundred are drawn, the others vary these.
     image_size_px, random_state : int
         As for `draw_fruit`.
 
@@ -321,7 +310,7 @@ def draw_images(folder: str | Path, n: int, *, image_size_px: int = 100, random_
     list of Path
         In the order drawn.
     """
-    _check("n", n, 0)
+    _require(0, n=n)
     rng, originals, seen = _generator(random_state), list[Pixels](), set[int]()
     paths = [Path(folder) / KINDS[i % len(KINDS)] / f"{i:06d}.jpg" for i in range(n)]
     for i, path in enumerate(paths):

@@ -1,4 +1,4 @@
-"""Write a feature set as the files that other tools read, with bounded memory, each file whole or not at all."""
+"""Export a feature set as files for other tools, with bounded memory; each file is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,83 +9,81 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from featurepress.errors import DestinationError, SettingError, StorageError
-from featurepress.features.feature_set import FeatureSet, open_features
+from featurepress.features.feature_set import FeatureSet, open_features, record_batches
+from featurepress.features.parts import matrix_of
 from featurepress.ledger import Plan
 from featurepress.ledger.names import FOLDERS, csv_name
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, show_progress, step
 from featurepress.settings import Constraint, nearest
-from featurepress.storage import Storage, open_storage
+from featurepress.storage import Storage, is_below, open_storage
 from featurepress.storage.connection import scheme_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from featurepress.specs import Features
+_OnRows = Callable[[int], None]  # called with the number of rows written since the last call
+_Writer = Callable[[FeatureSet, IO[bytes], range, _OnRows], None]
 
-_Wrote = Callable[[int], None]  # hears how many more rows have been written
-_Writer = Callable[[FeatureSet, IO[bytes], range, _Wrote], None]
-
-# Of features or texts that wait to be written. Smaller ones are slower; Arrow's CSV holds several copies of them.
-_BATCH_BYTES = 4 * 1024**2
-_ROW_GROUP_BYTES = 16 * 1024**2  # of an exported Parquet file, as numbers: enough for readers, little for memory
+_BATCH_BYTES = 4 * 1024**2  # of features or texts; smaller is slower, and Arrow's CSV holds several copies
+_ROW_GROUP_BYTES = 16 * 1024**2  # of features in a row group of Parquet: enough for readers, little for memory
 _MAX_BATCH_ROWS = 8192
-_CSV_BYTES = 16  # of a number as text, with what separates it from the next: at most
+_CSV_BYTES = 16  # of a feature as text with its separator, at most
 _PARTS = Constraint(int, "Number of files.", minimum=1, maximum=99_999)
 
 
 def export(
     features: FeatureSet | str | Path, to: str | Path, *, parts: int = 1, progress: bool | OnProgress = True
 ) -> list[str]:
-    """Write a feature set as one file, or as several.
+    """Export a feature set as one file, or as several.
 
     Parameters
     ----------
     features : FeatureSet, str or path
-        A set, or where a complete one lies. Of a set that was opened with ``allow_incomplete`` the rows that are
-        there are written.
+        A set, or the location of a complete one. Of a set opened with ``allow_incomplete``, the existing rows are
+        written.
     to : str or path
-        The file, on disk or in a bucket; its ending is the format. Its folder is made if need be.
+        The file, on disk or in a bucket; its ending is the format. Missing folders are created.
 
         ``.npy``
             The features: array (n_samples, n_features) float32 in the order of `FeatureSet.uris`, which
             ``numpy.load(mmap_mode="r")`` opens without reading it.
         ``.npz``
             Arrays ``X`` (the same), ``uris``, ``y`` if there are labels, and the other fields by their names:
-            texts of fixed width, "" where there is none. Not compressed.
+            texts of fixed width, "" for a missing one. Not compressed.
         ``.csv``
             ``uri[,label and other fields],features``, the features a JSON list in text.
         ``.parquet``
-            All columns of the parts; zstd level 1, row groups of 16 MB of numbers.
+            All columns of the parts; zstd level 1, row groups of 16 MB of features.
         ``.arrow``
             The same columns in Arrow's IPC file format, not compressed, so that it can be memory-mapped.
     parts : int
-        Number of files, from 1 to 99,999: of 5, ``name.csv`` becomes ``name-00000-of-00005.csv`` and so on, file i
-        with the i-th of so many equal runs of rows. More files than rows leave some without any.
+        Number of files, from 1 to 99,999. With 5, ``name.csv`` becomes ``name-00000-of-00005.csv`` and so on. Each
+        file holds an equal share of the rows, in order; with more files than rows some have none.
     progress : bool or callable
         True shows one line in a terminal or notebook. A callable gets a `Progress` after each batch.
 
     Returns
     -------
     list of str
-        Where the files lie, in the order of the rows.
+        Locations of the files, in the order of the rows.
 
     Raises
     ------
     SettingError
-        There is no such format, or `parts` is not allowed.
+        The format is unknown, or `parts` is not allowed.
     DestinationError
-        Such a file exists already, or cannot be written there; nothing was written.
+        A file exists already, or the destination cannot be written; nothing was written.
     FeatureSetError
         There is no feature set, or (IncompleteError) its run has not finished.
     StorageError
-        The storage broke down; files that are there are whole.
+        Writing failed; the files that exist are whole.
 
     Notes
     -----
-    Memory: some 4 MB of features and what becomes of them, 16 MB for Parquet, whatever the size of the set.
-    A set of n rows takes ``4 * n * n_features`` bytes and hardly more as .npy, .npz and .arrow, about half of
-    that as .parquet and three times as much as .csv.
+    Memory: a few copies of 4 MB of features (16 MB for Parquet), whatever the size of the set. A set takes about
+    ``4 * n_samples * n_features`` bytes as .npy, .npz and .arrow, half of that as .parquet and three times as much
+    as .csv.
 
     Examples
     --------
@@ -95,28 +93,29 @@ def export(
     _PARTS.check("parts", parts)
     write = _writer(str(to))
     features = features if isinstance(features, FeatureSet) else open_features(features)
-    storage, name = _place(str(to))
+    folder, _, name = open_storage(str(to)).location.rpartition("/")
+    storage = open_storage(f"{folder}/")
     names = [name] if parts == 1 else [_numbered(name, number, parts) for number in range(parts)]
-    with _refusing():
+    with _export_errors():
         _refuse_own_folders(features, storage)
-        _require_free(storage, names)
+        _require_absent(storage, names)
         storage.prepare()
     n_rows, row_bytes, done = len(features), 4 * features.n_features, 0
 
-    def wrote(n_more: int) -> None:
+    def on_rows(n_more: int) -> None:
         nonlocal done
         done += n_more
         on_progress(step(f"exporting to {name}", done * row_bytes, n_rows * row_bytes))
 
     with show_progress(progress) as on_progress:
-        for number, one in enumerate(names):
+        for number, target in enumerate(names):
             with contextlib.ExitStack() as stack:
-                with _refusing() if number == 0 else contextlib.nullcontext():
-                    file = stack.enter_context(storage.stream(one))
-                write(features, file, _run_of_rows(n_rows, number, parts), wrote)
+                with _export_errors() if number == 0 else contextlib.nullcontext():
+                    file = stack.enter_context(storage.stream(target))
+                write(features, file, _share_of_rows(n_rows, number, parts), on_rows)
                 file.flush()
-                _require_free(storage, [one])  # what has come there in the meantime is not replaced either
-    return [f"{storage.location.rstrip('/')}/{one}" for one in names]
+                _require_absent(storage, [target])  # a file created in the meantime is not replaced either
+    return [f"{storage.location.rstrip('/')}/{target}" for target in names]
 
 
 @dataclass(frozen=True)
@@ -126,26 +125,26 @@ class ExportCsv:
     Parameters
     ----------
     parts : int
-        Number of CSV files; file i holds the i-th of so many equal runs of rows.
+        Number of CSV files; each holds an equal share of the rows, in order.
     """
 
     parts: int
 
     def __call__(self, plan: Plan, shard: int) -> int:
-        """Write file number `shard`; give its number of rows."""
+        """Write file number `shard`; return its number of rows."""
         features = FeatureSet(plan, None)
-        rows = _run_of_rows(len(features), shard, self.parts)
+        rows = _share_of_rows(len(features), shard, self.parts)
         with plan.storage.stream(csv_name(shard)) as file:
             _write_csv(features, file, rows, lambda n_more: send_message(("rows", n_more)))
             file.flush()
         return len(rows)
 
 
-# -- where to ------------------------------------------------------------------------------------------------
+# -- destination ---------------------------------------------------------------------------------------------
 
 
 def _writer(to: str) -> _Writer:
-    """Return what writes the format that a file's name ends in."""
+    """Return the writer of the format that a file's name ends in."""
     suffix = Path(to).suffix.lower()
     if suffix not in _WRITERS:
         *others, last = _WRITERS
@@ -154,48 +153,40 @@ def _writer(to: str) -> _Writer:
     return _WRITERS[suffix]
 
 
-def _place(to: str) -> tuple[Storage, str]:
-    """Return the storage of a file's folder, and the file's name in it."""
-    folder, _, name = open_storage(to).location.rpartition("/")
-    return open_storage(f"{folder}/"), name
-
-
 def _numbered(name: str, number: int, parts: int) -> str:
     stem, _, suffix = name.rpartition(".")
     return f"{stem}-{number:05d}-of-{parts:05d}.{suffix}"
 
 
-def _run_of_rows(n_rows: int, number: int, parts: int) -> range:
-    """Return the rows of file `number` of so many."""
+def _share_of_rows(n_rows: int, number: int, parts: int) -> range:
     return range(n_rows * number // parts, n_rows * (number + 1) // parts)
 
 
-def _require_free(storage: Storage, names: Sequence[str]) -> None:
-    if there := [name for name in names if storage.stat(name) is not None]:
-        where = f"'{storage.location.rstrip('/')}/{there[0]}'"
-        if len(there) > 1:
-            raise DestinationError(
-                f"{where} and {len(there) - 1} more of the files already exist; delete them or choose another name."
-            )
-        raise DestinationError(f"{where} already exists; delete it or choose another name.")
+def _require_absent(storage: Storage, names: Sequence[str]) -> None:
+    if existing := [name for name in names if storage.stat(name) is not None]:
+        first = f"'{storage.location.rstrip('/')}/{existing[0]}'"
+        files = first if len(existing) == 1 else f"{first} and {len(existing) - 1} more of the files"
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise DestinationError(f"{files} already {verb}. Delete them, or choose another --to.")
 
 
 def _refuse_own_folders(features: FeatureSet, storage: Storage) -> None:
-    """Keep exported files out of what the readers of the set glob."""
+    """Keep exported files out of the folders of the set, which its readers glob."""
     own, target = (
-        where if scheme_of(where) else str(Path(where).resolve()) for where in (features.location, storage.location)
+        location if scheme_of(location) else str(Path(location).resolve())
+        for location in (features.location, storage.location)
     )
-    folder = target.removeprefix(f"{own}/").partition("/")[0] if target.startswith(f"{own}/") else ""
-    if folder in FOLDERS:
-        raise DestinationError(
-            f"'{own}/{folder}' is a folder of the feature set itself, and nothing else may lie in it. "
-            "Choose another --to."
-        )
+    for folder in FOLDERS:
+        if is_below(f"{target.rstrip('/')}/", f"{own}/{folder}"):
+            raise DestinationError(
+                f"'{own}/{folder}' is a folder of the feature set itself; it must hold nothing else. Choose "
+                "another --to."
+            )
 
 
 @contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-    """Say of a place that does not take a file, when nothing is written yet, that the request is bad."""
+def _export_errors() -> Iterator[None]:
+    """Convert a StorageError, raised before anything is written, to a DestinationError."""
     try:
         yield
     except StorageError as error:
@@ -210,13 +201,12 @@ def _n_rows(row_bytes: int, limit_bytes: int = _BATCH_BYTES) -> int:
     return max(1, min(_MAX_BATCH_ROWS, limit_bytes // row_bytes))
 
 
-def _write_npy(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+def _write_npy(features: FeatureSet, file: IO[bytes], rows: range, on_rows: _OnRows) -> None:
     n_features = features.n_features
     _write_npy_header(file, "<f4", (len(rows), n_features))
-    for batch in features.record_batches(_n_rows(4 * n_features), ["features"], rows.start, rows.stop):
-        values: Features = batch.column("features").flatten().to_numpy()
-        file.write(values.data)
-        wrote(len(batch))
+    for batch in record_batches(features, _n_rows(4 * n_features), ["features"], rows):
+        file.write(matrix_of(batch).data)
+        on_rows(len(batch))
 
 
 def _write_npy_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> None:
@@ -225,14 +215,14 @@ def _write_npy_header(file: IO[bytes], dtype: str, shape: tuple[int, ...]) -> No
     npy.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
 
 
-def _write_npz(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+def _write_npz(features: FeatureSet, file: IO[bytes], rows: range, on_rows: _OnRows) -> None:
     import zipfile
 
     arrays = _text_arrays(features)
     widths = _text_widths(features, list(arrays.values()), rows)
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("X.npy", "w", force_zip64=True) as member:
-            _write_npy(features, member, rows, wrote)
+            _write_npy(features, member, rows, on_rows)
         for name, column in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 _write_texts(features, member, rows, column, widths[column])
@@ -240,16 +230,15 @@ def _write_npz(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote
 
 def _text_arrays(features: FeatureSet) -> dict[str, str]:
     """Return the arrays of text: name -> column."""
-    others = [name for name in features.plan.field_names if name != "label"]
-    arrays = {"uris": "uri"} | ({"y": "label"} if "label" in features.plan.field_names else {})
-    for name in others:
-        if name in {"X", *arrays}:
-            raise SettingError(
-                f"The field '{name}' of '{features.location}' cannot be an array of an .npz, which has one of that "
-                "name. Export to .parquet, .arrow or .csv."
-            )
-        arrays[name] = name
-    return arrays
+    fields = features.plan.field_names
+    arrays = {"uris": "uri"} | ({"y": "label"} if "label" in fields else {})
+    others = [name for name in fields if name != "label"]
+    if clash := [name for name in others if name in {"X", *arrays}]:
+        raise SettingError(
+            f"The field '{clash[0]}' of '{features.location}' cannot be an array of an .npz, which already has one "
+            "of that name. Export to .parquet, .arrow or .csv."
+        )
+    return arrays | {name: name for name in others}
 
 
 def _text_widths(features: FeatureSet, columns: list[str], rows: range) -> dict[str, int]:
@@ -257,7 +246,7 @@ def _text_widths(features: FeatureSet, columns: list[str], rows: range) -> dict[
     import pyarrow.compute as pc
 
     widths = dict.fromkeys(columns, 1)
-    for batch in features.record_batches(_MAX_BATCH_ROWS, columns, rows.start, rows.stop):
+    for batch in record_batches(features, _MAX_BATCH_ROWS, columns, rows):
         for name in columns:
             widest = pc.max(pc.utf8_length(batch.column(name))).as_py()
             widths[name] = max(widths[name], widest or 0)
@@ -269,26 +258,25 @@ def _write_texts(features: FeatureSet, file: IO[bytes], rows: range, column: str
 
     dtype = f"<U{width}"
     _write_npy_header(file, dtype, (len(rows),))
-    for batch in features.record_batches(_n_rows(4 * width), [column], rows.start, rows.stop):
+    for batch in record_batches(features, _n_rows(4 * width), [column], rows):
         texts = [text or "" for text in batch.column(column).to_pylist()]
         file.write(np.array(texts, dtype).tobytes())
 
 
-def _write_csv(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+def _write_csv(features: FeatureSet, file: IO[bytes], rows: range, on_rows: _OnRows) -> None:
     import pyarrow as pa
     import pyarrow.csv
 
     columns = ["uri", *features.plan.field_names, "features"]
     schema = pa.schema([(name, pa.string()) for name in columns])
-    batches = features.record_batches(_n_rows(_CSV_BYTES * features.n_features), columns, rows.start, rows.stop)
     with pyarrow.csv.CSVWriter(file, schema) as writer:
-        for batch in batches:
+        for batch in record_batches(features, _n_rows(_CSV_BYTES * features.n_features), columns, rows):
             writer.write(_csv_rows(batch, schema))
-            wrote(len(batch))
+            on_rows(len(batch))
 
 
 def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """Turn the features into text; Arrow prints the shortest digits that give the same float32 again."""
+    """Convert the features to text: the shortest digits that read back as the same float32."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -302,7 +290,7 @@ def _csv_rows(record_batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch
     return pa.record_batch([*others, features], schema=schema)
 
 
-def _write_parquet(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+def _write_parquet(features: FeatureSet, file: IO[bytes], rows: range, on_rows: _OnRows) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -310,7 +298,7 @@ def _write_parquet(features: FeatureSet, file: IO[bytes], rows: range, wrote: _W
     with pq.ParquetWriter(
         file,
         features.schema,
-        use_dictionary=list(names),  # few different values, unlike all else
+        use_dictionary=list(names),  # few different values, unlike the other columns
         compression="zstd",
         compression_level=1,
         write_statistics=["uri", *names],
@@ -318,36 +306,36 @@ def _write_parquet(features: FeatureSet, file: IO[bytes], rows: range, wrote: _W
         for batches in _row_groups(features, rows):
             table = pa.Table.from_batches(batches, features.schema)
             writer.write_table(table, row_group_size=len(table))
-            wrote(len(table))
+            on_rows(len(table))
 
 
 def _row_groups(features: FeatureSet, rows: range) -> Iterator[list[pa.RecordBatch]]:
-    """Yield the rows in groups of some size, however small the parts are."""
+    """Yield the rows in groups of similar size, however small the parts are."""
     n_rows = _n_rows(4 * features.n_features, _ROW_GROUP_BYTES)
-    held: list[pa.RecordBatch] = []
+    group: list[pa.RecordBatch] = []
     for batch in _whole_batches(features, rows):
-        held.append(batch)
-        if sum(map(len, held)) >= n_rows:
-            yield held
-            held = []
-    if held:
-        yield held
+        group.append(batch)
+        if sum(map(len, group)) >= n_rows:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _whole_batches(features: FeatureSet, rows: range) -> Iterator[pa.RecordBatch]:
-    """Yield the rows with all columns, without what the footers of the parts say."""
+    """Yield the rows with all columns, without the metadata of the parts."""
     n_rows = _n_rows(4 * features.n_features)
-    for batch in features.record_batches(n_rows, features.schema.names, rows.start, rows.stop):
+    for batch in record_batches(features, n_rows, features.schema.names, rows):
         yield batch.cast(features.schema)
 
 
-def _write_arrow(features: FeatureSet, file: IO[bytes], rows: range, wrote: _Wrote) -> None:
+def _write_arrow(features: FeatureSet, file: IO[bytes], rows: range, on_rows: _OnRows) -> None:
     import pyarrow as pa
 
     with pa.ipc.new_file(file, features.schema) as writer:
         for batch in _whole_batches(features, rows):
             writer.write_batch(batch)
-            wrote(len(batch))
+            on_rows(len(batch))
 
 
 _WRITERS: dict[str, _Writer] = {

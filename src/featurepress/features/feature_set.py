@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -13,19 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurepress import ledger
-from featurepress.errors import (
-    DestinationError,
-    FeatureSetError,
-    IncompleteError,
-    PlanMismatchError,
-    RequestError,
-    SettingError,
-)
+from featurepress.errors import FeatureSetError, IncompleteError, PlanMismatchError, RequestError, SettingError
 from featurepress.features.notebook import N_ROWS, to_html
+from featurepress.features.parts import matrix_of, open_parquet, read_footer
 from featurepress.ledger import Plan
 from featurepress.ledger.names import FAILURES_FOLDER, FEATURES_FOLDER
 from featurepress.ledger.schemas import failure_schema, part_schema
-from featurepress.storage import Storage, is_below, open_storage, reporting_damage
+from featurepress.storage import open_storage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +27,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from featurepress.specs import Features
-
 
 _STREAM_ROWS = 1024  # of a batch of the Arrow stream: 46 MB with 11,520 features
 
@@ -98,7 +90,7 @@ class FeatureSet:
             "fields": ", ".join(self.schema.names),
             "fingerprint": self.fingerprint,
         }
-        first = next(self.record_batches(N_ROWS, self.schema.names), None)
+        first = next(record_batches(self, N_ROWS, self.schema.names), None)
         rows = [] if first is None else first.slice(0, N_ROWS).to_pylist()
         return to_html("FeatureSet", facts, [{**row, "features": _preview(row["features"])} for row in rows])
 
@@ -131,20 +123,6 @@ class FeatureSet:
                 f"{'; '.join(differences)}. Embed both with the same model."
             )
 
-    def require_outside(self, location: str) -> None:
-        """Check that a destination, as a full path or address, is not inside this set.
-
-        Raises
-        ------
-        DestinationError
-            It is.
-        """
-        if is_below(location, self.location):
-            raise DestinationError(
-                f"'{location}' is inside the feature set '{self.location}', which is only read. "
-                "Choose an --out beside it."
-            )
-
     @property
     def n_features(self) -> int:
         """Number of features per image."""
@@ -158,42 +136,16 @@ class FeatureSet:
         """Name of each part -> a hash that changes whenever the part is rewritten, in order."""
         return {name: digest for name, (_, digest) in self._footers.items()}
 
-    @property
-    def parts_hash(self) -> str:
-        """A hash that changes whenever a part is added, removed or rewritten."""
-        return hashlib.sha256(json.dumps(self.parts).encode()).hexdigest()
-
-    @property
-    def _part_rows(self) -> dict[str, int]:
-        """Name of each part -> its number of rows, in order."""
-        return {name: n_rows for name, (n_rows, _) in self._footers.items()}
-
     @functools.cached_property
     def _footers(self) -> dict[str, tuple[int, str]]:
-        """Name of each part -> its number of rows and the hash of its footer, in order."""
-        return {entry.name: self._footer(entry.name) for entry in self._storage.list(FEATURES_FOLDER)}
-
-    def _footer(self, name: str) -> tuple[int, str]:
-        import pyarrow.parquet as pq
-
-        with reporting_damage(self._storage, name), self._storage.open(name) as file:
-            footer = pq.read_metadata(file)
-        row_groups = json.dumps([footer.row_group(i).to_dict() for i in range(footer.num_row_groups)], default=str)
-        account = (footer.metadata or {}).get(b"featurepress", b"")
-        return footer.num_rows, hashlib.sha256(account + row_groups.encode()).hexdigest()
-
-    def part_digest(self, name: str) -> str:
-        """Return the current hash of one of the `parts`, without reading the others."""
-        return self._footer(name)[1]
-
-    @property
-    def _storage(self) -> Storage:
-        return self.plan.storage
+        """Name of each part -> its number of rows and its hash, in order."""
+        storage = self.plan.storage
+        return {entry.name: read_footer(storage, entry.name) for entry in storage.list(FEATURES_FOLDER)}
 
     @property
     def bytes(self) -> int:
         """Bytes of all parts."""
-        return sum(entry.size for entry in self._storage.list(FEATURES_FOLDER))
+        return sum(entry.size for entry in self.plan.storage.list(FEATURES_FOLDER))
 
     @property
     def schema(self) -> pa.Schema:
@@ -227,8 +179,8 @@ class FeatureSet:
         if unknown := [name for name in names if name not in self.schema.names]:
             raise SettingError(f"The columns are {', '.join(self.schema.names)}. Got {unknown[0]!r}.")
         tables = [pa.schema([self.schema.field(name) for name in names]).empty_table()]
-        for name in self._part_rows:
-            with self._parquet(name) as parquet:
+        for name in self.parts:
+            with open_parquet(self.plan.storage, name) as parquet:
                 tables.append(parquet.read(names, use_threads=False).replace_schema_metadata())
         return pa.concat_tables(tables)
 
@@ -245,10 +197,7 @@ class FeatureSet:
         RequestError
             pandas is not installed.
         """
-        try:
-            return self.to_table(columns).to_pandas()
-        except ImportError as error:
-            raise RequestError("to_pandas needs pandas. Install it with: pip install pandas") from error
+        return as_pandas(self.to_table(columns))
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return the rows as a PyCapsule stream of Arrow, with bounded memory.
@@ -261,7 +210,7 @@ class FeatureSet:
         import pyarrow as pa
 
         schema = self.schema
-        batches = (batch.cast(schema) for batch in self.record_batches(_STREAM_ROWS, schema.names))
+        batches = (batch.cast(schema) for batch in record_batches(self, _STREAM_ROWS, schema.names))
         return pa.RecordBatchReader.from_batches(schema, batches).__arrow_c_stream__(requested_schema)
 
     def to_numpy(self) -> Features:
@@ -270,8 +219,8 @@ class FeatureSet:
 
         features = np.empty((len(self), self.n_features), np.float32)
         start = 0
-        for record_batch in self.record_batches(8192, ["features"]):
-            rows = _matrix(record_batch, self.n_features)
+        for record_batch in record_batches(self, 8192, ["features"]):
+            rows = matrix_of(record_batch)
             features[start : start + len(rows)] = rows
             start += len(rows)
         return features
@@ -289,69 +238,13 @@ class FeatureSet:
         FeatureBatch
             X, y and uris.
         """
-        import numpy as np
-
         if batch_size < 1:
             raise SettingError(f"The 'batch_size' setting must be an integer of at least 1. Got {batch_size!r}.")
         has_labels = "label" in self.plan.field_names
         columns = ["uri", *(["label"] if has_labels else []), "features"]
-        for record_batch in self.record_batches(batch_size, columns):
+        for record_batch in record_batches(self, batch_size, columns):
             y = _texts(record_batch.column("label")) if has_labels else None
-            uris = np.array(record_batch.column("uri").to_pylist(), np.str_)
-            yield FeatureBatch(_matrix(record_batch, self.n_features), y, uris)
-
-    def record_batches(
-        self, batch_size: int, columns: list[str], start: int = 0, stop: int | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        """Yield rows in order as Arrow record batches, with bounded memory.
-
-        Parameters
-        ----------
-        batch_size : int
-            Maximum rows of a batch; a batch never holds rows of two parts.
-        columns : list of str
-            Names of `schema`.
-        start, stop : int
-            The rows from `start` to `stop`, without `stop`; all by default.
-        """
-        stop = len(self) if stop is None else stop
-        first = 0
-        for name, n_rows in self._part_rows.items():
-            begin, end = max(start, first), min(stop, first + n_rows)
-            if begin < end:
-                with self._parquet(name) as parquet:
-                    row = first
-                    for record_batch in parquet.iter_batches(batch_size, columns=columns, use_threads=False):
-                        low, high = max(begin - row, 0), min(end - row, len(record_batch))
-                        if low < high:
-                            yield record_batch.slice(low, high - low)
-                        row += len(record_batch)
-            first += n_rows
-
-    def matrices(self, name: str, batch_size: int = 8192) -> Iterator[Features]:
-        """Yield the features of one of the `parts`, in order: arrays (n_samples, n_features) float32."""
-        for X, _ in self.part_batches(name, [], batch_size):
-            yield X
-
-    def part_batches(
-        self, name: str, columns: list[str], batch_size: int = 8192
-    ) -> Iterator[tuple[Features, pa.RecordBatch]]:
-        """Yield the features of one of the `parts`, in order, with other columns of the same rows."""
-        with self._parquet(name) as parquet:
-            for record_batch in parquet.iter_batches(batch_size, columns=[*columns, "features"], use_threads=False):
-                yield _matrix(record_batch, self.n_features), record_batch.select(columns)
-
-    @contextlib.contextmanager
-    def _parquet(self, name: str) -> Iterator[Any]:
-        """Open a file. Arrow's threads are not used: a process that ends while they start is aborted."""
-        import pyarrow.parquet as pq
-
-        with (
-            reporting_damage(self._storage, name),
-            self._storage.open(name) as file,
-            pq.ParquetFile(file, pre_buffer=False) as parquet,
-        ):
-            yield parquet
+            yield FeatureBatch(matrix_of(record_batch), y, _texts(record_batch.column("uri")))
 
     def to_spark(self, session: Any) -> Any:
         """Return the rows as a Spark DataFrame, read by Spark itself; the features are ``array<float>``.
@@ -391,8 +284,8 @@ class FeatureSet:
         import pyarrow as pa
 
         tables = [failure_schema().empty_table()]
-        for entry in self._storage.list(FAILURES_FOLDER):
-            with self._parquet(entry.name) as parquet:
+        for entry in self.plan.storage.list(FAILURES_FOLDER):
+            with open_parquet(self.plan.storage, entry.name) as parquet:
                 tables.append(parquet.read(use_threads=False))
         return pa.concat_tables(tables)
 
@@ -447,14 +340,59 @@ def embedded_set(features: FeatureSet) -> FeatureSet:
     return features if origin is None else open_features(origin["features"], allow_incomplete=True)
 
 
+def record_batches(
+    features: FeatureSet, batch_size: int, columns: list[str], rows: range | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows of a set in order as Arrow record batches, with bounded memory.
+
+    Parameters
+    ----------
+    features : FeatureSet
+        The set.
+    batch_size : int
+        Maximum rows of a batch; a batch never holds rows of two parts.
+    columns : list of str
+        Names of its `schema`.
+    rows : range, optional
+        Numbers of the rows; all by default.
+    """
+    rows = range(len(features)) if rows is None else rows
+    first = 0
+    for name, (n_rows, _) in features._footers.items():
+        own = range(max(rows.start, first), min(rows.stop, first + n_rows))
+        if own:
+            with open_parquet(features.plan.storage, name) as parquet:
+                row = first
+                for record_batch in parquet.iter_batches(batch_size, columns=columns, use_threads=False):
+                    low, high = max(own.start - row, 0), min(own.stop - row, len(record_batch))
+                    if low < high:
+                        yield record_batch.slice(low, high - low)
+                    row += len(record_batch)
+        first += n_rows
+
+
+def parts_hash(features: FeatureSet) -> str:
+    """Return a hash that changes whenever a part of a set is added, removed or rewritten."""
+    return hashlib.sha256(json.dumps(features.parts).encode()).hexdigest()
+
+
+def as_pandas(table: pa.Table) -> pd.DataFrame:
+    """Return a table as a pandas DataFrame.
+
+    Raises
+    ------
+    RequestError
+        pandas is not installed.
+    """
+    try:
+        return table.to_pandas()
+    except ImportError as error:
+        raise RequestError("to_pandas needs pandas. Install it with: pip install pandas") from error
+
+
 def _reads_s3(session: Any) -> bool:
     """Whether a Spark session has a file system for ``s3://``, as on EMR."""
     return bool(session.conf.get("spark.hadoop.fs.s3.impl", "")) or "emr" in session.version
-
-
-def _matrix(record_batch: pa.RecordBatch, n_features: int) -> Features:
-    features: Features = record_batch.column("features").flatten().to_numpy().reshape(-1, n_features)
-    return features
 
 
 def _preview(features: list[float]) -> str:

@@ -15,7 +15,7 @@ from featurepress.analysis.samples import DRAWN, Samples, joined, numbered, read
 from featurepress.analysis.trials import Trial, baselines, find_mistakes, learning_curve, measure
 from featurepress.embedding.originals import read_originals
 from featurepress.errors import AnalysisError, FeatureSetError, SettingError, SourceError, StorageError
-from featurepress.features.feature_set import FeatureSet, embedded_set, open_features
+from featurepress.features.feature_set import FeatureSet, embedded_set, open_features, parts_hash
 from featurepress.images.thumbnail import colour_histogram, thumbnail
 from featurepress.learning.arguments import as_feature_set
 from featurepress.learning.model import TrainedModel, as_model
@@ -185,7 +185,7 @@ class _Run:
         location = self.model.trained_on["features"]
         try:
             training = open_features(location)
-            current = (training.plan.run_id, training.parts_hash)
+            current = (training.plan.run_id, parts_hash(training))
         except (FeatureSetError, StorageError):
             return None, f"the training set '{location}' is missing"
         if current != (self.model.trained_on["run_id"], self.model.trained_on["parts"]):
@@ -198,7 +198,7 @@ class _Run:
             return False
         plan, own = self.training.plan, self.features.plan.run_id
         origin = plan.certificate.get("reduced")
-        is_origin = origin is not None and (origin["run_id"], origin["parts"]) == (own, self.features.parts_hash)
+        is_origin = origin is not None and (origin["run_id"], origin["parts"]) == (own, parts_hash(self.features))
         return plan.run_id == own or is_origin
 
     def _own_trial(self) -> tuple[Trial, str]:
@@ -295,7 +295,8 @@ class _Run:
     def _computed(self, uris: Sequence[str], compute: Callable[[Any], Result]) -> Iterator[tuple[str, Result]]:
         """Yield the result of a function for each image that can be read."""
         wanted = set(uris)
-        for features in filter(None, {id(item): item for item in (self.features, self.training)}.values()):
+        sets = {item.location: item for item in (self.features, self.training) if item is not None}
+        for features in sets.values():
             try:
                 embedded = embedded_set(features)
                 for uri, pixels in read_originals(embedded.plan, embedded.parts, wanted):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from featurepress.analysis import PCA, Classifier
 from featurepress.errors import AnalysisError, DestinationError, PlanMismatchError
 from featurepress.features.notebook import to_html
-from featurepress.ledger.destination import destination_errors
+from featurepress.ledger.destination import destination_errors, require_free_destination
 from featurepress.ledger.names import TRAINED_CLASSIFIER, TRAINED_MODEL, TRAINED_PROJECTION
 from featurepress.specs import BackboneSpec
 from featurepress.storage import Storage, open_storage
@@ -246,30 +246,18 @@ def as_model(model: TrainedModel | str | Path) -> TrainedModel:
 
 
 def require_free(storage: Storage) -> None:
-    """Refuse a destination that is not empty.
-
-    Raises
-    ------
-    DestinationError
-        It holds something, or cannot be read.
-    """
+    """Raise DestinationError unless a destination is empty."""
     with destination_errors():
-        existing = next(iter(storage.list("")), None)
-    path = Path(storage.location)
-    if path.exists() and not path.is_dir():
-        raise DestinationError(f"The destination '{storage.location}' is a file. Name a folder with --out.")
-    if existing is not None:
-        content = (
-            "a trained model" if storage.stat(TRAINED_MODEL) is not None else f"something else ('{existing.name}')"
-        )
-        raise DestinationError(
-            f"The destination '{storage.location}' already holds {content}. Nothing was changed. Choose another "
-            "--out."
-        )
+        if storage.stat(TRAINED_MODEL) is not None:
+            raise DestinationError(
+                f"The destination '{storage.location}' already holds a trained model. Nothing was changed. Choose "
+                "another --out."
+            )
+        require_free_destination(storage)
 
 
 def _checked(storage: Storage, text: bytes) -> dict[str, Any]:
-    """Parse model.json, and check that it has not changed."""
+    """Parse model.json, and check its format and its hash."""
     try:
         values: dict[str, Any] = json.loads(text)
         version, sha256 = values["format"], values["sha256"]
@@ -304,6 +292,6 @@ def _changed(storage: Storage, name: str) -> AnalysisError:
 
 
 def _own_hash(values: Mapping[str, Any]) -> str:
-    """Return the hash of the values of model.json, without this hash itself."""
+    """Return the hash of the values of model.json without their ``sha256``."""
     rest = {name: value for name, value in values.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

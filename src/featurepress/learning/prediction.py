@@ -1,7 +1,7 @@
 """Predict labels with a trained model, from images or from a feature set.
 
-Images are first embedded into the destination with the model's own backbone. Then a task predicts each part of the
-features. `learning.predictions` defines the files.
+Images are first embedded into the destination with the model's own backbone. Then a task of `learning.tasks` or
+`learning.regions` predicts each part of the features. `learning.predictions` defines the files.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import Any, Unpack
 
 from featurepress import ledger
 from featurepress._version import __version__
+from featurepress.analysis.boxes import BACKGROUND
 from featurepress.engines import Engine
 from featurepress.errors import (
     AnalysisError,
@@ -31,31 +32,25 @@ from featurepress.errors import (
 )
 from featurepress.features.feature_set import FeatureSet, open_features
 from featurepress.learning import predictions
-from featurepress.learning.arguments import open_destination
+from featurepress.learning.arguments import open_destination, require_outside
 from featurepress.learning.model import TrainedModel, as_model
-from featurepress.learning.predictions import UNKNOWN, Predictions, Tally
-from featurepress.learning.regions import BACKGROUND, RegionPart, pooling_of, require_apart, require_regions
+from featurepress.learning.predictions import Predictions
+from featurepress.learning.regions import RegionTask, pooling_of, require_apart, require_regions
 from featurepress.learning.runner import Runner
+from featurepress.learning.tasks import LabelTask, PredictionTask
 from featurepress.ledger import Plan
 from featurepress.ledger.destination import destination_errors, require_free_destination
-from featurepress.ledger.names import PREDICTIONS_SUMMARY, part_name, shard_of
-from featurepress.process import send_message
+from featurepress.ledger.names import PREDICTIONS_SUMMARY, shard_of
 from featurepress.progress import OnProgress, show_progress, step
 from featurepress.runs.verbs import Request, prepare, run_plan
 from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, PredictOptions, Settings
 from featurepress.sources import Locations
 from featurepress.storage import Storage, open_storage
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    import pyarrow as pa
-
 DEFAULT_OUT = "predictions{time}"
 IMAGES_PER_PART_OF_TILES = 8
-# Up to so many numbers and parts, this process is done before a worker process has started.
+# Up to this size, this process finishes before a worker process has started.
 _MAX_NUMBERS_HERE, _MAX_PARTS_HERE = 16_000_000, 64
-_BATCH_ROWS = 1024
 _SUMMED = ("images", "rows", "unknown", "unread")
 
 
@@ -143,7 +138,7 @@ def _predict(
     failures: TooManyFailuresError | None = None
     with _on_disk(model) as model:
         prediction = _Prediction(model, settings, storage, engine, on_progress, embed_options.get("workers"))
-        features = find_feature_set(sources)
+        features = _find_feature_set(sources)
         if features is None:
             assert not isinstance(sources, FeatureSet)
             if settings.tiles:  # each image is so much work that small parts keep all cores busy
@@ -162,10 +157,9 @@ def _predict(
 
 def _settings(options: Mapping[str, Any]) -> tuple[PredictionSettings, dict[str, Any]]:
     """Sort the options into the settings of the prediction and the options of an embed."""
-    own = {item.name for item in fields(PredictionSettings)}
     embed_options = {name: value for name, value in options.items() if name in IMAGE_SETTINGS}
     settings = PredictionSettings.from_options(
-        **{name: value for name, value in options.items() if name in own or name not in embed_options}
+        **{name: value for name, value in options.items() if name not in IMAGE_SETTINGS}
     )
     Settings.from_options(**embed_options)  # checks them
     return settings, embed_options
@@ -181,7 +175,7 @@ def _on_disk(model: TrainedModel) -> Iterator[TrainedModel]:
         yield model.save(Path(folder) / "model")
 
 
-def find_feature_set(sources: FeatureSet | Locations) -> FeatureSet | None:
+def _find_feature_set(sources: FeatureSet | Locations) -> FeatureSet | None:
     """Return the feature set that the sources name, which must be complete, or None if they name images."""
     if isinstance(sources, FeatureSet):
         return open_features(sources.location)
@@ -219,13 +213,13 @@ class _Prediction:
             require_regions(self.settings, self.model, features)
         else:
             self.model.transform_of(features.plan.backbone, features.location)
-        features.require_outside(self.storage.location)
+        require_outside(features, self.storage)
         if self.settings.annotate:
             require_apart(self.storage, features)
         if not len(features):
             raise AnalysisError(f"The feature set '{features.location}' is empty: there is nothing to predict.")
         with destination_errors():
-            if not predictions.require_same(self.storage, self._request(features)):
+            if not predictions.require_same(self.storage, self._request(features.plan)):
                 if ledger.read_plan(self.storage) is not None:
                     raise DestinationError(
                         f"'{self.storage.location}' is a feature set. Choose another --out for the predictions."
@@ -241,7 +235,7 @@ class _Prediction:
         with destination_errors():
             existing = ledger.read_generation(self.storage, 1)
             if existing is not None:
-                predictions.require_same(self.storage, self._request(FeatureSet(existing, None)))
+                predictions.require_same(self.storage, self._request(existing))
         plan = prepare(Request(sources, self.storage.location, settings), self.on_progress)
         own = replace(self.model.backbone.unprojected, pooling=options["pooling"])
         if differences := own.differences(plan.backbone):
@@ -275,42 +269,40 @@ class _Prediction:
         with contextlib.nullcontext() if is_own else destination_errors():
             if not is_own:
                 self.storage.prepare()
-            predictions.create_request(self.storage, self._request(features))
+            predictions.create_request(self.storage, self._request(features.plan))
             predictions.copy_model(self.storage, self.model)
 
-    def _task(self, unfinished: Sequence[int]) -> RegionPart | PredictPart:
+    def _task(self, unfinished: Sequence[int]) -> PredictionTask:
         if not (self.settings.regions or self.settings.tiles):
-            return PredictPart(self.storage, self.model.sha256, self.settings)
+            return LabelTask(self.storage, self.model.sha256, self.settings)
         annotated = frozenset[int]()
         if self.settings.annotate:
             shards = {shard for _, shard in predictions.annotated_copies(self.storage)}
             annotated = frozenset(shards.intersection(unfinished))
-        return RegionPart(self.storage, self.model.sha256, self.settings, annotated)
+        return RegionTask(self.storage, self.model.sha256, self.settings, annotated)
 
     def _predict_parts(self, features: FeatureSet, unfinished: Sequence[int]) -> None:
         """Predict parts; in this process where that is quicker than starting workers."""
         task = self._task(unfinished)
         n_numbers = len(features) * features.n_features
         is_small = n_numbers <= _MAX_NUMBERS_HERE and len(unfinished) <= _MAX_PARTS_HERE
-        if self.engine is None and self.workers is None and isinstance(task, PredictPart) and is_small:
+        if self.engine is None and self.workers is None and isinstance(task, LabelTask) and is_small:
             for i, shard in enumerate(unfinished):
                 self.on_progress(step("predicting", 4 * n_numbers * i // len(unfinished), 4 * n_numbers))
                 task(features.plan, shard)
             return
         runner = Runner(features, self.engine, self.on_progress, preload=__name__, workers=self.workers)
-        try:
+        with contextlib.closing(runner):
             for _ in runner.run(features.plan, "predicting", task, unfinished):
                 pass
-        finally:
-            runner.close()
 
-    def _request(self, features: FeatureSet) -> dict[str, Any]:
-        """Return what is predicted; the same after an update of the features."""
-        first = ledger.read_generation(features.plan.storage, 1)
+    def _request(self, plan: Plan) -> dict[str, Any]:
+        """Return what is predicted of a feature set with this plan; the same after an update of the set."""
+        first = ledger.read_generation(plan.storage, 1)
         return {
             "format": 1,
             "model": {"sha256": self.model.sha256, "location": self.model.location},
-            "features": {"run_id": (first or features.plan).run_id, "location": features.location},
+            "features": {"run_id": (first or plan).run_id, "location": plan.storage.location},
             "settings": asdict(self.settings),
             "library_version": __version__,
         }
@@ -335,79 +327,7 @@ class _Prediction:
             **{name: totals[name] for name in _SUMMED},
             "labels": dict(sorted(labels.items())),
             "failed": (features.manifest or {}).get("failed", features.failures.num_rows),
-            **{name: value for name, value in self._request(features).items() if name != "format"},
+            **{name: value for name, value in self._request(features.plan).items() if name != "format"},
             "knows_background": BACKGROUND in self.model.labels,
             "versions": {name: version(name) for name in ("featurepress", "numpy", "pyarrow")},
         }
-
-
-@dataclass(frozen=True)
-class PredictPart:
-    """The task that predicts a part of a feature set.
-
-    Parameters
-    ----------
-    storage : Storage
-        The destination, which holds a copy of the model.
-    model : str
-        Hash of the model.
-    settings : PredictionSettings
-        Of the prediction.
-    """
-
-    storage: Storage
-    model: str
-    settings: PredictionSettings
-
-    def __call__(self, plan: Plan, shard: int) -> int:
-        """Predict part number `shard` of the feature set of `plan`; return its number of rows."""
-        features, name = FeatureSet(plan, None), part_name(shard)
-        model = predictions.copied_model(self.storage, self.model)
-        transform = model.transform_of(plan.backbone, features.location)
-        # If the features are replaced after this, the rows are newer than the receipt: never older.
-        tally = Tally(features.part_digest(name))
-        schema = predictions.schema_of(self._columns)
-        with predictions.part_writer(self.storage, shard, schema, self.settings.file_format) as write:
-            for X, batch in features.part_batches(name, ["uri"], _BATCH_ROWS):
-                _require_finite(X, batch.column("uri"), features.location)
-                probabilities = model.classifier.predict_proba(transform(X))
-                table = self._rows(model.labels, probabilities, batch.column("uri"))
-                write(table.cast(schema))
-                tally.add(table.column("label").to_pylist(), len(batch))
-                send_message(("rows", len(batch)))
-        predictions.write_receipt(self.storage, shard, tally.to_receipt(self.model))
-        return tally.rows
-
-    @property
-    def _columns(self) -> list[str]:
-        return predictions.columns_of(asdict(self.settings))
-
-    def _rows(
-        self, labels: npt.NDArray[np.str_], probabilities: npt.NDArray[np.float64], uris: pa.Array
-    ) -> pa.Table:
-        """Return the rows of some images, from the probabilities of all labels: array (n_samples, n_classes)."""
-        import numpy as np
-        import pyarrow as pa
-
-        order = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.settings.top_k]
-        ranked = labels[order]
-        highest = np.take_along_axis(probabilities, order, axis=1).astype(np.float32)
-        first = ranked[:, 0].astype(object)
-        if self.settings.threshold is not None:  # compared as written, in single precision
-            first[highest[:, 0] < self.settings.threshold] = UNKNOWN
-        names = self._columns
-        columns: list[Any] = [uris, pa.array(first.tolist(), pa.string()), highest[:, 0]]
-        if len(names) > len(columns):
-            for i in range(self.settings.top_k):
-                columns += [pa.array(ranked[:, i].tolist(), pa.string()), highest[:, i]]
-        return pa.table(columns, names=names)
-
-
-def _require_finite(X: npt.NDArray[Any], uris: pa.Array, location: str) -> None:
-    """Refuse features that are NaN or infinite; featurepress never writes any."""
-    import numpy as np
-
-    finite = np.isfinite(X).all(axis=1)
-    if not finite.all():
-        uri = uris[int(np.flatnonzero(~finite)[0])].as_py()
-        raise AnalysisError(f"The features of '{uri}' in '{location}' are NaN or infinite. Embed that set again.")

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurepress.errors import PlanMismatchError, RequestError, StoppedError
-from featurepress.features.feature_set import FeatureSet
+from featurepress.errors import PlanMismatchError, StoppedError
+from featurepress.features.feature_set import FeatureSet, as_pandas
 from featurepress.features.notebook import N_ROWS, to_html
 from featurepress.learning.model import TrainedModel, open_model
 from featurepress.ledger.names import (
@@ -38,6 +39,7 @@ from featurepress.ledger.names import (
     prediction_name,
     shard_of,
 )
+from featurepress.ledger.plan import read_json
 from featurepress.storage import Storage, map_concurrently, open_storage, reporting_damage
 
 if TYPE_CHECKING:
@@ -112,14 +114,13 @@ class Predictions:
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of the rows."""
-        settings = self.summary["settings"]
-        return schema_of(columns_of(settings))
+        return schema_of(columns_of(self.summary["settings"]))
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows part by part, in the order of the features."""
         for entry in self._storage.list(PREDICTIONS_FOLDER):
             if is_prediction(entry.name):
-                yield read_part(self._storage, entry.name)
+                yield _read_part(self._storage, entry.name, self.schema)
 
     def to_table(self) -> pa.Table:
         """Return all rows as one Arrow table, in the order of the features."""
@@ -135,10 +136,7 @@ class Predictions:
         RequestError
             pandas is not installed.
         """
-        try:
-            return self.to_table().to_pandas()
-        except ImportError as error:
-            raise RequestError("to_pandas needs pandas. Install it with: pip install pandas") from error
+        return as_pandas(self.to_table())
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         """Return the rows as a PyCapsule stream of Arrow, part by part.
@@ -185,11 +183,6 @@ def _type_of(column: str) -> pa.DataType:
 # -- the request ---------------------------------------------------------------------------------------------
 
 
-def read_request(storage: Storage) -> dict[str, Any] | None:
-    """Read the request at a destination; return None if there is none."""
-    return _read_json(storage, PREDICTIONS_REQUEST)
-
-
 def require_same(storage: Storage, request: Mapping[str, Any]) -> bool:
     """Return whether a destination already holds this request.
 
@@ -198,7 +191,7 @@ def require_same(storage: Storage, request: Mapping[str, Any]) -> bool:
     PlanMismatchError
         It holds another one; the differences are named.
     """
-    existing = read_request(storage)
+    existing = read_json(storage, PREDICTIONS_REQUEST)
     if existing is None:
         return False
     old, new = _identity(existing), _identity(request)
@@ -241,27 +234,18 @@ def copy_model(storage: Storage, model: TrainedModel) -> None:
     for name in json.loads(text)["files"]:
         storage.write(f"{PREDICTIONS_MODEL}/{name}", source.read(name) or b"")
     storage.write(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}", text)  # last: it declares the copy complete
-    _open_copy(storage, model.sha256)
+    copied_model(storage.location, model.sha256)
 
 
-def copied_model(storage: Storage, sha256: str) -> TrainedModel:
-    """Return the model at the destination; a worker reads it once for many parts."""
-    if sha256 not in _MODELS:
-        _MODELS.clear()
-        _MODELS[sha256] = _open_copy(storage, sha256)
-    return _MODELS[sha256]
-
-
-def _open_copy(storage: Storage, sha256: str) -> TrainedModel:
-    model = open_model(f"{storage.location.rstrip('/')}/{PREDICTIONS_MODEL}")
+@functools.lru_cache(maxsize=1)
+def copied_model(location: str, sha256: str) -> TrainedModel:
+    """Return the model at a destination, which has this hash; a worker reads it once for many parts."""
+    model = open_model(f"{location.rstrip('/')}/{PREDICTIONS_MODEL}")
     if model.sha256 != sha256:
         raise StoppedError(
             f"The model in '{model.location}' is not the model of these predictions. Predict into another --out."
         )
     return model
-
-
-_MODELS: dict[str, TrainedModel] = {}  # by hash; one at a time
 
 
 # -- parts ---------------------------------------------------------------------------------------------------
@@ -275,31 +259,26 @@ class Tally:
     ----------
     part : str
         Hash of the part of the features.
-    images : int
-        Number of images.
-    rows : int
-        Number of rows.
-    unread : int
-        Number of images that could not be read again.
+    images, rows, unread : int
+        Number of images, of rows, and of images that could not be read again.
     """
 
     part: str
     images: int = 0
     rows: int = 0
     unread: int = 0
+    labels: collections.Counter[str] = field(default_factory=collections.Counter)
 
-    def __post_init__(self) -> None:
-        self._labels: collections.Counter[str] = collections.Counter()
-
-    def add(self, labels: Sequence[str], n_images: int) -> None:
+    def add(self, labels: Sequence[str], n_images: int, n_unread: int) -> None:
         """Count the labels of some rows."""
-        self._labels.update(labels)
+        self.labels.update(labels)
         self.rows += len(labels)
         self.images += n_images
+        self.unread += n_unread
 
     def to_receipt(self, model: str) -> dict[str, Any]:
         """Return the receipt of the part, predicted by the model with this hash."""
-        labels = dict(sorted(self._labels.items()))
+        labels = dict(sorted(self.labels.items()))
         unknown = labels.pop(UNKNOWN, 0)
         return {
             "part": self.part,
@@ -331,7 +310,7 @@ def part_writer(
         file.flush()
 
 
-def read_part(storage: Storage, name: str) -> pa.Table:
+def _read_part(storage: Storage, name: str, schema: pa.Schema) -> pa.Table:
     """Read a part, Parquet or CSV."""
     with reporting_damage(storage, name), storage.open(name) as file:
         if name.endswith(".parquet"):
@@ -342,9 +321,6 @@ def read_part(storage: Storage, name: str) -> pa.Table:
         from pyarrow import csv
 
         lines = csv.ParseOptions(newlines_in_values=True)
-        columns = csv.open_csv(file, parse_options=lines).schema.names
-        file.seek(0)
-        schema = schema_of(columns)
         types = csv.ConvertOptions(column_types=schema, strings_can_be_null=False)
         return csv.read_csv(file, parse_options=lines, convert_options=types).cast(schema)
 
@@ -356,7 +332,7 @@ def write_receipt(storage: Storage, shard: int, receipt: Mapping[str, Any]) -> N
 
 def read_receipts(storage: Storage, shards: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield parts with their receipts; None where there is none."""
-    receipts = map_concurrently(storage, lambda shard: _read_json(storage, prediction_name(shard, "json")), shards)
+    receipts = map_concurrently(storage, lambda shard: read_json(storage, prediction_name(shard, "json")), shards)
     return zip(shards, receipts, strict=True)
 
 
@@ -405,18 +381,12 @@ def delete_annotated(storage: Storage, shards: Collection[int], kept: Collection
 
 def read_summary(storage: Storage) -> dict[str, Any] | None:
     """Read the summary of complete predictions; return None if there is none."""
-    return _read_json(storage, PREDICTIONS_SUMMARY)
+    return read_json(storage, PREDICTIONS_SUMMARY)
 
 
 def write_summary(storage: Storage, summary: Mapping[str, Any]) -> None:
     """Write the summary, which declares the predictions complete."""
     storage.write(PREDICTIONS_SUMMARY, _dump(summary))
-
-
-def _read_json(storage: Storage, name: str) -> dict[str, Any] | None:
-    data = storage.read(name)
-    with reporting_damage(storage, name):
-        return None if data is None else json.loads(data)
 
 
 def _dump(values: Mapping[str, Any]) -> bytes:

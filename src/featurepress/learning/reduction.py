@@ -21,8 +21,8 @@ from featurepress._version import __version__
 from featurepress.analysis import PCA, fit
 from featurepress.engines import Engine
 from featurepress.errors import FeatureSetError, PlanMismatchError, SettingError, StoppedError
-from featurepress.features.feature_set import FeatureSet
-from featurepress.learning.arguments import as_feature_set, open_destination
+from featurepress.features.feature_set import FeatureSet, parts_hash
+from featurepress.learning.arguments import as_feature_set, open_destination, require_outside
 from featurepress.learning.reduced import ReducedFeatureSet, read_projection
 from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
@@ -118,11 +118,10 @@ def _reduce(
     features = as_feature_set(features)
     _require_unreduced(features)
     storage = open_destination(out)
-    features.require_outside(storage.location)
+    require_outside(features, storage)
     origin = _origin(features, {**asdict(settings), "using": None if using is None else _location(using)})
     plan = _existing_plan(storage, origin)
-    runner = Runner(features, engine, on_progress, preload=__name__)
-    try:
+    with contextlib.closing(Runner(features, engine, on_progress, preload=__name__)) as runner:
         if plan is None:
             if using is None:
                 pca = fit(PCA(**asdict(settings)), features, functools.partial(runner.fit, features.plan))
@@ -130,8 +129,6 @@ def _reduce(
                 pca = _projection_for(features, as_feature_set(using))
             plan = _create_plan(storage, features, pca, origin)
         _write(plan, features, runner)
-    finally:
-        runner.close()
     reduced = ReducedFeatureSet(plan, ledger.read_manifest(plan.storage))
     if files is not None:
         _report(files, reduced, features)
@@ -181,13 +178,13 @@ def _origin(features: FeatureSet, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "features": features.location,
         "run_id": features.plan.run_id,
-        "parts": features.parts_hash,
+        "parts": parts_hash(features),
         "settings": settings,
     }
 
 
 def _existing_plan(storage: Storage, origin: Mapping[str, Any]) -> Plan | None:
-    """Return the plan at the destination, which must be of the same reduction, or None if the place is free."""
+    """Return the plan at the destination, which must be of the same reduction; None if there is none."""
     plan = existing_plan(storage)
     if plan is None:
         return None
@@ -272,7 +269,7 @@ def _manifest(plan: Plan, features: FeatureSet, totals: Totals) -> dict[str, Any
 
 def _report(files: ReportFiles, reduced: ReducedFeatureSet, features: FeatureSet) -> None:
     """Write the report of a reduced set."""
-    from featurepress.reports.report import map_rows, reduction_page, reduction_plots
+    from featurepress.reports.report import map_rows, reduction_report
 
     pca, using = reduced.pca, reduced.reduction["settings"]["using"]
     Z, y = map_rows(reduced)
@@ -286,9 +283,7 @@ def _report(files: ReportFiles, reduced: ReducedFeatureSet, features: FeatureSet
         "fitted to": f"{fitted}, solver {pca.solver_}" + (", whitened" if pca.whiten else ""),
         "on the map": f"{len(Z):,} images" + (", a random sample" if len(Z) < len(reduced) else ""),
     }
-    ratios = pca.explained_variance_ratio_
-    plots = reduction_plots(ratios, Z, y)
-    files.write(reduction_page(ratios, Z, y, facts=facts, plots=plots), plots)
+    files.write(*reduction_report(pca.explained_variance_ratio_, Z, y, facts))
 
 
 @dataclass(frozen=True)
@@ -307,10 +302,12 @@ class ProjectPart:
         """Project part number `shard` into the reduced set of `plan`."""
         started = time.perf_counter()
         pca, names = _cached_projection(plan), plan.field_names
-        with PartFormat(names, self.source.backbone.n_features).open(self.source.storage, shard) as existing:
+        source = self.source.storage
+        with PartFormat(names, self.source.backbone.n_features).open(source, shard) as existing:
             if existing is None:
-                missing = f"{self.source.storage.location}/{part_name(shard)}"
-                raise StoppedError(f"'{missing}' is missing. Update the set, and reduce it again.")
+                raise StoppedError(
+                    f"'{source.location}/{part_name(shard)}' is missing. Update the set, and reduce it again."
+                )
             receipt, failures = existing.account
             with contextlib.closing(PartFormat(names, len(pca.components_)).create()) as part:
                 for rows, X in existing.read_all_rows(names):
@@ -323,13 +320,7 @@ class ProjectPart:
         return account.receipt
 
 
+@functools.lru_cache(maxsize=1)
 def _cached_projection(plan: Plan) -> PCA:
     """Return the projection of a reduced set; a worker reads it once for many parts."""
-    sha256 = plan.backbone.projection["sha256"]
-    if sha256 not in _PROJECTIONS:
-        _PROJECTIONS.clear()
-        _PROJECTIONS[sha256] = read_projection(plan)
-    return _PROJECTIONS[sha256]
-
-
-_PROJECTIONS: dict[str, PCA] = {}  # by hash; one at a time
+    return read_projection(plan)

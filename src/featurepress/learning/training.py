@@ -16,11 +16,11 @@ from featurepress.analysis.samples import Samples, numbered, read_samples
 from featurepress.analysis.streaming import fit_streamed, require_streamable
 from featurepress.analysis.trials import Outcome, Trial, measure
 from featurepress.errors import SettingError
-from featurepress.features.feature_set import FeatureSet
-from featurepress.learning.arguments import as_feature_set, open_destination
+from featurepress.features.feature_set import FeatureSet, parts_hash
+from featurepress.learning.arguments import as_feature_set, open_destination, require_outside
 from featurepress.learning.model import TrainedModel, require_free
 from featurepress.learning.reduced import read_projection
-from featurepress.progress import OnProgress, ignore_progress, show_progress, step
+from featurepress.progress import OnProgress, show_progress, step
 from featurepress.settings import (
     ClassifierSettings,
     LabelSettings,
@@ -115,21 +115,26 @@ def _train(
         require_streamable(Classifier(**asdict(settings["classifier"])), training)
     on_progress(step("reading", 0, samples.n_bytes))
     measured = samples.draw(min(n_rows, samples.n_searchable), settings["classifier"].random_state)
-    outcome = measure(trial_of(measured, settings, on_progress))
+    outcome = measure(_trial_of(measured, settings, on_progress))
     classifier = _unfitted(outcome, settings)
     if is_streamed:
         classifier = _fit_streamed(classifier, training, on_progress)
     else:
         known = outcome if measured is samples else None
         classifier = _fit_in_memory(classifier, training, known, on_progress)
-    notes = [] if measured is samples else [_sample_note(measured, samples)]
+    notes = []
+    if measured is not samples:
+        notes.append(
+            f"measured on a random sample of {len(measured):,} of {len(samples):,} images, with a classifier "
+            "fitted to that sample"
+        )
     model = TrainedModel(
         classifier,
         features.plan.backbone,
         read_projection(features.plan) if features.plan.backbone.projection else None,
         embed_settings=asdict(features.plan.settings.features),
         trained_on=_provenance(classifier, training, samples.split, settings),
-        metrics=metrics_of(outcome, notes),
+        metrics=_metrics_of(outcome, notes),
         versions={name: version(name) for name in ("featurepress", "scikit-learn", "numpy")},
     )
     return model if location is None else model.save(location)
@@ -138,12 +143,12 @@ def _train(
 def _provenance(
     classifier: Classifier, training: Samples, split: str, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return what the model was trained on: enough to find the same rows again."""
+    """Return what the model was trained on, so that `evaluate` finds the same rows again."""
     features = training.features
     return {
         "features": features.location,
         "run_id": features.plan.run_id,
-        "parts": features.parts_hash,
+        "parts": parts_hash(features),
         "n_samples": classifier.n_samples_,
         "rows": training.digest,
         "split": split,
@@ -153,7 +158,10 @@ def _provenance(
 
 def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     """Sort the options into stages; refuse one of another kind of classifier, which would have no effect."""
-    settings = _with_absolute_paths(sorted_options(STAGES, options))
+    settings = sorted_options(STAGES, options)
+    for stage, name in (("labels", "labels_file"), ("split", "split_file")):
+        if (path := getattr(settings[stage], name)) is not None:  # `evaluate` may read it from another folder
+            settings[stage] = replace(settings[stage], **{name: str(Path(path).absolute())})
     requested = settings["classifier"].kind
     for name, kind in (("regularization", "logistic"), ("n_neighbors", "knn")):
         if name in options and requested != kind:
@@ -161,33 +169,26 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _with_absolute_paths(settings: dict[str, Any]) -> dict[str, Any]:
-    """Make the paths of files absolute: `evaluate` reads them again, perhaps from another folder."""
-    for stage, name in (("labels", "labels_file"), ("split", "split_file")):
-        if (path := getattr(settings[stage], name)) is not None:
-            settings[stage] = replace(settings[stage], **{name: str(Path(path).absolute())})
-    return settings
-
-
 def _empty_destination(features: FeatureSet, out: str | Path) -> str:
     """Return the location of the destination, which must be empty and outside the feature set."""
     storage = open_destination(out)
-    features.require_outside(storage.location)
+    require_outside(features, storage)
     require_free(storage)
     return storage.location
 
 
 def _unfitted(outcome: Outcome, settings: Mapping[str, Any]) -> Classifier:
-    """Return the requested classifier, with the regularization that the measurement chose."""
-    aware = outcome.fitted[1]
-    chosen = {"regularization": aware.regularization_} if aware is not None and aware.regularization_ else {}
-    return Classifier(**{**asdict(settings["classifier"]), **chosen})
+    """Return the requested classifier, with the regularisation that the measurement chose."""
+    classifier = Classifier(**asdict(settings["classifier"]))
+    if (aware := outcome.fitted[1]) is not None and aware.regularization_ is not None:
+        classifier.regularization = aware.regularization_
+    return classifier
 
 
 def _fit_in_memory(
     classifier: Classifier, training: Samples, outcome: Outcome | None, on_progress: OnProgress
 ) -> Classifier:
-    """Fit to all training rows; the outcome of a trial of all samples holds them in memory already."""
+    """Fit to all training rows; the outcome of a trial of all samples has them in memory already."""
     on_progress(step("fitting", training.n_bytes, training.n_bytes))
     if outcome is None:
         return classifier.fit(training.matrix(), training.y)
@@ -212,15 +213,8 @@ def _fit_streamed(classifier: Classifier, training: Samples, on_progress: OnProg
     return fit_streamed(classifier, training, on_rows)
 
 
-def _sample_note(sample: Samples, samples: Samples) -> str:
-    return (
-        f"measured on a random sample of {len(sample):,} of {len(samples):,} images, with a classifier fitted to "
-        "that sample"
-    )
-
-
-def trial_of(samples: Samples, settings: dict[str, Any], on_progress: OnProgress = ignore_progress) -> Trial:
-    """Read the features of samples, for a trial."""
+def _trial_of(samples: Samples, settings: dict[str, Any], on_progress: OnProgress) -> Trial:
+    """Read the features of samples for a trial."""
     X = samples.matrix()
     on_progress(step("measuring", samples.n_bytes, samples.n_bytes))
     return Trial(
@@ -234,8 +228,8 @@ def trial_of(samples: Samples, settings: dict[str, Any], on_progress: OnProgress
     )
 
 
-def metrics_of(outcome: Outcome, notes: list[str]) -> dict[str, Any]:
-    """Return the measurements as JSON values, without the details that only a report shows."""
+def _metrics_of(outcome: Outcome, notes: list[str]) -> dict[str, Any]:
+    """Return the measurements as JSON values, without details that only a report shows."""
     return {
         "naive": _brief(outcome.naive),
         "leak_aware": _brief(outcome.leak_aware),
@@ -246,8 +240,8 @@ def metrics_of(outcome: Outcome, notes: list[str]) -> dict[str, Any]:
 
 
 def _brief(measured: Measured) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(json.dumps(asdict(measured)))  # lists for tuples, as JSON is read
-    shown = ("n_samples", "accuracy", "interval", "macro_f1", "top_3", "calibration_error")
+    values: dict[str, Any] = json.loads(json.dumps(asdict(measured)))  # with lists instead of tuples, as when read
     if values["scores"] is not None:
+        shown = ("n_samples", "accuracy", "interval", "macro_f1", "top_3", "calibration_error")
         values["scores"] = {name: values["scores"][name] for name in shown}
     return values

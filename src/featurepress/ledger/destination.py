@@ -57,8 +57,8 @@ def require_free_destination(storage: Storage) -> None:
         foreign = next((child.name for child in path.iterdir() if child.name not in folders), None)
     if foreign is not None:
         raise DestinationError(
-            f"The destination '{destination}' holds something else ('{foreign}') and no featurepress plan. "
-            "Nothing was changed. Choose another --out."
+            f"The destination '{destination}' holds something else ('{foreign}'). Nothing was changed. Choose "
+            "another --out."
         )
 
 

@@ -43,15 +43,8 @@ def _environment() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "count": count,
-        "data_uri": data_uri,
-        "interval": interval,
-        "percent": percent,
-        "png_size": png_size,
-        "sentence": sentence,
-        "words": words,
-    }
+    filters = (count, data_uri, interval, percent, png_size, sentence, words)
+    environment.filters |= {function.__name__: function for function in filters}
     return environment
 
 

@@ -30,7 +30,7 @@ DOTS_PER_INCH = 200  # twice the 100 dots at which the sizes here are meant
 _FONT, _FONT_SIZE, _SMALL = "DejaVu Sans", 9, 8  # matplotlib includes this font
 _MAX_LABEL_LENGTH = 28
 _CHARACTERS_PER_INCH = 13  # at the small font size
-_PALETTE_LABEL_COLOURS = 128
+_PALETTE_SIZE = 128  # colours of a PNG: a quarter of the bytes, without a visible difference
 _INK, _FAINT, _GREY, _BLUE, _ORANGE = "#333333", "#dddddd", "#b8b8b8", "#1f5fa8", "#c8501e"
 _LABEL_COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#3d3d3d", "#bcbd22", "#17becf"),
@@ -71,9 +71,7 @@ def variance_plot(ratios: npt.ArrayLike) -> bytes:
         n = components_for(shares, share)
         if n is not None:
             together.plot([n], [reached[n - 1]], "o", color=colour, markersize=6)
-        notes.append(
-            f"{100 * share:.0f} %: " + (f"{n:,} components" if n else f"more than {len(shares):,} components")
-        )
+        notes.append(f"{100 * share:.0f} %: {components_text(shares, share)} components")
     _set_labels(together, "First components together", "number of components", "share of the variance")
     together.text(0.97, 0.06, "\n".join(notes), transform=together.transAxes, ha="right", fontsize=_FONT_SIZE + 1)
     together.set_xlim(0, len(shares) + 0.6)
@@ -89,6 +87,12 @@ def components_for(ratios: npt.ArrayLike, share: float) -> int | None:
     reached = np.cumsum(np.asarray(ratios, np.float64))
     enough = np.flatnonzero(reached >= share - 1e-12)
     return int(enough[0]) + 1 if len(enough) else None
+
+
+def components_text(ratios: npt.ArrayLike, share: float) -> str:
+    """Return the number of components of `components_for` as text."""
+    n = components_for(ratios, share)
+    return f"{n:,}" if n is not None else f"more than {len(np.asarray(ratios)):,}"
 
 
 def map_plot(Z: npt.NDArray[Any], labels: npt.NDArray[np.str_] | None = None) -> bytes:
@@ -415,10 +419,7 @@ class _Lettering:
         canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
         pixels = Image.fromarray(np.array(canvas.buffer_rgba())[:, :, :3])
-        # A palette needs a quarter of the bytes, without a visible difference.
-        reduced = pixels.quantize(
-            _PALETTE_LABEL_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-        )
+        reduced = pixels.quantize(_PALETTE_SIZE, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         buffer = io.BytesIO()
         reduced.save(buffer, "PNG", optimize=True, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
         return buffer.getvalue()

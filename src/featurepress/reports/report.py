@@ -13,7 +13,7 @@ from featurepress.features.feature_set import FeatureSet
 from featurepress.reports.page import count, interval, percent, render, words
 from featurepress.reports.plots import (
     MAP_POINTS,
-    components_for,
+    components_text,
     confusion_plot,
     learning_curve_plot,
     map_plot,
@@ -32,12 +32,7 @@ TILES = 24  # mistakes shown at most
 CLASS_ROWS = 200  # classes in a table at most
 _PAIRS = 10
 _SHARES = (0.80, 0.90, 0.95, 0.99)
-_FACTS = {
-    "name": "model",
-    "kind": "classifier",
-    "n_features": "features per image",
-    "labels": "classes",
-}
+_FACTS = {"name": "model", "kind": "classifier", "n_features": "features per image", "labels": "classes"}
 
 
 def evaluation_page(evaluation: Evaluation, thumbnails: Thumbnails) -> str:
@@ -132,19 +127,9 @@ def _pairs(counts: npt.NDArray[np.int64], labels: Sequence[str]) -> list[tuple[s
     ]
 
 
-def reduction_plots(ratios: npt.ArrayLike, Z: Features, labels: npt.NDArray[np.str_] | None) -> dict[str, bytes]:
-    """Return the plots of a reduction, ``variance`` and ``map``, as PNG; parameters as of `reduction_page`."""
-    return {"variance": variance_plot(ratios), "map": map_plot(Z, labels)}
-
-
-def reduction_page(
-    ratios: npt.ArrayLike,
-    Z: Features,
-    labels: npt.NDArray[np.str_] | None,
-    *,
-    facts: Mapping[str, str],
-    plots: Mapping[str, bytes] | None = None,
-) -> str:
+def reduction_report(
+    ratios: npt.ArrayLike, Z: Features, labels: npt.NDArray[np.str_] | None, facts: Mapping[str, str]
+) -> tuple[str, dict[str, bytes]]:
     """Return the report of a reduction.
 
     Parameters
@@ -157,24 +142,26 @@ def reduction_page(
         Their labels.
     facts : mapping of str to str
         Facts about the reduced set, such as its location and its number of rows.
-    plots : mapping of str to bytes, optional
-        Result of `reduction_plots` for the same data. Drawn by default.
 
     Returns
     -------
-    str
+    page : str
         A self-contained HTML page.
+    plots : dict of str to bytes
+        Its plots, ``variance`` and ``map``, as PNG.
     """
     shares = np.asarray(ratios, np.float64)
-    return render(
+    plots = {"variance": variance_plot(shares), "map": map_plot(Z, labels)}
+    page = render(
         "reduction.html",
         ratios=shares.tolist(),
         facts=facts,
-        plots=reduction_plots(shares, Z, labels) if plots is None else plots,
-        shares=[(f"{100 * share:.0f} %", _components(shares, share)) for share in _SHARES],
+        plots=plots,
+        shares=[(f"{100 * share:.0f} %", components_text(shares, share)) for share in _SHARES],
         n_samples=len(Z),
         has_labels=labels is not None,
     )
+    return page, plots
 
 
 def map_rows(features: FeatureSet, limit: int = MAP_POINTS) -> tuple[Features, npt.NDArray[np.str_] | None]:
@@ -205,8 +192,3 @@ def map_rows(features: FeatureSet, limit: int = MAP_POINTS) -> tuple[Features, n
             labels.append(batch.y[rows])
         start = stop
     return np.concatenate(Z), np.concatenate(labels) if labels else None
-
-
-def _components(shares: npt.NDArray[np.float64], share: float) -> str:
-    n = components_for(shares, share)
-    return count(n) if n is not None else f"more than {len(shares):,}"
