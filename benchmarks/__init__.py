@@ -1,1 +1,1 @@
-"""Measurements that anybody can run again; none of them is a test."""
+"""Measurements to run by hand; none of them is a test."""

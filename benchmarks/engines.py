@@ -2,9 +2,9 @@
 
     python -m benchmarks.engines [--images N] [--names N] [--rounds N] [--only NAME...]
 
-MobileNetV2 1.0 at 96, drawn weights, float32, pooled; N pictures of 100x100, each under several names. Every
-engine runs in a process of its own: it is started, embeds a few pictures so that every worker has loaded the
-model, and then the whole. The start is told apart.
+MobileNetV2 1.0 at 96, random weights, float32, pooled; N images of 100x100, each under several names. Each engine
+runs in its own process: it starts, embeds a few images so that every worker has loaded the model, and then all. The
+start is reported separately.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import featurepress as fp
-from benchmarks.speed import SHARED, headline, lay_out_pictures, link_pictures
-from benchmarks.update import draw_model
+from benchmarks.speed import SHARED, copy_images, headline, link_images
+from benchmarks.update import create_model
 from featurepress.engines import Engine
 from featurepress.settings import available_cores
 
@@ -35,30 +35,30 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=12_000)
-    parser.add_argument("--names", type=int, default=5, help="under how many names each picture lies")
+    parser.add_argument("--names", type=int, default=5, help="number of names of each image")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=NAMES, choices=NAMES)
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    parser.add_argument("--pictures", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.run:
-        print(json.dumps(measure(asked.run, asked.pictures)))
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run:
+        print(json.dumps(measure(arguments.run, arguments.folder)))
         return
     with tempfile.TemporaryDirectory(prefix="featurepress-engines-") as work:
         os.environ["FEATUREPRESS_HOME"] = str(Path(work, "home"))
-        draw_model(Path(work), "drawn")
-        pictures = lay_out_pictures(SHARED / "data", Path(work, "pictures", "0"), asked.images).parent
-        for number in range(1, asked.names):
-            link_pictures(pictures / "0", pictures / str(number))
-        found: dict[str, list[dict[str, float]]] = {name: [] for name in asked.only}
-        for _ in range(asked.rounds):
+        create_model(Path(work), "drawn")
+        folder = copy_images(SHARED / "data", Path(work, "images", "0"), arguments.images).parent
+        for number in range(1, arguments.names):
+            link_images(folder / "0", folder / str(number))
+        found: dict[str, list[dict[str, float]]] = {name: [] for name in arguments.only}
+        for _ in range(arguments.rounds):
             for name, results in found.items():
-                results.append(_in_a_process(name, pictures))
+                results.append(_in_own_process(name, folder))
                 print(f"{name}: {results[-1]}", flush=True)
-        _print(found, asked.images * asked.names)
+        _print(found, arguments.images * arguments.names)
 
 
-def _in_a_process(name: str, pictures: Path) -> dict[str, float]:
+def _in_own_process(name: str, folder: Path) -> dict[str, float]:
     command = [
         sys.executable,
         "-W",
@@ -67,8 +67,8 @@ def _in_a_process(name: str, pictures: Path) -> dict[str, float]:
         "benchmarks.engines",
         "--run",
         name,
-        "--pictures",
-        str(pictures),
+        "--folder",
+        str(folder),
     ]
     environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -76,14 +76,14 @@ def _in_a_process(name: str, pictures: Path) -> dict[str, float]:
     return result
 
 
-def measure(name: str, pictures: Path) -> dict[str, float]:
-    """Give the seconds of the start and of the run."""
+def measure(name: str, folder: Path) -> dict[str, float]:
+    """Return the seconds of the start and of the run."""
     options: dict[str, Any] = {"model": "drawn", "precision": "float32"}
     with tempfile.TemporaryDirectory() as work, _started(name) as engine:
-        begun = time.perf_counter()
-        fp.embed(str(pictures / "0"), Path(work, "few"), engine=engine, limit=256, **options)
-        start = time.perf_counter() - begun
-        features = fp.embed(str(pictures), Path(work, "all"), engine=engine, **options)
+        started = time.perf_counter()
+        fp.embed(str(folder / "0"), Path(work, "few"), engine=engine, limit=256, **options)
+        start = time.perf_counter() - started
+        features = fp.embed(str(folder), Path(work, "all"), engine=engine, **options)
         assert features.summary.failed == 0
         return {"start": round(start, 2), "seconds": round(features.summary.seconds, 2)}
 

@@ -1,9 +1,9 @@
-"""What 20 ms added to every request of a bucket cost: the same pictures with and without, in turns.
+"""Speed with and without 20 ms added to every request of a bucket, alternately on the same images.
 
     python -m benchmarks.latency [--images N] [--rounds N] [--precision P]
 
-A folder stands in for the bucket, at both ends: reading a picture, and every request for the feature set, takes
-20 ms more. The ratio of the medians is what counts.
+A folder replaces the bucket, for images and for features: reading an image, and every request for the feature set,
+takes 20 ms more. Compare by the ratio of the medians.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks.speed import SHARED, lay_out_pictures
+from benchmarks.speed import SHARED, copy_images
 from featurepress.models.catalog import find_card
 from featurepress.runs.verbs import run_plan
 from featurepress.testing import DelayedStorage, PlanMaker, delayed_source
@@ -22,27 +22,28 @@ DELAY_SECONDS = 0.02
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=30_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="float32")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     speeds: dict[float, list[float]] = {0.0: [], DELAY_SECONDS: []}
     with tempfile.TemporaryDirectory() as work:
-        pictures = lay_out_pictures(SHARED / "data", Path(work, "pictures"), asked.images)
-        for number in range(asked.rounds):
-            for delay_seconds, found in speeds.items():
+        images = copy_images(SHARED / "data", Path(work, "images"), arguments.images)
+        for number in range(arguments.rounds):
+            for delay_seconds, results in speeds.items():
                 out = Path(work, f"out-{number}-{delay_seconds}")
-                found.append(images_per_second(pictures, out, delay_seconds, asked.precision))
-                print(f"{delay_seconds * 1000:3.0f} ms: {found[-1]:,.0f} images/s", flush=True)
-    without, with_delay = (statistics.median(found) for found in speeds.values())
+                results.append(images_per_second(images, out, delay_seconds, arguments.precision))
+                print(f"{delay_seconds * 1000:3.0f} ms: {results[-1]:,.0f} images/s", flush=True)
+    without, with_delay = map(statistics.median, speeds.values())
     print(f"ratio {with_delay / without:.2f}")
 
 
-def images_per_second(pictures: Path, out: Path, delay_seconds: float, precision: str) -> float:
+def images_per_second(images: Path, out: Path, delay_seconds: float, precision: str) -> float:
     """Embed with the embedded model: MobileNetV2 0.5 at 96."""
     storage = DelayedStorage(str(out), delay_seconds)
-    source = delayed_source(str(pictures), delay_seconds=delay_seconds)
+    source = delayed_source(str(images), delay_seconds=delay_seconds)
     plan = PlanMaker(storage, find_card("embedded").backbone("avg"))(source, precision=precision)
     return float(run_plan(plan).summary.images_per_second)
 

@@ -1,7 +1,7 @@
-"""What the machine can do at best: decoding alone, inference alone, writing alone.
+"""Limits of the machine: decoding alone, inference alone, writing alone.
 
 None of this uses featurepress's own reading, decoding or embedding, so that slow code of ours cannot lower the
-bar it is measured against.
+limits.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def decode_some(paths: Sequence[str], *, area: bool) -> None:
     cv2.setNumThreads(1)
     out = np.empty((SIZE, SIZE, 3), np.uint8)
     for path in paths:
-        with open(path, "rb") as file:  # noqa: PTH123 - the quickest way is the point
+        with open(path, "rb") as file:  # noqa: PTH123 - the fastest way
             data = file.read()
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         assert pixels is not None
@@ -39,7 +39,7 @@ def decode_some(paths: Sequence[str], *, area: bool) -> None:
 
 
 def decode_limit(paths: Sequence[str], n_cores: int, *, area: bool) -> float:
-    """Images a second of decoding alone, the best of threads and processes."""
+    """Return the images per second of decoding alone, the best of threads and processes."""
     started = time.perf_counter()
     with ThreadPoolExecutor(n_cores) as pool:
         list(pool.map(lambda part: decode_some(part, area=area), [paths[i::n_cores] for i in range(n_cores)]))
@@ -61,7 +61,7 @@ print(time.perf_counter() - started)
 
 
 def _decode_in_processes(paths: Sequence[str], n_cores: int, *, area: bool) -> float:
-    """Measure from the moment when all processes are ready to the end of the slowest."""
+    """Measure from the time when all processes are ready to the end of the slowest."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", _PROCESS.format(area=area)],
@@ -85,7 +85,7 @@ def _decode_in_processes(paths: Sequence[str], n_cores: int, *, area: bool) -> f
 
 
 def inference_limit(model_file: Path, pooling: str, precision: str, n_cores: int) -> tuple[float, str]:
-    """Images a second of inference alone by OpenVINO's asynchronous queue, and the setting that reached it."""
+    """Return the images per second of inference alone by OpenVINO's asynchronous queue, and its best setting."""
     best, how = 0.0, ""
     for streams, batch in itertools.product(sorted({1, n_cores, 2 * n_cores}), (4, 8, 16, 32)):
         speed = infer_speed(model_file, pooling, precision, streams=streams, batch=batch, n_cores=n_cores)
@@ -97,7 +97,7 @@ def inference_limit(model_file: Path, pooling: str, precision: str, n_cores: int
 def infer_speed(
     model_file: Path, pooling: str, precision: str, *, streams: int, batch: int, n_cores: int, seconds: float = 0.7
 ) -> float:
-    """Images a second of one setting of streams and batch."""
+    """Return the images per second of one setting of streams and batch."""
     core = ov.Core()
     model = core.read_model(model_file)
     model.reshape({model.input(0): [batch, SIZE, SIZE, 3]})
@@ -130,7 +130,7 @@ def infer_speed(
 
 
 def write_limit(n_bytes: int, n_images: int, folder: Path) -> float:
-    """Images a second of writing as many bytes in one file, in order, with fsync at the end."""
+    """Return the images per second of writing the same number of bytes to one file, with fsync at the end."""
     block = os.urandom(1 << 20)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         started = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Peak memory of a whole run at 10,000 and at 100,000 pictures, and start-up times.
+"""Peak memory of a whole run at 10,000 and at 100,000 images, and start-up times.
 
     python -m benchmarks.memory [--small N] [--large N] [--bucket | --spark]
 
-With --bucket the pictures come from a bucket and the features go to one, of a server of the tests on this machine.
-With --spark the engine is Spark's local[2], parts have 64 images, so that there are many tasks, and the driver's
-own process and Spark's Java process are told apart.
+With --bucket, images and features are in buckets of a server on this machine, which the tests use, too. With
+--spark, the engine is Spark's local[2], parts have 64 images, so that there are many tasks, and the driver's
+process and Spark's Java process are reported separately.
 
-Memory is the largest sum, over all processes of the run, of their proportional set size (pages that several
-processes share are counted once), sampled ten times a second from /proc. Linux only.
+Memory is the largest sum of the proportional set size of all processes of the run (pages that several processes
+share are counted once), sampled ten times per second from /proc. Linux only.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
         work = Path(scratch)
-        print("| pictures of 100x100 | pooling | peak memory of all processes, MB | seconds |")
+        print("| images of 100x100 | pooling | peak memory of all processes, MB | seconds |")
         print("|---|---|---|---|")
         peaks: dict[tuple[str, int], float] = {}
         for n in (arguments.small, arguments.large):
-            pictures = work / f"pictures-{n}"
-            draw_images(pictures, n)
+            images = work / f"images-{n}"
+            draw_images(images, n)
             for pooling in ("avg", "flatten"):
                 if pooling == "flatten" and n == arguments.large:
                     continue  # 4.6 GB of features; the parts are of the same size as in the small run
-                peak, seconds = _run(str(pictures), str(work / f"features-{n}-{pooling}"), pooling)
+                peak, seconds = _run(str(images), str(work / f"features-{n}-{pooling}"), pooling)
                 peaks[pooling, n] = peak
                 print(f"| {n:,} | {pooling} | {peak / 1e6:.0f} | {seconds:.1f} |", flush=True)
         ratio = peaks["avg", arguments.large] / peaks["avg", arguments.small]
@@ -66,10 +66,10 @@ def _in_a_bucket(small: int, large: int) -> None:
         peaks = []
         for n in (small, large):
             bucket = server.bucket()
-            server.load(bucket, draw_images(Path(scratch, f"pictures-{n}"), n)[0].parents[1], "in/")
+            server.load(bucket, draw_images(Path(scratch, f"images-{n}"), n)[0].parents[1], "in/")
             peak, seconds = _run(f"s3://{bucket}/in/", f"s3://{bucket}/out", "avg")
             peaks.append(peak)
-            print(f"{n:,} pictures in a bucket: {peak / 1e6:.0f} MB, {seconds:.1f} s", flush=True)
+            print(f"{n:,} images in a bucket: {peak / 1e6:.0f} MB, {seconds:.1f} s", flush=True)
         print(f"large to small: {peaks[1] / peaks[0]:.2f}")
 
 
@@ -77,12 +77,12 @@ def _on_spark(small: int, large: int) -> None:
     more = ("--engine", "spark", "--master", "local[2]", "--images-per-part", "64")
     os.environ |= {"SPARK_LOCAL_IP": "127.0.0.1", "PYSPARK_PYTHON": sys.executable}
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
-        print("| pictures of 100x100 | tasks | driver, MB | Java, MB | all processes, MB | seconds |")
+        print("| images of 100x100 | tasks | driver, MB | Java, MB | all processes, MB | seconds |")
         print("|---|---|---|---|---|---|")
         for n in (small, large):
-            pictures = Path(scratch, f"pictures-{n}")
-            draw_images(pictures, n)
-            peaks, seconds = _watched(str(pictures), str(Path(scratch, f"features-{n}")), "avg", *more)
+            images = Path(scratch, f"images-{n}")
+            draw_images(images, n)
+            peaks, seconds = _watched(str(images), str(Path(scratch, f"features-{n}")), "avg", *more)
             sizes = " | ".join(f"{peaks[name] / 1e6:.0f}" for name in ("driver", "java", "all"))
             print(f"| {n:,} | {-(-n // 64):,} | {sizes} | {seconds:.1f} |", flush=True)
 
@@ -93,7 +93,7 @@ def _run(source: str, out: str, pooling: str) -> tuple[float, float]:
 
 
 def _watched(source: str, out: str, pooling: str, *more: str) -> tuple[dict[str, float], float]:
-    """Run the command; give the peaks of memory in bytes, of the driver, of Java and of all, and the seconds."""
+    """Run the command; return the peaks of memory in bytes, of the driver, of Java and of all, and the seconds."""
     command = ["embed", source, "--model", "embedded", "--out", out, "--pooling", pooling, *more]
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "featurepress", *command], stderr=subprocess.DEVNULL)
@@ -127,12 +127,12 @@ def _watch(pid: int, peaks: dict[str, float]) -> None:
 
 
 def _starts(work: Path) -> None:
-    """Print the median time of --help and of one picture, each in a fresh process."""
+    """Print the median time of --help and of one image, each in a fresh process."""
     one = draw_images(work / "one", 1)[0]
     module = [sys.executable, "-m", "featurepress"]
     for name, command in (
         ("featurepress --help", [*module, "--help"]),
-        ("one picture", [*module, "embed", str(one), "--model", "embedded", "--out", str(work / "one-{time}-N")]),
+        ("one image", [*module, "embed", str(one), "--model", "embedded", "--out", str(work / "one-{time}-N")]),
     ):
         seconds = []
         for number in range(7):

@@ -1,9 +1,9 @@
-"""PCA beside scikit-learn's IncrementalPCA, on the same rows, in one run; and the memory of a large one.
+"""PCA compared with scikit-learn's IncrementalPCA on the same rows, and the memory of a large one.
 
     python -m benchmarks.pca [--rows N] [--large N]
 
-20,000 rows of 1,280 features (exact) and of 11,520 (randomized), to 128 components. The rows are drawn, with
-variances that fall off as features' do. The explained variance of the first 64 components is told of both.
+20,000 rows of 1,280 features (exact) and of 11,520 (randomized), to 128 components. The rows are random, and their
+variances decrease like those of features. Both explained variances of the first 64 components are compared.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--large", type=int, default=1_000_000, help="rows of 1,280 features for the memory")
     parser.add_argument("--features", type=int, nargs="*", default=[1_280, 11_520])
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     print(headline())
-    large(asked.large)
+    large(arguments.large)
     print(
         "\n| rows | features | solver | seconds | IncrementalPCA, s | times as fast | top 64, of IncrementalPCA |"
     )
     print("|---|---|---|---|---|---|---|")
-    for n_features in asked.features:
-        beside(draw(asked.rows, n_features))
+    for n_features in arguments.features:
+        beside(draw(arguments.rows, n_features))
 
 
 def draw(n_rows: int, n_features: int, *, seed: int = 0) -> Any:
-    """Draw rows whose variances fall off as a power, from positive means: array (n_rows, n_features) float32."""
+    """Return random rows whose variances decrease as a power: array (n_rows, n_features) float32."""
     random = np.random.default_rng(seed)
     n_factors = min(512, n_features)
     factors = random.standard_normal((n_factors, n_features), np.float32)
@@ -52,11 +52,11 @@ def draw(n_rows: int, n_features: int, *, seed: int = 0) -> Any:
 
 
 def beside(X: Any) -> None:
-    """Time both, and compare what they explain."""
+    """Time both, and compare their explained variance."""
     from sklearn.decomposition import IncrementalPCA
 
     ours, seconds = timed(lambda: PCA(n_components=N_COMPONENTS).fit(X))
-    # Its own default of 5 n_features rows a batch would hold the whole of the wide ones in one batch.
+    # By default a batch has 5 n_features rows: wide rows would all be in one batch.
     batch_size = min(5 * X.shape[1], 2_000) if X.shape[1] > len(X) // 5 else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -70,20 +70,23 @@ def beside(X: Any) -> None:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    begun = time.perf_counter()
-    return work(), time.perf_counter() - begun
+    """Return the result of a function, and its seconds."""
+    started = time.perf_counter()
+    return work(), time.perf_counter() - started
 
 
 def large(n_rows: int) -> None:
-    """Fit to very many rows, drawn batch by batch."""
+    """Fit to many rows, drawn batch by batch."""
     moments, n_features = Moments.empty(1_280), 1_280
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for number in range(0, n_rows, 8_192):
         moments.add(draw(min(8_192, n_rows - number), n_features, seed=number))
     PCA(n_components=N_COMPONENTS).fit_moments(moments)
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{n_rows:,} x {n_features:,}: {seconds:.0f} s with drawing them, {peak:,.0f} MB at most", flush=True)
+    print(
+        f"{n_rows:,} x {n_features:,}: {seconds:.0f} s including drawing them, {peak:,.0f} MB at most", flush=True
+    )
 
 
 if __name__ == "__main__":

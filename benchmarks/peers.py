@@ -1,14 +1,14 @@
-"""Speed of `embed` beside other tools that do the same job, side by side in one run.
+"""Speed of `embed` and of other tools that do the same job, in one run.
 
     python -m benchmarks.peers [--keep FOLDER] [--only NAME...] [--rounds N]
 
-MobileNetV2 1.0 at 96 with drawn weights, 12,000 pictures of 100x100, pooled features into Parquet (the notebook's
-job keeps all 11,520 numbers and writes CSV, on as many pictures as its folder layout has). Each peer runs its own
-script in an environment of its own, which is installed first; `--keep` keeps environments and pictures for the next
-time. Everybody runs twice a round, on a few pictures and on all: the second tells the speed of the whole process
-(the threads and Ray Data leave their start out themselves), the difference between both that without the start.
-Our engines for clusters embed every picture under five names. Medians of the rounds. `auto` takes bfloat16 only
-where it is faithful to the run's own pictures; drawn weights are not.
+MobileNetV2 1.0 at 96 with random weights, 12,000 images of 100x100, pooled features into Parquet (the notebook's
+job keeps all 11,520 numbers and writes CSV, for the images in its folder layout). Each peer runs its own script in
+its own environment, which is installed first; `--keep` keeps environments and images for the next time. Each tool
+runs twice per round, on a few images and on all: the second gives the speed of the whole process (the threads and
+Ray Data exclude their start), the difference gives the speed without the start. Our engines for clusters embed
+every image under five names. Medians of the rounds. `auto` uses bfloat16 only if it is accurate for the images of
+the run; with random weights it is not.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.speed import SHARED, headline, lay_out_pictures, link_pictures
+from benchmarks.speed import SHARED, copy_images, headline, link_images
 from featurepress.models.backbone import supports_bfloat16
 from featurepress.models.catalog import find_card
 
 BASELINES = SHARED / "baselines"
 N_IMAGES, N_FEW = 12_000, 256
-N_NAMES = 5  # under which our engines find every picture: they are made for more than 12 seconds
+N_NAMES = 5  # of every image for our engines, which are made for more than 12 seconds of work
 N_FEW_FRUITS = 64  # for the notebook's job, which is slower
 PRECISIONS = ("float32", "bfloat16", "auto")
 ENGINES = {"Spark": ("--engine", "spark", "--master", "local[*]"), "Ray": ("--engine", "ray")}
@@ -42,13 +42,13 @@ ENGINES = {"Spark": ("--engine", "spark", "--master", "local[*]"), "Ray": ("--en
 
 @dataclass(frozen=True)
 class Peer:
-    """A tool beside which we stand: its script, what it needs, and on what it runs."""
+    """A tool to compare with: its script, the packages it needs, and its arguments."""
 
     name: str
     script: str
     needs: tuple[str, ...]
-    arguments: tuple[str, ...] = ("PICTURES",)
-    rounds: int | None = None  # None: as asked
+    arguments: tuple[str, ...] = ("IMAGES",)
+    rounds: int | None = None  # None: as requested
 
 
 MODEL = ("tensorflow-cpu", "tf2onnx", "onnx", "opencv-python-headless")
@@ -70,20 +70,20 @@ PEERS = (
         "Ray Data",
         "ray_data.py",
         ("ray[data]", "pandas", "onnxruntime", "opencv-python-headless", "pillow"),
-        ("PICTURES", "NUMBER"),
+        ("IMAGES", "NUMBER"),
     ),
-    Peer("Daft", "daft_frame.py", ("daft", "onnxruntime", "numpy"), ("PICTURES", "NUMBER")),
+    Peer("Daft", "daft_frame.py", ("daft", "onnxruntime", "numpy"), ("IMAGES", "NUMBER")),
     Peer(
         "threads, float32",
         "threads_openvino.py",
         ("openvino", "opencv-python-headless", "pyarrow"),
-        ("f32", "avg", "PICTURES", "8"),
+        ("f32", "avg", "IMAGES", "8"),
     ),
     Peer(
         "threads, bfloat16",
         "threads_openvino.py",
         ("openvino", "opencv-python-headless", "pyarrow"),
-        ("bf16", "avg", "PICTURES", "16"),
+        ("bf16", "avg", "IMAGES", "16"),
     ),
 )
 
@@ -91,7 +91,6 @@ _OURS = """
 import json, sys, time
 import featurepress as fp
 from featurepress.models.catalog import add_model
-from featurepress.settings import Choices
 add_model(sys.argv[1], "peers", mode="tf")
 """
 
@@ -99,22 +98,22 @@ add_model(sys.argv[1], "peers", mode="tf")
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keep", type=Path, help="folder for environments and pictures, used again if it is there")
+    parser.add_argument("--keep", type=Path, help="folder for environments and images, reused if it exists")
     parser.add_argument("--only", nargs="*", help="names of the peers to run")
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="featurepress-peers-") as scratch:
-        place = (asked.keep or Path(scratch)).absolute()
+        place = (arguments.keep or Path(scratch)).absolute()
         place.mkdir(parents=True, exist_ok=True)
-        lay_out(place)
+        prepare(place)
         _make_model(place)
-        chosen = [peer for peer in PEERS if not asked.only or peer.name in asked.only]
+        chosen = [peer for peer in PEERS if not arguments.only or peer.name in arguments.only]
         for peer in chosen:
             environment(place, peer.needs)
-        print(f"{headline()}; medians of {asked.rounds} rounds, Spark once\n", flush=True)
-        found = measure(place, chosen, asked.rounds)
+        print(f"{headline()}; medians of {arguments.rounds} rounds, Spark once\n", flush=True)
+        found = measure(place, chosen, arguments.rounds)
         print_table({name: timing.whole for name, timing in found.items()})
-        print(f"\nWithout the start, from {N_FEW} and all pictures:\n")
+        print(f"\nWithout the start, from {N_FEW} and all images:\n")
         print_table({name: timing.without_start for name, timing in found.items()})
         starts = ", ".join(f"{name} {timing.start:.1f}" for name, timing in found.items())
         print(f"\nThe start, s: {starts}")
@@ -122,35 +121,35 @@ def main() -> None:
 
 @dataclass(frozen=True)
 class Timing:
-    """What one tool took for a few pictures and for all: numbers of pictures and seconds."""
+    """Numbers of images and seconds of one tool, for a few images and for all."""
 
     few: tuple[int, float]
     all: tuple[int, float]
 
     @property
     def whole(self) -> float:
-        """Images a second, the start included."""
+        """Images per second, including the start."""
         return self.all[0] / self.all[1]
 
     @property
     def without_start(self) -> float:
-        """Images a second of those that the long run has more than the short one."""
+        """Images per second of those that only the long run has."""
         return (self.all[0] - self.few[0]) / (self.all[1] - self.few[1])
 
     @property
     def start(self) -> float:
-        """Seconds that do not depend on the number of pictures."""
+        """Seconds that do not depend on the number of images."""
         return self.few[1] - self.few[0] / self.without_start
 
 
-def lay_out(place: Path) -> None:
-    """Lay out the pictures, and folders with a few of them."""
+def prepare(place: Path) -> None:
+    """Copy the images, and a few of them, into folders."""
     if (place / "few-fruits").is_dir():
         return
-    for name, number in (("pictures", N_IMAGES), ("few", N_FEW)):
-        lay_out_pictures(SHARED / "data", place / name, number)
+    for name, number in (("images", N_IMAGES), ("few", N_FEW)):
+        copy_images(SHARED / "data", place / name, number)
     for number in range(N_NAMES):
-        link_pictures(place / "pictures", place / "many" / str(number))
+        link_images(place / "images", place / "many" / str(number))
     for path in sorted((SHARED / "data" / "fruits" / "Test").rglob("*.jpg"))[:N_FEW_FRUITS]:
         target = place / "few-fruits" / "Test" / path.parent.name / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -158,7 +157,7 @@ def lay_out(place: Path) -> None:
 
 
 def environment(place: Path, needs: tuple[str, ...]) -> Path:
-    """Give the Python of an environment with some packages, made if need be."""
+    """Return the Python of an environment with some packages; create it if it is missing."""
     name = re.sub(r"[^a-z0-9]+", "-", "-".join(sorted(needs)))
     folder = place / "environments" / name
     python = folder / "bin" / "python"
@@ -171,13 +170,13 @@ def environment(place: Path, needs: tuple[str, ...]) -> Path:
 
 
 def _make_model(place: Path) -> None:
-    """Make model.keras and model.onnx, which all sides run."""
+    """Create model.keras and model.onnx, which all tools run."""
     if not (place / "model.onnx").exists():
         _run([str(environment(place, MODEL)), str(BASELINES / "make_model.py")], place)
 
 
 def _run(command: list[str], folder: Path, **more: str) -> str:
-    """Run a command in a folder; give what it prints."""
+    """Run a command in a folder; return its output."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "SPARK_LOCAL_IP": "127.0.0.1", **more}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, timeout=3600, check=False
@@ -188,7 +187,7 @@ def _run(command: list[str], folder: Path, **more: str) -> str:
 
 
 def measure(place: Path, peers: list[Peer], rounds: int) -> dict[str, Timing]:
-    """Give what everybody took; in each round everybody runs, ourselves as well."""
+    """Return the timing of each tool; in each round all of them run."""
     seen: dict[str, list[tuple[Run, Run]]] = {}
     home = {"FEATUREPRESS_HOME": str(place / "home")}
     _run([sys.executable, "-c", _OURS, str(place / "model.keras")], Path.cwd(), **home)
@@ -200,13 +199,13 @@ def measure(place: Path, peers: list[Peer], rounds: int) -> dict[str, Timing]:
                 print(f"# {peer.name}: {runs}", file=sys.stderr, flush=True)
         for name, precision, engine in _our_ways():
             few = _ourselves(place, "few", precision, home, *engine)
-            runs = few, _ourselves(place, "many" if engine else "pictures", precision, home, *engine)
+            runs = few, _ourselves(place, "many" if engine else "images", precision, home, *engine)
             seen.setdefault(name, []).append(runs)
             print(f"# {name}: {runs}", file=sys.stderr, flush=True)
     return {name: Timing(*map(_median, zip(*runs, strict=True))) for name, runs in seen.items()}
 
 
-Run = tuple[int, float]  # the number of pictures, and the seconds they took
+Run = tuple[int, float]  # the number of images, and the seconds they took
 
 
 def _median(runs: Iterable[Run]) -> Run:
@@ -225,7 +224,7 @@ def _our_ways() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 def _peer(place: Path, peer: Peer, *, few: bool) -> Run:
     fruits = place / "few-fruits" if few else SHARED / "data" / "fruits"
     known = {
-        "PICTURES": str(place / ("few" if few else "pictures")),
+        "IMAGES": str(place / ("few" if few else "images")),
         "NUMBER": str(N_FEW if few else N_IMAGES),
         "FRUITS": str(fruits),
     }
@@ -240,15 +239,15 @@ def _peer(place: Path, peer: Peer, *, few: bool) -> Run:
     shutil.rmtree(work)
     match = re.search(r"(\d+) (?:imgs |images )?([\d.]+) s\b", output)
     if match is None:
-        sys.exit(f"{peer.name} says: {output}")
+        sys.exit(f"{peer.name} printed: {output}")
     return int(match[1]), float(match[2])
 
 
-def _ourselves(place: Path, pictures: str, precision: str, home: dict[str, str], *engine: str) -> Run:
+def _ourselves(place: Path, images: str, precision: str, home: dict[str, str], *engine: str) -> Run:
     """Time a whole command, from its start to its end."""
     out = place / "out"
     shutil.rmtree(out, ignore_errors=True)
-    command = [sys.executable, "-m", "featurepress", "embed", str(place / pictures), "--out", str(out)]
+    command = [sys.executable, "-m", "featurepress", "embed", str(place / images), "--out", str(out)]
     started = time.perf_counter()
     how = ["--model", "peers", "--precision", precision, "--json", *engine]
     printed = _run([*command, *how], Path.cwd(), PYSPARK_PYTHON=sys.executable, **home)
@@ -259,7 +258,7 @@ def _ourselves(place: Path, pictures: str, precision: str, home: dict[str, str],
 
 
 def print_table(speeds: dict[str, float]) -> None:
-    """Print the speeds, slowest first, and how many times as fast we are."""
+    """Print the speeds, slowest first, and the ratio of ours to each."""
     ours = {name: speed for name, speed in speeds.items() if name.startswith("featurepress")}
     print("| tool | images/s | " + " | ".join(f"{name}: times as fast" for name in ours) + " |")
     print("|---|---|" + "---|" * len(ours))

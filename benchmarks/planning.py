@@ -1,9 +1,9 @@
-"""What the driver of a large run costs: the planning alone, and the receipts, over made-up references.
+"""Cost of the driver of a large run: planning and receipts, for generated references.
 
     python -m benchmarks.planning [--images N] [--remote]
 
-It commits the listing of N references, chunk by chunk, as `embed` does, hands out their shards, and takes a receipt
-for each, as an engine gives them; nothing is read or embedded.
+It commits the listing of N references chunk by chunk, as `embed` does, and counts a receipt for each of their
+shards, as an engine returns them; nothing is read or embedded.
 """
 
 from __future__ import annotations
@@ -31,33 +31,33 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20_000_000)
-    parser.add_argument("--remote", action="store_true", help="cut as for a bucket")
-    asked = parser.parse_args()
+    parser.add_argument("--remote", action="store_true", help="the layout for a bucket")
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         maker = PlanMaker(FolderStorage(work), find_card("embedded").backbone("avg"))
         plan = maker(memory_source({}), labels="parent")
-        object.__setattr__(plan, "layout", Layout.of(None, "avg", remote=asked.remote))
+        object.__setattr__(plan, "layout", Layout.of(None, "avg", remote=arguments.remote))
         ledger.create_plan(plan)
-        begun, n_shards, n_images = time.perf_counter(), 0, 0
-        for chunk in NewListing(plan, None, references(asked.images)):
+        started, n_shards, n_images = time.perf_counter(), 0, 0
+        for chunk in NewListing(plan, None, references(arguments.images)):
             n_shards += len(chunk.shards)
             n_images += chunk.n_images
-        planning = time.perf_counter() - begun
+        planning = time.perf_counter() - started
         totals, message = Totals(), pickle.dumps(receipt(4_096))
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for _ in range(n_shards):
             totals.add(pickle.loads(message))
-        counting = time.perf_counter() - begun
+        counting = time.perf_counter() - started
         n_bytes = sum(path.stat().st_size for path in Path(work).rglob("*.parquet"))
     print(headline())
     print(f"{n_images:,} references, {n_shards:,} shards, {n_bytes / 1e6:,.0f} MB of listing")
-    print(f"planning {planning:.1f} s, {planning / n_images * 1e6:.1f} us an image")
-    print(f"receipts {counting / n_shards * 1e6:.0f} us a shard, {len(message):,} bytes each")
-    print(f"memory of the process at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
+    print(f"planning {planning:.1f} s, {planning / n_images * 1e6:.1f} us per image")
+    print(f"receipts {counting / n_shards * 1e6:.0f} us per shard, {len(message):,} bytes each")
+    print(f"peak memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
 def references(n_images: int) -> Iterator[ImageRef]:
-    """Make up a listing in byte order, with labels, as of a bucket."""
+    """Yield a listing in byte order, with labels, like that of a bucket."""
     for number in range(n_images):
         folder = f"class-{number // 5_000:05d}"
         uri = f"s3://bucket/Training/{folder}/{number:09d}.jpg"
@@ -65,7 +65,7 @@ def references(n_images: int) -> Iterator[ImageRef]:
 
 
 def receipt(n_images: int) -> Receipt:
-    """Give a receipt as workers send it."""
+    """Return a receipt as workers send it."""
     versions = {"featurepress": "0.1.0", "openvino": "2026.1", "numpy": "2.4", "pyarrow": "26.0", "python": "3.11"}
     return Receipt(
         shard=1, generation=1, listed=n_images, embedded=n_images, failed=0, failed_by_kind={}, bytes_read=10**7,

@@ -1,9 +1,9 @@
-"""Speed of `embed` beside its limits and a plain script; prints one table, all measured in the same run.
+"""Speed of `embed` compared with its limits and a plain script, in one table measured in one run.
 
     python -m benchmarks.speed [--quick] [--data DIR] [--rounds N]
 
-Every cell is the median of some rounds. In a round the limits, the baseline and `embed` follow one another, so
-that they see the same machine. Timings of a shared machine drift: compare by ratio.
+Each cell is the median of some rounds. In a round the limits, the baseline and `embed` follow one another, under
+the same conditions. Timings on a shared machine drift: compare by ratio.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ COLUMNS = (
     "start s",
 )
 
-# Runs in a fresh process; prints what the run measured of itself.
+# Runs in a fresh process; prints the measurements of the run.
 _EMBED = """
 import json, sys, time
 import featurepress as fp
 first = []
-def hear(progress):
+def on_progress(progress):
     if progress.embedded and not first:
         first[:] = [time.perf_counter(), progress.embedded]
 called = time.perf_counter()
 options = {"model": "embedded", **json.loads(sys.argv[3])}
-features = fp.embed(sys.argv[1], out=sys.argv[2], progress=hear, **options)
+features = fp.embed(sys.argv[1], out=sys.argv[2], progress=on_progress, **options)
 ended = time.perf_counter()
 summary = features.summary
 print(json.dumps({
@@ -73,14 +73,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="folder with fruits/ and photos/")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the pictures, one round")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the images, one round")
     arguments = parser.parse_args()
     rounds, share = (1, 4) if arguments.quick else (arguments.rounds, 1)
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
         work = Path(scratch)
-        sets = picture_sets(arguments.data, work, share)
+        sets = image_sets(arguments.data, work, share)
         print(f"{headline()}; median of {rounds} rounds\n")
-        print("| pictures | features | precision | " + " | ".join(COLUMNS) + " |")
+        print("| images | features | precision | " + " | ".join(COLUMNS) + " |")
         print("|" + "---|" * (3 + len(COLUMNS)), flush=True)
         for name, pooling, precision in cells():
             if sets[name] is not None:
@@ -88,20 +88,20 @@ def main() -> None:
 
 
 def headline() -> str:
-    """Name the machine."""
+    """Return a description of the machine."""
     return f"{cpu_name()}, {available_cores()} cores, Python {platform.python_version()}"
 
 
-def picture_sets(data: Path, folder: Path, share: int = 1) -> dict[str, Path | None]:
-    """Lay out the pictures, or one part in `share` of them; None where there are none."""
+def image_sets(data: Path, folder: Path, share: int = 1) -> dict[str, Path | None]:
+    """Copy the images, or one in `share` of them; None for a set without images."""
     return {
-        "100x100": lay_out_pictures(data, folder / "pictures", 12_000 // share),
+        "100x100": copy_images(data, folder / "images", 12_000 // share),
         "photographs": _photographs(data, folder / "photographs", 1_200 // share),
     }
 
 
 def cells() -> Iterator[tuple[str, str, str]]:
-    """Yield what is measured: (pictures, pooling, precision)."""
+    """Yield the combinations of images, pooling and precision."""
     precisions = ["float32"]
     if supports_bfloat16(find_card("embedded").backbone("avg")):
         precisions.append("bfloat16")
@@ -144,7 +144,7 @@ def _measure(work: Path, name: str, folder: Path | None, pooling: str, precision
 
 
 def embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
-    """Embed a folder in a fresh process; give what the run measured of itself."""
+    """Embed a folder in a fresh process; return the measurements of the run."""
     out = work / "features"
     shutil.rmtree(out, ignore_errors=True)
     command = [sys.executable, "-c", _EMBED, str(folder), str(out), json.dumps(options)]
@@ -153,27 +153,27 @@ def embed(work: Path, folder: Path, **options: Any) -> dict[str, Any]:
 
 
 def _threads(work: Path, folder: Path, pooling: str, precision: str, *, resize: str) -> float:
-    """Give the images a second that the plain script of threads reports, without its start.
+    """Return the images per second that the plain script of threads reports, without its start.
 
-    As it stands it resizes by INTER_LINEAR; with "AREA" it does the same work as we do.
+    It resizes by INTER_LINEAR; with "AREA" it does the same work as `embed`.
     """
     script = SHARED / "baselines" / "threads_openvino.py"
     if not script.exists():
         return float("nan")
-    as_told = work / "threads.py"
-    as_told.write_text(script.read_text().replace("cv2.INTER_LINEAR", f"cv2.INTER_{resize}"))
+    copy = work / "threads.py"
+    copy.write_text(script.read_text().replace("cv2.INTER_LINEAR", f"cv2.INTER_{resize}"))
     words = [{"float32": "f32", "bfloat16": "bf16"}[precision], {"avg": "avg", "flatten": "flat"}[pooling]]
     temporary = work / "threads"
     temporary.mkdir(exist_ok=True)
-    output = _patiently([sys.executable, str(as_told), *words, str(folder)], work, temporary)
+    output = _run_twice([sys.executable, str(copy), *words, str(folder)], work, temporary)
     shutil.rmtree(temporary)
     match = re.search(r"(\d+) img/s", output)
     assert match, output
     return float(match[1])
 
 
-def _patiently(command: list[str], work: Path, temporary: Path) -> str:
-    """Give what the script prints; its threads have been seen to wait for each other inside OpenVINO for ever."""
+def _run_twice(command: list[str], work: Path, temporary: Path) -> str:
+    """Return the output of the script; its threads sometimes wait for each other inside OpenVINO forever."""
     for is_last in (False, True):
         try:
             return subprocess.run(
@@ -188,12 +188,12 @@ def _patiently(command: list[str], work: Path, temporary: Path) -> str:
         except subprocess.TimeoutExpired:
             if is_last:
                 raise
-            print("the script of threads hung and is run again", file=sys.stderr)
+            print("the script of threads hung; it runs again", file=sys.stderr)
     raise AssertionError("unreachable")
 
 
-def lay_out_pictures(data: Path, folder: Path, n: int) -> Path:
-    """Give `n` pictures of 100x100: Fruits-360's where they are, each once and then again, else drawn ones."""
+def copy_images(data: Path, folder: Path, n: int) -> Path:
+    """Write `n` images of 100x100 into a folder: those of Fruits-360, repeated, or else drawn ones."""
     real = sorted((data / "fruits").rglob("*.jpg"))
     if not real:
         draw_images(folder, n)
@@ -205,12 +205,12 @@ def lay_out_pictures(data: Path, folder: Path, n: int) -> Path:
     return folder
 
 
-def link_pictures(source: Path, target: Path) -> None:
-    """Give pictures a second name each."""
+def link_images(source: Path, target: Path) -> None:
+    """Link images into another folder."""
     for path in source.rglob("*.jpg"):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.hardlink_to(path)
+        link = target / path.relative_to(source)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.hardlink_to(path)
 
 
 def _photographs(data: Path, folder: Path, n: int) -> Path | None:

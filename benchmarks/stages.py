@@ -1,10 +1,10 @@
-"""What each stage costs a picture on one core, in microseconds; prints one table.
+"""Microseconds of each stage per image on one core, in one table.
 
     python -m benchmarks.stages [--data DIR]
 
-Each stage runs alone over the same pictures, with featurepress's own code, in a process like that of a worker.
-"together" is a run of `embed` with one worker. What it takes beyond the sum is what the stages cost each other
-(caches, the interpreter, the thread that reads ahead) and what a part costs (attempt, fsync, receipt).
+Each stage runs alone over the same images, with featurepress's own code, in a process like that of a worker.
+"together" is a run of `embed` with one worker. Its difference to the sum is the interference of the stages (caches,
+the interpreter, the thread that reads ahead) and the cost of a part (attempt, fsync, receipt).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.speed import SHARED, cells, embed, headline, picture_sets
+from benchmarks.speed import SHARED, cells, embed, headline, image_sets
 from featurepress.images import decode, preprocess
 from featurepress.ledger.parts import PartFormat, Row
 from featurepress.models.backbone import load_backbone
@@ -36,15 +36,15 @@ N_MEASURED = 480
 
 def main() -> None:
     """Measure and print."""
-    from benchmarks.stages import measure  # under the name by which a child finds it
+    from benchmarks.stages import measure  # under the name that a child imports
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=SHARED / "data", help="folder with fruits/ and photos/")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="featurepress-bench-") as scratch:
-        sets = picture_sets(arguments.data, Path(scratch), share=4)
-        print(f"{headline()}; microseconds a picture on one core, best of 3\n")
-        print("| pictures | features | precision | " + " | ".join(COLUMNS) + " |")
+        sets = image_sets(arguments.data, Path(scratch), share=4)
+        print(f"{headline()}; microseconds per image on one core, best of 3\n")
+        print("| images | features | precision | " + " | ".join(COLUMNS) + " |")
         print("|" + "---|" * (3 + len(COLUMNS)), flush=True)
         for name, pooling, precision in cells():
             if (folder := sets[name]) is None:
@@ -61,22 +61,22 @@ def main() -> None:
 
 
 def measure(paths: Sequence[str], pooling: str, precision: str) -> list[float]:
-    """Give the microseconds a picture of each of `STAGES`."""
+    """Return the microseconds per image of each of `STAGES`."""
     spec = find_card("embedded").backbone(pooling)
     backbone = load_backbone(spec, precision)
     max_pixels = ImageSettings().max_pixels
     contents = [Path(path).read_bytes() for path in paths]
-    pictures = [decode(content, max_pixels=max_pixels) for content in contents]
+    images = [decode(content, max_pixels=max_pixels) for content in contents]
     batch = np.zeros((backbone.batch_size, spec.preprocess.height, spec.preprocess.width, 3), np.uint8)
-    for place, pixels in zip(batch, pictures, strict=False):
-        preprocess(pixels, spec.preprocess, place)
+    for row, pixels in zip(batch, images, strict=False):
+        preprocess(pixels, spec.preprocess, row)
     features = backbone(batch).copy()
     starts = range(0, len(paths), len(batch))
     receipt = Receipt(0, 1, len(paths), len(paths), 0, {}, 0, 0.0, precision, "", "", {})
     rows = [Row(ImageRef(path, 0, 0, ""), 1, 1, "0" * 64) for path in paths]
 
     def resize() -> None:
-        for pixels in pictures:
+        for pixels in images:
             preprocess(pixels, spec.preprocess, batch[0])
 
     def encode() -> None:
@@ -97,7 +97,7 @@ def measure(paths: Sequence[str], pooling: str, precision: str) -> list[float]:
 
 
 def _cost(stage: Callable[[], object]) -> float:
-    """Give the microseconds of the best of three calls."""
+    """Return the microseconds of the best of three calls."""
     times = []
     for _ in range(3):
         started = time.perf_counter()

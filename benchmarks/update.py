@@ -1,9 +1,9 @@
-"""What an update costs beside the run that made the set: 1 % of the pictures new, 1 % changed, 1 % deleted.
+"""Time of an update compared with the run that made the set: 1 % of the images new, 1 % changed, 1 % deleted.
 
     python -m benchmarks.update [--images N]
 
-MobileNetV2 1.0 at 96, drawn weights, float32, pooled. Every picture has bytes of its own, and the changed ones get
-other bytes. It is proven by count on how many pictures the model ran.
+MobileNetV2 1.0 at 96, random weights, float32, pooled. No two images have the same bytes, and the changed ones get
+other bytes. The counts show how many images were embedded.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 import featurepress as fp
-from benchmarks.speed import SHARED, headline, lay_out_pictures
+from benchmarks.speed import SHARED, copy_images, headline
 from featurepress.models.catalog import add_model
 
-_DRAW = """
+_CREATE = """
 import keras, sys
 keras.applications.MobileNetV2(include_top=False, weights=None, input_shape=(96, 96, 3)).save(sys.argv[1])
 """
@@ -29,23 +29,23 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100_000)
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         os.environ["FEATUREPRESS_HOME"] = str(Path(work, "home"))
-        draw_model(Path(work), "drawn")
-        folder = lay_out_pictures(SHARED / "data", Path(work, "pictures"), asked.images)
-        pictures = sorted(folder.rglob("*.jpg"))
-        for number, path in enumerate(pictures):  # behind the end marker, where no decoder looks
+        create_model(Path(work), "drawn")
+        folder = copy_images(SHARED / "data", Path(work, "images"), arguments.images)
+        images = sorted(folder.rglob("*.jpg"))
+        for number, path in enumerate(images):  # after the end marker, which decoders ignore
             with path.open("ab") as file:
                 file.write(number.to_bytes(4, "little"))
         out = Path(work, "features")
         whole = fp.embed(str(folder), out, model="drawn", precision="float32").summary.seconds
-        for path in pictures[::100]:
+        for path in images[::100]:
             path.unlink()
-        for path in pictures[1::100]:
+        for path in images[1::100]:
             with path.open("ab") as file:
                 file.write(b"changed")
-        for path in pictures[2::100]:
+        for path in images[2::100]:
             path.with_name(f"new-{path.name}").write_bytes(path.read_bytes() + b"new")
         update = fp.update(out).summary
         print(headline())
@@ -53,11 +53,11 @@ def main() -> None:
         print(update.changes)
 
 
-def draw_model(folder: Path, name: str) -> None:
-    """Draw MobileNetV2 1.0 at 96, and make it known by a name; FEATUREPRESS_HOME says where."""
+def create_model(folder: Path, name: str) -> None:
+    """Create MobileNetV2 1.0 at 96, and add it under a name, in FEATUREPRESS_HOME."""
     model = folder / "model.keras"
     environment = {**os.environ, "KERAS_BACKEND": "openvino"}
-    subprocess.run([sys.executable, "-c", _DRAW, str(model)], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", _CREATE, str(model)], env=environment, check=True)
     add_model(str(model), name, mode="tf")
 
 

@@ -1,4 +1,4 @@
-"""The table of quality is measured as it says: numbers are rounded, twins stay together, PCA sees training only."""
+"""The table of quality: numbers are rounded, near-duplicates stay together, PCA is fitted to training rows."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 import pytest
 
 from benchmarks import quality
-from benchmarks.quality import Pictures, Scheme, folds_of, lines, measure, rounded, schemes_of, share, told_rightly
+from benchmarks.quality import ImageSet, Scheme, are_correct, folds_of, lines, measure, rounded, schemes_of, share
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "explanation" / "quality.md"
 
 
-def drawn(n_each: int = 20, n_features: int = 12, *, has_split: bool = False, spread: float = 1.0) -> Pictures:
-    """Draw pictures of three fruits, one after the other in turn; every fourth is given as test."""
+def drawn(n_each: int = 20, n_features: int = 12, *, has_split: bool = False, spread: float = 1.0) -> ImageSet:
+    """Return images of three fruits in turn; every fourth is for testing."""
     draw = np.random.default_rng(0)
     kinds = np.arange(3 * n_each) % 3
     X = draw.standard_normal((3, n_features))[kinds] * 3 + spread * draw.standard_normal((len(kinds), n_features))
     y = np.array(["apple", "banana", "cherry"])[kinds]
     is_test = np.arange(len(kinds)) % 4 == 0 if has_split else None
     hashes = np.array([f"{i}" for i in range(len(kinds))])
-    return Pictures(X.astype(np.float32), y, hashes, is_test, {n_features: 99.6, 2: 10.0})
+    return ImageSet(X.astype(np.float32), y, hashes, is_test, {n_features: 99.6, 2: 10.0})
 
 
 # -- storage -------------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_is_the_nearest_of_two_neighbours_and_the_even_one_in_the_middle() -> None:
+def test_bfloat16_rounds_to_the_nearest_and_then_to_even() -> None:
     step = 2.0**-7  # between neighbours from 1 to 2
     given = [1.0, 1 + step * 0.49, 1 + step * 0.51, 1 + step * 0.5, 1 + step * 1.5, -1 - step * 1.5, 0.0, 255.9]
     found = rounded(np.array(given, np.float32), "bfloat16")
@@ -37,7 +37,7 @@ def test_bfloat16_is_the_nearest_of_two_neighbours_and_the_even_one_in_the_middl
 
 
 @pytest.mark.parametrize(("stored", "digits"), [("bfloat16", 8), ("float16", 11)])
-def test_half_the_bytes_keep_so_many_digits(stored: str, digits: int) -> None:
+def test_rounding_errors_of_two_bytes(stored: str, digits: int) -> None:
     X = np.random.default_rng(0).uniform(0.01, 6, 10_000).astype(np.float32)
     error = np.abs(rounded(X, stored) - X) / X
     assert 0.9 * 2.0**-digits < error.max() <= 2.0**-digits
@@ -45,9 +45,9 @@ def test_half_the_bytes_keep_so_many_digits(stored: str, digits: int) -> None:
     assert rounded(X, "float32") is X
 
 
-def test_every_type_of_the_table_has_its_bytes() -> None:
-    pictures = drawn()
-    found = [line.split(" | ") for line in lines("m", pictures, schemes_of(pictures, np.arange(60)), 2)]
+def test_each_type_has_its_bytes() -> None:
+    images = drawn()
+    found = [line.split(" | ") for line in lines("m", images, schemes_of(images, np.arange(60)), 2)]
     assert [cells[2:5] for cells in found] == [["float32", "8", "10"], ["bfloat16", "4", ""], ["float16", "4", ""]]
 
 
@@ -55,19 +55,19 @@ def test_every_type_of_the_table_has_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_every_picture_is_tested_once_and_twins_stay_on_one_side(size: int) -> None:
-    pictures = drawn(40)
-    groups = np.arange(len(pictures.y)) // 3 // size * 3 + np.arange(len(pictures.y)) % 3  # of one fruit each
-    folds = folds_of(pictures.y, groups)
+def test_every_image_is_tested_once_and_groups_stay_on_one_side(size: int) -> None:
+    images = drawn(40)
+    groups = np.arange(len(images.y)) // 3 // size * 3 + np.arange(len(images.y)) % 3  # of one fruit each
+    folds = folds_of(images.y, groups)
     assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(120))
     for fold in folds:
         assert not np.isin(groups[fold.test], groups[fold.train]).any()
         assert len(fold.train) + len(fold.test) == 120
-        assert len(np.unique(pictures.y[fold.test])) == 3
+        assert len(np.unique(images.y[fold.test])) == 3
 
 
 @pytest.mark.parametrize("is_grouped", [False, True])
-def test_a_class_that_one_picture_would_teach_is_left_out_of_that_fold(is_grouped: bool) -> None:
+def test_a_class_with_one_training_image_is_left_out_of_that_fold(is_grouped: bool) -> None:
     y = np.array(["apple"] * 20 + ["banana"] * 20 + ["kiwi"] * 2)
     folds = folds_of(y, np.arange(42) if is_grouped else None)
     assert sum(fold.n_left_out for fold in folds) == 2
@@ -76,44 +76,44 @@ def test_a_class_that_one_picture_would_teach_is_left_out_of_that_fold(is_groupe
         assert (y[fold.train] == "kiwi").sum() in (0, 2)
 
 
-def test_a_class_of_twins_only_is_left_out() -> None:
+def test_a_class_with_one_group_is_left_out() -> None:
     y = np.array(["apple"] * 20 + ["banana"] * 20 + ["kiwi"] * 6)
     folds = folds_of(y, np.array([*range(40), *[40] * 6]))
     assert sum(fold.n_left_out for fold in folds) == 6
 
 
-def test_given_test_pictures_with_a_twin_in_training_count_for_the_naive_figure_only() -> None:
-    pictures = drawn(has_split=True)
+def test_images_with_a_near_duplicate_in_training_count_only_for_the_naive_accuracy() -> None:
+    images = drawn(has_split=True)
     groups = np.arange(60)
-    groups[4] = groups[7]  # 4 tests, 7 trains, both are bananas
-    (scheme,) = schemes_of(pictures, groups)
+    groups[4] = groups[7]  # 4 is for testing, 7 for training, both are bananas
+    (scheme,) = schemes_of(images, groups)
     assert scheme.counted["naive"].tolist() == list(range(0, 60, 4))
     assert scheme.counted["leak-aware"].tolist() == [row for row in range(0, 60, 4) if row != 4]
-    cells = quality.described("m", pictures, (scheme,), ["0.900", "59"])
+    cells = quality.described("m", images, (scheme,), ["0.900", "59"])
     assert cells == ["60, 3", "m", "0.900", "59", "15 of 3", "14 of 3", "0", "1"]
 
 
 # -- what is fitted ------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_learned_from_test_pictures() -> None:
-    """Test pictures far out on axes of their own would turn the components, had the PCA seen them."""
-    pictures = drawn(has_split=True)
-    assert pictures.is_test is not None
-    train = np.flatnonzero(~pictures.is_test)
-    far = pictures.X.copy()
-    far[pictures.is_test] *= 1_000
-    mine, theirs = (quality.numbers_of(replace(pictures, X=X), train, 2)[train] for X in (pictures.X, far))
+def test_the_pca_is_fitted_to_training_images_only() -> None:
+    """Distant test images would change the components."""
+    images = drawn(has_split=True)
+    assert images.is_test is not None
+    train = np.flatnonzero(~images.is_test)
+    far = images.X.copy()
+    far[images.is_test] *= 1_000
+    mine, theirs = (quality.numbers_of(replace(images, X=X), train, 2)[train] for X in (images.X, far))
     assert np.array_equal(mine, theirs)
 
 
-def test_right_is_right_and_chance_is_chance() -> None:
-    pictures = drawn(40, spread=0.3)
-    scheme = Scheme(folds_of(pictures.y, None), None, {})
-    shuffled = replace(pictures, y=np.random.default_rng(1).permutation(pictures.y))
+def test_accuracy_is_high_with_true_and_low_with_shuffled_labels() -> None:
+    images = drawn(40, spread=0.3)
+    scheme = Scheme(folds_of(images.y, None), None, {})
+    shuffled = replace(images, y=np.random.default_rng(1).permutation(images.y))
     for n_numbers in (12, 2):
-        right = told_rightly(pictures, scheme, n_numbers, 1.0)
-        by_chance = told_rightly(shuffled, Scheme(folds_of(shuffled.y, None), None, {}), n_numbers, 1.0)
+        right = are_correct(images, scheme, n_numbers, 1.0)
+        by_chance = are_correct(shuffled, Scheme(folds_of(shuffled.y, None), None, {}), n_numbers, 1.0)
         assert len(right) == 6
         for key, rows in right.items():
             assert rows.mean() > 0.95, key
@@ -128,7 +128,7 @@ def test_a_share_has_its_interval() -> None:
     assert share(0, 0) == "nothing to test"
 
 
-def test_the_document_holds_the_tables_that_are_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_document_has_the_printed_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quality, "COMPONENTS", (2,))
     printed = list(measure("fruits", {"embedded": drawn(has_split=True), "imagenet": drawn(has_split=True)}))
     text = DOCUMENT.read_text(encoding="utf-8")

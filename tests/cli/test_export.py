@@ -89,7 +89,7 @@ def test_help_names_the_formats() -> None:
         (["set", "--to", "x.npy", "--parts", "0"], ["'parts' setting", "from 1 to 99999", "Got 0"]),
         (["set", "--to", "x.npy", "--parts", "two"], ["'parts' setting", "integer", "'two'"]),
         (["set", "--to", "x.npy", "--part", "2"], ["--part", "--parts"]),
-        (["set", "--to", "there.npy"], ["there.npy' already exists", "delete it or choose another name"]),
+        (["set", "--to", "there.npy"], ["there.npy' already exists", "choose another --to"]),
         (["set", "--to", "set/features/x.parquet"], ["set/features'", "feature set itself"]),
         (["set", "--to", "there.npy/x.npy"], ["Cannot make", "there.npy'", "Choose another --to"]),
         (["set", "--to", "/proc/x.npy"], ["'/proc/x.npy'", "Choose another --to"]),

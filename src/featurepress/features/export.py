@@ -165,9 +165,11 @@ def _share_of_rows(n_rows: int, number: int, parts: int) -> range:
 def _require_absent(storage: Storage, names: Sequence[str]) -> None:
     if existing := [name for name in names if storage.stat(name) is not None]:
         first = f"'{storage.location.rstrip('/')}/{existing[0]}'"
-        files = first if len(existing) == 1 else f"{first} and {len(existing) - 1} more of the files"
-        verb = "exists" if len(existing) == 1 else "exist"
-        raise DestinationError(f"{files} already {verb}. Delete them, or choose another --to.")
+        if len(existing) == 1:
+            raise DestinationError(f"{first} already exists. Delete it, or choose another --to.")
+        raise DestinationError(
+            f"{first} and {len(existing) - 1} more of the files already exist. Delete them, or choose another --to."
+        )
 
 
 def _refuse_own_folders(features: FeatureSet, storage: Storage) -> None:
