@@ -70,12 +70,7 @@ class _Entry(Generic[AnyReader]):
 class OpenReaders(Generic[AnyReader]):
     """The readers of the process that were used last, kept open: the next shard continues in the same file.
 
-    Parameters
-    ----------
-    most : int
-        Readers that may stay open.
-    most_bytes : int
-        Bytes that they may hold together before the oldest are closed; two may always stay.
+    At most `most` stay open, and only two of them if they hold more than `most_bytes` together.
     """
 
     def __init__(self, most: int, most_bytes: int) -> None:

@@ -84,10 +84,7 @@ class Listing:
     def __iter__(self) -> Iterator[ImageRef]:
         """Yield the references.
 
-        Raises
-        ------
-        SourceError
-            A source does not exist or contains no image, or two sources contain the same uri.
+        Raises SourceError if a source does not exist or contains no image, or two sources contain the same uri.
         """
         streams = [self._stream(number) for number in range(len(self._sources))]
         return itertools.islice(self._merged(streams), self._limit)
@@ -133,10 +130,7 @@ _OWN_COLUMNS = ("uri", "width", "height", "sha256", "features")  # of every feat
 def field_names(settings: ListingSettings, specs: Sequence[SourceSpec] = ()) -> tuple[str, ...]:
     """Return the names of `ImageRef.fields`.
 
-    Raises
-    ------
-    SettingError
-        A pattern of labels names a column twice, or one that every feature set has.
+    Raises SettingError if a pattern of labels names a column twice, or one that every feature set has.
     """
     if settings.labels == "parent":
         return ("label",)

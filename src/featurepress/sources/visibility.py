@@ -26,13 +26,7 @@ def visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: Sequence
 
 
 def require_visible(sources: Sequence[SourceSpec], limits: ImageSettings, refs: Sequence[ImageRef]) -> None:
-    """Check that this process can read references that the driver can read.
-
-    Raises
-    ------
-    EngineError
-        It cannot read one of them. The message names this host and the source.
-    """
+    """Raise EngineError, with this host and the source, if this process cannot read what the driver can read."""
     for ref, problem in _problems(sources, limits, refs):
         if problem is not None:
             raise EngineError(

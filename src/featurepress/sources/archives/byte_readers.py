@@ -86,14 +86,7 @@ class _Window:
 class WindowReader(_UncompressedReader):
     """An archive in a bucket. Small reads are served from four windows of 4 MiB: a run of them costs one request.
 
-    Parameters
-    ----------
-    file : file
-        The archive.
-    open_file : callable
-        Opens it again, for threads that read at the same time.
-    size : int
-        Its bytes.
+    `open_file` opens it again, for threads that read at the same time.
     """
 
     def __init__(self, file: BinaryIO, open_file: Callable[[], BinaryIO], size: int) -> None:
@@ -161,14 +154,8 @@ class GzipReader:
     """An archive compressed with gzip. It is decompressed forward; going back starts again at the beginning.
 
     Damage costs the chunk of at most 256 KiB that contains it, and everything after. Chunks begin at the same
-    positions in every read: a member that was listed can be read.
-
-    Parameters
-    ----------
-    file : file
-        The compressed file; closed with the reader.
-    keep_bytes : int
-        Decompressed bytes that are kept for threads that read slightly out of order.
+    positions in every read: a member that was listed can be read. Up to `keep_bytes` decompressed bytes are kept
+    for threads that read slightly out of order.
     """
 
     def __init__(self, file: BinaryIO, keep_bytes: int = _CHUNK_BYTES) -> None:

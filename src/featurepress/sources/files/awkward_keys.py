@@ -75,18 +75,10 @@ def list_fast(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Obje
 
 
 def list_folder(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[[str], bool]) -> Iterator[Object]:
-    """Yield the objects below a prefix in byte order, and an object with a problem for each folder that fails.
+    """Yield the objects below a prefix and after the key `last`, in byte order.
 
-    Parameters
-    ----------
-    store : ObjectStore
-        The bucket.
-    prefix : str
-        Whole parts of keys, without the last slash; "" for all.
-    last : str
-        Only objects after this key are listed.
-    is_wanted : callable
-        Whether a folder, with its slash, may contain images of the source.
+    The prefix consists of whole parts, without the last slash. A folder that cannot be listed is yielded as an
+    object with a problem, if it may contain images of the source (`is_wanted`).
     """
     try:
         is_begun = not prefix or last.startswith(f"{prefix}/")

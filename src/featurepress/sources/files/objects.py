@@ -305,25 +305,10 @@ class ObjectSource:
 def read_object(
     address: Address, *, anonymous: bool, limits: ImageSettings, etag: str = "", size: int = 0
 ) -> bytes:
-    """Return one whole object; requests are not signed if `anonymous`.
+    """Return one whole object; etag and size are those of the listing, if it was listed.
 
-    Parameters
-    ----------
-    address : Address
-        Bucket and key.
-    limits : ImageSettings
-        Limits for time and bytes.
-    etag : str
-        As listed; "" if it was not listed.
-    size : int
-        Bytes, as listed; 0 if not known.
-
-    Raises
-    ------
-    ImageError
-        It has vanished or changed, is too large, or must not be read.
-    StorageError
-        The store does not answer, or refuses the credentials.
+    Raises ImageError if it has vanished or changed, is too large, or must not be read, and StorageError if the
+    store does not answer, or refuses the credentials.
     """
     if size > limits.max_bytes:
         raise too_many_bytes(size, limits.max_bytes)

@@ -33,23 +33,10 @@ ListFrom = Callable[[str], Iterator[Object]]
 
 
 def list_in_ranges(list_from: ListFrom, prefix: str, start: str = "", streams: int = STREAMS) -> Iterator[Object]:
-    """Yield the objects after a key, in byte order.
+    """Yield the objects after the key `start`, in byte order, by at most `streams` concurrent requests.
 
-    Parameters
-    ----------
-    list_from : callable
-        Yields the objects after a key, in byte order, page by page; called from several threads.
-    prefix : str
-        The beginning of all keys.
-    start : str
-        The key.
-    streams : int
-        Most concurrent requests.
-
-    Raises
-    ------
-    Exception
-        Whatever `list_from` raises while it is iterated, after all objects before that position.
+    `list_from` yields the objects after a key page by page, and is called from several threads; an error that it
+    raises is raised after all objects before that position. All keys begin with `prefix`.
     """
     last, n_left = start, PAGES_ALONE * PAGE
     for found in itertools.islice(list_from(start), n_left):
@@ -218,15 +205,7 @@ def _pull(found: Iterator[Object]) -> tuple[list[Object], BaseException | None]:
 
 
 def split_keys(low: str, high: str | None) -> Iterator[str]:
-    """Yield keys between two at which to split: the ends of folders, then characters where the keys differ.
-
-    Parameters
-    ----------
-    low : str
-        The lower key.
-    high : str or None
-        The upper key; None for no end.
-    """
+    """Yield keys between two at which to split: the ends of folders, then characters where the keys differ."""
     if high is not None and low >= high:
         return
     n = next(

@@ -19,20 +19,10 @@ _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Entry(NamedTuple):
-    """An entry of a list.
+    """An entry of a list."""
 
-    Attributes
-    ----------
-    row : int
-        The line of a text, from 1; otherwise the row, from 0.
-    uri : bytes
-        As written in the list; empty if it is missing.
-    label : str or None
-        None if it is missing.
-    """
-
-    row: int
-    uri: bytes
+    row: int  # the line of a text, from 1; otherwise the row, from 0
+    uri: bytes  # as written in the list; empty if missing
     label: str | None = None
 
 
@@ -54,25 +44,11 @@ def location_in(name: str, row: int) -> str:
 
 
 def read_entries(file: BinaryIO, name: str, columns: Columns, where: str, *, is_remote: bool) -> Iterator[Entry]:
-    """Yield the entries of a list.
+    """Yield the entries of a list. The suffix of its name decides the format.
 
-    Parameters
-    ----------
-    file : BinaryIO
-        Seekable; the caller closes it.
-    name : str
-        Its suffix decides the format.
-    columns : Columns
-        Of CSV files and tables.
-    where : str
-        The list, as errors name it.
-    is_remote : bool
-        Whether each read is a request.
-
-    Raises
-    ------
-    SourceError
-        The file is not in this format, or does not have these columns.
+    The file is seekable, and remains open; if `is_remote`, each read of it is a request. `columns` are for CSV and
+    tables, `where` names the list in errors. Raises SourceError if the file does not have this format or these
+    columns.
     """
     if name.lower().endswith(TABLE_SUFFIXES):
         found = _rows(file, columns, where, is_remote=is_remote)

@@ -53,21 +53,11 @@ def _masked_value(pair: str) -> str:
 
 
 class Location(NamedTuple):
-    """The location of one image.
+    """The location of one image."""
 
-    Attributes
-    ----------
-    scheme : str
-        "" for a path on disk.
-    where : bytes
-        An absolute path, or a url.
-    problem : str or None
-        Why it cannot be read.
-    """
-
-    scheme: str
-    where: bytes
-    problem: str | None = None
+    scheme: str  # "" for a path on disk
+    where: bytes  # an absolute path, or a url
+    problem: str | None = None  # why it cannot be read
 
 
 def scheme_in(entry: bytes) -> str:
@@ -79,12 +69,7 @@ def scheme_in(entry: bytes) -> str:
 def location_of(entry: bytes, folder: bytes) -> Location:
     """Return the location of an entry of a list.
 
-    Parameters
-    ----------
-    entry : bytes
-        A path, or a url.
-    folder : bytes
-        What a relative path starts from: an absolute path, or a url whose last name is replaced.
+    A relative path starts from `folder`: an absolute path, or a url whose last name is replaced.
     """
     scheme = scheme_in(entry)
     if not scheme:
@@ -145,19 +130,8 @@ def _bucket_problem(entry: bytes) -> str | None:
 class LocationReader:
     """Read images from any location; thread-safe.
 
-    Parameters
-    ----------
-    options : mapping
-        Of a source: ``anonymous``, ``allow_private_hosts``.
-    limits : ImageSettings
-        Limits for one image.
-    root : bytes
-        A folder, as an absolute path. If it disappears, reading from disk raises StorageError.
-
-    Attributes
-    ----------
-    readers : dict
-        Scheme -> the function that returns the bytes of a url.
+    `options` are those of a source (``anonymous``, ``allow_private_hosts``). If the folder `root` disappears,
+    reading from disk raises StorageError. `readers` are the functions that return the bytes of a url, by scheme.
     """
 
     def __init__(self, options: Mapping[str, Any], limits: ImageSettings, root: bytes = b"/") -> None:

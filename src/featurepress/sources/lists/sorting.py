@@ -21,17 +21,8 @@ Row = TypeVar("Row", bound=tuple[Any, ...])
 class Sorted(Generic[Row]):
     """Sorted rows, which can be iterated any number of times; a context manager.
 
-    Parameters
-    ----------
-    rows : iterable of tuple
-        Rows of values that can be pickled; no two are equal.
-    run_rows : int
-        Most rows in memory at once.
-
-    Raises
-    ------
-    SourceError
-        The temporary folder is full or cannot be written.
+    The values of rows can be pickled, and no two rows are equal. At most `run_rows` are in memory at once. Raises
+    SourceError if the temporary folder is full or cannot be written.
     """
 
     def __init__(self, rows: Iterable[Row], run_rows: int = RUN_ROWS) -> None:

@@ -51,20 +51,8 @@ _MAX_PATH_BYTES = 1024**2
 
 
 class ArrowTable:
-    """An open IPC file or stream.
+    """An open IPC file or stream. Raises TableError if the file is not in this format, or is incomplete.
 
-    Parameters
-    ----------
-    file : BinaryIO
-        Seekable; closed with the table.
-
-    Raises
-    ------
-    TableError
-        The file is not in this format, or is incomplete.
-
-    Notes
-    -----
     An image of an uncompressed table costs its own bytes and a few more. A compressed buffer is decompressed from
     its beginning to the row, and from there on if rows are read in order. At most one image is in memory.
     """

@@ -17,15 +17,7 @@ _IMAGE_TYPES = "binary, large_binary, binary_view, fixed_size_binary, or struct<
 
 
 class TableError(Exception):
-    """A table, or a part of one, cannot be read.
-
-    Parameters
-    ----------
-    reason : str
-        For people, without a full stop.
-    row : int, optional
-        The first row that cannot be listed, if the table is cut short.
-    """
+    """A table, or a part of one, cannot be read; `row` is the first that cannot be listed, if it is cut short."""
 
     def __init__(self, reason: str, row: int | None = None) -> None:
         super().__init__(reason)
@@ -38,24 +30,12 @@ class TableError(Exception):
 
 
 class Row(NamedTuple):
-    """A row of a table, for the listing.
+    """A row of a table, for the listing."""
 
-    Attributes
-    ----------
-    number : int
-        From 0.
-    size : int
-        Bytes of its image, exact or estimated.
-    label : str or None
-        None if it has none.
-    problem : str or None
-        Why the image cannot be read.
-    """
-
-    number: int
-    size: int
+    number: int  # from 0
+    size: int  # bytes of its image, exact or estimated
     label: str | None
-    problem: str | None = None
+    problem: str | None = None  # why the image cannot be read
 
 
 class ImageValue(NamedTuple):
@@ -66,15 +46,7 @@ class ImageValue(NamedTuple):
 
 
 class ImageColumn(NamedTuple):
-    """The column with the images.
-
-    Attributes
-    ----------
-    at, name
-        Its index and name in the table.
-    bytes_at, path_at : int
-        Indices of the children of a struct; -1 if absent.
-    """
+    """The column with the images: its index, its name, and the indices of a struct's children (-1 if absent)."""
 
     at: int
     name: str
@@ -91,21 +63,10 @@ class ImageColumn(NamedTuple):
 
 
 def image_column(schema: pa.Schema, name: str | None, where: str) -> ImageColumn:
-    """Find the column with the images.
+    """Find the column with the images: the one called `name`, or the only one that can contain images.
 
-    Parameters
-    ----------
-    schema : pyarrow.Schema
-        Of the table.
-    name : str or None
-        The name that the user requested; None for the only column that can contain images.
-    where : str
-        The table, as errors name it.
-
-    Raises
-    ------
-    SourceError
-        There is no such column, or more than one, or its type cannot contain images.
+    Raises SourceError, which names the table by `where`, if there is no such column, or more than one, or if its
+    type cannot contain images.
     """
     import pyarrow as pa
 

@@ -135,17 +135,7 @@ class Column(NamedTuple):
 
 
 class Columns:
-    """The columns of a record batch; buffers are read on demand.
-
-    Parameters
-    ----------
-    pread : callable
-        Reads the file.
-    message : Message
-        A record batch, or a dictionary.
-    kinds : sequence of pyarrow.DataType
-        The types of its columns.
-    """
+    """The columns of a record batch or a dictionary, of these types; buffers are read on demand."""
 
     def __init__(self, pread: Pread, message: Message, kinds: Sequence[Any]) -> None:
         header = message.batch

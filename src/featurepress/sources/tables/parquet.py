@@ -28,22 +28,8 @@ _STEPS_KEPT = 2  # for threads that read slightly out of order
 
 
 class ParquetTable:
-    """An open Parquet file.
+    """An open Parquet file, read in pieces of `ahead_bytes`. Raises TableError if it is not Parquet, or incomplete.
 
-    Parameters
-    ----------
-    file : BinaryIO
-        Seekable; closed with the table.
-    ahead_bytes : int
-        Read at once: more if a read is a request.
-
-    Raises
-    ------
-    TableError
-        The file is not Parquet, or is incomplete.
-
-    Notes
-    -----
     Parquet can only be decoded from the beginning of a row group. Rows read in order cost their own bytes; going
     back, or far ahead, decodes all rows of the row group before the one requested. Memory: two steps of at most 64
     rows, and three or four pages of the writer's size: at least 1,024 rows by PyArrow, about 1 MB by others.

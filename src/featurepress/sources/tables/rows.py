@@ -39,19 +39,9 @@ class Table(Protocol):
 
 
 def open_table(file: BinaryIO, *, is_remote: bool = False) -> Table:
-    """Open a table.
+    """Open a table. The file is seekable, and closed with the table; if `is_remote`, each read of it is a request.
 
-    Parameters
-    ----------
-    file : BinaryIO
-        Seekable; closed with the table, or at once if it cannot be opened.
-    is_remote : bool
-        Whether each read of the file is a request.
-
-    Raises
-    ------
-    TableError
-        The file is neither Parquet nor Arrow, or is damaged.
+    Raises TableError, and closes the file, if it is neither Parquet nor Arrow, or is damaged.
     """
     try:
         beginning = file.read(len(arrow.MAGIC))
