@@ -242,7 +242,11 @@ def read_ahead(
                 n_timeouts += 1
                 rest = _Group(group.abandon(f"timed out: no answer in {timeout_seconds:g} seconds"))
                 if n_timeouts > MAX_TIMEOUTS:
-                    raise _no_answer(group.refs[-1 - len(rest.refs)], n_timeouts, timeout_seconds)
+                    raise StorageError(
+                        f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} "
+                        f"seconds, the last one for '{group.refs[-1 - len(rest.refs)].uri}'. Check the disk or the "
+                        "network, and resume."
+                    )
                 reader.submit(rest, first=True)  # before there is a thread that could take another group
                 reader.start_thread()
                 pending.appendleft(rest)
@@ -252,13 +256,6 @@ def read_ahead(
                 raise group.lost
     finally:
         reader.close()
-
-
-def _no_answer(ref: ImageRef, n_timeouts: int, timeout_seconds: float) -> StorageError:
-    return StorageError(
-        f"The source stopped answering: {n_timeouts} reads took longer than {timeout_seconds:g} seconds, the last "
-        f"one for '{ref.uri}'. Check the disk or the network, and resume."
-    )
 
 
 def _grouped(refs: Iterable[ImageRef], size: int) -> Iterator[_Group]:

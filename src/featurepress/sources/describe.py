@@ -72,13 +72,8 @@ def _options(settings: ListingSettings, destination: str) -> dict[str, Any]:
     """Return the options of every source, without those that are not set."""
     if destination and not scheme_of(destination):
         destination = str(Path(destination).resolve())
-    optional = {
-        "include": list(settings.include),
-        "exclude": list(settings.exclude),
-        "anonymous": settings.anonymous,
-        "allow_private_hosts": settings.allow_private_hosts,
-    }
-    used = {name: value for name, value in optional.items() if value}
+    names = ("include", "exclude", "anonymous", "allow_private_hosts")
+    used = {name: value for name in names if (value := getattr(settings, name))}
     return {"all_files": settings.all_files, "destination": destination, **used}
 
 

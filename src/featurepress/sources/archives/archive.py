@@ -75,7 +75,8 @@ class ArchiveSource:
         self, spec: SourceSpec, limits: ImageSettings | None = None, *, files: Files | None = None
     ) -> None:
         self.location = spec.location
-        self.reading = _reading(spec.location)
+        is_compressed = spec.location.lower().endswith(_COMPRESSED_SUFFIXES)
+        self.reading = IN_SEQUENCE if is_compressed else IN_WINDOWS if scheme_of(spec.location) else ON_DISK
         self.skipped: collections.Counter[str] = collections.Counter()
         self._base = spec.base
         self._is_on_disk = not scheme_of(spec.location)
@@ -85,7 +86,7 @@ class ArchiveSource:
         suffix = str(spec.options.get("label_column") or "").lstrip(".").lower()
         self._label_suffixes = (suffix,) if suffix else LABEL_SUFFIXES
 
-    # -- listing ---------------------------------------------------------------------------------------------
+    # -- listing -----------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images archive by archive, in the order of the members."""
@@ -207,7 +208,7 @@ class ArchiveSource:
         fields = (label,) if self._brings_label else ()
         return ImageRef(uri, 0, size, archive.version, fields, key, problem)
 
-    # -- reading ---------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
         """Read a member at its position, and check that the archive has not changed since the listing."""
@@ -304,12 +305,6 @@ class _UniqueNames:
         if number > 1:
             self._numbers[hash(name)] = number
         return unique
-
-
-def _reading(location: str) -> Reading:
-    if location.lower().endswith(_COMPRESSED_SUFFIXES):
-        return IN_SEQUENCE
-    return IN_WINDOWS if scheme_of(location) else ON_DISK
 
 
 def _key(archive: ImageRef, start: int, ending: bytes = b"") -> bytes:

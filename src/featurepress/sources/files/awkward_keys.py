@@ -10,7 +10,10 @@ import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import obstore
+from obstore.store import ObjectStore
 
 from featurepress.errors import StorageError
 from featurepress.storage.bucket import list_objects
@@ -23,9 +26,6 @@ from featurepress.storage.connection import (
     s3_session,
     store_errors,
 )
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 _AWKWARD = re.compile(r"(?:^|/)(?:\.{0,2})(?:/|$)|[\x00-\x1f\x7f]")
 _REASON = "it contains a key that this store's library cannot address"
@@ -71,7 +71,7 @@ def list_fast(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Obje
         yield found
 
 
-# -- any store: folder by folder -----------------------------------------------------------------------------
+# -- any store: folder by folder -------------------------------------------------------------------------------
 
 
 def list_folder(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[[str], bool]) -> Iterator[Object]:
@@ -93,8 +93,6 @@ def list_folder(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[
 
 def list_level(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[[str], bool]) -> Iterator[Object]:
     """Do the same where `list_fast` fails: list the objects of the folder itself, then each folder in it."""
-    import obstore
-
     folder = f"{prefix}/" if prefix else ""
     try:
         level: Any = retrying(lambda: obstore.list_with_delimiter(store, prefix or None))
@@ -136,7 +134,7 @@ def _unlisted(folder: str, last: str, error: BaseException) -> Iterator[Object]:
             )
 
 
-# -- S3: with botocore ---------------------------------------------------------------------------------------
+# -- S3: with botocore -----------------------------------------------------------------------------------------
 
 
 def list_all(bucket: str, prefix: str, start_after: str, *, anonymous: bool) -> Iterator[Object]:

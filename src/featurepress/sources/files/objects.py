@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import io
 import math
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+import obstore
+from obstore.store import ObjectStore
 
 from featurepress.errors import ImageError, SourceError, StorageError
 from featurepress.ledger.names import KEY_IN_FEATURE_SET, PLAN
@@ -23,9 +25,6 @@ from featurepress.sources.selection import Glob, NameFilter, glob_root, has_magi
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.storage.bucket import Ranges, list_objects
 from featurepress.storage.connection import Address, Refusal, connect, etag_of, refused, retrying, store_errors
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 # One request gets a quarter of the time of a read. So a request that hangs can be retried twice, and a quarter is
 # left to find out whether the store answers at all.
@@ -75,7 +74,7 @@ class ObjectSource:
         self._sets: dict[str, bool] = {}  # prefix -> whether it is a feature set
         self._counted_sets: set[str] = set()
 
-    # -- listing ---------------------------------------------------------------------------------------------
+    # -- listing -----------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their urls."""
@@ -236,8 +235,6 @@ class ObjectSource:
 
     def _is_set(self, root: str) -> bool:
         """Whether there is a plan below a prefix: other programs may also call a file manifest.json."""
-        import obstore
-
         try:
             options: Any = {"range": (0, 256)}
             plan = retrying(lambda: obstore.get(self._store(), f"{root}{PLAN}", options=options).bytes())
@@ -257,7 +254,7 @@ class ObjectSource:
             refusal = Refusal("bucket", "there is no such bucket")
         return SourceError(f"Cannot list '{self.location}': {refusal}{refusal.advice}.")
 
-    # -- reading ---------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
         """Read an object, and check that it has not changed since the listing."""
@@ -288,8 +285,6 @@ class ObjectSource:
 
     def _head(self, key: str) -> Object:
         """Return the size and etag of an object."""
-        import obstore
-
         if self._address.scheme == "s3" and is_awkward(key):
             return retrying(lambda: awkward_keys.head(self._address.bucket, key, anonymous=self._anonymous))
         found = retrying(lambda: obstore.head(self._store(), key))
@@ -332,8 +327,6 @@ def read_object(
 
 def _get(address: Address, *, anonymous: bool, seconds: float, etag: str, max_bytes: int) -> tuple[int, bytes]:
     """Return the object's size, and its bytes unless there are more than `max_bytes`."""
-    import obstore
-
     if address.scheme == "s3" and is_awkward(address.key):
         options = {"IfMatch": etag} if etag else {}
         return awkward_keys.get(address.bucket, address.key, anonymous=anonymous, max_bytes=max_bytes, **options)
@@ -351,8 +344,12 @@ def _failed_read(
         return error
     refusal = Refusal.of(error)
     if refusal.kind == "changed" and address.scheme == "az":  # Azure's answer for a missing object too
-        with contextlib.suppress(*store_errors()):
-            refusal = _if_missing(address, anonymous=anonymous, seconds=seconds) or refusal
+        try:
+            obstore.head(_store_of(address, anonymous, seconds), address.key)
+        except FileNotFoundError as missing:
+            refusal = Refusal.of(missing)
+        except store_errors():
+            pass
     if refusal.kind == "transient" or (was_listed and refusal.kind in ("denied", "missing", "other")):
         # The answer to a HEAD has no body with a reason, and the refusal may apply to all keys.
         whole = _refused_folder(address, anonymous=anonymous, seconds=seconds)
@@ -373,20 +370,8 @@ def _failed_read(
     return ImageError("read", reason)
 
 
-def _if_missing(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:
-    import obstore
-
-    try:
-        obstore.head(_store_of(address, anonymous, seconds), address.key)
-    except FileNotFoundError as error:
-        return Refusal.of(error)
-    return None
-
-
 def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Refusal | None:
     """Return why the folder of a key cannot be listed; None if it can be."""
-    import obstore
-
     folder = address.key.rpartition("/")[0]
     store = connect(address.scheme, address.bucket, anonymous=anonymous, timeout_seconds=seconds, tries=1)
     try:

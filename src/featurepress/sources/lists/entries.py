@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import pyarrow as pa
+import pyarrow.csv
+
 from featurepress.errors import SourceError
 from featurepress.sources.selection import TABLE_SUFFIXES
 from featurepress.sources.tables.columns import TableError, label_column, uri_column
@@ -83,19 +86,16 @@ def _refuse_utf_16(file: BinaryIO, where: str) -> None:
     file.seek(0)
 
 
-# -- CSV -----------------------------------------------------------------------------------------------------
+# -- CSV -------------------------------------------------------------------------------------------------------
 
 
 def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> Iterator[Entry]:
     """Yield the records of a CSV file, parsed block by block with all columns as bytes."""
-    import pyarrow as pa
-
     _refuse_utf_16(file, where)
     bad_rows: list[Any] = []
     try:
-        names = _header(file, delimiter, bad_rows)
-        if not names:
-            return
+        with _opened(file, delimiter, bad_rows) as reader:
+            names: list[str] = reader.schema.names
         schema = pa.schema([(name, pa.string()) for name in names])
         wanted = [names[uri_column(schema, columns.uri, URI_COLUMNS, where)]]
         if columns.label is not None:
@@ -111,28 +111,12 @@ def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> It
     except UnicodeDecodeError as error:
         raise SourceError(f"The {where} is not in UTF-8: the names of its columns cannot be read.") from error
     except pa.ArrowInvalid as error:
-        # The library's message shows the record, which may contain a secret.
-        raise SourceError(f"The {where} is not valid CSV: {_reason(str(error), bad_rows)}.") from None
-
-
-def _header(file: BinaryIO, delimiter: str, bad_rows: list[Any]) -> list[str]:
-    """Return the names of the columns; none if the file is empty."""
-    import pyarrow as pa
-
-    try:
-        with _opened(file, delimiter, bad_rows) as reader:
-            names: list[str] = reader.schema.names
-            return names
-    except pa.ArrowInvalid as error:
-        if "Empty CSV file" in str(error):
-            return []
-        raise
+        if "Empty CSV file" not in str(error):
+            # The library's message shows the record, which may contain a secret.
+            raise SourceError(f"The {where} is not valid CSV: {_reason(str(error), bad_rows)}.") from None
 
 
 def _opened(file: BinaryIO, delimiter: str, bad_rows: list[Any], names: list[str] | None = None) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv
-
     def remember(row: Any) -> str:
         bad_rows.append(row)
         return "error"
@@ -173,7 +157,7 @@ def _reason(text: str, bad_rows: list[Any]) -> str:
     return "it cannot be parsed"
 
 
-# -- tables --------------------------------------------------------------------------------------------------
+# -- tables ----------------------------------------------------------------------------------------------------
 
 
 def _rows(file: BinaryIO, columns: Columns, where: str, *, is_remote: bool) -> Iterator[Entry]:

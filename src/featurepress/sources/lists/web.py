@@ -32,7 +32,6 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import DecodeError, HTTPError, InvalidHeader, LocationParseError
 from urllib3.exceptions import TimeoutError as Urllib3TimeoutError
 from urllib3.util import Retry, Url, parse_url
-from urllib3.util.ssl_ import create_urllib3_context
 
 from featurepress.errors import ImageError
 from featurepress.settings import ImageSettings
@@ -54,23 +53,10 @@ Resolve = Callable[..., list[Any]]  # as socket.getaddrinfo
 
 
 def fetch(url: str, *, limits: ImageSettings, allow_private_hosts: bool, max_bytes: int) -> bytes:
-    """Return the whole body of a url.
+    """Return the whole body of a url, at most `max_bytes` when decompressed.
 
-    Parameters
-    ----------
-    url : str
-        Begins with http:// or https://; a user and password in it are sent.
-    limits : ImageSettings
-        All tries and redirects together may take nine tenths of `timeout_seconds`.
-    allow_private_hosts : bool
-        Whether addresses of private networks are allowed.
-    max_bytes : int
-        Most bytes, decompressed.
-
-    Raises
-    ------
-    ImageError
-        With stage ``read``; the reason never contains the url.
+    A user and password in the url are sent. All tries and redirects together may take nine tenths of
+    `limits.timeout_seconds`. Raises ImageError with stage ``read``; its reason never contains the url.
     """
     # Less than `read_ahead` waits: a slow host is one failed image, while a read that hangs may stop the run.
     seconds = _SHARE_OF_TIME * limits.timeout_seconds
@@ -102,19 +88,9 @@ def is_private(address: str) -> bool:
 class Web:
     """Fetch urls, and keep connections; thread-safe.
 
-    Parameters
-    ----------
-    is_refused : callable
-        Whether no connection may be made to an address.
-    resolve : callable
-        Returns the addresses of a name, as `socket.getaddrinfo`.
-    context : ssl.SSLContext, optional
-        Verifies certificates; by default with those that the system trusts.
-    backoff_seconds : float
-        Wait before the first retry; doubled for each following one.
+    No connection is made to addresses that `is_refused`. `context` verifies certificates, by default with those
+    that the system trusts. The wait before the first retry is `backoff_seconds`, and doubles with each one.
 
-    Notes
-    -----
     Of urllib3, this uses the connection pools of single hosts: `PoolManager` adds 8 microseconds to the 200 of a
     fetch. `Retry` does not retry a body that is cut short, and would sleep beyond the deadline.
     """
@@ -181,7 +157,7 @@ class Web:
     def _request(self, target: Url, max_bytes: int) -> bytes | Url:
         """Make one request; return the body, or the url of a redirect."""
         with self._lock:
-            pool = self._pool(str(target.scheme), str(target.host), target.port)
+            pool = self._pool(target.scheme, target.host, target.port)
         response = pool.urlopen(
             "GET",
             target.request_uri,
@@ -199,10 +175,10 @@ class Web:
             _require_success(response)
             return _body(response, max_bytes)
 
-    def _new_pool(self, scheme: str, host: str, port: int | None) -> urllib3.HTTPConnectionPool:
+    def _new_pool(self, scheme: str | None, host: str | None, port: int | None) -> urllib3.HTTPConnectionPool:
         if scheme == "http":
-            return _HttpPool(host, port, maxsize=AT_ONCE)
-        return _HttpsPool(host, port, maxsize=AT_ONCE, ssl_context=self._context)
+            return _HttpPool(str(host), port, maxsize=AT_ONCE)
+        return _HttpsPool(str(host), port, maxsize=AT_ONCE, ssl_context=self._context)
 
     def _connect(self, host: str, port: int) -> socket.socket:
         """Resolve a name, check all its addresses, and connect to the first that answers."""
@@ -229,7 +205,7 @@ class Web:
         raise failed
 
 
-# -- connections with a deadline -----------------------------------------------------------------------------
+# -- connections with a deadline -------------------------------------------------------------------------------
 
 
 class _Fetch(threading.local):
@@ -292,7 +268,7 @@ for _name in ("urllib3.connection", "urllib3.connectionpool"):
     logging.getLogger(_name).addFilter(_is_fetching_elsewhere)
 
 
-# -- responses -----------------------------------------------------------------------------------------------
+# -- responses -------------------------------------------------------------------------------------------------
 
 
 class _TransientError(Exception):
@@ -366,7 +342,7 @@ def _explain(error: HTTPError) -> NoReturn:
     raise _TransientError(reason) from None
 
 
-# -- urls ----------------------------------------------------------------------------------------------------
+# -- urls ------------------------------------------------------------------------------------------------------
 
 
 def _parsed(url: str) -> Url:
@@ -401,8 +377,7 @@ def _user_agent() -> str:
 
 def _system_context() -> ssl.SSLContext:
     """Return a context that trusts the certificates of this system; without any, those of certifi."""
-    context = create_urllib3_context()
-    context.load_default_certs()
+    context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
     if not (paths.cafile or paths.capath):
         import certifi

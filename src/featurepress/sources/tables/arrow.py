@@ -16,7 +16,10 @@ import bisect
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.ipc
 
 from featurepress.sources.base import too_many_bytes
 from featurepress.sources.tables.columns import (
@@ -41,9 +44,6 @@ from featurepress.sources.tables.ipc import (
     read_message,
     spans,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MAGIC = b"ARROW1"
 _SCHEMA = 1
@@ -81,9 +81,6 @@ class ArrowTable:
         return 8
 
     def _read_schema(self, message: Message) -> pa.Schema:
-        import pyarrow as pa
-        import pyarrow.ipc
-
         if message.header.scalar(0, "h"):
             raise TableError("it was written on a big-endian machine")
         self._dictionary_ids = [
@@ -95,8 +92,6 @@ class ArrowTable:
         """Close the file."""
         self._data = None
         self._file.close()
-
-    # -- listing --------------------------------------------------------------------------------
 
     def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
         """Yield the rows from `start` on; the images are not read. Sizes are exact."""
@@ -138,8 +133,6 @@ class ArrowTable:
 
     def _array(self, batch: _Batch, columns: Columns, index: int) -> pa.Array:
         """Return a whole column, which is not nested, as an Arrow array."""
-        import pyarrow as pa
-
         column, kind = columns[index], self.schema.types[index]
         if not pa.types.is_dictionary(kind):
             return as_array(kind, columns, column)
@@ -148,8 +141,6 @@ class ArrowTable:
 
     def _dictionary(self, batch: _Batch, index: int, kind: pa.DataType) -> pa.Array:
         """Return the dictionary of a column that applies to a batch."""
-        import pyarrow as pa
-
         pieces: list[pa.Array] = []
         for dictionary in reversed(self._dictionaries[: batch.n_dictionaries]):
             if dictionary.identity == self._dictionary_ids[index]:
@@ -158,8 +149,6 @@ class ArrowTable:
                 if not dictionary.is_delta:
                     return pieces[0] if len(pieces) == 1 else pa.concat_arrays(pieces)
         raise TableError("a dictionary is missing")
-
-    # -- reading -------------------------------------------------------------------------------------------
 
     def read(self, image: ImageColumn, number: int, max_bytes: int) -> ImageValue:
         """Return the value of the image column in one row.
@@ -193,8 +182,6 @@ class ArrowTable:
         if self._data is None or self._data.buffer != buffer or start < self._data.at:
             self._data = columns.forward(buffer)
         return self._data.read(start, n_bytes)
-
-    # -- positions ------------------------------------------------------------------------------------
 
     def _from(self, start: int) -> Iterator[_Batch]:
         """Yield the batches that end after a row."""

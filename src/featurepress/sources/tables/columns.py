@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import pyarrow as pa
+from pyarrow import BaseExtensionType, types
 
 from featurepress.errors import SourceError
 from featurepress.settings import nearest
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 TEXT_ROWS = 8192  # of text columns that are in memory at once
 _MAX_NAMED, _MAX_TYPE_CHARACTERS = 30, 60
@@ -59,17 +59,12 @@ class ImageColumn(NamedTuple):
         return self.bytes_at >= 0
 
 
-# -- which column --------------------------------------------------------------------------------------------
-
-
 def image_column(schema: pa.Schema, name: str | None, where: str) -> ImageColumn:
     """Find the column with the images: the one called `name`, or the only one that can contain images.
 
     Raises SourceError, which names the table by `where`, if there is no such column, or more than one, or if its
     type cannot contain images.
     """
-    import pyarrow as pa
-
     if name is not None:
         index = _find(schema, name, where, "--image-column")
         if (column := _as_images(index, schema.field(index))) is not None:
@@ -103,8 +98,6 @@ def image_column(schema: pa.Schema, name: str | None, where: str) -> ImageColumn
 
 def label_column(schema: pa.Schema, name: str, where: str) -> int:
     """Find the column with the labels: text, numbers, dates, or a dictionary of those."""
-    from pyarrow import BaseExtensionType, types
-
     index = _find(schema, name, where, "--label-column")
     kind = schema.types[index]
     if types.is_dictionary(kind):
@@ -153,8 +146,6 @@ def _find(schema: pa.Schema, name: str, where: str, flag: str) -> int:
 
 def _as_images(index: int, field: pa.Field) -> ImageColumn | None:
     """Return a column as an image column, or None if its type cannot contain images."""
-    import pyarrow as pa
-
     if _is_bytes(field.type):
         return ImageColumn(index, field.name)
     if not pa.types.is_struct(field.type):
@@ -168,21 +159,15 @@ def _as_images(index: int, field: pa.Field) -> ImageColumn | None:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
     tests = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
     return any(test(kind) for test in tests)
 
 
 def _is_string(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    from pyarrow import types
-
     return _is_string(kind.value_type if types.is_dictionary(kind) else kind)
 
 
@@ -210,13 +195,8 @@ def until_damage(rows: Iterable[Row], start: int, end: int) -> Iterator[Row]:
             yield Row(rest, 0, None, f"damaged table: {error}")
 
 
-# -- their values --------------------------------------------------------------------------------------------
-
-
 def texts(array: pa.Array) -> list[str | None]:
     """Return the values of a column as texts: numbers and dates as Arrow formats them, None for null."""
-    import pyarrow as pa
-
     if not _is_string(array.type):
         array = array.cast(pa.string())
     values: list[str | None] = array.to_pylist()

@@ -9,6 +9,9 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
+import pyarrow as pa
+from pyarrow import BaseExtensionType, types
+
 from featurepress.sources.tables.columns import ImageColumn, TableError
 
 DICTIONARY, BATCH = 2, 3  # kinds of messages
@@ -22,7 +25,7 @@ Pread = Callable[[int, int], bytes]  # (position, number of bytes)
 Buffer = tuple[int, int]  # offset in a body, number of bytes
 
 
-# -- headers -------------------------------------------------------------------------------------------------
+# -- headers ---------------------------------------------------------------------------------------------------
 
 
 class Flat:
@@ -113,15 +116,13 @@ def read_message(pread: Pread, at: int, size: int) -> Message | None:
 @contextlib.contextmanager
 def damage() -> Iterator[None]:
     """Convert the errors that broken bytes cause into TableError."""
-    import pyarrow as pa
-
     try:
         yield
     except (struct.error, ValueError, IndexError, OverflowError, OSError, pa.ArrowException) as error:
         raise TableError.of(error) from error
 
 
-# -- columns -------------------------------------------------------------------------------------------------
+# -- columns ---------------------------------------------------------------------------------------------------
 
 
 class Column(NamedTuple):
@@ -160,8 +161,6 @@ class Columns:
 
     def _take(self, kind: Any) -> Column:
         """Assign the next nodes and buffers to a column; they are in depth-first order."""
-        from pyarrow import BaseExtensionType, types
-
         if isinstance(kind, BaseExtensionType):
             kind = kind.storage_type
         if types.is_dictionary(kind):
@@ -204,8 +203,6 @@ class Columns:
 
     def bytes(self, buffer: Buffer) -> bytes:
         """Return a whole buffer, decompressed."""
-        import pyarrow as pa
-
         at, n_bytes, full = self.where(buffer)
         if not self.is_compressed(buffer):
             return self._pread(at, n_bytes)
@@ -226,8 +223,6 @@ class Forward:
     """A compressed buffer, decompressed piece by piece from its beginning."""
 
     def __init__(self, file: io.BufferedReader, buffer: Buffer, codec: str) -> None:
-        import pyarrow as pa
-
         self.buffer, self.at = buffer, 0
         self._stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), codec)
 
@@ -261,20 +256,16 @@ class _Section(io.RawIOBase):
         return n_bytes
 
 
-# -- values --------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------------------------------
 
 
 def is_view(kind: Any) -> bool:
     """Whether a type stores its values in several buffers."""
-    from pyarrow import types
-
     return bool(types.is_binary_view(kind) or types.is_string_view(kind))
 
 
 def spans(columns: Columns, column: Column, first: int, end: int) -> list[tuple[Buffer, int, int]]:
     """Return the positions of binary or text values of some rows: (buffer, start, number of bytes)."""
-    from pyarrow import types
-
     if first >= end:
         return []
     if is_view(column.kind):
@@ -339,8 +330,6 @@ def _validity(columns: Columns, column: Column) -> list[bool]:
 
 def as_array(kind: Any, columns: Columns, column: Column) -> Any:
     """Return a whole column that is not nested as an Arrow array."""
-    import pyarrow as pa
-
     if not column.length or pa.types.is_null(kind):
         return pa.nulls(column.length, kind)
     validity = pa.py_buffer(columns.bytes(column.buffers[0])) if column.null_count else None

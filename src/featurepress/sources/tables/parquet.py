@@ -6,7 +6,10 @@ import bisect
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from featurepress.sources.base import too_many_bytes
 from featurepress.sources.tables.columns import (
@@ -18,9 +21,6 @@ from featurepress.sources.tables.columns import (
     texts,
     until_damage,
 )
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 MAGIC = b"PAR1"
 STEP_ROWS, STEP_BYTES = 64, 4 * 1024**2  # of the image column, decoded at once
@@ -36,9 +36,6 @@ class ParquetTable:
     """
 
     def __init__(self, file: BinaryIO, ahead_bytes: int = 1024**2) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self._file = file
         self._errors = (pa.ArrowException, OSError, ValueError)
         try:
@@ -66,8 +63,6 @@ class ParquetTable:
         self._kept.clear()
         self._parquet.close()
         self._file.close()
-
-    # -- listing --------------------------------------------------------------------------------
 
     def rows(self, image: ImageColumn, label: int | None, start: int) -> Iterator[Row]:
         """Yield the rows from `start` on. Sizes are the means of whole rows; nulls are found by `read`."""
@@ -114,8 +109,6 @@ class ParquetTable:
             batch_size=n_rows, row_groups=[group], columns=list(names), use_threads=False
         )
         return batches
-
-    # -- reading -------------------------------------------------------------------------------------------
 
     def read(self, image: ImageColumn, number: int, max_bytes: int) -> ImageValue:
         """Return the value of the image column in one row.

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
+
+import pyarrow as pa
 
 from featurepress.sources.tables import arrow, parquet
 from featurepress.sources.tables.columns import ImageColumn, ImageValue, Row, TableError
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 AHEAD_BYTES = {True: 8 * 1024**2, False: 1024**2}  # read at once, if a read is a request and if not
 
