@@ -146,7 +146,7 @@ def disk_case(request: pytest.FixtureRequest, tmp_path: Path) -> Case:
     return KINDS[request.param](tmp_path)
 
 
-def test_list_gives_every_image_once_in_byte_order(case: Case) -> None:
+def test_list_yields_every_image_once_in_byte_order(case: Case) -> None:
     refs = list(open_source(case.spec).list())
     assert [ref.uri for ref in refs] == sorted(case.images, key=str.encode)
     assert [ref.order for ref in refs] == sorted(ref.order for ref in refs)
@@ -154,7 +154,7 @@ def test_list_gives_every_image_once_in_byte_order(case: Case) -> None:
     assert all(ref.source == 0 and ref.fields == () and ref.problem is None for ref in refs)
 
 
-def test_list_again_gives_the_same(case: Case) -> None:
+def test_list_is_repeatable(case: Case) -> None:
     source = open_source(case.spec)
     first = list(source.list())
     skipped = dict(source.skipped)
@@ -163,7 +163,7 @@ def test_list_again_gives_the_same(case: Case) -> None:
     assert list(open_source(case.spec).list()) == first
 
 
-def test_list_goes_on_exactly_after_any_key(case: Case) -> None:
+def test_list_continues_exactly_after_any_key(case: Case) -> None:
     source = open_source(case.spec)
     refs = list(source.list())
     for i, ref in enumerate(refs):
@@ -174,7 +174,7 @@ def test_list_goes_on_exactly_after_any_key(case: Case) -> None:
     assert list(source.list(b"!")) == [ref for ref in refs if ref.order > b"!"]
 
 
-def test_an_interrupted_listing_counts_what_it_passes_over_once(case: Case) -> None:
+def test_an_interrupted_listing_counts_skipped_files_once(case: Case) -> None:
     source = open_source(case.spec)
     all_refs = list(source.list())
     total = dict(source.skipped)
@@ -187,7 +187,7 @@ def test_an_interrupted_listing_counts_what_it_passes_over_once(case: Case) -> N
         assert dict(before.skipped + after.skipped) == total
 
 
-def test_read_gives_the_bytes(case: Case) -> None:
+def test_read_returns_the_bytes(case: Case) -> None:
     source = open_source(case.spec)
     for ref in source.list():
         assert source.read(ref) == case.images[ref.uri]
@@ -205,7 +205,7 @@ def test_reads_in_flight_is_a_number_of_threads(case: Case) -> None:
 
 
 @pytest.mark.parametrize("way", ["pickle", "json"])
-def test_a_description_survives_the_journey(case: Case, way: str) -> None:
+def test_a_description_can_be_serialised(case: Case, way: str) -> None:
     if way == "pickle":
         spec = pickle.loads(pickle.dumps(case.spec))
     else:
@@ -243,13 +243,13 @@ def test_a_fault_of_a_memory_source_is_a_failure() -> None:
     assert source.read(other) == b"2"
 
 
-def test_a_place_that_is_not_there_is_a_source_error(tmp_path: Path) -> None:
+def test_a_missing_location_is_a_source_error(tmp_path: Path) -> None:
     for location in ("nothing", "nothing/*.jpg"):
         with pytest.raises(SourceError, match="nothing"):
             list(open_source(folder_source(tmp_path, location)).list())
 
 
-def test_a_description_is_taken_as_it_is(case: Case) -> None:
+def test_a_description_is_used_unchanged(case: Case) -> None:
     assert describe(case.spec) == (case.spec,)
 
 

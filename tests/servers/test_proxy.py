@@ -44,7 +44,7 @@ def break_all(kind: str, **options: Any) -> dict[str, Any]:
     return {"rate": 1.0, "kinds": (kind,), "most_in_a_row": 10**6, "stall_seconds": 0.2, **options}
 
 
-def test_a_calm_proxy_changes_nothing(each_store: Any, faulty: Faulty) -> None:
+def test_a_proxy_without_faults_changes_nothing(each_store: Any, faulty: Faulty) -> None:
     bucket = each_store.bucket()
     proxy = faulty(each_store, rate=0.0)
     store = connect(each_store, bucket)
@@ -70,7 +70,7 @@ def test_a_calm_proxy_changes_nothing(each_store: Any, faulty: Faulty) -> None:
         ("stall", lambda got, whole: got == b""),
     ],
 )
-def test_reads_are_broken(
+def test_reads_can_be_truncated(
     fast_s3: FastS3, faulty: Faulty, kind: str, expected: Callable[[bytes, bytes], bool]
 ) -> None:
     bucket = fast_s3.bucket()
@@ -82,7 +82,7 @@ def test_reads_are_broken(
     assert expected(ask_raw(proxy, "GET", f"/{bucket}/a"), whole)
 
 
-def test_connections_are_reset(fast_s3: FastS3, faulty: Faulty) -> None:
+def test_connections_can_be_reset(fast_s3: FastS3, faulty: Faulty) -> None:
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {f"{i}": b"x" for i in range(40)})
     proxy = faulty(fast_s3, **break_all("reset"))
@@ -95,7 +95,7 @@ def test_connections_are_reset(fast_s3: FastS3, faulty: Faulty) -> None:
 
 @pytest.mark.parametrize("kind", ["500", "reset", "stall"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_writes_are_broken_before_or_after(fast_s3: FastS3, faulty: Faulty, kind: str, when: str) -> None:
+def test_writes_can_fail_before_or_after(fast_s3: FastS3, faulty: Faulty, kind: str, when: str) -> None:
     bucket = fast_s3.bucket()
     proxy = faulty(fast_s3, **break_all(kind, when=(when,), methods="PUT"))
     try:
@@ -108,7 +108,7 @@ def test_writes_are_broken_before_or_after(fast_s3: FastS3, faulty: Faulty, kind
     assert ask_raw(proxy, "GET", f"/{bucket}/a").startswith(b"HTTP/1.1 200" if when == "after" else b"HTTP/1.1 404")
 
 
-def test_the_same_requests_fail_whenever_asked(fast_s3: FastS3, faulty: Faulty) -> None:
+def test_the_same_requests_fail_in_every_run(fast_s3: FastS3, faulty: Faulty) -> None:
     fast_s3.ask("load", bucket="photos", folder=ROOT / "tests" / "servers", prefix="")
     paths = [f"/photos/{i}" for i in range(200)]
     proxy = faulty(fast_s3, rate=0.3, seed=1, kinds=("500", "503"), methods="GET")
@@ -127,7 +127,7 @@ def test_the_same_requests_fail_whenever_asked(fast_s3: FastS3, faulty: Faulty) 
     assert sorted(proxy.log()[2 * len(broken[0]) :]) != broken[0]
 
 
-def test_a_path_fails_so_many_times_in_a_row_and_no_more(fast_s3: FastS3, faulty: Faulty) -> None:
+def test_the_failures_of_a_path_in_a_row_are_limited(fast_s3: FastS3, faulty: Faulty) -> None:
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {"a": b"1"})
     proxy = faulty(fast_s3, rate=1.0, kinds=("500",), most_in_a_row=2)
@@ -138,7 +138,7 @@ def test_a_path_fails_so_many_times_in_a_row_and_no_more(fast_s3: FastS3, faulty
 
 
 @pytest.mark.parametrize("methods", ["GET", "HEAD", "PUT"])
-def test_retries_get_through(each_store: Any, faulty: Faulty, methods: str) -> None:
+def test_retries_succeed(each_store: Any, faulty: Faulty, methods: str) -> None:
     bucket = each_store.bucket()
     objects = {f"{i:02d}": os.urandom(1000 + i) for i in range(40)}
     kinds = tuple(kind for kind in KINDS if kind != "long")  # obstore asks for the bytes that do not exist
@@ -152,7 +152,7 @@ def test_retries_get_through(each_store: Any, faulty: Faulty, methods: str) -> N
     assert {one.split()[0] for one in proxy.log()} == {methods}
 
 
-def test_a_plan_refuses_what_it_does_not_know() -> None:
+def test_a_plan_refuses_unknown_faults() -> None:
     assert Plan().rate == 0.05
     with pytest.raises(TypeError):
         Plan(speed=1)  # type: ignore[call-arg]
@@ -162,7 +162,7 @@ def test_a_plan_refuses_what_it_does_not_know() -> None:
 
 
 @pytest.mark.parametrize("start", ["moto.start_moto", "s3.start_fast_s3", "azurite.start_azurite"])
-def test_servers_end_with_those_who_started_them(start: str, request: pytest.FixtureRequest) -> None:
+def test_servers_end_with_their_parent(start: str, request: pytest.FixtureRequest) -> None:
     if "azurite" in start:
         request.getfixturevalue("azure")  # or skip
     module, _, function = start.partition(".")

@@ -38,7 +38,7 @@ def any_s3(request: pytest.FixtureRequest) -> Any:
 # -- what all of them do -------------------------------------------------------------------------------------
 
 
-def test_objects_come_back_as_they_were_put(each_store: Any) -> None:
+def test_objects_are_read_as_they_were_written(each_store: Any) -> None:
     bucket = each_store.bucket()
     store = connect(each_store, bucket)
     objects = {"a/b.jpg": b"1", "a/c d+é%.jpg": bytes(range(256)) * 40, "empty": b""}
@@ -87,7 +87,7 @@ def test_an_object_is_replaced_only_in_the_version_that_was_read(each_store: Any
     assert obstore.get(store, "key").bytes() == b"2"
 
 
-def test_large_objects_come_in_parts(each_store: Any) -> None:
+def test_large_objects_are_written_in_parts(each_store: Any) -> None:
     bucket = each_store.bucket()
     store = connect(each_store, bucket)
     data = os.urandom(2 * PART_BYTES + 1)
@@ -96,7 +96,7 @@ def test_large_objects_come_in_parts(each_store: Any) -> None:
     assert each_store.uploads(bucket) == []
 
 
-def test_what_is_missing_is_said_to_be(each_store: Any) -> None:
+def test_a_missing_object_is_reported(each_store: Any) -> None:
     bucket = each_store.bucket()
     with pytest.raises(FileNotFoundError):
         obstore.get(connect(each_store, bucket), "missing")
@@ -131,7 +131,7 @@ def test_unfinished_uploads_are_seen(any_s3: S3) -> None:
     assert any_s3.uploads(bucket) == []
 
 
-def test_the_fast_one_pages_as_moto_does(moto_process: S3, fast_s3: FastS3) -> None:
+def test_the_fast_server_pages_like_moto(moto_process: S3, fast_s3: FastS3) -> None:
     keys = ["a", "a/1", "a/b/1", "a/b/2", "a/c", "ab", "b/1", "b/2", "ü/1"]
     places = [(one, one.bucket()) for one in (moto_process, fast_s3)]
     for one, bucket in places:
@@ -173,7 +173,7 @@ def test_parts_must_be_whole_and_large(fast_s3: FastS3) -> None:
     assert fast_s3.get(bucket, "a") == b"1"
 
 
-def test_keys_stay_as_they_were_sent(fast_s3: FastS3) -> None:
+def test_keys_are_unchanged(fast_s3: FastS3) -> None:
     bucket = fast_s3.bucket()
     keys = ["/lead", "a/../b", "a/./b", "a//b", "line\nfeed", "na\udcffme", "plus+ &<>%41"]
     fast_s3.put(bucket, {key: key.encode(errors="surrogateescape") for key in keys})
@@ -207,7 +207,7 @@ def test_a_folder_is_loaded_and_requests_are_counted(fast_s3: FastS3, tmp_path: 
     assert fast_s3.methods() == {}
 
 
-def test_answers_can_take_their_time(fast_s3: FastS3) -> None:
+def test_responses_can_be_delayed(fast_s3: FastS3) -> None:
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {"a": b"1"})
     store = connect(fast_s3, bucket)
@@ -236,7 +236,7 @@ def test_conditions_can_be_ignored_or_unknown(fast_s3: FastS3) -> None:
         obstore.put(store, "a", b"3", mode="create")
 
 
-def test_requests_are_refused_as_wanted(fast_s3: FastS3) -> None:
+def test_requests_can_be_refused(fast_s3: FastS3) -> None:
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {"a": b"1", "b": b"2"})
     store = connect(fast_s3, bucket)
@@ -264,7 +264,7 @@ def test_signatures_can_be_required_or_refused(fast_s3: FastS3) -> None:
         assert obstore.get(anonymous if who is signed else signed, "a").bytes() == b"1"
 
 
-def test_a_bucket_can_lie_in_another_region(fast_s3: FastS3) -> None:
+def test_a_bucket_can_be_in_another_region(fast_s3: FastS3) -> None:
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {"a": b"1"})
     fast_s3.place(bucket, "ap-south-1")
@@ -281,7 +281,7 @@ def test_a_bucket_can_lie_in_another_region(fast_s3: FastS3) -> None:
 
 
 @pytest.mark.parametrize("n_keys", [0, 1, 9, 10, 11, 1234, 100_000_000])
-def test_made_up_keys_are_in_byte_order(n_keys: int) -> None:
+def test_generated_keys_are_in_byte_order(n_keys: int) -> None:
     keys = MadeUpKeys(n_keys)
     assert len(keys) == n_keys
     some = keys[:20] if n_keys < 2000 else [*keys[9_999_990:10_000_010], keys[-1 % n_keys]]
@@ -317,7 +317,7 @@ def test_a_million_keys_are_listed(listing: Listing) -> None:
         obstore.put(store, "new", b"")
 
 
-def test_a_made_up_listing_is_whole(listing: Listing) -> None:
+def test_a_generated_listing_is_complete(listing: Listing) -> None:
     listing.make(12_345)
     listing.delay(0.005, "ListObjectsV2")
     store = connect(listing, listing.bucket())
@@ -345,7 +345,7 @@ def test_azure_is_emulated(azure: Azure) -> None:
     assert listed(connect(azure, public, skip_signature=True)) == []
 
 
-def test_google_names_generations(google: Google) -> None:
+def test_google_has_generations(google: Google) -> None:
     bucket = google.bucket()
     store = connect(google, bucket)
     assert google.url(bucket) == f"gs://{bucket}/"
@@ -365,7 +365,7 @@ def test_google_names_generations(google: Google) -> None:
         obstore.delete(store, "missing")
 
 
-def test_moto_stands_in_for_google_to_be_read(google_by_moto: GoogleByMoto) -> None:
+def test_moto_emulates_google_for_reads(google_by_moto: GoogleByMoto) -> None:
     bucket = google_by_moto.bucket()
     google_by_moto.put(bucket, {"a/1": b"1", "b": b"2"})
     store = connect(google_by_moto, bucket)

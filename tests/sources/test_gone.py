@@ -20,7 +20,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize("is_fresh", [True, False], ids=["fresh", "in use"])
-def test_reading_stops_while_the_root_is_away(base: Path, location: str, is_fresh: bool) -> None:
+def test_reading_stops_if_the_root_is_missing(base: Path, location: str, is_fresh: bool) -> None:
     location = location.format(base=base)
     one = source(base, location)
     ref = next(one.list())
@@ -54,7 +54,7 @@ def test_a_folder_below_the_root_that_is_gone_fails_image_by_image(base: Path) -
         one.read(refs[2])
 
 
-def test_a_file_in_the_place_of_the_root(base: Path) -> None:
+def test_a_file_instead_of_the_root(base: Path) -> None:
     one = source(base)
     ref = next(one.list())
     (base / "pics").rename(base / "away")
@@ -64,7 +64,7 @@ def test_a_file_in_the_place_of_the_root(base: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["pics", "pics/*.jpg"])
-def test_an_empty_folder_in_the_place_of_the_root_is_not_the_root(base: Path, location: str) -> None:
+def test_an_empty_folder_instead_of_the_root_is_not_the_root(base: Path, location: str) -> None:
     """What an unmounted disk leaves behind."""
     lister, reader = source(base, location), source(base, location)
     first, second, *_ = lister.list()
@@ -76,7 +76,7 @@ def test_an_empty_folder_in_the_place_of_the_root_is_not_the_root(base: Path, lo
             one.read(second)
 
 
-def test_a_folder_with_the_name_of_a_glob_that_is_away(tmp_path: Path) -> None:
+def test_a_missing_folder_with_the_name_of_a_glob(tmp_path: Path) -> None:
     touch(tmp_path / "pics [2019]", "a.jpg")
     ref = next(source(tmp_path, "pics [2019]").list())
     (tmp_path / "pics [2019]").rename(tmp_path / "away")
@@ -84,7 +84,7 @@ def test_a_folder_with_the_name_of_a_glob_that_is_away(tmp_path: Path) -> None:
         source(tmp_path, "pics [2019]").read(ref)
 
 
-def test_a_link_to_a_disk_that_is_away(base: Path) -> None:
+def test_a_link_to_a_missing_disk(base: Path) -> None:
     (base / "link").symlink_to("pics")
     one = source(base, "link")
     ref = next(one.list())
@@ -95,7 +95,7 @@ def test_a_link_to_a_disk_that_is_away(base: Path) -> None:
 
 @pytest.mark.parametrize("location", ["pics", "{base}/pics", "pics/**/*.jpg"])
 @pytest.mark.parametrize("leaves_a_folder", [False, True], ids=["renamed", "unmounted"])
-def test_a_listing_stops_while_the_root_is_away(base: Path, location: str, leaves_a_folder: bool) -> None:
+def test_a_listing_stops_if_the_root_is_missing(base: Path, location: str, leaves_a_folder: bool) -> None:
     location = location.format(base=base)
     refs = source(base, location).list()
     next(refs)
@@ -106,7 +106,7 @@ def test_a_listing_stops_while_the_root_is_away(base: Path, location: str, leave
         list(refs)
 
 
-def test_a_listing_that_sees_nothing_more_of_a_root_that_is_away_is_not_complete(base: Path) -> None:
+def test_a_listing_of_a_root_that_disappears_is_not_complete(base: Path) -> None:
     touch(base / "elsewhere", "x.jpg")
     touch(base / "only links", "a.jpg")
     (base / "only links" / "b").symlink_to("../elsewhere")
@@ -117,7 +117,7 @@ def test_a_listing_that_sees_nothing_more_of_a_root_that_is_away_is_not_complete
         list(refs)
 
 
-def test_a_folder_below_the_root_that_goes_away_while_it_is_listed_is_a_problem(base: Path) -> None:
+def test_a_folder_that_disappears_during_the_listing_is_a_problem(base: Path) -> None:
     refs = source(base).list()
     next(refs)
     (base / "pics" / "sub").rename(base / "away")

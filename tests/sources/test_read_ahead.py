@@ -84,7 +84,7 @@ def test_every_image_comes_once_in_order(n: int, n_threads: int, group_size: int
     assert outcomes == [(ref, ref.uri.encode()) for ref in refs]
 
 
-def test_reads_run_side_by_side_when_they_are_slow() -> None:
+def test_slow_reads_run_concurrently() -> None:
     refs = make_refs(40)
     reads = Reads(slow=0.01)
     outcomes = run(reads, refs, threads=4, group_size=2, timeout_seconds=10)
@@ -92,7 +92,7 @@ def test_reads_run_side_by_side_when_they_are_slow() -> None:
     assert 2 <= reads.most_in_flight <= 4
 
 
-def test_failures_stand_in_their_place() -> None:
+def test_failures_are_in_order() -> None:
     def read(ref: ImageRef) -> bytes:
         number = int(ref.uri)
         if number % 3 == 0:
@@ -111,7 +111,7 @@ def test_failures_stand_in_their_place() -> None:
 
 @pytest.mark.parametrize("n_threads", [1, 2, 4])
 @pytest.mark.parametrize("hang", [{0}, {5}, {15}, {16}, {3, 4}, {0, 15, 16, 31}, {38, 39}], ids=str)
-def test_a_read_that_hangs_is_given_up_and_the_others_are_read(hang: set[int], n_threads: int) -> None:
+def test_a_read_that_hangs_is_abandoned_and_the_others_are_read(hang: set[int], n_threads: int) -> None:
     refs = make_refs(40)
     with Reads(hang=hang) as reads:
         outcomes = run(reads, refs, threads=n_threads)
@@ -125,13 +125,13 @@ def test_a_read_that_hangs_is_given_up_and_the_others_are_read(hang: set[int], n
     assert sorted(reads.started) == [ref.uri for ref in refs]  # each was read once
 
 
-def test_slow_reads_are_not_given_up_while_they_make_progress() -> None:
+def test_slow_reads_are_not_abandoned_while_they_make_progress() -> None:
     refs = make_refs(6)
     outcomes = run(Reads(slow=0.25), refs, threads=1, timeout_seconds=1.0)
     assert outcomes == [(ref, ref.uri.encode()) for ref in refs]
 
 
-def test_a_read_that_answers_after_it_was_given_up_is_ignored() -> None:
+def test_the_result_of_an_abandoned_read_is_ignored() -> None:
     refs = make_refs(20)
     with Reads(hang={2}) as reads:
         stream = read_ahead(reads, refs, threads=1, ahead_bytes=1000, timeout_seconds=TIMEOUT_SECONDS)
@@ -142,7 +142,7 @@ def test_a_read_that_answers_after_it_was_given_up_is_ignored() -> None:
     assert [i for i, (_, outcome) in enumerate(outcomes) if isinstance(outcome, ImageError)] == [2]
 
 
-def test_too_many_hanging_reads_mean_that_the_source_is_lost() -> None:
+def test_too_many_hanging_reads_stop_the_reading() -> None:
     with (
         Reads(hang=set(range(100))) as reads,
         pytest.raises(StorageError, match=r"stopped answering: 9 reads took longer than 0\.05 .* for '0008'\."),
@@ -152,7 +152,7 @@ def test_too_many_hanging_reads_mean_that_the_source_is_lost() -> None:
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
-def test_a_source_that_is_gone_ends_the_reading(n_threads: int) -> None:
+def test_a_storage_error_stops_the_reading(n_threads: int) -> None:
     def read(ref: ImageRef) -> bytes:
         if int(ref.uri) >= 20:
             raise StorageError("The source is gone.")
@@ -166,7 +166,7 @@ def test_a_source_that_is_gone_ends_the_reading(n_threads: int) -> None:
     assert taken == [(ref, ref.uri.encode()) for ref in refs[:20]]
 
 
-def test_as_many_hanging_reads_as_are_allowed() -> None:
+def test_the_allowed_number_of_hanging_reads() -> None:
     with Reads(hang=set(range(0, 40, 5))) as reads:
         outcomes = run(reads, make_refs(40), timeout_seconds=0.2)
     assert sum(isinstance(outcome, ImageError) for _, outcome in outcomes) == MAX_TIMEOUTS
@@ -180,7 +180,7 @@ def test_as_many_hanging_reads_as_are_allowed() -> None:
     hang=st.sets(st.integers(0, 29), max_size=3),
     ahead=st.integers(1, 500),
 )
-def test_whatever_hangs_every_image_comes_once_in_order(
+def test_every_image_comes_once_in_order_whatever_hangs(
     n: int, group_size: int, n_threads: int, hang: set[int], ahead: int
 ) -> None:
     refs = make_refs(n)
@@ -205,7 +205,7 @@ def settle(reads: Reads) -> int:
 
 
 @pytest.mark.parametrize(("ahead_bytes", "most"), [(100, 20), (1, 16), (1000, 112)])
-def test_no_more_bytes_than_allowed_wait_to_be_taken(ahead_bytes: int, most: int) -> None:
+def test_the_bytes_that_wait_are_limited(ahead_bytes: int, most: int) -> None:
     """A group of 16 may go beyond the bound, and one group always may wait."""
     reads = Reads()
     stream = read_ahead(reads, make_refs(1000), threads=2, ahead_bytes=ahead_bytes, timeout_seconds=10)
@@ -215,7 +215,7 @@ def test_no_more_bytes_than_allowed_wait_to_be_taken(ahead_bytes: int, most: int
     stream.close()  # type: ignore[attr-defined]
 
 
-def test_large_images_are_handed_out_in_small_groups() -> None:
+def test_large_images_are_read_in_small_groups() -> None:
     reads = Reads()
     refs = make_refs(50, size=3 * 1024**2)
     stream = read_ahead(reads, refs, threads=2, ahead_bytes=10 * 1024**2, timeout_seconds=10)
@@ -224,7 +224,7 @@ def test_large_images_are_handed_out_in_small_groups() -> None:
     stream.close()  # type: ignore[attr-defined]
 
 
-def test_references_are_taken_only_as_they_are_needed() -> None:
+def test_references_are_consumed_as_needed() -> None:
     taken: list[int] = []
 
     def refs() -> Iterator[ImageRef]:

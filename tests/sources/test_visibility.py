@@ -54,7 +54,7 @@ def source(tmp_path: Path) -> Path:
     return draw(tmp_path / "in", 12)
 
 
-def test_a_worker_without_the_mount_is_told_before_anything_is_written(source: Path, tmp_path: Path) -> None:
+def test_a_worker_without_the_mount_stops_before_anything_is_written(source: Path, tmp_path: Path) -> None:
     plan = draft(tmp_path / "out", source)
     with pytest.raises(EngineError, match=rf"^The worker {HOST} cannot see '{source}': .*the driver can read it"):
         run_plan(plan, engine=Elsewhere(source))
@@ -65,7 +65,7 @@ def stop(plan: Plan, shard: int) -> Receipt:
     raise StoppedError("enough")
 
 
-def test_so_is_one_that_joins_a_run_later(source: Path, tmp_path: Path) -> None:
+def test_a_worker_without_the_mount_stops_in_a_later_run(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(StoppedError):
         run_plan(draft(out, source, images_per_part=4), engine=Cluster(), task=stop)
@@ -78,7 +78,7 @@ def test_so_is_one_that_joins_a_run_later(source: Path, tmp_path: Path) -> None:
     assert read_failures(out) == []
 
 
-def test_pictures_that_the_driver_does_not_see_either_are_failures(source: Path, tmp_path: Path) -> None:
+def test_images_that_the_driver_cannot_read_either_are_failures(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0}
     with pytest.raises(StoppedError):
@@ -90,14 +90,14 @@ def test_pictures_that_the_driver_does_not_see_either_are_failures(source: Path,
     assert read_failures(out) == [(str(first), "read", "vanished since listing")]
 
 
-def test_each_of_the_sources_is_tried(source: Path, tmp_path: Path) -> None:
+def test_each_source_is_checked(source: Path, tmp_path: Path) -> None:
     """Also those that come late in the listing."""
     last = draw(tmp_path / "z", 3)
     with pytest.raises(EngineError, match=rf"cannot see '{last}'"):
         run_plan(draft(tmp_path / "out", source, last), engine=Elsewhere(last))
 
 
-def test_of_very_many_sources_some_are_tried(tmp_path: Path) -> None:
+def test_some_of_very_many_sources_are_checked(tmp_path: Path) -> None:
     folders = [draw(tmp_path / f"{number:03d}", 1) for number in range(100)]
     specs = describe(folders)
     listing = Listing(specs, ListingSettings())

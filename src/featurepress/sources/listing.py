@@ -168,12 +168,13 @@ class _Labeller:
             return ref.fields or (None,)
         path = ref.uri.replace("#", "/", 1) if spec.kind in ("archive", "table") else ref.uri
         if self._labels == "parent":
-            return (_parent_label(spec, path, ref),)
+            return (parent_label(spec, path, ref),)
         match = self._pattern.fullmatch(path)
         return match.groups() if match else (None,) * self._n_fields
 
 
-def _parent_label(spec: SourceSpec, path: str, ref: ImageRef) -> str:
+def parent_label(spec: SourceSpec, path: str, ref: ImageRef) -> str:
+    """Return the name of the folder that contains an image; "" for the root of the disk."""
     label = path.rpartition("/")[0].rpartition("/")[2]
     if spec.kind != "folder" or label not in ("", ".", ".."):
         return label

@@ -60,7 +60,7 @@ def failure(one: ArchiveSource, ref: ImageRef) -> str:
 
 
 @pytest.mark.parametrize("location", ["a.tar", "a.tar.gz", "a.tgz", "A.TAR.GZ"])
-def test_images_come_in_the_order_of_the_members(tmp_path: Path, location: str) -> None:
+def test_images_are_in_the_order_of_the_members(tmp_path: Path, location: str) -> None:
     pack(tmp_path / location, ("z.jpg", b"zz"), ("b/1.png", b"1" * 600), ("a.JPG", b""), ("b/0.png", b"0"))
     one = source(tmp_path, location)
     refs = list(one.list())
@@ -79,7 +79,7 @@ ODD = ["Äpfel/grün.jpg", "line\nbreak.jpg", "#17.jpg", "a#b#.jpg", "../up.jpg"
 
 
 @pytest.mark.parametrize("form", ["gnu", "pax"])
-def test_names_are_just_names(tmp_path: Path, form: str) -> None:
+def test_odd_names_are_listed_and_read(tmp_path: Path, form: str) -> None:
     pack(tmp_path / "a.tar", *((name, name.encode()) for name in ODD), form=form)
     one = source(tmp_path)
     refs = list(one.list())
@@ -89,7 +89,7 @@ def test_names_are_just_names(tmp_path: Path, form: str) -> None:
     assert [one.stat(ref) for ref in refs] == refs
 
 
-def test_names_that_are_no_utf_8_are_shown_escaped(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a\udcff.jpg", b"1"), (r"a\xff.jpg", b"2"))
     one = source(tmp_path)
     refs = list(one.list())
@@ -97,7 +97,7 @@ def test_names_that_are_no_utf_8_are_shown_escaped(tmp_path: Path) -> None:
     assert [one.read(ref) for ref in refs] == [b"1", b"2"]
 
 
-def test_an_archive_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+def test_an_archive_whose_name_is_not_utf_8(tmp_path: Path) -> None:
     name = os.fsdecode(b"\xff#.tar")
     pack(tmp_path / name, ("a.jpg", b"1"))
     one = source(tmp_path, "*.tar")
@@ -109,7 +109,7 @@ def test_an_archive_whose_name_is_no_utf_8(tmp_path: Path) -> None:
     assert (one.stat(ref).size, one.stat(ref).problem) == (2, None)
 
 
-def test_names_that_repeat_are_numbered_and_none_is_lost(tmp_path: Path) -> None:
+def test_repeated_names_are_numbered(tmp_path: Path) -> None:
     given = ["a.jpg", "a.jpg", "a.jpg#2", "b.jpg", "a.jpg", "b.jpg"]
     pack(tmp_path / "a.tar", *((name, str(i).encode()) for i, name in enumerate(given)))
     one = source(tmp_path, all_files=True)
@@ -146,7 +146,7 @@ MIXED: tuple[Contents, ...] = (
 )
 
 
-def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
+def test_skipped_members_are_counted(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", *MIXED)
     refs, skipped = listed(tmp_path)
     assert names(refs) == ["d/a.jpg", "e/b.png"]
@@ -155,14 +155,14 @@ def test_what_is_no_picture_is_counted(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_all_files_are_all_regular_ones_but_dot_files(tmp_path: Path) -> None:
+def test_all_files_lists_regular_files_without_dot_files(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", *MIXED)
     refs, skipped = listed(tmp_path, all_files=True)
     assert len(refs) == 7
     assert skipped == {"not a regular file": 4, "dot file": 2}
 
 
-def test_patterns_are_held_against_the_names_of_members(tmp_path: Path) -> None:
+def test_patterns_are_matched_against_the_names_of_members(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", *MIXED)
     refs, skipped = listed(tmp_path, include=["d/*.jpg"])
     assert names(refs) == ["d/a.jpg"]
@@ -173,7 +173,7 @@ def test_patterns_are_held_against_the_names_of_members(tmp_path: Path) -> None:
     assert skipped["beside an image"] == 3
 
 
-def test_an_archive_without_pictures_gives_nothing(tmp_path: Path) -> None:
+def test_an_archive_without_images_is_empty(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a.txt", b"text"))
     assert listed(tmp_path) == ([], {"not an image's name": 1})
     pack(tmp_path / "a.tar")
@@ -195,7 +195,7 @@ BESIDE: tuple[Contents, ...] = (
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
-def test_a_listing_goes_on_after_any_key_with_the_same_labels_and_counts(tmp_path: Path, suffix: str) -> None:
+def test_a_listing_continues_after_any_key_with_the_same_labels_and_counts(tmp_path: Path, suffix: str) -> None:
     for name in ("1", "2", "3"):
         pack(tmp_path / (name + suffix), *BESIDE, (f"{name}.jpg", b""))
     (tmp_path / ("0" + suffix)).touch()
@@ -241,7 +241,7 @@ class Reads:
         return file
 
 
-def test_archives_before_the_place_are_not_opened_again(tmp_path: Path) -> None:
+def test_archives_before_the_start_are_not_opened(tmp_path: Path) -> None:
     for name in "abc":
         pack(tmp_path / f"{name}.tar", ("1.jpg", b""), ("2.jpg", b""))
     files = Reads(tmp_path, "*.tar")
@@ -276,7 +276,7 @@ def test_an_archive_that_is_named_like_a_member_of_another_is_refused(tmp_path: 
         listed(tmp_path, "*.tar")
 
 
-def test_what_lies_in_a_folder_named_like_an_archive_is_none(tmp_path: Path) -> None:
+def test_files_in_a_folder_named_like_an_archive_are_not_archives(tmp_path: Path) -> None:
     (tmp_path / "folder.tar").mkdir()
     (tmp_path / "folder.tar" / "photo.jpg").write_bytes(b"x")
     pack(tmp_path / "folder.tar" / "inner.tar", ("1.jpg", b""))
@@ -287,7 +287,7 @@ def test_what_lies_in_a_folder_named_like_an_archive_is_none(tmp_path: Path) -> 
     assert skipped == {"not an archive's name": 1, "dot file": 1}
 
 
-def test_a_file_that_was_named_is_an_archive_whatever_its_name(tmp_path: Path) -> None:
+def test_a_single_file_is_an_archive_whatever_its_name(tmp_path: Path) -> None:
     pack(tmp_path / "shard", ("1.jpg", b"x"))
     refs, _ = listed(tmp_path, "shard")
     assert [ref.uri for ref in refs] == ["shard#1.jpg"]
@@ -299,7 +299,7 @@ def test_no_archive_at_all_is_a_source_error(tmp_path: Path) -> None:
     assert listed(tmp_path, "*.tar") == ([], {})
 
 
-def test_ways_of_reading(tmp_path: Path) -> None:
+def test_reading_depends_on_the_kind_of_archive(tmp_path: Path) -> None:
     assert source(tmp_path, "a.tar").reading == ON_DISK
     assert source(tmp_path, "*.TGZ").reading == IN_SEQUENCE
     assert source(tmp_path, "s3://b/a.tar.gz").reading == IN_SEQUENCE

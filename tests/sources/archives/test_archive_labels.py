@@ -48,7 +48,7 @@ from tests.sources.archives.test_tar import info
 )
 @pytest.mark.parametrize("is_before", [True, False])
 @pytest.mark.parametrize("location", ["a.tar", "a.tgz"])
-def test_labels_come_from_the_file_beside_the_picture(
+def test_labels_come_from_the_file_beside_the_image(
     tmp_path: Path, location: str, is_before: bool, name: str, text: bytes, label: str | None
 ) -> None:
     picture, beside = ("a.jpg", b"1"), (name, text)
@@ -67,7 +67,7 @@ def test_labels_come_from_the_file_beside_the_picture(
         ({"txt": b"3", "cls": b"\xff"}, None),
     ],
 )
-def test_the_first_file_that_says_a_label_counts_and_a_broken_one_is_not_made_up_for(
+def test_the_first_label_counts_and_a_broken_file_has_no_substitute(
     tmp_path: Path, beside: Mapping[str, bytes], label: str | None
 ) -> None:
     assert labels(tmp_path, ("a.jpg", b""), *((f"a.{one}", text) for one, text in beside.items())) == [label]
@@ -83,37 +83,37 @@ def test_a_label_column_names_one_suffix(tmp_path: Path, column: str, label: str
     assert labels(tmp_path, *contents, label_column=column) == [label]
 
 
-def test_the_file_of_a_label_column_is_beside_a_picture(tmp_path: Path) -> None:
+def test_the_file_of_a_label_column_is_beside_an_image(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a.jpg", b""), ("a.index", b"4"), ("a.npy", b""))
     _, skipped = listed(tmp_path, brings_label=True, label_column="index")
     assert skipped == {"beside an image": 1, "not an image's name": 1}
 
 
-def test_several_pictures_of_a_sample_share_its_label(tmp_path: Path) -> None:
+def test_several_images_of_a_sample_share_its_label(tmp_path: Path) -> None:
     assert labels(tmp_path, ("a.left.jpg", b""), ("a.cls", b"7"), ("a.right.jpg", b"")) == ["7", "7"]
 
 
-def test_what_stands_between_the_members_of_a_sample_does_not_part_them(tmp_path: Path) -> None:
+def test_other_members_do_not_split_a_sample(tmp_path: Path) -> None:
     folder = (info("d", type=tarfile.DIRTYPE), b"")
     assert labels(tmp_path, ("d/a.jpg", b""), ("d/._a.cls", b"x"), folder, ("d/a.cls", b"7")) == ["7"]
 
 
-def test_of_two_files_with_one_name_the_first_counts(tmp_path: Path) -> None:
+def test_the_first_of_two_files_with_one_name_counts(tmp_path: Path) -> None:
     assert labels(tmp_path, ("a.cls", b"1"), ("a.jpg", b""), ("a.cls", b"2")) == ["1"]
 
 
-def test_a_sample_that_comes_again_is_another(tmp_path: Path) -> None:
+def test_a_repeated_sample_is_a_new_one(tmp_path: Path) -> None:
     given = [("a.jpg", b""), ("a.cls", b"1"), ("b.jpg", b""), ("a.jpg", b""), ("a.cls", b"2")]
     assert labels(tmp_path, *given) == ["1", None, "2"]
 
 
-def test_labels_are_given_only_where_they_are_asked_for(tmp_path: Path) -> None:
+def test_labels_are_listed_only_if_requested(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a.jpg", b""), ("a.cls", b"1"))
     (ref,), _ = listed(tmp_path)
     assert ref.fields == ()
 
 
-def test_a_sample_without_end_is_handed_on_in_pieces(tmp_path: Path) -> None:
+def test_a_very_long_sample_is_yielded_in_pieces(tmp_path: Path) -> None:
     many = [(f"a.{i}.jpg", b"") for i in range(2500)]
     found = labels(tmp_path, *many[:1200], ("a.cls", b"7"), *many[1200:], ("b.jpg", b""))
     assert found == [None] * 1000 + ["7"] * 1500 + [None]

@@ -43,7 +43,7 @@ WHOLE = packed(("a.jpg", b"1" * 600), ("a.cls", b"7"), ("b.jpg", b"2" * 600), ("
     ],
 )
 @pytest.mark.parametrize("location", ["a.tar", "a.tar.gz"])
-def test_what_lies_behind_damage_is_one_row_with_a_problem(
+def test_everything_after_damage_is_one_row_with_a_problem(
     tmp_path: Path, location: str, data: bytes, good: list[tuple[str, str]], row: str, problem: str
 ) -> None:
     (tmp_path / location).write_bytes(gzip.compress(data) if location.endswith("gz") else data)
@@ -96,7 +96,7 @@ def test_compressed_archives_that_are_damaged(tmp_path: Path, damage: str, n_goo
         assert [one.read(ref) for ref in refs] == [data for _, data in contents][:n_good]
 
 
-def test_a_member_that_was_listed_but_cannot_be_inflated_is_a_failure(tmp_path: Path) -> None:
+def test_a_listed_member_that_cannot_be_decompressed_is_a_failure(tmp_path: Path) -> None:
     plain = packed(("a.jpg", b"1"), ("b.jpg", bytes(9000)), ("c.jpg", b"3"))
     data, block = seamed(plain, 5000)
     path = tmp_path / "a.tgz"
@@ -112,7 +112,7 @@ def test_a_member_that_was_listed_but_cannot_be_inflated_is_a_failure(tmp_path: 
     assert one.read(refs[0]) == b"1"
 
 
-def test_files_with_holes_are_rows_with_a_problem(tmp_path: Path) -> None:
+def test_sparse_files_are_rows_with_a_problem(tmp_path: Path) -> None:
     sparse = info("a.jpg", 3, type=tarfile.GNUTYPE_SPARSE)
     pack(tmp_path / "a.tar", (sparse, b"abc"), ("b.jpg", b"2"), (info("c.npy", 1, type=sparse.type), b"x"))
     one = source(tmp_path)
@@ -126,7 +126,7 @@ def test_files_with_holes_are_rows_with_a_problem(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar here")
 @pytest.mark.parametrize("form", ["gnu", "pax", "ustar", "v7", "oldgnu"])
-def test_archives_of_the_tar_command(tmp_path: Path, form: str) -> None:
+def test_archives_written_by_the_tar_command(tmp_path: Path, form: str) -> None:
     folder = tmp_path / "in"
     (folder / "long").mkdir(parents=True)
     (folder / "a.jpg").write_bytes(b"1" * 600)
@@ -158,7 +158,7 @@ def test_an_archive_that_cannot_be_opened_is_one_row(tmp_path: Path) -> None:
     assert one.stat(bad).problem == "vanished since listing"
 
 
-def test_holes_and_damage_side_by_side_have_keys_of_their_own(tmp_path: Path) -> None:
+def test_a_sparse_file_and_damage_have_different_keys(tmp_path: Path) -> None:
     sparse = info("a.jpg", 0, type=tarfile.GNUTYPE_SPARSE)
     (tmp_path / "a.tar").write_bytes(packed((sparse, b""), form="gnu", end=False) + b"x" * 512)
     one = source(tmp_path)
@@ -176,7 +176,7 @@ class Gone(Reads):
         return super().stat(ref)
 
 
-def test_damage_because_the_whole_source_is_away_stops_the_listing(tmp_path: Path) -> None:
+def test_a_source_that_disappears_stops_the_listing(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(WHOLE[:3200])
     one = ArchiveSource(SourceSpec("archive", "a.tar", str(tmp_path)), files=Gone(tmp_path, "a.tar"))
     found = one.list()
@@ -192,7 +192,7 @@ class Locked(Reads):
         raise ImageError("read", "permission denied")
 
 
-def test_an_archive_without_the_right_to_read_is_one_row(tmp_path: Path) -> None:
+def test_an_archive_without_read_permission_is_one_row(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a.jpg", b""))
     pack(tmp_path / "b.tar", ("b.jpg", b""))
     one = ArchiveSource(SourceSpec("archive", "*.tar", str(tmp_path)), files=Locked(tmp_path, "*.tar"))
@@ -206,7 +206,7 @@ def test_an_archive_without_the_right_to_read_is_one_row(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("location", ["a.tar", "a.tgz"])
-def test_an_archive_that_changed_or_vanished_since_is_a_failure(tmp_path: Path, location: str) -> None:
+def test_an_archive_that_changed_or_vanished_is_a_failure(tmp_path: Path, location: str) -> None:
     path = pack(tmp_path / location, ("a.jpg", b"1"), ("b.jpg", b"2"))
     one = source(tmp_path, location)
     first, second = one.list()
@@ -223,7 +223,7 @@ def test_an_archive_that_changed_or_vanished_since_is_a_failure(tmp_path: Path, 
     assert failure(one, second) == failure(source(tmp_path, location), first) == "no longer a regular file"
 
 
-def test_a_folder_that_is_away_stops_everything(tmp_path: Path) -> None:
+def test_a_missing_folder_stops_everything(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     pack(tmp_path / "disk" / "a.tar", ("a.jpg", b"1"))
     one = source(tmp_path, "disk/a.tar")
@@ -234,7 +234,7 @@ def test_a_folder_that_is_away_stops_everything(tmp_path: Path) -> None:
             action(ref)
 
 
-def test_look_tells_what_has_changed(tmp_path: Path) -> None:
+def test_stat_reports_changes(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", ("a.jpg", b"1"), ("b.jpg", b"2"), ("c.jpg", b"3"))
     one = source(tmp_path, brings_label=True)
     refs = [ref._replace(source=5, fields=("kept",)) for ref in one.list()]
@@ -252,7 +252,7 @@ def test_look_tells_what_has_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["a.tar", "a.tar.gz"])
-def test_threads_read_at_once(tmp_path: Path, location: str) -> None:
+def test_threads_read_concurrently(tmp_path: Path, location: str) -> None:
     contents = [(f"{i}.jpg", os.urandom(i * 37 % 5000)) for i in range(300)]
     pack(tmp_path / location, *contents)
     one = source(tmp_path, location)
@@ -261,7 +261,7 @@ def test_threads_read_at_once(tmp_path: Path, location: str) -> None:
         assert list(pool.map(one.read, refs)) == [data for _, data in contents]
 
 
-def test_shards_that_follow_one_another_go_on_in_a_compressed_archive(tmp_path: Path) -> None:
+def test_the_next_shard_continues_in_a_compressed_archive(tmp_path: Path) -> None:
     pack(tmp_path / "a.tgz", *((f"{i}.jpg", bytes(5000)) for i in range(40)))
     files = Reads(tmp_path, "a.tgz")
     spec = SourceSpec("archive", "a.tgz", str(tmp_path))
@@ -316,7 +316,7 @@ class Bucket:
         return ArchiveSource(SourceSpec("archive", location, str(base), {"brings_label": True}), files=self)
 
 
-def test_a_run_of_small_members_in_a_bucket_is_a_request_a_window(tmp_path: Path) -> None:
+def test_small_members_in_a_bucket_cost_one_request_per_window(tmp_path: Path) -> None:
     contents = [(f"{i}.jpg", os.urandom(100_000)) for i in range(100)]
     bucket = Bucket(a_tar=packed(*contents))
     requests = bucket.objects["s3://b/a.tar"]
@@ -345,7 +345,7 @@ def test_a_compressed_archive_in_a_bucket_is_read_in_large_pieces(tmp_path: Path
     assert len([end for start, end in requests.ranges if end > start]) == 2
 
 
-def test_a_key_with_a_backslash_is_asked_for_as_it_is(tmp_path: Path) -> None:
+def test_a_key_with_a_backslash_is_requested_unchanged(tmp_path: Path) -> None:
     bucket = Bucket(**{r"a\xff_tar": packed(("a.jpg", b"1"))})
     one = bucket.source(tmp_path, "s3://b/*.tar")
     (ref,) = one.list()
@@ -354,7 +354,7 @@ def test_a_key_with_a_backslash_is_asked_for_as_it_is(tmp_path: Path) -> None:
     assert one.stat(ref) == ref
 
 
-def test_an_object_that_is_shorter_than_it_was_is_a_failure(tmp_path: Path) -> None:
+def test_an_object_that_became_shorter_is_a_failure(tmp_path: Path) -> None:
     bucket = Bucket(a_tar=packed(("a.jpg", b"1"), ("b.jpg", b"2" * 600)))
     one = bucket.source(tmp_path, "s3://b/a.tar")
     refs = list(one.list())

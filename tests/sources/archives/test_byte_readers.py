@@ -87,7 +87,7 @@ def windows(requests: Requests) -> WindowReader:
 LARGE = random.Random(1).randbytes(1024**2) * 17 + b"the end"
 
 
-def test_small_reads_are_cut_from_windows_and_a_run_of_them_is_one_request() -> None:
+def test_small_reads_share_requests() -> None:
     requests = Requests(LARGE)
     reader = windows(requests)
     for start in range(0, len(LARGE), 100_000):
@@ -97,7 +97,7 @@ def test_small_reads_are_cut_from_windows_and_a_run_of_them_is_one_request() -> 
     assert reader.held_bytes == 3 * WINDOW_BYTES + ends[-1] - ends[-2]
 
 
-def test_large_reads_are_requests_of_their_own() -> None:
+def test_a_large_read_is_one_request() -> None:
     requests = Requests(LARGE)
     reader = windows(requests)
     assert reader.at(5, 6_000_000) == LARGE[5:6_000_005]
@@ -130,7 +130,7 @@ def test_threads_share_windows() -> None:
     assert requests.n_open == 0
 
 
-def test_a_window_that_could_not_be_filled_is_asked_for_again() -> None:
+def test_a_window_that_failed_is_requested_again() -> None:
     requests = Requests(LARGE)
     requests.faults = [StorageError("away")]
     reader = windows(requests)
@@ -147,7 +147,7 @@ ranges = st.lists(st.tuples(st.integers(0, len(DATA) + 10), st.integers(0, 400_0
 
 @settings(max_examples=30, deadline=None)
 @given(ranges=ranges, keep_bytes=st.sampled_from([1, 300_000, 16 * 1024**2]))
-def test_compressed_bytes_are_found_in_any_order(ranges: list[tuple[int, int]], keep_bytes: int) -> None:
+def test_compressed_bytes_are_read_in_any_order(ranges: list[tuple[int, int]], keep_bytes: int) -> None:
     reader = GzipReader(io.BytesIO(COMPRESSED), keep_bytes)
     for start, size in ranges:
         assert reader.at(start, size) == DATA[start : start + size]
@@ -166,7 +166,7 @@ class Watched(io.BytesIO):
         return super().seek(offset, whence)
 
 
-def test_reads_that_come_a_little_late_do_not_begin_again() -> None:
+def test_reads_slightly_out_of_order_do_not_start_over() -> None:
     file = Watched(COMPRESSED)
     reader = GzipReader(file, keep_bytes=1024**2)
     starts = [*range(0, len(DATA), 10_000)]
@@ -191,7 +191,7 @@ WORDS = random.Random(5).choices([b"apple ", b"banana ", b"cherry\n", *(bytes([i
 
 @pytest.mark.parametrize("steps", [61, 512, 100_000, 10_000_000])
 @pytest.mark.parametrize("damage", ["break", "flip", "checksum"])
-def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, steps: int) -> None:
+def test_damage_is_found_at_the_same_byte_by_all_reads(damage: str, steps: int) -> None:
     expected = b"".join(WORDS)
     compressed = bytearray(gzip.compress(expected, 1))
     assert len(compressed) > 300_000
@@ -210,7 +210,7 @@ def test_damage_is_met_at_the_same_byte_however_it_is_approached(damage: str, st
         readers[0].at(n_good[0], 1)
 
 
-def test_whatever_comes_out_of_data_that_break_off_is_had() -> None:
+def test_everything_before_the_end_of_truncated_data_is_read() -> None:
     compressed = gzip.compress(bytes(600_000))
     for end in range(10, len(compressed)):
         n_bytes = len(zlib.decompressobj(wbits=31).decompress(compressed[:end]))

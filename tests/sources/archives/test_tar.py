@@ -124,13 +124,13 @@ def test_long_names(form: str, length: int) -> None:
         assert files(data) == [(name.encode(), b"1"), (b"z", b"2")]
 
 
-def test_a_name_that_is_no_utf_8_and_one_of_another_alphabet() -> None:
+def test_names_that_are_not_ascii() -> None:
     for form in ("gnu", "pax"):
         assert files(packed(("a\udcff.jpg", b"1"), ("é", b"2"), form=form))[1] == ("é".encode(), b"2")
     assert files(packed(("a\udcff.jpg", b"1"), form="gnu")) == [(b"a\xff.jpg", b"1")]
 
 
-def test_data_are_read_only_where_they_are_wanted() -> None:
+def test_data_are_read_only_if_requested() -> None:
     data = packed(("a.jpg", bytes(100_000)), ("a.cls", b"7"), ("b.jpg", bytes(100_000)))
     reader = BytesReader(data)
     found = list(members(reader, lambda name, size: name.endswith(b".cls") and size == 1))
@@ -171,7 +171,7 @@ def test_members_of_more_than_8_gib(tmp_path: Path, form: str) -> None:
     ]
 
 
-def test_files_with_holes_are_told_from_others() -> None:
+def test_sparse_files_are_recognised() -> None:
     pax = info("GNUSparseFile.0/x.jpg", 3, pax_headers={"GNU.sparse.major": "1", "GNU.sparse.name": "real.jpg"})
     old = packed((info("old.jpg", 3, type=tarfile.GNUTYPE_SPARSE), b"abc"), form="gnu", end=False)
     more = patched(old[:BLOCK_BYTES], 482, b"\1") + b"\0" * 504 + b"\1" + bytes(7) + bytes(BLOCK_BYTES)
@@ -183,7 +183,7 @@ def test_files_with_holes_are_told_from_others() -> None:
     assert data[found[2].start : found[2].start + 3] == b"abc"
 
 
-def test_links_and_folders_whose_headers_name_a_size_have_no_data() -> None:
+def test_links_and_folders_with_a_size_have_no_data() -> None:
     (block,) = (packed((info("l", type=tarfile.LNKTYPE, linkname="a"), b""), end=False),)
     data = patched(block, 124, b"%011o\0" % 5000) + packed(("z", b"9"))
     assert [(one.name, one.kind) for one in listed(data)] == [(b"l", OTHER), (b"z", FILE)]
@@ -195,7 +195,7 @@ def test_headers_from_before_ustar() -> None:
     assert [(one.name, one.kind) for one in listed(v7 + packed(("z", b"9")))] == [(b"dir/", OTHER), (b"z", FILE)]
 
 
-def test_a_gnu_header_has_times_where_others_have_the_beginning_of_the_name() -> None:
+def test_a_gnu_header_has_times_in_place_of_a_prefix() -> None:
     block = patched(packed(("a.jpg", b""), form="gnu", end=False), 345, b"13371337133\0")
     assert files(block) == [(b"a.jpg", b"")]
 
@@ -223,7 +223,7 @@ def test_records_for_all_members() -> None:
 # -- ends ----------------------------------------------------------------------------------------------------
 
 
-def test_an_archive_without_members_is_none_the_less_one() -> None:
+def test_an_archive_without_members() -> None:
     assert listed(packed()) == []
     assert listed(bytes(BLOCK_BYTES)) == []
 
@@ -231,11 +231,11 @@ def test_an_archive_without_members_is_none_the_less_one() -> None:
 @pytest.mark.parametrize(
     "tail", [b"", bytes(100), bytes(512), bytes(1024), bytes(1500), bytes(1024) + b"garbage" * 999]
 )
-def test_ends_that_are_good_enough(tail: bytes) -> None:
+def test_accepted_ends(tail: bytes) -> None:
     assert [name for name, _ in files(packed(*TWO, end=False) + tail)] == [b"a.jpg", b"b/c.jpg"]
 
 
-def test_what_follows_the_end_is_ignored_but_not_what_follows_a_single_block_of_zeros() -> None:
+def test_a_single_block_of_zeros_is_not_the_end() -> None:
     more = packed(("late.jpg", b"x"))
     assert len(files(packed(*TWO) + more)) == 2
     assert len(files(packed(*TWO, end=False) + bytes(BLOCK_BYTES) + more)) == 3
@@ -282,7 +282,7 @@ def test_damage_is_named(data: bytes, reason: str) -> None:
     assert problem(data) == reason
 
 
-def test_wherever_an_archive_breaks_off_what_came_before_is_found() -> None:
+def test_members_before_the_end_of_a_truncated_archive_are_found() -> None:
     data = packed(("a.jpg", b"1" * 700), ("x" * 150 + ".jpg", b"2"), ("c.jpg", b""), form="gnu")
     whole = [one for one in listed(data) if one.kind == FILE]
     for end in range(len(data)):
@@ -314,7 +314,7 @@ NOISY = packed(*((f"{i}.jpg", bytes((i * j * j) % 251 for j in range(700))) for 
 PRESSED = gzip.compress(NOISY, mtime=0)
 
 
-def test_compressed_is_as_plain() -> None:
+def test_a_compressed_archive_has_the_same_members() -> None:
     assert gz_members(PRESSED) == listed(NOISY)
 
 
@@ -332,18 +332,18 @@ def test_compressed_is_as_plain() -> None:
     ],
     ids=["several streams", "padding", "garbage", "a byte", "garbage inside"],
 )
-def test_compressed_archives_with_seams_and_tails(data: bytes) -> None:
+def test_compressed_archives_of_several_streams_and_padding(data: bytes) -> None:
     assert gz_members(data) == listed(NOISY)
 
 
-def test_what_follows_compressed_data_that_end_too_early_is_damage() -> None:
+def test_bytes_after_compressed_data_that_end_too_early_are_damage() -> None:
     n = NOISY.rindex(b"5.jpg")
     *before, last = gz_members(gzip.compress(NOISY[:n]) + b"garbage")
     assert before == listed(NOISY)[:5]
     assert (last.kind, last.problem) == (REST, "bytes that are not gzip follow the compressed data")
 
 
-def test_wherever_compressed_data_break_off_what_came_before_is_found() -> None:
+def test_members_before_the_end_of_truncated_compressed_data_are_found() -> None:
     whole = listed(NOISY)
     n_found = []
     for end in range(len(PRESSED)):
@@ -365,7 +365,7 @@ def test_a_changed_bit_of_compressed_data_is_found(position: int, bit: int) -> N
     assert found == listed(NOISY) or found[-1].kind == REST
 
 
-def test_a_wrong_checksum_costs_the_last_piece() -> None:
+def test_a_wrong_checksum_costs_the_last_chunk() -> None:
     data = bytearray(PRESSED)
     data[-5] ^= 1
     *before, last = gz_members(bytes(data))
@@ -374,12 +374,12 @@ def test_a_wrong_checksum_costs_the_last_piece() -> None:
     assert last.problem.startswith("the compressed data are damaged, incorrect ")
 
 
-def test_what_is_not_compressed_is_told() -> None:
+def test_a_file_that_is_not_gzip() -> None:
     (last,) = gz_members(NOISY)
     assert last.problem == "it is not a gzip file"
 
 
-def test_a_disk_that_fails_is_damage() -> None:
+def test_a_disk_error_is_damage() -> None:
     class Failing(BytesReader):
         def at(self, start: int, size: int) -> bytes:
             if start > 3000:

@@ -50,7 +50,7 @@ NAMES = [
 ]  # fmt: skip
 
 
-def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_names_are_unchanged(tmp_path: Path) -> None:
     touch(tmp_path / "pics", *NAMES)
     one = source(tmp_path)
     refs = list(one.list())
@@ -59,7 +59,7 @@ def test_names_are_taken_as_they_are(tmp_path: Path) -> None:
     assert all(ref.key is None for ref in refs)
 
 
-def test_names_that_are_no_utf_8_are_shown_escaped_and_read_by_their_bytes(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_escaped_and_read_by_their_bytes(tmp_path: Path) -> None:
     names = [b"a\xff.jpg", b"\xc3\x28/b.jpg", b"a\xc3\xa9\xfe\n.jpg"]
     touch(tmp_path / "pics", *names)
     one = source(tmp_path)
@@ -71,7 +71,7 @@ def test_names_that_are_no_utf_8_are_shown_escaped_and_read_by_their_bytes(tmp_p
         assert list(one.list(ref.order)) == refs[i + 1 :]
 
 
-def test_no_two_names_give_one_uri(tmp_path: Path) -> None:
+def test_different_names_have_different_uris(tmp_path: Path) -> None:
     names = [
         b"\xff.jpg",
         b"\\xff.jpg",
@@ -104,7 +104,7 @@ def test_no_two_names_give_one_uri(tmp_path: Path) -> None:
         st.lists(st.sampled_from([b"\\", b"x", b"5", b"c", b"f", b"\xff", b"\\x5c", b"\\xff"]), max_size=8)
     )
 )
-def test_the_text_of_a_path_is_its_own(names: list[list[bytes]]) -> None:
+def test_different_paths_have_different_texts(names: list[list[bytes]]) -> None:
     paths = {b"".join(parts) for parts in names}
     assert len({path_text(path) for path in paths}) == len(paths)
 
@@ -116,7 +116,7 @@ def test_suffixes_of_any_case_are_images(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a", "a.txt", "jpg", "a.jpg.txt", "a.jp", "a.jpgx", "a.json", "Thumbs.db", "a."])
-def test_other_names_are_passed_over_and_counted(tmp_path: Path, name: str) -> None:
+def test_other_names_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "pics", name, "z.jpg")
     refs, skipped = listed(tmp_path)
     assert [ref.uri for ref in refs] == ["pics/z.jpg"]
@@ -125,14 +125,14 @@ def test_other_names_are_passed_over_and_counted(tmp_path: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("all_files", [False, True])
-def test_dot_files_and_dot_folders_never(tmp_path: Path, all_files: bool) -> None:
+def test_dot_files_and_dot_folders_are_skipped(tmp_path: Path, all_files: bool) -> None:
     touch(tmp_path / "pics", ".a.jpg", ".git/b.jpg", ".git/c/d.jpg", "sub/.e.jpg", "f.jpg")
     refs, skipped = listed(tmp_path, all_files=all_files)
     assert [ref.uri for ref in refs] == ["pics/f.jpg"]
     assert skipped == {"dot file": 3}
 
 
-def test_a_dot_folder_that_was_asked_for_is_listed(tmp_path: Path) -> None:
+def test_a_dot_folder_as_the_source_is_listed(tmp_path: Path) -> None:
     touch(tmp_path / ".cache", "a.jpg", ".b.jpg")
     assert uris(tmp_path, ".cache") == [".cache/a.jpg"]
 
@@ -164,13 +164,13 @@ def test_uris_are_spelled_as_the_location_is(tmp_path: Path, location: str, uri:
     assert one.read(ref) == b"a.jpg"
 
 
-def test_a_folder_of_no_images_gives_nothing(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_empty(tmp_path: Path) -> None:
     (tmp_path / "pics" / "sub").mkdir(parents=True)
     assert listed(tmp_path) == ([], {})
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a", "a.txt", ".a.jpg"])
-def test_a_file_that_was_named_is_listed_whatever_its_name(tmp_path: Path, name: str) -> None:
+def test_a_single_file_is_listed_whatever_its_name(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "pics", name)
     assert uris(tmp_path, f"pics/{name}") == [f"pics/{name}"]
 
@@ -212,7 +212,7 @@ def test_a_broken_link_is_a_row_with_a_problem(tmp_path: Path) -> None:
     assert skipped == {"not an image's name": 1}
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_circular_links_end(tmp_path: Path) -> None:
     touch(tmp_path / "pics", "a.jpg", "sub/b.jpg")
     (tmp_path / "pics" / "self").symlink_to("self")
     (tmp_path / "pics" / "self.jpg").symlink_to("self.jpg")
@@ -264,7 +264,7 @@ def test_a_pipe_as_the_source_itself_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("replacement", ["pipe", "folder", "link to /dev/zero", "link to another", "socket"])
-def test_whatever_takes_a_files_place_is_a_failure_and_no_hang(tmp_path: Path, replacement: str) -> None:
+def test_a_replaced_file_is_a_failure_and_does_not_hang(tmp_path: Path, replacement: str) -> None:
     touch(tmp_path / "pics", "a.jpg", "another.jpg")
     path = tmp_path / "pics" / "a.jpg"
     one = source(tmp_path)
@@ -336,7 +336,7 @@ def test_a_file_of_many_megabytes_is_read_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(AS_ROOT, reason="root may do everything")
-def test_without_the_right_to_read(tmp_path: Path) -> None:
+def test_a_file_without_read_permission_is_a_failure(tmp_path: Path) -> None:
     touch(tmp_path / "pics", "a.jpg", "locked/b.jpg")
     (tmp_path / "pics" / "a.jpg").chmod(0)
     (tmp_path / "pics" / "locked").chmod(0)
@@ -406,7 +406,7 @@ def test_a_folder_that_cannot_be_listed_is_a_row_with_a_problem(tmp_path: Path) 
     assert [ref.order for ref in refs] == sorted(ref.order for ref in refs)
 
 
-def test_a_listing_goes_on_after_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
+def test_a_listing_continues_after_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
     touch(tmp_path / "pics", "a.jpg", "z.jpg")
     too_long_path(tmp_path / "pics")
     one = source(tmp_path)
@@ -418,7 +418,7 @@ def test_a_listing_goes_on_after_a_folder_that_cannot_be_listed(tmp_path: Path) 
         remove_deep(tmp_path / "pics")
 
 
-def test_a_folder_that_can_no_more_be_listed_to_its_end_stops_the_listing(tmp_path: Path) -> None:
+def test_a_folder_that_becomes_unreadable_stops_the_listing(tmp_path: Path) -> None:
     """Some of its images stand in the listing: neither they nor the others may be lost, or listed twice."""
     touch(tmp_path / "pics", "a.jpg", "z.jpg")
     too_long_path(tmp_path / "pics")
@@ -431,7 +431,7 @@ def test_a_folder_that_can_no_more_be_listed_to_its_end_stops_the_listing(tmp_pa
         remove_deep(tmp_path / "pics")
 
 
-def test_folders_without_end_are_cut_short_with_a_problem(tmp_path: Path) -> None:
+def test_very_deep_folders_are_rows_with_a_problem(tmp_path: Path) -> None:
     (tmp_path / "pics").mkdir()
     deep_folder(tmp_path / "pics", MAX_DEPTH + 5)
     try:
@@ -441,7 +441,7 @@ def test_folders_without_end_are_cut_short_with_a_problem(tmp_path: Path) -> Non
     assert [ref.problem for ref in refs] == [f"cannot list the folder: it is more than {MAX_DEPTH} folders deep"]
 
 
-def test_many_folders_inside_one_another_are_no_trouble(tmp_path: Path) -> None:
+def test_many_nested_folders_are_listed(tmp_path: Path) -> None:
     (tmp_path / "pics").mkdir()
     deep_folder(tmp_path / "pics", 100)
     try:
@@ -464,7 +464,7 @@ def test_feature_sets_and_the_destination_are_left_out_and_counted(tmp_path: Pat
     assert skipped == {"feature set": 1, "the destination": 1}
 
 
-def test_a_pipe_in_the_place_of_a_plan_is_no_hang(tmp_path: Path) -> None:
+def test_a_pipe_named_like_a_plan_does_not_hang(tmp_path: Path) -> None:
     touch(tmp_path / "pics", "a/plan/x.jpg", "b/plan/plan.json/y.jpg")
     os.mkfifo(tmp_path / "pics" / "a" / "plan" / "plan.json")
     found: list[str] = []
@@ -474,7 +474,7 @@ def test_a_pipe_in_the_place_of_a_plan_is_no_hang(tmp_path: Path) -> None:
     assert found == ["pics/a/plan/x.jpg", "pics/b/plan/plan.json/y.jpg"]
 
 
-def test_the_destination_is_left_out_by_whatever_way_it_is_reached(tmp_path: Path) -> None:
+def test_the_destination_is_skipped_however_it_is_reached(tmp_path: Path) -> None:
     touch(tmp_path / "out", "z.jpg")
     touch(tmp_path / "pics", "a.jpg")
     (tmp_path / "pics" / "link").symlink_to("../out")

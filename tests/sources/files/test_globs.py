@@ -52,21 +52,21 @@ def test_globs(tmp_path: Path, location: str, expected: list[str]) -> None:
     assert uris(tmp_path, location) == [f"pics/{name}" for name in expected]
 
 
-def test_a_pattern_never_reaches_across_a_slash(tmp_path: Path) -> None:
+def test_a_pattern_does_not_match_a_slash(tmp_path: Path) -> None:
     touch(tmp_path, "a/b.jpg", "ab.jpg")
     assert uris(tmp_path, "a*.jpg") == ["ab.jpg"]
     assert uris(tmp_path, "a?b.jpg") == []
     assert uris(tmp_path, "a[/]b.jpg") == []
 
 
-def test_a_glob_does_not_show_dot_files(tmp_path: Path) -> None:
+def test_a_glob_skips_dot_files(tmp_path: Path) -> None:
     touch(tmp_path / "pics", ".a.jpg", ".b/c.jpg", "d.jpg")
     assert uris(tmp_path, "pics/*") == ["pics/d.jpg"]
     assert uris(tmp_path, "pics/.*") == []
     assert uris(tmp_path, "pics/**") == ["pics/d.jpg"]
 
 
-def test_a_path_that_is_there_is_no_glob_whatever_its_name(tmp_path: Path) -> None:
+def test_an_existing_path_is_not_a_glob(tmp_path: Path) -> None:
     touch(tmp_path, "pics [2019]/1.jpg", "pics 2/2.jpg", "what?.jpg", "whatx.jpg", "stars */3.jpg", "stars 1/4.jpg")
     assert uris(tmp_path, "pics [2019]") == ["pics [2019]/1.jpg"]
     assert uris(tmp_path, "what?.jpg") == ["what?.jpg"]
@@ -74,7 +74,7 @@ def test_a_path_that_is_there_is_no_glob_whatever_its_name(tmp_path: Path) -> No
     assert uris(tmp_path, "pics [2]") == ["pics 2/2.jpg"]
 
 
-def test_a_glob_with_names_that_are_no_utf_8(tmp_path: Path) -> None:
+def test_a_glob_matches_names_that_are_not_utf_8(tmp_path: Path) -> None:
     touch(tmp_path / "pics", b"\xff/1.jpg", b"a\xfe.jpg")
     assert uris(tmp_path, "pics/?/*.jpg") == ["pics/\\xff/1.jpg"]
     assert uris(tmp_path, "pics/a?.jpg") == ["pics/a\\xfe.jpg"]
@@ -88,7 +88,7 @@ def test_only_folders_that_can_match_are_walked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["nothing", "nothing/*.jpg", "pics/a.jpg/b", "\0", "nothing/**/x"])
-def test_a_place_that_is_not_there_is_named(tmp_path: Path, location: str) -> None:
+def test_a_missing_location_is_named(tmp_path: Path, location: str) -> None:
     touch(tmp_path / "pics", "a.jpg")
     with pytest.raises(SourceError, match=r"^(There is no source|No image matches) '"):
         uris(tmp_path, location)

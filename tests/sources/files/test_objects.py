@@ -64,7 +64,7 @@ def refused_listing(location: str, **options: Any) -> str:
 # -- what is listed ------------------------------------------------------------------------------------------
 
 
-def test_a_prefix_stands_for_whole_names(each_store: Any) -> None:
+def test_a_prefix_ends_at_a_slash(each_store: Any) -> None:
     bucket = filled(each_store, "pics/a/1.jpg", "pics/2.jpg", "pics2/3.jpg", "pics.jpg", "other/4.jpg", "é/5.jpg")
     for spelled in ("pics", "pics/"):
         assert keys_below(each_store, bucket, spelled) == ["pics/2.jpg", "pics/a/1.jpg"]
@@ -127,7 +127,7 @@ def test_a_glob_lists_no_more_than_the_folder_before_its_first_pattern(listing: 
     assert listing.operations()["ListObjectsV2"] == 2
 
 
-def test_patterns_say_what_is_taken(fast_s3: FastS3) -> None:
+def test_include_and_exclude(fast_s3: FastS3) -> None:
     bucket = filled(fast_s3, "in/a/1.jpg", "in/a/2.png", "in/b/1.jpg", "in/notes.txt", "in/b/x")
     assert keys_and_skipped(fast_s3, bucket, "in/", include=["*.jpg"], exclude=["b/*"]) == (
         ["in/a/1.jpg"],
@@ -144,7 +144,7 @@ def test_patterns_say_what_is_taken(fast_s3: FastS3) -> None:
 
 
 @pytest.mark.parametrize("all_files", [False, True])
-def test_dot_files_and_what_lies_in_dot_folders_are_passed_over(each_store: Any, all_files: bool) -> None:
+def test_dot_files_and_dot_folders_are_skipped(each_store: Any, all_files: bool) -> None:
     bucket = filled(each_store, "in/.a.jpg", "in/.git/b.jpg", "in/c/.d/e.jpg", "in/f.jpg")
     expected = (["in/f.jpg"], {"dot file": 3})
     assert keys_and_skipped(each_store, bucket, "in", all_files=all_files) == expected
@@ -154,7 +154,7 @@ def test_dot_files_and_what_lies_in_dot_folders_are_passed_over(each_store: Any,
 
 @pytest.mark.parametrize("store", ["fast_s3", "google", "azure"])
 @pytest.mark.parametrize("all_files", [False, True])
-def test_markers_of_folders_are_no_images(store: str, all_files: bool, request: pytest.FixtureRequest) -> None:
+def test_markers_of_folders_are_not_images(store: str, all_files: bool, request: pytest.FixtureRequest) -> None:
     server = request.getfixturevalue(store)
     bucket = filled(server, "dir-x/y.jpg", "dir/", "dir/x.jpg", "p.jpg/", "p.jpg/q.jpg", "r.jpg/", "z.jpg")
     images = ["dir-x/y.jpg", "dir/x.jpg", "p.jpg/q.jpg", "z.jpg"]
@@ -168,7 +168,7 @@ def test_markers_of_folders_are_no_images(store: str, all_files: bool, request: 
     assert inside == (["dir/x.jpg"], {} if store == "azure" else {"not a regular file": 1})
 
 
-def test_an_empty_object_is_an_image_all_the_same(each_store: Any) -> None:
+def test_an_empty_object_is_an_image(each_store: Any) -> None:
     bucket = filled(each_store, "in/b.jpg")
     each_store.put(bucket, {"in/a.jpg": b"", "in/c.jpg": b""})
     source = source_of(each_store.url(bucket, "in/"))
@@ -178,9 +178,7 @@ def test_an_empty_object_is_an_image_all_the_same(each_store: Any) -> None:
 
 
 @pytest.mark.parametrize("all_files", [False, True])
-def test_destination_and_feature_sets_are_left_out_and_counted_as_one_each(
-    fast_s3: FastS3, all_files: bool
-) -> None:
+def test_destination_and_feature_sets_are_each_counted_once(fast_s3: FastS3, all_files: bool) -> None:
     inner = ["plan/chunk-00000000.parquet", "features/part-00000000.parquet", "receipts/part-00000000.json"]
     inner += ["analysis/moments.npz", "projection/pca-0123456789abcdef.npz"]
     bucket = filled(fast_s3, "in/a.jpg", "in/out2/b.jpg", "in/z.jpg", *(f"in/out/{name}" for name in inner))
@@ -199,7 +197,7 @@ def test_destination_and_feature_sets_are_left_out_and_counted_as_one_each(
     assert dict(source.skipped) == skipped
 
 
-def test_what_only_looks_like_a_feature_set_is_none(fast_s3: FastS3) -> None:
+def test_a_folder_without_a_plan_is_not_a_feature_set(fast_s3: FastS3) -> None:
     keys = ["in/a.jpg", "in/features/part-00000001.parquet", "in/manifest.json", "in/my-manifest.json", "in/z.jpg"]
     bucket = filled(fast_s3, *keys)
     assert keys_below(fast_s3, bucket, "in/", all_files=True) == keys
@@ -215,7 +213,7 @@ def test_a_feature_set_in_the_root_of_the_bucket(fast_s3: FastS3) -> None:
 # -- going on ------------------------------------------------------------------------------------------------
 
 
-def test_a_long_listing_is_made_by_many_requests_at_once(listing: Listing) -> None:
+def test_a_long_listing_makes_concurrent_requests(listing: Listing) -> None:
     listing.make(60_000)
     listing.delay(0.05, "ListObjectsV2")
     source = source_of(listing.url(listing.bucket(), "Test/"))
@@ -226,7 +224,7 @@ def test_a_long_listing_is_made_by_many_requests_at_once(listing: Listing) -> No
     assert list(source.list(refs[20_000].order)) == refs[20_001:]
 
 
-def test_a_listing_goes_on_for_the_price_of_what_is_left(listing: Listing) -> None:
+def test_a_continued_listing_requests_only_what_is_left(listing: Listing) -> None:
     listing.make(5_000)
     source = source_of(listing.url(listing.bucket(), "Test/"))
     refs = list(source.list())
@@ -241,7 +239,7 @@ def test_a_listing_goes_on_for_the_price_of_what_is_left(listing: Listing) -> No
     assert listing.operations()["ListObjectsV2"] <= 2  # pages are asked for as they are needed
 
 
-def test_a_listing_goes_on_after_keys_of_any_kind(fast_s3: FastS3) -> None:
+def test_a_listing_continues_after_keys_of_any_kind(fast_s3: FastS3) -> None:
     bucket = filled(fast_s3, "a b.jpg", "a%41.jpg", "a+b&c=d.jpg", "aé.jpg", "日本.jpg", "😀.jpg")
     source = source_of(fast_s3.url(bucket))
     refs = list(source.list())
@@ -254,7 +252,7 @@ def test_a_listing_goes_on_after_keys_of_any_kind(fast_s3: FastS3) -> None:
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "short", "long", "stall"])
-def test_a_listing_that_breaks_off_goes_on(listing: Listing, faulty: Faulty, kind: str) -> None:
+def test_an_interrupted_listing_continues(listing: Listing, faulty: Faulty, kind: str) -> None:
     listing.make(12_000)
     proxy = faulty(listing, rate=0.4, seed=3, kinds=(kind,), stall_seconds=1.0)
     source = source_of(listing.url(listing.bucket(), "Test/"), ImageSettings(timeout_seconds=30.0))
@@ -374,7 +372,7 @@ def test_elsewhere_an_odd_key_in_the_root_is_a_failure_of_the_whole(elsewhere: A
     assert (ref.uri, ref.problem) == (elsewhere.url(bucket), UNLISTED)
 
 
-def test_elsewhere_a_folder_fails_only_where_somebody_asks_for_it(elsewhere: Any) -> None:
+def test_elsewhere_a_folder_fails_only_if_it_is_requested(elsewhere: Any) -> None:
     bucket = filled(elsewhere, "in/.git//x", "in/a/1.jpg", "in/b//x.jpg", "in/out//x", "in/c.jpg")
     destination = elsewhere.url(bucket, "in/out")
     assert keys_below(elsewhere, bucket, "in", destination=destination) == ["in/a/1.jpg", "in/b/", "in/c.jpg"]
@@ -383,7 +381,7 @@ def test_elsewhere_a_folder_fails_only_where_somebody_asks_for_it(elsewhere: Any
     assert keys_below(elsewhere, bucket, "in/**/x.jpg", destination=destination) == ["in/b/"]
 
 
-def test_elsewhere_a_folder_begun_fails_from_the_odd_key_on(google: Google) -> None:
+def test_elsewhere_a_folder_fails_from_the_odd_key_on(google: Google) -> None:
     keys = [f"f/{i:04d}.jpg" for i in range(1_500)]
     bucket = filled(google, "a.jpg", *keys, "f/1200//odd.jpg", "z.jpg")
     source = source_of(google.url(bucket))
@@ -402,12 +400,12 @@ def test_elsewhere_an_odd_prefix_cannot_be_named(elsewhere: Any) -> None:
     assert "cannot be requested from this store" in refused_listing(elsewhere.url(bucket, "a//"))
 
 
-def test_a_slash_in_front_is_noticed_though_the_names_would_be_in_order(elsewhere: Any) -> None:
+def test_a_leading_slash_is_detected(elsewhere: Any) -> None:
     bucket = filled(elsewhere, "(1).jpg", "/a.jpg", "a.jpg", "b.jpg")
     assert keys_below(elsewhere, bucket) == ["(1).jpg", "/", "a.jpg", "b.jpg"]
 
 
-def test_moto_stands_in_for_google(google_by_moto: GoogleByMoto) -> None:
+def test_moto_emulates_google(google_by_moto: GoogleByMoto) -> None:
     bucket = google_by_moto.bucket()
     google_by_moto.put(bucket, {"a/1.jpg": b"1", "b.jpg": b"22"})
     source = source_of(google_by_moto.url(bucket))

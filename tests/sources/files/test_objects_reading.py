@@ -41,7 +41,7 @@ def one_ref(server: Any, limits: ImageSettings | None = None, data: bytes = b"12
     return source, ref
 
 
-def test_a_reference_says_size_and_quoted_etag(each_store: Any) -> None:
+def test_a_reference_has_size_and_quoted_etag(each_store: Any) -> None:
     source, ref = one_ref(each_store)
     assert ref.size == 2
     assert re.fullmatch(r'"[^"]+"', ref.version)
@@ -49,7 +49,7 @@ def test_a_reference_says_size_and_quoted_etag(each_store: Any) -> None:
     assert source.read(ref) == b"12"
 
 
-def test_what_changed_or_vanished_is_a_failure(each_store: Any) -> None:
+def test_an_object_that_changed_or_vanished_is_a_failure(each_store: Any) -> None:
     source, ref = one_ref(each_store)
     bucket = ref.uri.split("/")[-3]
     each_store.put(bucket, {"in/a.jpg": b"34"})
@@ -86,7 +86,7 @@ def test_open_reads_ranges(each_store: Any) -> None:
         assert file.read(100_000) == data[1_000_000:1_100_000]
 
 
-def test_what_is_too_large_is_not_read(fast_s3: FastS3) -> None:
+def test_an_object_that_is_too_large_is_not_read(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3, ImageSettings(max_bytes=100), data=bytes(10_000_000))
     fast_s3.forget()
     assert failure(source, ref) == "too many bytes: 10000000, above the limit of 100 (--max-bytes)"
@@ -117,7 +117,7 @@ def test_a_public_container_and_a_google_bucket_without_signature(azure: Azure, 
 # -- refusals ------------------------------------------------------------------------------------------------
 
 
-def test_a_key_that_may_not_be_read_is_a_failure(fast_s3: FastS3) -> None:
+def test_a_key_without_read_permission_is_a_failure(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3)
     fast_s3.refuse("AccessDenied", keys="/in/a")
     assert failure(source, ref) == "no permission (AccessDenied, status 403)"
@@ -142,7 +142,7 @@ def test_refused_credentials_stop_the_run(fast_s3: FastS3, code: str, status: in
     assert source.read(ref) == b"12"
 
 
-def test_a_bucket_that_goes_away_stops_the_run(fast_s3: FastS3) -> None:
+def test_a_bucket_that_disappears_stops_the_run(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3)
     fast_s3.ask("empty")
     for do in (source.read, source.stat):
@@ -150,7 +150,7 @@ def test_a_bucket_that_goes_away_stops_the_run(fast_s3: FastS3) -> None:
             do(ref)
 
 
-def test_an_entry_of_a_list_that_may_not_be_read_is_a_failure_alone(fast_s3: FastS3) -> None:
+def test_a_denied_entry_of_a_list_is_one_failure(fast_s3: FastS3) -> None:
     bucket = filled(fast_s3, "a.jpg")
     fast_s3.refuse("AccessDenied")  # who may get single objects need not be allowed to list
     with pytest.raises(ImageError, match="no permission"):
@@ -158,7 +158,7 @@ def test_an_entry_of_a_list_that_may_not_be_read_is_a_failure_alone(fast_s3: Fas
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "short", "long", "stall"])
-def test_faults_are_not_seen_by_who_reads(fast_s3: FastS3, faulty: Faulty, kind: str) -> None:
+def test_transient_faults_are_retried(fast_s3: FastS3, faulty: Faulty, kind: str) -> None:
     keys = [f"in/{i:02d}.jpg" for i in range(12)]
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {key: key.encode() * 1000 for key in keys})
@@ -183,7 +183,7 @@ def test_faults_are_not_seen_by_who_reads(fast_s3: FastS3, faulty: Faulty, kind:
         ("RequestTimeout", 400),
     ],
 )
-def test_passing_refusals_are_not_seen_by_who_reads(fast_s3: FastS3, code: str, status: int) -> None:
+def test_transient_refusals_are_retried(fast_s3: FastS3, code: str, status: int) -> None:
     source, ref = one_ref(fast_s3)
     fast_s3.refuse(code, status, times=2)
     assert source.read(ref) == b"12"
@@ -206,7 +206,7 @@ def test_a_key_that_stalls_is_a_failure_in_bounded_time(fast_s3: FastS3, faulty:
     assert time.monotonic() - start < 3
 
 
-def test_a_store_that_is_away_stops_the_run(fast_s3: FastS3) -> None:
+def test_an_unreachable_store_stops_the_run(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3, ImageSettings(timeout_seconds=2.0))
     fast_s3.refuse("InternalError", 500)
     with pytest.raises(StorageError, match=r"Cannot read 's3://.*again; check the network.*and resume\.$"):

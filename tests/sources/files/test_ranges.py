@@ -102,7 +102,7 @@ def test_every_key_comes_once_and_in_order(make: type, n: int) -> None:
 
 
 @pytest.mark.parametrize("make", LAYOUTS)
-def test_it_lists_many_pages_at_once_for_few_more(make: type) -> None:
+def test_pages_are_listed_concurrently_with_few_more_requests(make: type) -> None:
     keys = sorted(set(make(400 * PAGE)))
     store = Store(keys, seconds=0.01)
     begun = time.monotonic()
@@ -113,14 +113,14 @@ def test_it_lists_many_pages_at_once_for_few_more(make: type) -> None:
     assert seconds < store.n_pages * 0.01 / 2  # one after the other takes twice as long at least
 
 
-def test_a_short_listing_asks_for_no_more_than_it_must() -> None:
+def test_a_short_listing_makes_no_extra_requests() -> None:
     store = Store(numbers(2 * PAGE + 5))
     assert len(list(list_in_ranges(store.list_from, "in/"))) == 2 * PAGE + 5
     assert (store.n_pages, store.most_now) == (3, 1)
 
 
 @pytest.mark.parametrize("make", LAYOUTS)
-def test_an_error_comes_in_its_place(make: type) -> None:
+def test_an_error_is_raised_in_order(make: type) -> None:
     keys = sorted(set(make(100 * PAGE)))
     bad = keys[len(keys) * 2 // 3]
     found = []
@@ -130,7 +130,7 @@ def test_an_error_comes_in_its_place(make: type) -> None:
     assert found == [key for key in keys if key < bad]
 
 
-def test_what_waits_to_be_taken_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_objects_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranges, "MAX_BEFORE", 10 * PAGE)
     monkeypatch.setattr(ranges, "MAX_WAITING", 20 * PAGE)
     listings: list[ranges._Ranges] = []
@@ -152,7 +152,7 @@ def test_what_waits_to_be_taken_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert 10 * PAGE <= most <= (20 + ranges.STREAMS) * PAGE  # of each request that is under way a page may come
 
 
-def test_whoever_stops_early_stops_the_requests() -> None:
+def test_stopping_early_stops_the_requests() -> None:
     store = Store(numbers(3_000 * PAGE), seconds=0.001)
     listing = list_in_ranges(store.list_from, "in/")
     assert len(list(itertools.islice(listing, 10 * PAGE))) == 10 * PAGE
@@ -178,7 +178,7 @@ def test_whoever_stops_early_stops_the_requests() -> None:
         ("in/", "in/~"),
     ],
 )
-def test_cuts_lie_between(low: str, high: str | None) -> None:
+def test_split_keys_are_between_both(low: str, high: str | None) -> None:
     found = list(split_keys(low, high))
     assert found
     for key in found:
@@ -193,7 +193,7 @@ def test_ends_of_folders_are_tried_first() -> None:
     assert next(split_keys("Test/apple/0003.jpg", "Test/~")) == "Test/apple/~"
 
 
-def test_where_nothing_lies_between_there_is_no_cut() -> None:
+def test_there_is_no_split_key_between_neighbours() -> None:
     assert list(split_keys("in/a", "in/a")) == []
     assert list(split_keys("in/b", "in/a")) == []
     assert list(split_keys("in/a", "in/a ")) == []

@@ -35,7 +35,7 @@ def test_a_list_is_listed_in_byte_order(tmp_path: Path) -> None:
     assert [one.read(ref) for ref in refs] == [ref.uri.encode() for ref in refs]
 
 
-def test_a_listing_goes_on_after_any_key(tmp_path: Path) -> None:
+def test_a_listing_continues_after_any_key(tmp_path: Path) -> None:
     write(tmp_path, "\n".join(f"https://h/{i}?token={i}" for i in range(20)) + "\nb.jpg\nx/c.jpg\ns3://b/d")
     one = source(tmp_path, exclude=["*5", "b.*"])
     refs = list(one.list())
@@ -58,7 +58,7 @@ def test_blank_lines_comments_and_other_line_ends(tmp_path: Path) -> None:
     assert uris(tmp_path) == ["#17.jpg", "s3://b/ space ", "s3://b/first", "s3://b/last"]
 
 
-def test_an_empty_list_gives_nothing(tmp_path: Path) -> None:
+def test_an_empty_list_has_no_images(tmp_path: Path) -> None:
     for name in ("list.txt", "list.csv", "list.tsv"):
         for text in ("", "\n\n"):
             write(tmp_path, text, name)
@@ -67,7 +67,7 @@ def test_an_empty_list_gives_nothing(tmp_path: Path) -> None:
         list(Listing([SourceSpec("uris", "list.txt", str(tmp_path))], ListingSettings()))
 
 
-def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_list_that_is_not_text_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.jpg\nb\0.jpg\n")
     assert refusal(tmp_path) == "The list 'list.txt' cannot be read: a zero byte is in line 2."
     write(tmp_path, "a.jpg\n" + "x" * 65_537)
@@ -77,7 +77,7 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
         assert refusal(tmp_path, name) == f"The list '{name}' is in UTF-16. Save it as UTF-8."
 
 
-def test_columns_of_a_text_are_refused(tmp_path: Path) -> None:
+def test_columns_of_a_text_list_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.jpg")
     for flag, option in (("--uri-column", "uri_column"), ("--label-column", "label_column")):
         assert refusal(tmp_path, **{option: "url"}) == (
@@ -124,7 +124,7 @@ def test_the_lists_of_a_glob_have_their_own_folders(tmp_path: Path) -> None:
         assert list(one.list(ref.order)) == refs[i + 1 :]
 
 
-def test_what_is_not_there_or_no_file_is_a_problem(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     write(tmp_path, "gone.jpg\nfolder\nfolder/gone.jpg")
     assert [(ref.uri, ref.problem) for ref in source(tmp_path).list()] == [
@@ -152,7 +152,7 @@ def test_what_is_not_there_or_no_file_is_a_problem(tmp_path: Path) -> None:
         (b"s3://bucket/\xff.jpg", "the url is not UTF-8"),
     ],
 )
-def test_entries_that_lead_nowhere_are_problems(tmp_path: Path, entry: str | bytes, problem: str) -> None:
+def test_entries_that_cannot_be_read_are_problems(tmp_path: Path, entry: str | bytes, problem: str) -> None:
     write(tmp_path, entry)
     one = source(tmp_path)
     (ref,) = one.list()
@@ -161,7 +161,7 @@ def test_entries_that_lead_nowhere_are_problems(tmp_path: Path, entry: str | byt
         one.read(ref)
 
 
-def test_names_that_are_no_utf_8_are_read_by_their_bytes(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_read_by_their_bytes(tmp_path: Path) -> None:
     names = [b"a\xff.jpg", b"a\\xff.jpg", "é.jpg".encode()]
     for name in names:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(name)
@@ -200,7 +200,7 @@ def test_a_folder_that_is_gone_stops_the_run(tmp_path: Path) -> None:
         one.read(ref)
 
 
-def test_nothing_is_known_of_what_is_elsewhere(tmp_path: Path) -> None:
+def test_urls_have_no_size_or_version(tmp_path: Path) -> None:
     write(tmp_path, "https://h/a.jpg")
     one = source(tmp_path)
     (ref,) = one.list()
@@ -210,12 +210,12 @@ def test_nothing_is_known_of_what_is_elsewhere(tmp_path: Path) -> None:
 # -- what is taken -------------------------------------------------------------------------------------------
 
 
-def test_names_without_a_suffix_are_taken(tmp_path: Path) -> None:
+def test_names_without_a_suffix_are_listed(tmp_path: Path) -> None:
     write(tmp_path, "https://h/photo\nhttps://h/.hidden\nhttps://h/a.txt?x=.jpg")
     assert len(uris(tmp_path, all_files=False)) == 3
 
 
-def test_include_and_exclude_look_at_the_path(tmp_path: Path) -> None:
+def test_include_and_exclude_match_the_path(tmp_path: Path) -> None:
     names = ["https://h/cats/a.jpg?x=1", "https://h/dogs/a.jpg", "https://h/dogs/b.png"]
     write(tmp_path, "\n".join(names))
     assert uris(tmp_path, include=["*.jpg"]) == names[:2]
@@ -235,7 +235,7 @@ def test_include_and_exclude_look_at_the_path(tmp_path: Path) -> None:
 # -- twice ---------------------------------------------------------------------------------------------------
 
 
-def test_a_uri_that_stands_twice_is_refused_before_anything_is_listed(tmp_path: Path) -> None:
+def test_a_repeated_uri_is_refused_before_anything_is_listed(tmp_path: Path) -> None:
     write(tmp_path, "s3://b/a\ns3://b/z\n\ns3://b/c\ns3://b/z\n")
     end = ". Every image may be listed once: remove the others."
     assert refusal(tmp_path) == f"The list 'list.txt' names 's3://b/z' twice, in line 2 and line 5{end}"
@@ -257,12 +257,12 @@ def test_a_uri_in_two_lists_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_rows_are_counted_where_there_are_no_lines(tmp_path: Path) -> None:
+def test_rows_of_csv_are_counted(tmp_path: Path) -> None:
     write(tmp_path, 'url,n\n"a\nb",1\nc,2\n"a\nb",3\n', "list.csv")
     assert "twice, in row 0 (counted from 0) and row 2 (counted from 0). Every" in refusal(tmp_path, "list.csv")
 
 
-def test_what_is_left_out_may_stand_twice(tmp_path: Path) -> None:
+def test_an_excluded_uri_may_be_repeated(tmp_path: Path) -> None:
     write(tmp_path, "s3://b/a\ns3://b/z\ns3://b/z\n")
     assert uris(tmp_path, exclude=["z"]) == ["s3://b/a"]
 
@@ -301,7 +301,7 @@ def test_csv_that_is_read_in_many_blocks(tmp_path: Path) -> None:
     assert [(ref.uri, ref.fields[0]) for ref in one.list()] == rows
 
 
-def test_csv_columns_are_named_where_they_are_not_found(tmp_path: Path) -> None:
+def test_csv_columns_are_named_if_none_is_found(tmp_path: Path) -> None:
     write(tmp_path, "where,label\na,b\n", "list.csv")
     assert refusal(tmp_path, "list.csv").startswith("The list 'list.csv' has no column called 'uri' or 'url' or ")
     assert "it has where (string), label (string)" in refusal(tmp_path, "list.csv")
@@ -317,7 +317,7 @@ def test_csv_columns_are_named_where_they_are_not_found(tmp_path: Path) -> None:
     assert "has 2 columns 'url' (--uri-column)" in refusal(tmp_path, "list.csv", uri_column="url")
 
 
-def test_csv_that_is_none_is_refused_without_a_word_of_it(tmp_path: Path) -> None:
+def test_invalid_csv_is_refused_without_its_content(tmp_path: Path) -> None:
     write(tmp_path, "url,label\nhttps://h/?sig=secret,x,y\n", "list.csv")
     assert refusal(tmp_path, "list.csv") == (
         "The list 'list.csv' is not valid CSV: record 2 has 3 columns, not 2; the header is record 1."
@@ -331,7 +331,7 @@ def test_csv_that_is_none_is_refused_without_a_word_of_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("ending", ["txt", "csv", "tsv"])
-def test_what_goes_wrong_while_a_list_is_read_is_passed_on(ending: str) -> None:
+def test_an_error_while_a_list_is_read_is_raised(ending: str) -> None:
     class Away(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
             if self.tell() > 1_000_000:
@@ -376,7 +376,7 @@ def test_tables_of_uris(tmp_path: Path, name: str, kind: pa.DataType) -> None:
     }  # fmt: skip
 
 
-def test_a_table_of_uris_that_is_none(tmp_path: Path) -> None:
+def test_a_damaged_table_of_uris(tmp_path: Path) -> None:
     write(tmp_path, "no table", "a.parquet")
     assert refusal(tmp_path, "a.parquet") == "The list 'a.parquet' cannot be read: it is neither Parquet nor Arrow."
 
@@ -412,7 +412,7 @@ def test_sorting_any_number_of_rows(n: int) -> None:
         assert [next(one) == next(other) for _ in range(n)] == [True] * n
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

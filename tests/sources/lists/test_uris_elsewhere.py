@@ -40,7 +40,7 @@ SHOWN = [
 ]
 
 
-def test_secrets_are_read_with_and_never_shown(tmp_path: Path) -> None:
+def test_secrets_are_used_and_never_shown(tmp_path: Path) -> None:
     write(tmp_path, "\n".join(["s3://b/plain", *SIGNED]))
     one = source(tmp_path)
     refs = list(one.list())
@@ -55,7 +55,7 @@ def test_secrets_are_read_with_and_never_shown(tmp_path: Path) -> None:
         assert list(one.list(ref.order)) == refs[i + 1 :]
 
 
-def test_errors_hold_no_secret(tmp_path: Path) -> None:
+def test_errors_contain_no_secret(tmp_path: Path) -> None:
     def fails(url: str) -> bytes:
         raise ImageError("read", "no such image: status 404")
 
@@ -86,12 +86,12 @@ def test_urls_that_differ_in_their_secrets_get_numbers(tmp_path: Path) -> None:
     assert "names 'https://h/b#2'" in refusal(tmp_path)
 
 
-def test_a_secret_url_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_secret_url_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "https://h/a?sig=1\nhttps://h/a?sig=2\nhttps://h/a?sig=1\n")
     assert "names 'https://h/a?sig=***' 3 times, first in line 1 and line 3." in refusal(tmp_path)
 
 
-def test_a_list_that_changed_does_not_give_another_picture(tmp_path: Path) -> None:
+def test_a_changed_list_does_not_return_another_image(tmp_path: Path) -> None:
     write(tmp_path, "https://h/a?sig=1\nhttps://h/b?sig=2\nhttps://h/c?sig=3")
     one = source(tmp_path)
     a, b, c = one.list()
@@ -111,7 +111,7 @@ def test_secrets_of_several_lists(tmp_path: Path) -> None:
     ]
 
 
-def test_a_list_is_gone_through_once_for_its_secrets(tmp_path: Path) -> None:
+def test_a_list_is_read_once_for_its_secrets(tmp_path: Path) -> None:
     write(tmp_path, "".join(f"https://h/{i}?sig={i}\n" for i in range(50)))
     refs = list(source(tmp_path).list())
     opened = 0
@@ -147,7 +147,7 @@ def echo(request: Handler) -> None:
     request.reply(404) if "gone" in path else request.reply(200, lists.get(path, request.path.encode()))
 
 
-def test_a_list_on_the_web_is_fetched_and_what_it_names(tmp_path: Path) -> None:
+def test_a_list_on_the_web_and_its_images_are_fetched(tmp_path: Path) -> None:
     with serving(echo) as server:
         one = on_the_web(server.url("/lists/list.txt?token=SECRET").replace("//", "//user:SECRET@"))
         refs = list(one.list())
@@ -165,7 +165,7 @@ def test_a_list_on_the_web_is_fetched_and_what_it_names(tmp_path: Path) -> None:
         assert [(ref.uri, ref.fields) for ref in labelled.list()] == [("a.jpg", ("cat",))]
 
 
-def test_a_picture_on_the_web_is_its_own_list(tmp_path: Path) -> None:
+def test_the_url_of_an_image_is_a_source(tmp_path: Path) -> None:
     with serving(echo) as server:
         url = server.url("/some/a.jpg?x=1&sig=")
         one = on_the_web(url + "SECRET#SECRET")

@@ -134,7 +134,7 @@ def test_dictionaries_grow_and_are_replaced() -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "zstd"])
-def test_a_listing_leaves_the_images_alone(compression: str | None) -> None:
+def test_a_listing_does_not_read_images(compression: str | None) -> None:
     images = [os.urandom(10_000) for _ in range(500)]
     file = stream(pa.table({"image": images, "label": ["x"] * 500}), 100, compression=compression)
     table = open_table(file)
@@ -142,7 +142,7 @@ def test_a_listing_leaves_the_images_alone(compression: str | None) -> None:
     assert file.n_bytes < 20_000
 
 
-def test_an_image_costs_its_own_bytes_and_what_leads_there() -> None:
+def test_reading_an_image_reads_little_else() -> None:
     images = [os.urandom(10_000) for _ in range(500)]
     file = stream(pa.table({"image": images}), 100)
     table = open_table(file)
@@ -172,13 +172,13 @@ def test_an_image_above_the_limit_is_not_read() -> None:
     assert file.n_bytes < 10_000
 
 
-def test_a_row_that_is_not_there_any_more() -> None:
+def test_a_row_that_no_longer_exists() -> None:
     table = open_table(stream(pa.table({"image": [b"x"]})))
     with pytest.raises(TableError, match="it has fewer rows than when it was listed"):
         table.read(image_column(table.schema, None, "table"), 1, MOST)
 
 
-def test_a_table_of_hugging_face_is_read_as_it_lies_in_the_cache(tmp_path: Path) -> None:
+def test_a_table_in_the_cache_of_hugging_face_is_read(tmp_path: Path) -> None:
     """Their cache: streams of struct<bytes, path>, with numbers for labels whose meaning is in the metadata."""
     labels = pa.array([3, 1], pa.int64())
     table = pa.table({"image": hugging_face([(b"one", None), (b"two", None)]), "label": labels})

@@ -41,18 +41,18 @@ def refusal(call: object, *arguments: object) -> str:
         ({"sha256": pa.binary(32), "pic": pa.binary()}, "pic"),
     ],
 )
-def test_the_only_column_that_can_hold_images_is_taken(columns: dict[str, pa.DataType], name: str) -> None:
+def test_the_only_column_that_can_contain_images_is_used(columns: dict[str, pa.DataType], name: str) -> None:
     assert image_column(schema(**columns), None, WHERE).name == name
 
 
-def test_where_a_struct_holds_bytes_and_path() -> None:
+def test_positions_of_bytes_and_path_in_a_struct() -> None:
     kind = pa.struct([("x", pa.int8()), ("path", pa.string()), ("bytes", pa.binary())])
     assert image_column(schema(n=pa.int8(), image=kind), None, WHERE) == (1, "image", 2, 1)
     other = pa.struct([("bytes", pa.binary()), ("path", pa.int64())])
     assert image_column(schema(image=other), None, WHERE) == (0, "image", 0, -1)
 
 
-def test_a_column_that_was_asked_for() -> None:
+def test_a_requested_column() -> None:
     columns = schema(a=pa.binary(), b=pa.binary(4), c=HF_TYPE)
     assert [image_column(columns, name, WHERE).name for name in "abc"] == ["a", "b", "c"]
 
@@ -68,7 +68,7 @@ def test_no_column_with_images() -> None:
     )
 
 
-def test_a_column_of_texts_beside_is_a_hint() -> None:
+def test_a_text_column_adds_a_hint() -> None:
     assert refusal(image_column, schema(url=pa.string()), None, WHERE).endswith(
         " Name a column of paths or urls with --uri-column."
     )
@@ -84,7 +84,7 @@ def test_several_columns_with_images() -> None:
     )
 
 
-def test_a_column_that_is_not_there() -> None:
+def test_a_missing_column() -> None:
     assert refusal(image_column, schema(image=pa.binary(), label=pa.int64()), "imgae", WHERE) == (
         "The table 't.parquet' has no column 'imgae' (--image-column); did you mean 'image'? "
         "It has image (binary), label (int64)."
@@ -104,14 +104,14 @@ def test_a_column_of_another_type() -> None:
         )
 
 
-def test_a_column_that_is_there_twice() -> None:
+def test_a_repeated_column() -> None:
     twice = pa.schema([("image", pa.binary()), ("image", pa.int8()), ("n", pa.int8())])
     expected = "The table 't.parquet' has 2 columns 'image' (--image-column). Rename all but one."
     assert refusal(image_column, twice, "image", WHERE) == expected
     assert refusal(image_column, twice, None, WHERE) == expected
 
 
-def test_of_many_columns_the_first_are_named() -> None:
+def test_only_the_first_of_many_columns_are_named() -> None:
     text = refusal(image_column, schema(**{f"c{i}": pa.int8() for i in range(1000)}), None, WHERE)
     assert "c29 (int8) and 970 more. " in text
     wide = pa.struct([(f"field{i}", pa.int8()) for i in range(100)])
@@ -123,7 +123,7 @@ def test_of_many_columns_the_first_are_named() -> None:
 # -- labels --------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_anything_but_bytes_and_what_is_nested() -> None:
+def test_types_of_labels() -> None:
     good = [pa.string(), pa.int8(), pa.float64(), pa.bool_(), pa.date32(), pa.decimal128(5), pa.null()]
     for kind in [*good, pa.dictionary(pa.int8(), pa.int64())]:
         assert label_column(schema(n=pa.int8(), label=kind), "label", WHERE) == 1
@@ -135,7 +135,7 @@ def test_labels_are_anything_but_bytes_and_what_is_nested() -> None:
         )
 
 
-def test_a_label_column_that_is_not_there() -> None:
+def test_a_missing_label_column() -> None:
     assert refusal(label_column, schema(labels=pa.int64()), "label", WHERE) == (
         "The table 't.parquet' has no column 'label' (--label-column); did you mean 'labels'? "
         "It has labels (int64)."
@@ -146,7 +146,7 @@ def test_a_label_column_that_is_not_there() -> None:
 
 
 @pytest.mark.parametrize("name", [*URI_COLUMNS, "URL", "File_Name"])
-def test_a_column_of_uris_is_known_by_its_name(name: str) -> None:
+def test_a_column_of_uris_is_found_by_its_name(name: str) -> None:
     assert uri_column(schema(n=pa.string(), **{name: pa.string()}), None, URI_COLUMNS, WHERE) == 1
 
 
@@ -162,7 +162,7 @@ def test_no_column_or_several_of_uris() -> None:
     )
 
 
-def test_a_column_of_no_uris() -> None:
+def test_a_column_without_uris() -> None:
     assert refusal(uri_column, schema(a=pa.int64()), "a", URI_COLUMNS, WHERE) == (
         "The column 'a' of the table 't.parquet' (--uri-column) is of type int64, which cannot contain uris. "
         "Allowed are text and dictionaries of text."

@@ -29,7 +29,7 @@ class Written(Counted):
         super().__init__(file.getvalue())
 
 
-def test_a_row_group_is_read_as_far_as_rows_are_asked() -> None:
+def test_a_row_group_is_read_up_to_the_requested_row() -> None:
     file = Written()
     table = ParquetTable(file, AHEAD_BYTES)
     column = image_column(table.schema, None, "table")
@@ -40,7 +40,7 @@ def test_a_row_group_is_read_as_far_as_rows_are_asked() -> None:
     assert file.n_bytes - before < 1.1 * 5_000_000 + 3 * AHEAD_BYTES
 
 
-def test_going_on_in_order_reads_nothing_twice() -> None:
+def test_rows_in_order_are_read_once() -> None:
     file = Written(row_group_size=200)
     table = ParquetTable(file, AHEAD_BYTES)
     column = image_column(table.schema, None, "table")
@@ -49,7 +49,7 @@ def test_going_on_in_order_reads_nothing_twice() -> None:
     assert file.n_bytes - before < 1.1 * 5_000_000
 
 
-def test_neighbours_may_be_asked_out_of_order() -> None:
+def test_neighbours_may_be_read_out_of_order() -> None:
     file = Written()
     table = ParquetTable(file, AHEAD_BYTES)
     column = image_column(table.schema, None, "table")
@@ -59,7 +59,7 @@ def test_neighbours_may_be_asked_out_of_order() -> None:
     assert file.n_bytes - before < 1.1 * 5_000_000 + 3 * AHEAD_BYTES
 
 
-def test_going_back_begins_at_the_row_group() -> None:
+def test_going_back_starts_at_the_row_group() -> None:
     file = Written(row_group_size=200)
     table = ParquetTable(file, AHEAD_BYTES)
     column = image_column(table.schema, None, "table")
@@ -69,7 +69,7 @@ def test_going_back_begins_at_the_row_group() -> None:
         assert file.n_bytes - before < 1.1 * 1_000_000 + 3 * AHEAD_BYTES
 
 
-def test_a_listing_leaves_the_images_alone() -> None:
+def test_a_listing_does_not_read_images() -> None:
     file = Written()
     table = ParquetTable(file, AHEAD_BYTES)
     rows = list(table.rows(image_column(table.schema, None, "table"), 1, 0))
@@ -77,7 +77,7 @@ def test_a_listing_leaves_the_images_alone() -> None:
     assert file.n_bytes < 200_000
 
 
-def test_behind_a_damaged_place_nothing_is_tried_again() -> None:
+def test_rows_after_damage_are_not_decoded_again() -> None:
     options = {
         "use_dictionary": False,
         "data_page_size": 10_000,
@@ -115,7 +115,7 @@ class Away(Written):
         return super().read(size)
 
 
-def test_what_a_file_raises_is_passed_on_and_forgotten() -> None:
+def test_an_error_of_the_file_is_raised_and_not_remembered() -> None:
     file = Away()
     table = ParquetTable(file, AHEAD_BYTES)
     column = image_column(table.schema, None, "table")

@@ -65,7 +65,7 @@ def test_rows_are_listed_in_order_and_read(tmp_path: Path, name: str) -> None:
 
 
 @every_format
-def test_a_listing_goes_on_after_any_key(tmp_path: Path, name: str) -> None:
+def test_a_listing_continues_after_any_key(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, image=IMAGES, label=[str(i) for i in range(10)])
     one = source(tmp_path, name, label_column="label", brings_label=True)
     refs = list(one.list())
@@ -91,7 +91,7 @@ def test_sizes_of_parquet_are_the_means_of_row_groups(tmp_path: Path) -> None:
     assert sizes == [pytest.approx(1000, rel=0.05)] * 4 + [pytest.approx(3000, rel=0.05)] * 4
 
 
-def test_a_mean_is_no_reason_to_refuse_an_image(tmp_path: Path) -> None:
+def test_a_mean_above_the_limit_refuses_no_image(tmp_path: Path) -> None:
     write(tmp_path, "snappy.parquet", image=[b"x" * 100_000, b"small", b"y" * 100_000])
     one = source(tmp_path, "snappy.parquet", limits=ImageSettings(max_bytes=1000))
     refs = list(one.list())
@@ -106,7 +106,7 @@ def test_a_mean_is_no_reason_to_refuse_an_image(tmp_path: Path) -> None:
     [pa.binary(), pa.large_binary(), pa.binary_view(), pa.binary(40)],
     ids=["binary", "large", "view", "fixed"],
 )
-def test_every_type_of_bytes_can_hold_images(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+def test_every_type_of_bytes_can_contain_images(tmp_path: Path, name: str, kind: pa.DataType) -> None:
     images = [b"%039d;" % i for i in range(9)] if kind == pa.binary(40) else [b"short", b"long" * 20, b""] * 3
     write(tmp_path, name, n=list(range(9)), image=pa.array([*images, None], kind)[:9])
     one = source(tmp_path, name, image_column="image")
@@ -159,7 +159,7 @@ def test_structs_of_bytes_and_path(tmp_path: Path, name: str) -> None:
         assert [ref.problem is None for ref in refs] == [True, True, False, False, True, True]
 
 
-def test_a_table_in_a_folder_has_its_paths_beside_it(tmp_path: Path) -> None:
+def test_paths_start_from_the_folder_of_the_table(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a.jpg").write_bytes(folder.encode())
@@ -168,7 +168,7 @@ def test_a_table_in_a_folder_has_its_paths_beside_it(tmp_path: Path) -> None:
     assert [one.read(ref) for ref in one.list()] == [b"one", b"two"]
 
 
-def test_what_a_path_leads_to_is_held_to_the_limits(tmp_path: Path) -> None:
+def test_limits_apply_to_the_file_of_a_path(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"x" * 100)
     paths = ["a.jpg", "gone.jpg", "ftp://host/a.jpg", "s3://b/c.jpg", "a\0.jpg"]
     write(tmp_path, "snappy.parquet", image=hugging_face([(None, path) for path in paths]))
@@ -201,7 +201,7 @@ LABELS: dict[str, tuple[Any, list[str | None]]] = {
 
 @every_format
 @pytest.mark.parametrize("kind", LABELS)
-def test_labels_are_brought_along(tmp_path: Path, name: str, kind: str) -> None:
+def test_labels_are_listed(tmp_path: Path, name: str, kind: str) -> None:
     labels, expected = LABELS[kind]
     write(tmp_path, name, before=[[1, 2], None, []], label=labels, image=IMAGES[:3])
     one = source(tmp_path, name, label_column="label", brings_label=True)
@@ -211,7 +211,7 @@ def test_labels_are_brought_along(tmp_path: Path, name: str, kind: str) -> None:
 
 
 @every_format
-def test_labels_of_many_rows_go_with_their_images(tmp_path: Path, name: str) -> None:
+def test_labels_of_many_rows_match_their_images(tmp_path: Path, name: str) -> None:
     labels = [f"l{i % 7}" if i % 5 else None for i in range(1000)]
     write(tmp_path, name, image=[b"%d" % i for i in range(1000)], label=pa.array(labels).dictionary_encode())
     one = source(tmp_path, name, label_column="label", brings_label=True)
@@ -220,7 +220,7 @@ def test_labels_of_many_rows_go_with_their_images(tmp_path: Path, name: str) -> 
     assert list(one.list(refs[500].order)) == refs[501:]
 
 
-def test_labels_that_nobody_asked_for_are_left_out(tmp_path: Path) -> None:
+def test_labels_are_left_out_unless_requested(tmp_path: Path) -> None:
     write(tmp_path, "stream.arrow", image=IMAGES, label=IMAGES)
     assert {ref.fields for ref in source(tmp_path, "stream.arrow", image_column="image").list()} == {()}
 
@@ -272,7 +272,7 @@ def test_a_folder_of_tables(tmp_path: Path) -> None:
     assert one.skipped == {}
 
 
-def test_many_tables_read_in_turns(tmp_path: Path) -> None:
+def test_many_tables_are_read_alternately(tmp_path: Path) -> None:
     for n in range(5):
         write_stream(pa.table({"image": [b"%d-%d" % (n, i) for i in range(10)]}), tmp_path / f"{n}.arrow")
     one = source(tmp_path, "*.arrow")
@@ -283,7 +283,7 @@ def test_many_tables_read_in_turns(tmp_path: Path) -> None:
         assert n_open_below(tmp_path) <= 2
 
 
-def test_an_empty_table_gives_nothing(tmp_path: Path) -> None:
+def test_an_empty_table_has_no_images(tmp_path: Path) -> None:
     for name in FORMATS:
         write(tmp_path, name, image=pa.array([], pa.binary()))
         assert list(source(tmp_path, name).list()) == []
@@ -300,7 +300,7 @@ def test_no_such_table(tmp_path: Path) -> None:
 
 
 @every_format
-def test_rows_are_read_in_any_order_and_from_several_threads(tmp_path: Path, name: str) -> None:
+def test_rows_are_read_in_any_order_and_by_several_threads(tmp_path: Path, name: str) -> None:
     images = [os.urandom(2000) + b"%d" % i for i in range(300)]
     write(tmp_path, name, image=images)
     one = source(tmp_path, name)
@@ -310,7 +310,7 @@ def test_rows_are_read_in_any_order_and_from_several_threads(tmp_path: Path, nam
         assert list(pool.map(one.read, [ref for ref, _ in pairs])) == [image for _, image in pairs]
 
 
-def test_a_shard_that_opens_the_source_anew_goes_on_in_the_open_table(tmp_path: Path) -> None:
+def test_a_new_source_continues_in_the_open_table(tmp_path: Path) -> None:
     write(tmp_path, "snappy.parquet", image=IMAGES)
     refs = list(source(tmp_path, "snappy.parquet").list())
     for ref, image in zip(refs, IMAGES, strict=True):
@@ -334,7 +334,7 @@ print(sum(len(source.read(ref)) for ref in refs), peak_bytes() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is read from /proc")
 @pytest.mark.parametrize("ending", ["parquet", "arrow", "zstd.arrow"])
-def test_a_row_group_is_never_held_whole(tmp_path: Path, ending: str) -> None:
+def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"a.{ending}"
     table = pa.table({"image": [os.urandom(20_000) for _ in range(4000)]})
     if ending == "parquet":
@@ -396,7 +396,7 @@ def test_a_folder_that_is_gone_stops_the_run(tmp_path: Path) -> None:
 
 
 @every_format
-def test_looking_again(tmp_path: Path, name: str) -> None:
+def test_stat(tmp_path: Path, name: str) -> None:
     write(tmp_path, name, image=IMAGES)
     one = source(tmp_path, name)
     refs = [ref._replace(source=3, fields=("x",)) for ref in one.list()]

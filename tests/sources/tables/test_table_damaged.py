@@ -53,7 +53,7 @@ NO_TABLES = {
 
 
 @pytest.mark.parametrize("content", NO_TABLES)
-def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_table_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.parquet").write_bytes(content)
     reason = NO_TABLES[content]
     expected = f"The table 'a.parquet' cannot be read: {reason}. Use a Parquet or an Arrow file."
@@ -70,7 +70,7 @@ def test_parquet_without_its_end_is_refused(tmp_path: Path) -> None:
     assert "\n" not in text
 
 
-def test_among_others_a_file_that_is_no_table_is_a_failure(tmp_path: Path) -> None:
+def test_a_later_file_that_is_not_a_table_is_a_failure(tmp_path: Path) -> None:
     write_parquet(pa.table({"image": IMAGES[:1]}), tmp_path / "a.parquet")
     (tmp_path / "b.parquet").write_text("no table")
     (tmp_path / "c.parquet").symlink_to("nowhere")
@@ -107,7 +107,7 @@ def test_wrong_columns_of_the_first_table_are_refused(tmp_path: Path) -> None:
 # -- broken within -------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_breaks_off_is_listed_up_to_there(tmp_path: Path) -> None:
+def test_a_stream_that_is_cut_short_is_listed_up_to_there(tmp_path: Path) -> None:
     write_stream(pa.table({"image": IMAGES, "label": list("abcdefghij")}), tmp_path / "a.arrow")
     data = (tmp_path / "a.arrow").read_bytes()
     (tmp_path / "a.arrow").write_bytes(data[:-200])
@@ -122,7 +122,7 @@ def test_a_stream_that_breaks_off_is_listed_up_to_there(tmp_path: Path) -> None:
         assert list(one.list(ref.order)) == refs[i + 1 :]
 
 
-def test_a_stream_without_a_word_at_its_end_is_whole(tmp_path: Path) -> None:
+def test_a_stream_without_an_end_mark_is_complete(tmp_path: Path) -> None:
     write_stream(pa.table({"image": IMAGES}), tmp_path / "a.arrow")
     data = (tmp_path / "a.arrow").read_bytes()
     assert data.endswith(b"\xff\xff\xff\xff\0\0\0\0")
@@ -158,7 +158,7 @@ def test_a_damaged_row_group_costs_its_rows(tmp_path: Path) -> None:
     assert reasons(one, refs[::-1]) == found[::-1]
 
 
-def test_damaged_labels_are_problems_and_never_nulls(tmp_path: Path) -> None:
+def test_damaged_labels_are_problems_not_nulls(tmp_path: Path) -> None:
     options: dict[str, Any] = {"write_page_checksum": True, "compression": "none", "use_dictionary": False}
     table = pa.table({"image": IMAGES, "label": [f"label {i}" for i in range(10)]})
     write_parquet(table, tmp_path / "a.parquet", **options)
@@ -172,7 +172,7 @@ def test_damaged_labels_are_problems_and_never_nulls(tmp_path: Path) -> None:
         assert str(ref.problem).startswith("damaged table: ")
 
 
-def test_labels_that_are_no_text_are_problems(tmp_path: Path) -> None:
+def test_labels_that_are_not_text_are_problems(tmp_path: Path) -> None:
     labels = pa.array([b"good", b"b\xffd"]).view(pa.string())
     for name, write in (("a.parquet", write_parquet), ("a.arrow", write_stream)):
         write(pa.table({"image": IMAGES[:2], "label": labels}), tmp_path / name)
@@ -181,7 +181,7 @@ def test_labels_that_are_no_text_are_problems(tmp_path: Path) -> None:
         assert all("damaged table: " in str(ref.problem) for ref in refs)
 
 
-def test_offsets_that_lead_out_of_the_table_are_a_failure(tmp_path: Path) -> None:
+def test_offsets_outside_the_table_are_a_failure(tmp_path: Path) -> None:
     write_stream(pa.table({"image": IMAGES[:3]}), tmp_path / "a.arrow")
     at = (tmp_path / "a.arrow").read_bytes().index((180).to_bytes(4, "little") + (360).to_bytes(4, "little"))
     damage(tmp_path / "a.arrow", at, (2**31 - 1).to_bytes(4, "little"))
@@ -191,7 +191,7 @@ def test_offsets_that_lead_out_of_the_table_are_a_failure(tmp_path: Path) -> Non
     assert reasons(one, refs)[1] == "damaged table: offsets are not in order"
 
 
-def test_a_struct_whose_children_are_shorter_is_a_failure(tmp_path: Path) -> None:
+def test_a_struct_with_shorter_children_is_a_failure(tmp_path: Path) -> None:
     write_stream(pa.table({"image": hugging_face([(image, "p") for image in IMAGES[:3]])}), tmp_path / "a.arrow")
     data = (tmp_path / "a.arrow").read_bytes()
     at = 0
@@ -207,7 +207,7 @@ def test_a_struct_whose_children_are_shorter_is_a_failure(tmp_path: Path) -> Non
 
 
 @every_format
-def test_nonsense_anywhere_is_told_and_never_a_crash(tmp_path: Path, name: str) -> None:
+def test_random_bytes_are_a_problem_and_never_a_crash(tmp_path: Path, name: str) -> None:
     table = pa.table(
         {
             "more": [[{"a": 1}]] * 10,

@@ -13,7 +13,6 @@ import functools
 import http.client
 import importlib.metadata
 import ipaddress
-import itertools
 import logging
 import math
 import os
@@ -132,16 +131,17 @@ class Web:
                 _current.deadline = math.inf
 
     def _fetch_with_retries(self, target: Url, max_bytes: int) -> bytes:
-        for n in itertools.count(1):
+        n_tries = 0
+        while True:
+            n_tries += 1
             try:
                 return self._follow(target, max_bytes)
             except _TransientError as error:
-                backoff = min(_MAX_BACKOFF_SECONDS, self._backoff_seconds * 2 ** (n - 1))
+                backoff = min(_MAX_BACKOFF_SECONDS, self._backoff_seconds * 2 ** (n_tries - 1))
                 wait_seconds = max(error.wait_seconds, backoff * random.uniform(0.5, 1.0))
-                if n == TRIES or wait_seconds >= _current.seconds_left():
+                if n_tries == TRIES or wait_seconds >= _current.seconds_left():
                     raise ImageError("read", error.reason) from None
             time.sleep(wait_seconds)
-        raise AssertionError("unreachable")
 
     def _follow(self, target: Url, max_bytes: int) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
