@@ -30,12 +30,12 @@ def decode_images(
             yield ref, decode(content_of(data), max_pixels=settings.images.max_pixels)
 
 
-def embed_images(backbone: BackboneSpec, precision: str, images: Sequence[Pixels]) -> Features:
+def embed_images(spec: BackboneSpec, precision: str, images: Sequence[Pixels]) -> Features:
     """Return the features of decoded images: array (n_samples, n_features) float32."""
-    inputs = empty_batch(backbone, len(images))
+    inputs = empty_batch(spec, len(images))
     for pixels, target in zip(images, inputs, strict=True):
-        preprocess(pixels, backbone.preprocess, target)
-    return infer_all(backbone, precision, inputs)
+        preprocess(pixels, spec.preprocess, target)
+    return infer_all(spec, precision, inputs)
 
 
 def infer_all(spec: BackboneSpec, precision: str, inputs: Sequence[Any]) -> Features:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 from featurepress.embedding.inference import Decoder, empty_batch, infer
@@ -22,13 +21,13 @@ from featurepress.specs import ImageRef
 def embed_one_by_one(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
     """Embed a shard image by image in child processes, and return the precision.
 
-    An image that kills two children in a row becomes a failure. The features are bit for bit those of batches.
+    An image that kills two children in a row becomes a failure. The features equal those of batches bit for bit.
     """
     precision = plan.precision
-    with _children() as get_child:
+    with contextlib.closing(_Children()) as children:
         for ref in shard.refs:
             try:
-                row, features, n_bytes, precision = _embed_isolated(plan, ref, decoder, get_child)
+                row, features, n_bytes, precision = _embed_isolated(plan, ref, decoder, children)
                 shard.bytes_read += n_bytes
                 if not shard.is_unchanged(ref, row.sha256):
                     shard.add([row], features)
@@ -37,16 +36,17 @@ def embed_one_by_one(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
     return precision
 
 
-def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, get_child: Callable[..., Child]) -> Any:
-    silence_seconds = plan.settings.images.silence_seconds
+def _embed_isolated(plan: Plan, ref: ImageRef, decoder: Decoder, children: _Children) -> Any:
     reason = ""
-    for restart in (False, True):
+    for _ in range(2):
         send_message(("alive",))  # each attempt may take all of the silence that the engine allows
         try:
-            return get_child(restart=restart).call(embed_one, plan, ref, decoder, silence_seconds=silence_seconds)
+            return children.current().call(
+                embed_one, plan, ref, decoder, silence_seconds=plan.settings.images.silence_seconds
+            )
         except ChildDiedError as death:
+            children.close()
             reason = str(death)
-    get_child(restart=True)
     raise ImageError("decode", f"decoder crashed: its process {reason}, twice")
 
 
@@ -64,20 +64,19 @@ def embed_one(plan: Plan, ref: ImageRef, decoder: Decoder) -> tuple[Row, Any, in
     return row, features, len(content), backbone.precision
 
 
-@contextlib.contextmanager
-def _children() -> Iterator[Callable[..., Child]]:
-    """Yield a function that returns the current child, or a new one with `restart`."""
-    child: list[Child] = []
+class _Children:
+    """One child process at a time."""
 
-    def get(*, restart: bool) -> Child:
-        if restart and child:
-            child.pop().close(patience_seconds=0.5)
-        if not child:
-            child.append(Child())
-        return child[0]
+    def __init__(self) -> None:
+        self._child: Child | None = None
 
-    try:
-        yield get
-    finally:
-        if child:
-            child[0].close(patience_seconds=0.5)
+    def current(self) -> Child:
+        """Return the child; start one if there is none."""
+        self._child = self._child or Child()
+        return self._child
+
+    def close(self) -> None:
+        """Stop the child, if there is one."""
+        if self._child is not None:
+            self._child.close(patience_seconds=0.5)
+            self._child = None

@@ -53,15 +53,12 @@ def read_part_originals(plan: Plan, name: str) -> Iterator[tuple[str, Pixels]]:
 
 
 def _read(plan: Plan, refs: list[ImageRef]) -> Iterator[tuple[str, Pixels]]:
-    for ref, pixels in decode_images(plan.sources, plan.settings, refs):
-        yield ref.uri, pixels
+    return ((ref.uri, pixels) for ref, pixels in decode_images(plan.sources, plan.settings, refs))
 
 
 def _references(plan: Plan, name: str) -> list[ImageRef]:
     """Return the references of a part, as listed by the generation that wrote it."""
     shard = shard_of(name)
-    part_format = PartFormat(plan.field_names, plan.backbone.n_features)
-    with part_format.open(plan.storage, shard) as existing:
-        generation = plan.generation if existing is None else existing.account.receipt.generation
-    own: Plan | None = ledger.read_generation(plan.storage, generation)
-    return list(ledger.read_references(own or plan, shard).refs)
+    with PartFormat(plan.field_names, plan.backbone.n_features).open(plan.storage, shard) as part:
+        generation = plan.generation if part is None else part.account.receipt.generation
+    return ledger.read_references(ledger.read_generation(plan.storage, generation) or plan, shard).refs

@@ -1,4 +1,4 @@
-"""Try the first images of a run: whether they decode, and whether bfloat16 agrees with float32 on them."""
+"""Try the first images of a run: whether they decode, and whether bfloat16 agrees with float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def probe_images(
     refs : sequence of ImageRef
         Images to try, in order.
     n_wanted : int
-        Number of images to decode. One is enough where only float32 is possible.
+        Number of images to decode; 1 if only float32 is possible.
     decoder : callable, optional
         Decodes bytes into pixels.
     on_image : callable
@@ -66,7 +66,7 @@ def probe_images(
             break
     if not inputs:
         return failures, [], can_choose
-    full = infer_all(plan.backbone, "float32", inputs)  # while the other workers load their model, too
+    full = infer_all(plan.backbone, "float32", inputs)  # while the other workers load their model
     if not np.isfinite(full).all(axis=1).any():
         raise ModelError(
             f"The features of the model {plan.backbone.model} are NaN or infinite for every image of the first "

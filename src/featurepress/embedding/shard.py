@@ -14,7 +14,7 @@ from featurepress.embedding.inference import Decoder, empty_batch, infer
 from featurepress.embedding.isolation import embed_one_by_one
 from featurepress.embedding.reading import content_of, read_images, require_visible_sources
 from featurepress.embedding.shard_rows import RevisedShardRows, ShardRows
-from featurepress.errors import ImageError, ReplacedError, StoppedError
+from featurepress.errors import ImageError, ReplacedError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan, References
 from featurepress.ledger.parts import Account, PartFormat, PartReader, Row
@@ -55,7 +55,7 @@ def embed_in_batches(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
 
 
 def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repair: bool = False) -> Receipt:
-    """Embed a shard, write its part, and return its receipt. If its part exists, return that one's receipt.
+    """Embed a shard, write its part, and return its receipt; if its part exists, return the receipt of that.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repai
                     ledger.require_open(plan)
                 account = _find_or_embed(plan, shard, lambda rows: embed(plan, rows, decoder or decode))
                 break
-            except ReplacedError:  # another attempt was faster: its part may be the one we need
+            except ReplacedError:  # another attempt was faster, perhaps with the same result
                 if not n_left:
                     raise
         ledger.finalize_shard(plan, account.receipt, account.failures, repair=repair)
@@ -97,7 +97,7 @@ def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repai
 def _find_or_embed(plan: Plan, shard: int, embed: Callable[[ShardRows], str]) -> Account:
     """Return the account of the existing part if it is of this generation; else embed, and return the new one.
 
-    The rows that are carried over come from the very version of the part that is then replaced.
+    The rows that are carried over come from exactly the version of the part that is then replaced.
     """
     part_format = PartFormat(plan.field_names, plan.backbone.n_features)
     existing: PartReader | None
@@ -115,9 +115,6 @@ def _find_or_embed(plan: Plan, shard: int, embed: Callable[[ShardRows], str]) ->
         elif generation == plan.generation:
             return existing.account
         else:
-            raise StoppedError(
-                f"Shard {shard} of '{plan.storage.location}' was embedded by generation {generation}, and this run "
-                f"is at generation {plan.generation}: another run has begun. This run wrote nothing more."
-            )
+            raise ledger.superseded(plan, generation)
         stack.callback(rows.close)
         return rows.commit(embed(rows))

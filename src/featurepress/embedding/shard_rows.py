@@ -92,11 +92,10 @@ class ShardRows:
 
 
 class RevisedShardRows(ShardRows):
-    """A shard of an earlier generation: unchanged rows are carried over, the rest is embedded.
+    """A shard of an earlier generation: unchanged rows are carried over, the other images are embedded.
 
     The new part holds first the embedded rows, then those carried over. If the existing part is not the one that
-    the update compared the images with, all images are read, and rows are carried over only if the bytes are the
-    same.
+    the update has compared the images with, all images are read, and only rows of equal bytes are carried over.
     """
 
     def __init__(self, plan: Plan, number: int, references: References, existing: PartReader) -> None:

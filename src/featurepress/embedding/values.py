@@ -1,6 +1,6 @@
-"""Embed values in memory: encoded images, pixels, or paths and urls to read. A bad value does not stop the others.
+"""Embed values in memory: encoded images, pixels, or paths and urls to read.
 
-Values are embedded in a child process. A value that kills two children in a row becomes a failure.
+A child process embeds them. A value that kills two children in a row becomes a failure, as any bad value.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _DECODED = 8  # images in memory at a time
 _SLICE = 64  # values sent to the child at once
-# Reasons of sources, which have listed the image before, and the same for a location that nobody listed.
+# Reasons of sources, which have listed the image, and the same without a listing.
 _REASONS = {
     "vanished since listing": "no such file",
     "no longer a regular file": "not a regular file",
@@ -58,7 +58,7 @@ Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or
 
 @dataclass
 class Embedder:
-    """Embed values in a child process, which is started when it is needed and then kept.
+    """Embed values in a child process, which is started on first use and then kept.
 
     Parameters
     ----------
@@ -99,19 +99,19 @@ class Embedder:
         return answers
 
     def abandon(self) -> None:
-        """Kill the child for good. An `embed` that runs in another thread raises ChildDiedError."""
+        """Kill the child. An `embed` in another thread raises ChildDiedError, and so does every later call."""
         self._is_abandoned = True
         if (child := self._child) is not None:
             child.kill()
 
     def close(self) -> None:
-        """End the child."""
+        """Stop the child."""
         if self._child is not None:
             self._child.close(patience_seconds=0.5)
             self._child = None
 
     def _call_alone(self, value: Value) -> list[Answer]:
-        """Embed a single value. If two children die of it, return a failure."""
+        """Embed a single value; return a failure if two children die of it."""
         reason = ""
         for _ in range(2):
             try:
@@ -211,7 +211,7 @@ def _opaque(levels: Pixels, alpha: Pixels) -> Pixels:
 
 
 def name_of(value: Any) -> str:
-    """Return how messages name a value: a location without its secrets, or the kind of image."""
+    """Return the name of a value in messages: a location without its secrets, or the kind of image."""
     if isinstance(value, str):
         return f"'{masked(value)}'"
     if isinstance(value, np.ndarray):

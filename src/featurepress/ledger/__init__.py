@@ -53,6 +53,7 @@ from featurepress.ledger.plan import next_plan as next_plan
 from featurepress.ledger.plan import read_generation as read_generation
 from featurepress.ledger.plan import read_manifest as read_manifest
 from featurepress.ledger.plan import read_plan as read_plan
+from featurepress.ledger.plan import superseded as superseded
 from featurepress.ledger.shards import Totals as Totals
 from featurepress.ledger.shards import attempt as attempt
 from featurepress.ledger.shards import clear_attempts as clear_attempts

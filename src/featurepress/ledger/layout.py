@@ -60,20 +60,10 @@ class Layout:
         return self.tiers[min(chunk, len(self.tiers) - 1)]
 
     def split(self, chunk: int, runs: Sequence[int]) -> list[int]:
-        """Return the sizes of the parts of a chunk, in order.
+        """Return the sizes of the parts of a chunk, in order; never more than the chunk has shard numbers.
 
-        Parameters
-        ----------
-        chunk : int
-            Number of the chunk.
-        runs : sequence of int
-            Number of images in each archive or table, in order; one number if there are none. A part holds images
-            of one archive, unless the archives are so small that there would be too many parts.
-
-        Returns
-        -------
-        list of int
-            At most as many as there are shard numbers before those of the next chunk.
+        `runs` are the numbers of images in each archive or table, in order, or one number if there are none. A part
+        holds images of one archive, unless the archives are so small that there would be too many parts.
         """
         n_images = sum(runs)
         size = self.tier(chunk).part_size(n_images)

@@ -26,30 +26,14 @@ from featurepress.storage import Storage, map_concurrently, reporting_damage
 
 @dataclass(frozen=True)
 class Chunk:
-    """A committed chunk of the listing.
+    """A committed chunk of the listing."""
 
-    Attributes
-    ----------
-    number : int
-        0 for the first of its generation.
-    n_images : int
-        Number of references.
-    shards : range
-        Numbers of its shards.
-    last_key : bytes
-        Key of its last reference.
-    skipped : mapping
-        Number of files that the listing skipped up to the end of the chunk, by reason.
-    positions : tuple of bytes
-        The last key of each source up to the end of the chunk.
-    """
-
-    number: int
+    number: int  # 0 for the first of its generation
     n_images: int
     shards: range
-    last_key: bytes
-    skipped: Mapping[str, int]
-    positions: tuple[bytes, ...] = ()
+    last_key: bytes  # of its last image
+    skipped: Mapping[str, int]  # number of files skipped up to the end of the chunk, by reason
+    positions: tuple[bytes, ...] = ()  # the last key of each source up to the end of the chunk
 
     @property
     def n_more(self) -> int:
@@ -59,21 +43,11 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Revision:
-    """The committed references of a shard of an earlier generation whose images have changed.
-
-    Attributes
-    ----------
-    shard : int
-        Number of the shard, which does not change.
-    n_images : int
-        Number of references after the revision.
-    n_before : int
-        Number of references before it.
-    """
+    """The committed references of a shard of an earlier generation whose images have changed."""
 
     shard: int
-    n_images: int
-    n_before: int
+    n_images: int  # after the revision
+    n_before: int  # before the revision
 
     @property
     def shards(self) -> range:
@@ -87,21 +61,11 @@ class Revision:
 
 
 class References(NamedTuple):
-    """The references of a shard.
-
-    Attributes
-    ----------
-    refs : list of ImageRef
-        In order.
-    carried : list of bool
-        For each reference, whether its row or failure is carried over without reading the image.
-    base : int
-        Generation of the part from which they are carried over; 0 for a new shard.
-    """
+    """The references of a shard, in order."""
 
     refs: list[ImageRef]
-    carried: list[bool]
-    base: int = 0
+    carried: list[bool]  # whether the row or failure of each is carried over without reading the image
+    base: int = 0  # generation of the part from which they are carried over; 0 for a new shard
 
 
 def commit_chunk(
@@ -113,19 +77,9 @@ def commit_chunk(
 ) -> Chunk:
     """Write a chunk only if absent, and return the chunk that exists, which may be that of another driver.
 
-    Parameters
-    ----------
-    plan : Plan
-        Its layout determines the size of the shards.
-    number : int
-        Number of the chunk.
-    refs : sequence of ImageRef
-        References in order, at most as many as the layout allows. A chunk that is not full ends the listing; if the
-        last one is full, an empty chunk follows. So all drivers agree on where the listing ends.
-    skipped : mapping
-        Number of files that the listing skipped up to the end of this chunk, by reason.
-    positions : sequence of bytes
-        The last key of each source up to the end of this chunk, from which an interrupted listing continues.
+    `refs` are in order, at most as many as the layout allows. A chunk that is not full ends the listing; if the
+    last one is full, an empty chunk follows. So all drivers agree on where the listing ends. An interrupted listing
+    continues from `positions`.
     """
     last_key = refs[-1].order if refs else b""
     about = {"last_key": last_key.hex(), "skipped": dict(skipped), "positions": [p.hex() for p in positions]}
@@ -228,19 +182,7 @@ def _references(plan: Plan, columns: Mapping[str, list[Any]]) -> list[ImageRef]:
 
 
 def commit_revision(plan: Plan, shard: int, references: References, n_before: int) -> Revision:
-    """Write the new references of a shard only if absent, and return the revision that exists.
-
-    Parameters
-    ----------
-    plan : Plan
-        Plan of this generation.
-    shard : int
-        A shard of an earlier generation.
-    references : References
-        The images that still exist.
-    n_before : int
-        Number of references of the shard before the revision.
-    """
+    """Write the new references of an earlier shard only if absent; return the revision that exists."""
     import numpy as np
     import pyarrow as pa
 
@@ -320,17 +262,8 @@ def count_revisions(plan: Plan, shards: Collection[int]) -> Iterator[Revision]:
 def finish_listing(plan: Plan, n_chunks: int, n_images: int, skipped: Mapping[str, int], **more: int) -> None:
     """Declare the listing of this generation complete.
 
-    Parameters
-    ----------
-    plan : Plan
-        Plan of this generation.
-    n_chunks, n_images : int
-        Number of chunks, and of references in them and in revisions: all that this generation embeds.
-    skipped : mapping
-        Number of skipped files, by reason.
-    **more
-        Of a later generation: number of images ``before`` it; of an update, also those that are ``new``,
-        ``changed`` and ``deleted``.
+    `n_images` counts the references in chunks and revisions: all that the generation embeds. `more` are, of a later
+    generation, the number of images ``before`` it; of an update, also those ``new``, ``changed`` and ``deleted``.
     """
     values = {"chunks": n_chunks, "images": n_images, "skipped": dict(skipped), **more}
     plan.storage.create(listing_name(plan.generation), dump_json(values))

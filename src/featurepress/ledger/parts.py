@@ -114,16 +114,7 @@ def _account(footer: bytes) -> Account:
 class PartReader:
     """An open part. One row group is in memory at a time.
 
-    Parameters
-    ----------
-    parquet : ParquetFile
-        The open file.
-    version : str
-        Version of the object, for `PartWriter.commit`.
-    account : Account
-        From the footer.
-    reporting : callable
-        Returns a context that names the part if it is damaged.
+    `version` is for `PartWriter.commit`. `reporting` returns a context that names the part if it is damaged.
     """
 
     def __init__(
@@ -180,13 +171,7 @@ class PartReader:
 
 
 class PartWriter:
-    """A part that is being written.
-
-    Parameters
-    ----------
-    part_format : PartFormat
-        Names of the columns, and number of features.
-    """
+    """A part that is being written."""
 
     def __init__(self, part_format: PartFormat) -> None:
         self._format = part_format

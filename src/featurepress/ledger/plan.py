@@ -218,19 +218,10 @@ def _parsed(storage: Storage, name: str, data: bytes) -> Plan:
 
 
 def complete_manifest(plan: Plan, sum_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Declare the feature set complete, and return the manifest.
+    """Declare the generation of a plan complete, and return the manifest.
 
-    Parameters
-    ----------
-    plan : Plan
-        Plan of the complete generation.
-    sum_up : callable
-        Returns the manifest. Called again if another driver has changed the existing manifest.
-
-    Raises
-    ------
-    StoppedError
-        A later generation has begun. A slow driver never resets it.
+    `sum_up` returns the manifest; it is called again if another driver has changed the existing one. StoppedError
+    if a later generation has begun: a slow driver never resets it.
     """
     return _change_manifest(plan, lambda existing: sum_up()) or {}
 

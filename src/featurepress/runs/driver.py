@@ -36,42 +36,24 @@ from featurepress.runs.tasks import Decoder, EmbedShard
 from featurepress.sources import visible
 from featurepress.specs import ImageRef, Receipt
 
-REPLACEMENT_SECONDS = 30  # a worker waits this long for the child that takes over an image that kills processes
+REPLACEMENT_SECONDS = 30  # for a worker to start the child that embeds an image that kills processes
 _UNCONDITIONAL = (
-    "The store of '{}' does not honour conditional writes (If-None-Match): let only one driver at a time "
-    "write there, and no speculative tasks."
+    "The store of '{}' does not support conditional writes (If-None-Match): run only one driver at a time on it, "
+    "and no speculative tasks."
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """A plan to carry out, and the means to do so.
-
-    Parameters
-    ----------
-    plan : Plan
-        The plan.
-    is_new : bool
-        Whether the destination is free; then the precision is decided first, and the plan is created.
-    engine : Engine, optional
-        Where to run; by default worker processes on this machine, for this run only.
-    on_progress : callable
-        Called with a `Progress`.
-    started : float
-        `time.perf_counter` at the time of the request.
-    task : Task, optional
-        Embeds a shard; `EmbedShard` by default.
-    shard_groups : iterable of ShardGroup, optional
-        The shards of an update or a retry; by default those of the listing.
-    """
+    """A plan to carry out, and the means to do so."""
 
     plan: Plan
-    is_new: bool = False
-    engine: Engine | None = None
+    is_new: bool = False  # the destination is free: the precision is decided first, and the plan is created
+    engine: Engine | None = None  # None: worker processes on this machine, for this run only
     on_progress: OnProgress = ignore_progress
-    started: float = field(default_factory=time.perf_counter)
-    task: Task[Receipt] | None = None
-    shard_groups: Iterable[ShardGroup] | None = None
+    started: float = field(default_factory=time.perf_counter)  # time of the request
+    task: Task[Receipt] | None = None  # embeds a shard; None: `EmbedShard`
+    shard_groups: Iterable[ShardGroup] | None = None  # of an update or a retry; None: those of the listing
 
 
 class Driver:
@@ -163,7 +145,7 @@ class Driver:
             raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
 
     def _continue(self, engine: Engine) -> None:
-        """Repair earlier generations, and take up the plan that exists."""
+        """Repair earlier generations, and continue with the existing plan."""
         if engine.is_cluster:
             self._plan = replace(self._plan, seen=self._visible_images())
         for generation, shards in sorted(ledger.unfinished_shards(self._plan.storage).items()):
@@ -174,7 +156,7 @@ class Driver:
                     pass
 
     def _visible_images(self) -> tuple[ImageRef, ...]:
-        """Return an image of each source that the driver can see: its workers must see it, too."""
+        """Return an image of each source that the driver can see; its workers must see it too."""
         first = ledger.read_generation(self._plan.storage, 1)
         shards = () if first is None or ledger.read_chunk(first, 0) is None else ledger.read_chunk_shards(first, 0)
         by_source: dict[int, ImageRef] = {}
@@ -194,14 +176,14 @@ class Driver:
         self._tally.follow(lister)
         pending = self._tally.pending(self._plan, lister, finished)
         try:
-            # An error leaves the lister first: workers may be waiting for it.
+            # On an error the lister is left first, since workers may wait for it.
             with (
                 closing(engine.run(self._task, self._plan, pending, self._tally.on_message)) as receipts,
                 lister,
             ):
                 for receipt in receipts:
                     self._tally.add(receipt)
-        except SourceError as error:  # the plan exists, so this is no bad request: the run can be resumed
+        except SourceError as error:  # the plan exists: the run can be resumed
             raise StoppedError(f"The listing stopped: {error}") from error
 
     def _embed_new_revisions(self, engine: Engine) -> None:
@@ -233,7 +215,7 @@ class Driver:
         return manifests.finished_set(self._plan, manifest, self._tally, self._job.started)
 
     def _balance(self, engine: Engine) -> None:
-        """Check that every listed image is a row or a failure; embed the shards again where that is not so."""
+        """Check that every listed image is a row or a failure; embed shards that do not balance again."""
         plan, tally = self._plan, self._tally
         if ledger.read_listing(plan) is None:
             raise StoppedError("The listing is not complete.")

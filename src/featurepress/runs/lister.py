@@ -1,4 +1,4 @@
-"""Commit the listing to the destination, chunk by chunk, while its shards are already being embedded."""
+"""Commit the listing to the destination, chunk by chunk, while its first shards are embedded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featurepress.specs import ImageRef
 
 
 class ShardGroup(Protocol):
-    """Shards that can be embedded: those of a chunk of the listing, or one that is revised."""
+    """Shards that can be embedded: those of a chunk of the listing, or a revised one."""
 
     @property
     def n_images(self) -> int:
@@ -32,27 +32,14 @@ class ShardGroup(Protocol):
 
 
 class Lister:
-    """Iterates over shard groups in a thread, ahead of the consumer.
-
-    Parameters
-    ----------
-    groups : iterable of ShardGroup
-        Commits each group before it yields it.
-
-    Attributes
-    ----------
-    n_images : int
-        Images in the groups so far.
-    is_complete : bool
-        Whether that was the last group.
-    """
+    """Iterates over shard groups in a thread, ahead of the consumer; each is committed before it is yielded."""
 
     def __init__(self, groups: Iterable[ShardGroup]) -> None:
         self._groups = groups
         self._outbox: queue.SimpleQueue[ShardGroup | BaseException | None] = queue.SimpleQueue()
         self._stopping = False
-        self.n_images = 0
-        self.is_complete = False
+        self.n_images = 0  # in the groups so far
+        self.is_complete = False  # whether that was the last group
         self._thread = threading.Thread(target=self._list, name="featurepress-list", daemon=True)
 
     def __enter__(self) -> Lister:
@@ -86,12 +73,8 @@ class Lister:
 class NewListing:
     """The chunks of a listing: the existing ones, then new ones, each committed when it is taken.
 
-    Parameters
-    ----------
-    plan : Plan
-        Its destination may hold chunks; the listing continues after the last one.
-    listing, refs
-        A listing that has begun, and all its references from the first one on.
+    Without `listing` (a listing that has begun) and `refs` (all of its references), a new listing continues after
+    the last existing chunk.
     """
 
     def __init__(self, plan: Plan, listing: Listing | None = None, refs: Iterator[ImageRef] | None = None) -> None:
@@ -123,7 +106,7 @@ class NewListing:
                 return
             n_images += chunk.n_images
             if chunk.last_key != self._last_listed:
-                # A chunk of another driver or of an earlier run: the listing continues where that one ended.
+                # This chunk is of another driver or run: the listing continues where it ends.
                 self._refs = None
             last = chunk
             yield chunk

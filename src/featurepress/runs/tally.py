@@ -17,28 +17,15 @@ class Tally:
     """Counts the images and shards of a run, and reports its progress.
 
     Engines take shards, and pass on the messages of workers, in their own threads.
-
-    Parameters
-    ----------
-    on_progress : callable
-        Called with a `Progress`.
-
-    Attributes
-    ----------
-    totals : Totals
-        The sum of the receipts.
-    shards, unbalanced : set of int
-        The shards of this generation, as far as they are listed; and those whose receipt does not balance.
-    n_images, n_added : int
-        Images in these shards, and how many more images the feature set has by them.
     """
 
     def __init__(self, on_progress: OnProgress) -> None:
         self.progress = Progress()
-        self.totals = Totals()
-        self.shards: set[int] = set()
-        self.unbalanced: set[int] = set()
-        self.n_images = self.n_added = 0
+        self.totals = Totals()  # of the receipts
+        self.shards: set[int] = set()  # of this generation, as far as they are listed
+        self.unbalanced: set[int] = set()  # whose receipt does not balance
+        self.n_images = 0  # in these shards
+        self.n_added = 0  # by which the feature set grows
         self._on_progress = on_progress
         self._lock = threading.Lock()
         self._counts: dict[int, tuple[int, int]] = {}  # images embedded and failed, by shard
@@ -49,7 +36,7 @@ class Tally:
         self._lister = lister
 
     def report(self, stage: str | None = None) -> None:
-        """Report the progress; at the start of a stage with its name."""
+        """Report the progress; a new stage begins with its name."""
         if stage is not None:
             self.progress.stage = stage
         if self._lister is not None:

@@ -1,4 +1,4 @@
-"""The tasks that engines run: quick to import and to pickle, they import the pipeline where they run."""
+"""The tasks that engines run. They are quick to import and to pickle, and import the pipeline when called."""
 
 from __future__ import annotations
 
@@ -18,23 +18,15 @@ MIN_COSINE = 0.999
 
 @dataclass(frozen=True)
 class EmbedShard:
-    """Embed a shard, write its part, and return its receipt.
+    """Embed a shard, write its part, and return its receipt."""
 
-    Parameters
-    ----------
-    decode : callable, optional
-        Bytes to pixels; `featurepress.images.decode` by default.
-    repair : bool
-        Whether the shard belongs to an earlier generation, which otherwise accepts no parts.
-    """
-
-    decode: Decoder | None = None
-    repair: bool = False
+    decode: Decoder | None = None  # None: `featurepress.images.decode`
+    repair: bool = False  # the shard belongs to an earlier generation, which otherwise accepts no parts
 
     leaves_receipts = True  # from which an engine can report progress
 
     def __call__(self, plan: Plan, shard: int) -> Receipt:
-        """Embed shard number `shard` of `plan`; see `featurepress.embedding.shard.embed_shard`."""
+        """See `featurepress.embedding.shard.embed_shard`."""
         from featurepress.embedding.shard import embed_shard
 
         return embed_shard(plan, shard, self.decode, repair=self.repair)
@@ -42,24 +34,12 @@ class EmbedShard:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of embedding the first images.
-
-    Parameters
-    ----------
-    n_tried : int
-        Number of images.
-    failures : tuple of Failure
-        Those of them that failed.
-    cosines : tuple of float
-        For each other image, the cosine between its float32 and bfloat16 features.
-    can_choose : bool
-        Whether the images were embedded in both precisions.
-    """
+    """The result of embedding the first images."""
 
     n_tried: int
     failures: tuple[Failure, ...]
-    cosines: tuple[float, ...]
-    can_choose: bool
+    cosines: tuple[float, ...]  # of each other image, between its float32 and bfloat16 features
+    can_choose: bool  # whether the images were embedded in both precisions
 
     def merge(self, other: ProbeResult) -> ProbeResult:
         """Return the sum of the results of two workers."""
@@ -88,15 +68,7 @@ class ProbeResult:
 class Probe:
     """Embed the first images in both precisions before anything is written; each shard embeds a share of them.
 
-    Parameters
-    ----------
-    refs : tuple of ImageRef
-        The images.
-    n_shards : int
-        Shard i takes every `n_shards`-th image from the i-th on, until its share of `PROBE_SAMPLE` images has
-        succeeded.
-    decode : callable, optional
-        Bytes to pixels.
+    Shard i takes every `n_shards`-th image from the i-th on, until its share of `PROBE_SAMPLE` images is embedded.
     """
 
     refs: tuple[ImageRef, ...]

@@ -43,20 +43,10 @@ _ROW_BYTES, _PART_BYTES, _CSV_BYTES = 80, 4_000, 16
 
 @dataclass(frozen=True)
 class Request:
-    """A request to embed images.
-
-    Parameters
-    ----------
-    sources : str, path, or sequence of them
-        Where the images are.
-    out : str
-        The destination.
-    settings : Settings
-        The settings of the run.
-    """
+    """A request to embed images."""
 
     sources: Locations
-    out: str
+    out: str  # the destination
     settings: Settings
 
 
@@ -325,19 +315,7 @@ def run_plan(
     task: Task[Receipt] | None = None,
     started: float | None = None,
 ) -> FeatureSet:
-    """Carry out a plan, or finish the same plan at its destination.
-
-    Parameters
-    ----------
-    plan : Plan
-        Its precision is still to be decided.
-    engine, on_progress
-        As for `embed`.
-    task : Task, optional
-        Embeds a shard; `featurepress.runs.tasks.EmbedShard` by default.
-    started : float, optional
-        `time.perf_counter` at the time of the request.
-    """
+    """Carry out a plan from `prepare` or `draft_plan`, or finish the same plan at its destination; see `Job`."""
     started = time.perf_counter() if started is None else started
     existing = _find_existing(plan)
     parts: dict[str, Any] = {"engine": engine, "on_progress": on_progress, "started": started, "task": task}

@@ -13,39 +13,18 @@ from featurepress.errors import SettingError
 
 @dataclass(frozen=True)
 class Constraint:
-    """The allowed values of a setting, and how the command shows it.
+    """The allowed values of a setting, and how the command shows it."""
 
-    Parameters
-    ----------
-    kind : type
-        ``int``, ``float``, ``bool``, ``str``, ``tuple`` for one number or one per channel, or ``list`` for any
-        number of texts.
-    help : str
-        Shown by ``--help``.
-    choices : tuple of str
-        The allowed words.
-    form : str
-        A regular expression for further allowed texts; errors call it `form_name`.
-    minimum, maximum : float or None
-        The allowed range, both ends included.
-    optional : bool
-        Whether None is allowed.
-    flag : str or None
-        The command's option, if it is not the setting's name with dashes.
-    identity : bool
-        Whether the setting shapes the features or their layout: runs that differ in it have different plans.
-    """
-
-    kind: type
-    help: str
-    choices: tuple[str, ...] = ()
-    form: str = ""
-    form_name: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    optional: bool = False
-    flag: str | None = None
-    identity: bool = True
+    kind: type  # int, float, bool, str; tuple for one number or one per channel; list for any number of texts
+    help: str  # for --help
+    choices: tuple[str, ...] = ()  # the allowed words
+    form: str = ""  # a regular expression for further texts
+    form_name: str = ""  # what errors call such a text
+    minimum: float | None = None  # included
+    maximum: float | None = None  # included
+    optional: bool = False  # whether None is allowed
+    flag: str | None = None  # the command's option, if it is not the name with dashes
+    identity: bool = True  # shapes the features or their layout: runs that differ in it have different plans
 
     def called(self, name: str) -> str:
         """Return the name of the setting in errors."""
