@@ -14,7 +14,7 @@ from tests.running import draw
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--engine", "dask"], "The engine (--engine) must be one of local, spark, ray. Got 'dask'."),
+        (["--engine", "dask"], "must be 'local', 'spark' or 'ray'. Got 'dask'"),
         (["--master", "local[2]"], "--master is for --engine spark only. Got --engine local."),
         (["--engine", "ray", "--spark-conf", "a=b"], "--spark-conf is for --engine spark only. Got --engine ray."),
         (["--engine", "spark", "--spark-conf", "a"], "A setting of Spark (--spark-conf) must be name=value"),

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from featurepress.cli import output
+
 
 def demo(
     folder: Annotated[str, typer.Argument(help="Folder for the images; created if needed.", metavar="FOLDER")] = (
@@ -16,7 +18,6 @@ def demo(
     ] = 0,
 ) -> None:
     """Draw an orchard of fruit images, a few of them broken, to try featurepress on."""
-    from featurepress.cli import output
     from featurepress.demo.orchard import draw_orchard
 
     orchard = draw_orchard(folder, backgrounds=backgrounds)

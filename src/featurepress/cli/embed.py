@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_run_settings
 from featurepress.progress import format_bytes
 
@@ -32,7 +33,6 @@ def embed(
 
     The same command again finishes an interrupted run, and does nothing after a finished one.
     """
-    from featurepress.cli import output
     from featurepress.runs import verbs
 
     if dry_run:
@@ -45,8 +45,6 @@ def embed(
 
 def _print_estimate(estimate: Estimate, *, as_json: bool) -> None:
     from dataclasses import asdict
-
-    from featurepress.cli import output
 
     if as_json:
         output.print_json(asdict(estimate))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
@@ -34,7 +35,6 @@ def evaluate(
 
     Options of labels, split and memory default to those of the training.
     """
-    from featurepress.cli import output
     from featurepress.cli.measurements import add_measured, hardest
     from featurepress.learning import evaluation
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.progress import format_bytes, format_seconds
 
 _SHOWN_FILES = 5
@@ -27,7 +28,6 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Write a feature set as one file, or as several, for other tools."""
-    from featurepress.cli import output
     from featurepress.features import export as exports
     from featurepress.features.feature_set import open_features
 

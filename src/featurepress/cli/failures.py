@@ -13,14 +13,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from featurepress.cli.export import number
+from featurepress.cli.output import console
 from featurepress.errors import SettingError
 from featurepress.settings import Constraint
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from featurepress.features.feature_set import FeatureSet
     from featurepress.specs import Failure
 
@@ -82,10 +83,6 @@ def _print_json(rows: Iterator[Failure]) -> None:
 
 
 def _print_table(features: FeatureSet, limit: int | None) -> None:
-    from rich.text import Text
-
-    from featurepress.cli.output import console
-
     is_terminal = sys.stdout.isatty()  # Rich would also accept FORCE_COLOR
     if limit is None and is_terminal:
         limit = _SHOWN_ROWS
@@ -107,9 +104,6 @@ def _print_table(features: FeatureSet, limit: int | None) -> None:
 
 
 def _table(rows: Iterator[Failure]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("uri", overflow="fold")
     table.add_column("stage", no_wrap=True)
@@ -125,10 +119,6 @@ def _printable(text: str) -> str:
 
 
 def _print_note(destination: str) -> None:
-    from rich.text import Text
-
-    from featurepress.cli.output import console
-
     note = "The feature set is not complete: these are the failures so far. Finish it with: "
     sys.stdout.flush()
     console().print(Text(f"{note}featurepress resume {shlex.quote(destination)}"))

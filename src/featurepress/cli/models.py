@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_settings
 from featurepress.settings import Choices
 
@@ -24,7 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 def list_(as_json: Json = False) -> None:
     """List all models: bundled, your own, and those of Keras Applications."""
     import featurepress.models as fp_models
-    from featurepress.cli import output, tables
+    from featurepress.cli import tables
 
     found = fp_models.list()
     if as_json:
@@ -46,7 +47,7 @@ def show(
 ) -> None:
     """Describe a model."""
     import featurepress.models as fp_models
-    from featurepress.cli import output, tables
+    from featurepress.cli import tables
 
     if outputs:
         tensors = fp_models.outputs(model)
@@ -66,7 +67,7 @@ def pull(
 ) -> None:
     """Download a model, check it, convert it, and store it."""
     import featurepress.models as fp_models
-    from featurepress.cli import output, tables
+    from featurepress.cli import tables
 
     card = fp_models.pull(model, size=size, alpha=alpha, weights=weights, pooling=pooling)
     tables.print_ready(card)
@@ -84,7 +85,7 @@ def add(
 ) -> None:
     """Check and convert your own model file, and store it under a name for embed."""
     import featurepress.models as fp_models
-    from featurepress.cli import output, tables
+    from featurepress.cli import tables
 
     card = fp_models.add(file, name, **options)
     tables.print_ready(card)
@@ -105,7 +106,7 @@ def verify(
 ) -> None:
     """Compare a model's features with those of its original library, and store a parity certificate."""
     import featurepress.models as fp_models
-    from featurepress.cli import output, tables
+    from featurepress.cli import tables
 
     certificate = fp_models.verify(
         model, images, pooling=pooling, limit=limit, size=size, alpha=alpha, weights=weights
@@ -132,7 +133,7 @@ def bench(
 ) -> None:
     """Measure the images per second that models embed on this machine."""
     import featurepress.models as fp_models
-    from featurepress.cli import output, tables
+    from featurepress.cli import tables
 
     speeds = fp_models.bench(models or [], images=images, size=size, random=random)
     if as_json:

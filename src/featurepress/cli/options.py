@@ -7,6 +7,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from featurepress.settings.constraint import Stage
 from featurepress.settings.model_files import Choices
 from featurepress.settings.run import (
     RUN_STAGES,
+    EngineSettings,
     FeatureSettings,
     ImageSettings,
     ListingSettings,
@@ -51,8 +53,8 @@ _PANELS: dict[type[Stage], str] = {
     SplitSettings: "How it is measured",
     TrainingSettings: "Memory",
     PredictionSettings: "What is predicted",
+    EngineSettings: "Where it runs",
 }
-_ENGINE_PANEL = "Where it runs"
 
 
 def with_settings(
@@ -65,9 +67,9 @@ def with_settings(
     """
     entries = [
         (stage, item, rule)
-        for stage in stages
+        for stage in (*stages, *([EngineSettings] if engine else []))
         for _, item, rule in declared_of("", stage)
-        if names is None or item.name in names
+        if names is None or item.name in names or stage is EngineSettings
     ]
 
     def decorate(command: Command) -> Command:
@@ -79,12 +81,13 @@ def with_settings(
                     options[item.name] = _parsed(item.name, rule, value)
             if not engine:
                 return command(**arguments, options=options)
-            with _opened_engine(arguments) as opened:
+            with _opened_engine(options) as opened:
                 return command(**arguments, options={**options, "engine": opened})
 
-        parameters = [p for p in _parameters_of(command) if p.name != "options"]
+        hints = inspect.get_annotations(command, eval_str=True)
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
+        parameters = [p.replace(annotation=hints[p.name]) for p in own]
         parameters += [_parameter(stage, item.name, item.default, rule) for stage, item, rule in entries]
-        parameters += _parameters_of(_engine_options) if engine else []
         # Typer reads both.
         wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -98,55 +101,18 @@ def with_run_settings(names: Collection[str] | None = None, *stages: type[Stage]
     return with_settings(*stages, *RUN_STAGES.values(), names=names, engine=True)
 
 
-def _parameters_of(command: Command) -> list[inspect.Parameter]:
-    """Return the parameters of a function, with evaluated annotations."""
-    hints = inspect.get_annotations(command, eval_str=True)
-    return [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
-
-
 @contextlib.contextmanager
-def _opened_engine(arguments: dict[str, Any]) -> Iterator[Engine | None]:
-    """Remove the options of the engine from the arguments, and yield the engine."""
+def _opened_engine(options: dict[str, Any]) -> Iterator[Engine | None]:
+    """Remove the options of the engine, and yield the engine."""
     from featurepress.engines import open_engine
 
-    name, master, spark_conf, address = (arguments.pop(p.name) for p in _parameters_of(_engine_options))
-    engine = open_engine(name, master=master, spark_conf=tuple(spark_conf or ()), address=address)
+    own = {item.name: options.pop(item.name) for item in fields(EngineSettings) if item.name in options}
+    settings = EngineSettings(**own)
+    engine = open_engine(
+        settings.engine, master=settings.master, spark_conf=settings.spark_conf, address=settings.address
+    )
     with contextlib.closing(engine) if engine is not None else contextlib.nullcontext():
         yield engine
-
-
-def _engine_options(
-    *,
-    engine: Annotated[
-        str,
-        typer.Option(
-            metavar="local|spark|ray",
-            help="Worker processes on this machine, a Spark cluster, or a Ray cluster.",
-            rich_help_panel=_ENGINE_PANEL,
-        ),
-    ] = "local",
-    master: Annotated[
-        str | None,
-        typer.Option(
-            help="Spark: local[4], spark://host:7077, yarn, k8s://…, sc://host:15002 (default: spark-submit's).",
-            rich_help_panel=_ENGINE_PANEL,
-        ),
-    ] = None,
-    spark_conf: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=VALUE", help="Spark: a configuration property. Repeatable.", rich_help_panel=_ENGINE_PANEL
-        ),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(
-            help="Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or only this machine).",
-            rich_help_panel=_ENGINE_PANEL,
-        ),
-    ] = None,
-) -> None:
-    """Declare the options of an engine."""
 
 
 def _parameter(stage: type[Stage], name: str, default: Any, rule: Constraint) -> inspect.Parameter:
@@ -171,6 +137,8 @@ def _metavar(name: str, rule: Constraint) -> str | None:
         return "|".join((*rule.choices, *(["PATTERN"] if rule.form else [])))
     if name.endswith(("_bytes", "_file")):
         return name.rpartition("_")[2].upper()
+    if name == "spark_conf":
+        return "NAME=VALUE"
     return {int: "N", float: "NUMBER", str: "NAME", tuple: "NUMBERS", list: "PATTERN"}.get(rule.kind)
 
 

@@ -7,14 +7,13 @@ import json
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from featurepress.errors import FeaturepressError, RequestError, TooManyFailuresError
-from featurepress.ledger.names import PLAN
 from featurepress.progress import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -55,25 +54,26 @@ def reporting(report: Callable[[Any], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def resumable(destination: str, *, command: str = "", begun_by: Sequence[str] = (PLAN,)) -> Iterator[None]:
-    """Print the command that continues a stopped run, if one of the files `begun_by` exists."""
+def resumable(destination: str, *, command: str = "", request: str = "") -> Iterator[None]:
+    """Print the command that continues a stopped run, if its plan or `request` exists."""
     try:
         yield
     except (RequestError, TooManyFailuresError):
         raise
     except BaseException:
-        if _has_begun(destination, begun_by):
+        if _has_begun(destination, request):
             command = command or f"featurepress resume {shlex.quote(destination)}"
             console().print(Text(f"Finished parts are kept. Continue with: {command}"))
         raise
 
 
-def _has_begun(destination: str, begun_by: Sequence[str]) -> bool:
+def _has_begun(destination: str, request: str) -> bool:
+    from featurepress.ledger.names import PLAN
     from featurepress.storage import open_storage
 
     try:
         storage = open_storage(destination)
-        return any(storage.stat(name) is not None for name in begun_by)
+        return any(storage.stat(name) is not None for name in (PLAN, request) if name)
     except FeaturepressError:  # it cannot be read now; report what stopped the command
         return True
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_run_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import PredictionSettings, PredictOptions
@@ -37,23 +38,20 @@ def predict(
 
     The same command again finishes an interrupted run, and predicts only what has changed since.
     """
-    from featurepress.cli import output
     from featurepress.learning import prediction
-    from featurepress.ledger.names import PLAN, PREDICTIONS_REQUEST
+    from featurepress.ledger.names import PREDICTIONS_REQUEST
     from featurepress.runs.verbs import expand_time
 
     out = expand_time(out)
     command = f"the same command and --out {shlex.quote(out)}"
     with (
-        output.resumable(out, command=command, begun_by=(PLAN, PREDICTIONS_REQUEST)),
+        output.resumable(out, command=command, request=PREDICTIONS_REQUEST),
         output.reporting(lambda found: _report(found, as_json=as_json)),
     ):
         _report(prediction.predict(model, sources, out, **options), as_json=as_json)
 
 
 def _report(found: Predictions, *, as_json: bool) -> None:
-    from featurepress.cli import output
-
     summary, counts = found.summary, found.counts
     lines = output.Lines()
     has_regions = summary["settings"]["regions"] or summary["settings"]["tiles"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_settings
 from featurepress.progress import format_bytes, format_seconds
 from featurepress.settings import ReductionSettings
@@ -43,7 +44,6 @@ def reduce(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Reduce a feature set to fewer numbers per image (principal component analysis)."""
-    from featurepress.cli import output
     from featurepress.features.feature_set import open_features
     from featurepress.learning import reduction
     from featurepress.runs.verbs import expand_time
@@ -59,8 +59,6 @@ def reduce(
 
 
 def _print_result(features: FeatureSet, reduced: ReducedFeatureSet, *, seconds: float, report: str | None) -> None:
-    from featurepress.cli import output
-
     pca = reduced.pca
     ratios = pca.explained_variance_ratio_
     lines = output.Lines()

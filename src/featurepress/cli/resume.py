@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_run_settings
 from featurepress.settings import ResumeOptions
 
@@ -17,7 +18,6 @@ def resume(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Finish an interrupted run, update or retry, with the settings of its plan."""
-    from featurepress.cli import output
     from featurepress.runs import verbs
 
     output.run(lambda: verbs.resume(destination, **options), destination, as_json=as_json)

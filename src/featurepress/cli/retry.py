@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_run_settings
 from featurepress.settings import RetryOptions
 
@@ -17,7 +18,6 @@ def retry(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Embed only the images that failed, once more."""
-    from featurepress.cli import output
     from featurepress.runs import verbs
 
     output.run(lambda: verbs.retry(destination, **options), destination, as_json=as_json)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from featurepress.cli import output
 from featurepress.cli.options import with_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings
@@ -23,7 +24,6 @@ def train(
     options: dict[str, Any] = {},  # noqa: B006 - never changed
 ) -> None:
     """Train a classifier on a feature set, and measure its accuracy with and without near-duplicates."""
-    from featurepress.cli import output
     from featurepress.cli.measurements import model_json, model_lines
     from featurepress.learning import training
 

@@ -186,6 +186,28 @@ class ResourceSettings(Stage):
 
 
 @dataclass(frozen=True)
+class EngineSettings(Stage):
+    """Where a command runs; in Python an `Engine` is passed instead."""
+
+    engine: str = setting(
+        "local",
+        str,
+        "Worker processes on this machine, a Spark cluster, or a Ray cluster.",
+        choices=("local", "spark", "ray"),
+    )
+    master: str | None = setting(
+        None,
+        str,
+        "Spark: local[4], spark://host:7077, yarn, k8s://…, sc://host:15002 (default: spark-submit's).",
+        optional=True,
+    )
+    spark_conf: tuple[str, ...] = setting((), list, "Spark: a configuration property. Repeatable.")
+    address: str | None = setting(
+        None, str, "Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or this machine).", optional=True
+    )
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run, by stage."""
 
