@@ -80,32 +80,17 @@ def freeze_mappings(spec: Any) -> None:
 class ImageRef(NamedTuple):
     """One image of a listing: enough to read it, and to detect a change.
 
-    Attributes
-    ----------
-    uri : str
-        The image's name, spelled as in the user's source. Unique in a run: bytes that are not UTF-8, and a
-        backslash that looks like the escape of one, are shown as escapes.
-    source : int
-        Index of the source in the plan.
-    size : int
-        Size in bytes, as listed.
-    version : str
-        Changes whenever the bytes may have changed: modification time on disk, etag in a bucket.
-    fields : tuple of str or None
-        Values of the plan's `field_names`, such as the label.
-    key : bytes or None
-        The source's own name of the image, if it differs from the UTF-8 bytes of `uri`.
-    problem : str or None
-        Why the image cannot be read, if the listing has found that already; the image becomes a failure.
+    `uri` is spelled as in the user's source, and unique in a run: bytes that are not UTF-8, and a backslash that
+    looks like the escape of one, are shown as escapes.
     """
 
     uri: str
-    source: int
-    size: int
-    version: str
-    fields: tuple[str | None, ...] = ()
-    key: bytes | None = None
-    problem: str | None = None
+    source: int  # index of the source in the plan
+    size: int  # bytes, as listed
+    version: str  # changes whenever the bytes may have changed: modification time on disk, etag in a bucket
+    fields: tuple[str | None, ...] = ()  # values of the plan's `field_names`, such as the label
+    key: bytes | None = None  # the source's own name of the image, if it differs from the UTF-8 bytes of `uri`
+    problem: str | None = None  # why the listing has found that the image cannot be read; it becomes a failure
 
     @property
     def order(self) -> bytes:
@@ -134,24 +119,12 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """A small description from which any process can open a source.
+    """A small description from which any process can open a source."""
 
-    Parameters
-    ----------
-    kind : str
-        The source's implementation, one of `featurepress.sources.KINDS`.
-    location : str
-        As the user has written it.
-    base : str
-        Folder to which a relative location refers; ``/`` for an absolute one.
-    options : mapping
-        JSON values that the implementation understands.
-    """
-
-    kind: str
-    location: str
-    base: str = ""
-    options: Mapping[str, Any] = field(default_factory=FrozenMapping)
+    kind: str  # one of `featurepress.sources.KINDS`
+    location: str  # as the user has written it
+    base: str = ""  # folder to which a relative location refers; "/" for an absolute one
+    options: Mapping[str, Any] = field(default_factory=FrozenMapping)  # JSON values for the implementation
 
     def __post_init__(self) -> None:
         freeze_mappings(self)
@@ -294,39 +267,19 @@ def _numbers(values: tuple[float, ...]) -> str:
 class BackboneSpec:
     """A small description from which any process can load a backbone.
 
-    Parameters
-    ----------
-    runtime : str
-        The implementation, one of `featurepress.models.backbone.RUNTIMES`.
-    model : str
-        Versioned name of the model's card.
-    weights_sha256 : str
-        Content hash of the model file.
-    output : str
-        The tensor that is pooled.
-    grid : tuple of int
-        (height, width, channels) of that tensor for one image.
-    pooling : str
-        ``avg``, ``flatten`` or ``max``.
-    preprocess : PreprocessSpec
-        The preprocessing of the pixels.
-    file : str
-        Name of the model's file in the store of models.
-    options : mapping
-        JSON values that the implementation understands; they must not change the feature space.
-    projection : mapping
-        The projection of a reduced set, ``sha256`` and ``n_components``; empty if the features are not projected.
+    `options` must not change the feature space. `projection` is that of a reduced set, ``sha256`` and
+    ``n_components``; empty if the features are not projected.
     """
 
-    runtime: str
-    model: str
-    weights_sha256: str
-    output: str
-    grid: tuple[int, int, int]
-    pooling: str
+    runtime: str  # one of `featurepress.models.backbone.RUNTIMES`
+    model: str  # versioned name of the model's card
+    weights_sha256: str  # of the model file
+    output: str  # the tensor that is pooled
+    grid: tuple[int, int, int]  # (height, width, channels) of that tensor for one image
+    pooling: str  # avg, flatten or max
     preprocess: PreprocessSpec
-    file: str = ""
-    options: Mapping[str, Any] = field(default_factory=FrozenMapping)
+    file: str = ""  # name of the model's file in the store of models
+    options: Mapping[str, Any] = field(default_factory=FrozenMapping)  # JSON values for the implementation
     projection: Mapping[str, Any] = field(default_factory=FrozenMapping)
 
     def __post_init__(self) -> None:

@@ -17,26 +17,11 @@ if TYPE_CHECKING:
 
 
 def read_originals(plan: Plan, parts: Iterable[str], uris: Collection[str]) -> Iterator[tuple[str, Pixels]]:
-    """Yield images by their uris, in the order of the rows. Skip those that cannot be read.
+    """Yield images, arrays (H, W, 3) uint8, RGB, by their uris in the order of the rows. Skip unreadable ones.
 
-    Parameters
-    ----------
-    plan : Plan
-        Plan of an embedded feature set, not of a reduced one; see `featurepress.features.embedded_set`.
-    parts : iterable of str
-        Names of the parts to search.
-    uris : collection of str
-        Uris of rows of these parts.
-
-    Yields
-    ------
-    uri, pixels
-        Pixels: array (H, W, 3) uint8, RGB.
-
-    Notes
-    -----
-    Parts are read in order until all uris are found. Memory: the references of one part, and the images that are
-    read ahead.
+    `plan` is that of an embedded feature set, not of a reduced one; see `featurepress.features.embedded_set`. The
+    parts with these names are read in order until all uris are found. Memory: the references of one part, and the
+    images that are read ahead.
     """
     wanted = set(uris)
     for name in parts:

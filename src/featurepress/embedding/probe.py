@@ -27,20 +27,9 @@ def probe_images(
     decoder: Decoder | None = None,
     on_image: Callable[[ImageRef], None] = lambda ref: None,
 ) -> tuple[list[Failure], list[float], bool]:
-    """Decode images until `n_wanted` succeed, and compare float32 with bfloat16 on those.
+    """Decode images until `n_wanted` succeed (1 if only float32 is possible), and embed those in both precisions.
 
-    Parameters
-    ----------
-    plan : Plan
-        A draft. Nothing is written.
-    refs : sequence of ImageRef
-        Images to try, in order.
-    n_wanted : int
-        Number of images to decode; 1 if only float32 is possible.
-    decoder : callable, optional
-        Decodes bytes into pixels.
-    on_image : callable
-        Called before each image is decoded.
+    `plan` is a draft; nothing is written. `on_image` is called before each image is decoded.
 
     Returns
     -------

@@ -57,16 +57,7 @@ def embed_in_batches(plan: Plan, shard: ShardRows, decoder: Decoder) -> str:
 def embed_shard(plan: Plan, shard: int, decoder: Decoder | None = None, *, repair: bool = False) -> Receipt:
     """Embed a shard, write its part, and return its receipt; if its part exists, return the receipt of that.
 
-    Parameters
-    ----------
-    plan : Plan
-        Its destination holds the chunk with the shard's references.
-    shard : int
-        Number of the shard.
-    decoder : callable, optional
-        Decodes bytes into pixels. Default: `featurepress.images.decode`.
-    repair : bool
-        Whether a driver of a later generation embeds a shard that this generation left unfinished.
+    With `repair`, a driver of a later generation embeds a shard that this generation left unfinished.
 
     Raises
     ------

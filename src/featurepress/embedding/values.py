@@ -35,20 +35,12 @@ _REASONS = {
 
 
 class Raw(NamedTuple):
-    """Pixels in the layout of Spark's image source: blue, green, red and possibly alpha; or grey alone.
-
-    Attributes
-    ----------
-    height, width, channels : int
-        In pixels; 1, 3 or 4 channels.
-    data : bytes
-        ``height * width * channels`` levels, uint8.
-    """
+    """Pixels in the layout of Spark's image source: blue, green, red and possibly alpha; or grey alone."""
 
     height: int
     width: int
-    channels: int
-    data: bytes
+    channels: int  # 1, 3 or 4
+    data: bytes  # height * width * channels levels, uint8
 
 
 # An encoded image, a path or url, pixels of Spark, pixels of NumPy (RGB, RGBA or grey), or no value.
@@ -58,17 +50,7 @@ Answer = tuple[bytes | None, str | None]  # features as the bytes of float32, or
 
 @dataclass
 class Embedder:
-    """Embed values in a child process, which is started on first use and then kept.
-
-    Parameters
-    ----------
-    backbone : BackboneSpec
-        The model.
-    precision : str
-        ``float32`` or ``bfloat16``.
-    limits : ImageSettings
-        Limits for one image.
-    """
+    """Embed values in a child process, which is started on first use and then kept."""
 
     backbone: BackboneSpec
     precision: str

@@ -22,55 +22,24 @@ from featurepress.storage import Storage, reporting_damage
 class Plan:
     """Everything a worker needs to embed a shard: settings and specs, no live objects. Hashable and picklable.
 
-    Parameters
-    ----------
-    storage : Storage
-        The destination; not part of plan.json.
-    run_id : str
-        Identifies this plan. Workers compare it with the plan at the destination.
-    created : str
-        Creation time, UTC, ISO 8601.
-    sources : tuple of SourceSpec
-        The sources of the images.
-    backbone : BackboneSpec
-        The model.
-    precision : str
-        ``float32`` or ``bfloat16``.
-    certificate : mapping
-        How the precision was chosen, with the measured cosines.
-    settings : Settings
-        The settings of the run.
-    layout : Layout
-        How the listing is split.
-    field_names : tuple of str
-        Names of the columns between ``uri`` and ``width``.
-    library_version : str
-        Version of featurepress that created the plan.
-    generation : int
-        1 for the first run, plus 1 for each update or retry.
-    purpose : str
-        ``embed``, ``update`` or ``retry``.
-    first_shard : int
-        Number of the first new shard of this generation. Earlier shards may be revised.
-    seen : tuple of ImageRef
-        One image of each source, which workers on other machines must see too; not part of plan.json.
+    All but `storage` and `seen` is stored in plan.json.
     """
 
-    storage: Storage
-    run_id: str
-    created: str
+    storage: Storage  # the destination
+    run_id: str  # identifies this plan; workers compare it with the plan at the destination
+    created: str  # UTC, ISO 8601
     sources: tuple[SourceSpec, ...]
     backbone: BackboneSpec
-    precision: str
-    certificate: Mapping[str, Any]
+    precision: str  # float32 or bfloat16
+    certificate: Mapping[str, Any]  # how the precision was chosen, with the measured cosines
     settings: Settings
-    layout: Layout
-    field_names: tuple[str, ...]
-    library_version: str
-    generation: int = 1
-    purpose: str = "embed"
-    first_shard: int = 0
-    seen: tuple[ImageRef, ...] = ()
+    layout: Layout  # how the listing is split
+    field_names: tuple[str, ...]  # of the columns between uri and width
+    library_version: str  # of the featurepress that created the plan
+    generation: int = 1  # 1 for the first run, plus 1 for each update or retry
+    purpose: str = "embed"  # or update, retry
+    first_shard: int = 0  # the first new shard of this generation; earlier shards may be revised
+    seen: tuple[ImageRef, ...] = ()  # an image of each source, which workers on other machines must see too
 
     def __post_init__(self) -> None:
         freeze_mappings(self)

@@ -37,13 +37,7 @@ class Known(NamedTuple):
 
 
 class History:
-    """The references of a complete feature set, over all its generations.
-
-    Parameters
-    ----------
-    plan : Plan
-        Of the generation that follows.
-    """
+    """The references of a complete feature set, over all generations before that of `plan`."""
 
     def __init__(self, plan: Plan) -> None:
         generations = (ledger.read_generation(plan.storage, number) for number in range(1, plan.generation))
@@ -131,19 +125,11 @@ class NextGeneration:
     """The shard groups of an update or a retry: each is committed when it is taken.
 
     Another driver may do the same at the same time. The commits of both are valid, and all totals are computed from
-    what is committed.
+    what is committed. Time: a few microseconds per image. Memory: the largest part of each generation, and a chunk
+    of new images.
 
-    Parameters
-    ----------
-    plan : Plan
-        Of the new generation.
-    begin : callable, optional
-        Called once before the first commit, with the plan and the shards that the generation before has revised;
-        never called if nothing has changed. None if an earlier run has begun the generation.
-
-    Notes
-    -----
-    Time: a few microseconds per image. Memory: the largest part of each generation, and a chunk of new images.
+    `begin` is called once before the first commit, with the plan and the shards that the generation before has
+    revised; never if nothing has changed. It is None if an earlier run has begun the generation.
     """
 
     def __init__(self, plan: Plan, begin: Callable[[Plan, set[int]], None] | None = None) -> None:

@@ -5,23 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from featurepress.errors import SettingError
-from featurepress.settings.constraint import Stage, setting
+from featurepress.settings.constraint import Stage, optional_setting, setting
 
 
 @dataclass(frozen=True)
 class ReductionSettings(Stage):
     """How features are reduced to components."""
 
-    n_components: int | None = setting(
-        None, int, "Number of components to keep (default: 128).", minimum=1, optional=True
-    )
-    variance: float | None = setting(
-        None,
+    n_components: int | None = optional_setting(int, "Number of components to keep (default: 128).", minimum=1)
+    variance: float | None = optional_setting(
         float,
         "Instead of a number: keep as many components as explain this share of the variance, such as 0.95.",
         minimum=0,
         maximum=1,
-        optional=True,
     )
     whiten: bool = setting(False, bool, "Scale all components to variance 1.")
     solver: str = setting(
@@ -50,12 +46,10 @@ class ClassifierSettings(Stage):
         "Multinomial logistic regression, k nearest neighbours, or nearest class centroid.",
         choices=("logistic", "knn", "centroid"),
     )
-    regularization: float | None = setting(
-        None,
+    regularization: float | None = optional_setting(
         float,
         "Inverse strength of the logistic regression, scikit-learn's C (default: by cross-validation).",
         minimum=1e-12,
-        optional=True,
     )
     n_neighbors: int = setting(5, int, "Number of neighbours that vote in knn.", minimum=1)
     balanced: bool = setting(False, bool, "Give rare labels the same weight as frequent ones.")
@@ -67,8 +61,8 @@ class LabelSettings(Stage):
     """Where the labels of a feature set are."""
 
     label_field: str = setting("label", str, "Field of the feature set that holds the labels.")
-    labels_file: str | None = setting(
-        None, str, "Instead of a field: a CSV file with the columns uri and label.", optional=True
+    labels_file: str | None = optional_setting(
+        str, "Instead of a field: a CSV file with the columns uri and label."
     )
     skip_unlabelled: bool = setting(False, bool, "Skip images without a label instead of stopping with an error.")
 
@@ -77,26 +71,20 @@ class LabelSettings(Stage):
 class SplitSettings(Stage):
     """Which images train, which test, and which count as near-duplicates."""
 
-    split_field: str | None = setting(
-        None,
+    split_field: str | None = optional_setting(
         str,
         "Field that selects the test images (default: 'split', if there is one), or 'drawn' for a random quarter.",
-        optional=True,
     )
-    split_file: str | None = setting(
-        None, str, "Instead of a field: a CSV file with the columns uri and split.", optional=True
-    )
+    split_file: str | None = optional_setting(str, "Instead of a field: a CSV file with the columns uri and split.")
     test_value: str = setting(
         "test", str, "Value of that field for test images, in upper or lower case; all other images train."
     )
-    near_duplicate_threshold: float | None = setting(
-        None,
+    near_duplicate_threshold: float | None = optional_setting(
         float,
         "Cosine from which two images with the same label are near-duplicates (default: the cosine that 99 % of "
         "the images do not reach with any image of another label).",
         minimum=0,
         maximum=1,
-        optional=True,
     )
 
     def __post_init__(self) -> None:
@@ -122,13 +110,11 @@ class PredictionSettings(Stage):
     """What is predicted for each image."""
 
     top_k: int = setting(1, int, "Number of most probable labels to write.", minimum=1, maximum=1_000)
-    threshold: float | None = setting(
-        None,
+    threshold: float | None = optional_setting(
         float,
         "Probability below which the label is 'unknown' (default: none; 0.5 for --regions, 0.8 for --tiles).",
         minimum=0,
         maximum=1,
-        optional=True,
     )
     file_format: str = setting("parquet", str, "Format of the prediction files.", choices=("parquet", "csv"))
     regions: bool = setting(

@@ -81,6 +81,11 @@ def setting(default: Any, kind: type, help: str, **constraint: Any) -> Any:
     return field(default=default, metadata={"constraint": Constraint(kind, help, **constraint)})
 
 
+def optional_setting(kind: type, help: str, **constraint: Any) -> Any:
+    """Declare a setting that may be None, its default."""
+    return setting(None, kind, help, optional=True, **constraint)
+
+
 def _spoken_list(words: tuple[str, ...], more: str = "") -> str:
     quoted = [f"'{word}'" for word in words] + ([more] if more else [])
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} or {quoted[-1]}"

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from featurepress.settings.constraint import Stage, setting
-
-
-def _choice(kind: type, help: str, **constraint: Any) -> Any:
-    return setting(None, kind, help, optional=True, **constraint)
+from featurepress.settings.constraint import Stage, optional_setting
 
 
 @dataclass(frozen=True)
@@ -19,37 +14,43 @@ class Choices(Stage):
     `mean` and `scale` normalise pixels from 0 to 1, as ``(pixel - mean) / scale``, in the order of the channels.
     """
 
-    size: int | None = _choice(int, "Side of the input in pixels.", minimum=1, maximum=4096)
-    output: str | None = _choice(
+    size: int | None = optional_setting(int, "Side of the input in pixels.", minimum=1, maximum=4096)
+    output: str | None = optional_setting(
         str, "Tensor whose values are the features; 'models show FILE --outputs' lists them."
     )
-    resize: str | None = _choice(str, "How images become square (default: stretch).", choices=("stretch", "crop"))
-    shortest_edge: int | None = _choice(
+    resize: str | None = optional_setting(
+        str, "How images become square (default: stretch).", choices=("stretch", "crop")
+    )
+    shortest_edge: int | None = optional_setting(
         int, "With --resize crop: pixels of the shorter side before cropping (default: the size).", minimum=1
     )
-    interpolation: str | None = _choice(
+    interpolation: str | None = optional_setting(
         str,
         "How pixels are interpolated (default: bilinear).",
         choices=("bilinear", "bicubic", "area", "nearest", "box", "hamming", "lanczos"),
     )
-    like: str | None = _choice(
+    like: str | None = optional_setting(
         str,
         "Library whose resizing is reproduced (default: pillow for ONNX, OpenVINO and byte inputs).",
         choices=("pillow", "tensorflow"),
     )
-    antialias: bool | None = _choice(
+    antialias: bool | None = optional_setting(
         bool, "Antialias, with --like tensorflow only (default: off).", flag="--antialias/--no-antialias"
     )
-    mode: str | None = _choice(
+    mode: str | None = optional_setting(
         str,
         "Normalisation by Keras's name; 'raw' leaves levels from 0 to 255.",
         choices=("tf", "caffe", "torch", "raw"),
     )
-    mean: tuple[float, ...] | None = _choice(
+    mean: tuple[float, ...] | None = optional_setting(
         tuple, "Subtracted from pixels from 0 to 1: one number, or three with commas."
     )
-    scale: tuple[float, ...] | None = _choice(tuple, "Divisor of (pixel - mean): one number, or three with commas.")
-    channel_order: str | None = _choice(str, "Order of the colour channels (default: RGB).", choices=("RGB", "BGR"))
-    layout: str | None = _choice(
+    scale: tuple[float, ...] | None = optional_setting(
+        tuple, "Divisor of (pixel - mean): one number, or three with commas."
+    )
+    channel_order: str | None = optional_setting(
+        str, "Order of the colour channels (default: RGB).", choices=("RGB", "BGR")
+    )
+    layout: str | None = optional_setting(
         str, "Order of the input's axes, if its shape does not determine it.", choices=("NHWC", "NCHW")
     )

@@ -8,7 +8,14 @@ from dataclasses import Field, asdict, dataclass, fields
 from typing import Any
 
 from featurepress.errors import SettingError
-from featurepress.settings.constraint import Constraint, Stage, declared_of, setting, sorted_options
+from featurepress.settings.constraint import (
+    Constraint,
+    Stage,
+    declared_of,
+    optional_setting,
+    setting,
+    sorted_options,
+)
 
 DEFAULT_MODEL = "mobilenet_v2"
 # Resident memory. Measured: 205 to 227 MiB per worker, 91 for the driver; larger images and listings take more.
@@ -38,20 +45,15 @@ class ListingSettings(Stage):
     all_files: bool = setting(
         False, bool, "List every regular file except dot files, not only names with an image suffix."
     )
-    limit: int | None = setting(
-        None, int, "Embed only the first N images of the listing.", minimum=1, optional=True
+    limit: int | None = optional_setting(int, "Embed only the first N images of the listing.", minimum=1)
+    image_column: str | None = optional_setting(
+        str, "Column of a table that holds the images (default: the only possible one)."
     )
-    image_column: str | None = setting(
-        None, str, "Column of a table that holds the images (default: the only possible one).", optional=True
+    label_column: str | None = optional_setting(
+        str, "Column of a table or CSV list that holds the labels; in an archive, the suffix of the label files."
     )
-    label_column: str | None = setting(
-        None,
-        str,
-        "Column of a table or CSV list that holds the labels; in an archive, the suffix of the label files.",
-        optional=True,
-    )
-    uri_column: str | None = setting(
-        None, str, "Column of a table or CSV list that holds paths or urls of images.", optional=True
+    uri_column: str | None = optional_setting(
+        str, "Column of a table or CSV list that holds paths or urls of images."
     )
     anonymous: bool = setting(False, bool, "Read public buckets without credentials.", identity=False)
     allow_private_hosts: bool = setting(
@@ -94,20 +96,18 @@ class FeatureSettings(Stage):
         "A name from 'featurepress models list', a model file, or hf:org/repo.",
         identity=False,  # the plan's backbone identifies the model, under any name
     )
-    size: int | None = setting(
-        None,
+    size: int | None = optional_setting(
         int,
         "Side of the model's input in pixels, if the model leaves a choice (default: the model's).",
         minimum=1,
         maximum=4096,
-        optional=True,
         identity=False,
     )
-    alpha: float | None = setting(
-        None, float, "Width of a MobileNet (default: 1).", minimum=0.01, maximum=10, optional=True, identity=False
+    alpha: float | None = optional_setting(
+        float, "Width of a MobileNet (default: 1).", minimum=0.01, maximum=10, identity=False
     )
-    weights: str | None = setting(
-        None, str, "Weights of a Keras model: 'imagenet' (default), or a .h5 file.", optional=True, identity=False
+    weights: str | None = optional_setting(
+        str, "Weights of a Keras model: 'imagenet' (default), or a .h5 file.", identity=False
     )
     pooling: str = setting(
         "avg",
@@ -127,13 +127,11 @@ class FeatureSettings(Stage):
 class OutputSettings(Stage):
     """How the features are written, and when a finished run counts as failed."""
 
-    images_per_part: int | None = setting(
-        None,
+    images_per_part: int | None = optional_setting(
         int,
         "Images per part (default: grows from 128 to 4,096 with the collection; for flatten, half as many).",
         minimum=1,
         maximum=1_000_000,
-        optional=True,
     )
     format: str = setting(
         "parquet", str, "'csv' also exports the features to csv/ after the last part.", choices=("parquet", "csv")
@@ -153,21 +151,13 @@ class OutputSettings(Stage):
 class ResourceSettings(Stage):
     """What the run may use of this machine; it changes no feature."""
 
-    workers: int | None = setting(
-        None,
-        int,
-        "Number of worker processes (default: one per core).",
-        minimum=1,
-        maximum=1024,
-        optional=True,
-        identity=False,
+    workers: int | None = optional_setting(
+        int, "Number of worker processes (default: one per core).", minimum=1, maximum=1024, identity=False
     )
-    memory_bytes: int | None = setting(
-        None,
+    memory_bytes: int | None = optional_setting(
         int,
         "Memory for all processes together; fewer workers are started if it is too little.",
         minimum=1,
-        optional=True,
         identity=False,
     )
 
@@ -195,15 +185,12 @@ class EngineSettings(Stage):
         "Worker processes on this machine, a Spark cluster, or a Ray cluster.",
         choices=("local", "spark", "ray"),
     )
-    master: str | None = setting(
-        None,
-        str,
-        "Spark: local[4], spark://host:7077, yarn, k8s://…, sc://host:15002 (default: spark-submit's).",
-        optional=True,
+    master: str | None = optional_setting(
+        str, "Spark: local[4], spark://host:7077, yarn, k8s://…, sc://host:15002 (default: spark-submit's)."
     )
     spark_conf: tuple[str, ...] = setting((), list, "Spark: a configuration property. Repeatable.")
-    address: str | None = setting(
-        None, str, "Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or this machine).", optional=True
+    address: str | None = optional_setting(
+        str, "Ray: auto, host:6379, ray://host:10001 (default: RAY_ADDRESS, or this machine)."
     )
 
 
