@@ -1,4 +1,4 @@
-"""What every source does. A new one adds a row to `KINDS`."""
+"""The contract of all sources. A new source adds a row to `KINDS`."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ ON_DISK = [name for name in KINDS if name not in ("memory", "tables") and "archi
 
 
 def in_a_bucket(server: Any) -> Case:
-    """Put the images into a bucket, without the one whose name only the fast S3 takes as it is."""
+    """Put the images into a bucket, without the one whose name only the fast S3 keeps unchanged."""
     images = {name: data for name, data in IMAGES.items() if isinstance(server, FastS3) or "\n" not in name}
     bucket = server.bucket()
     server.put(bucket, {**images, "pics/notes.txt": b"", "pics/.hidden.jpg": b"", "pics-not.jpg": b"1"})

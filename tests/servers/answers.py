@@ -1,4 +1,4 @@
-"""What object stores answer: an object or a range of it, and errors in XML."""
+"""Responses of object stores: an object or a range of it, and errors in XML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ XML_HEAD = b'<?xml version="1.0" encoding="UTF-8"?>\n'
 
 
 class Refused(Exception):  # noqa: N818
-    """An answer that is an error of S3."""
+    """A response that is an error of S3."""
 
     def __init__(self, status: int, code: str, message: str = "", **more: str) -> None:
         super().__init__(code)
@@ -54,7 +54,7 @@ class Stored:
 
 
 def give(request: Request, stored: Stored) -> Answer:
-    """Answer a GET or HEAD of an object: all of it, a range, or nothing if a condition does not hold."""
+    """Answer a GET or HEAD: the whole object, a range, or nothing if a condition does not hold."""
     headers, data = request.headers, stored.data
     etag = f'"{stored.etag}"'
     if (wanted := headers.get("if-match")) is not None and not matches(wanted, stored.etag):

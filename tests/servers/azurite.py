@@ -1,4 +1,4 @@
-"""Azurite, the emulator of Azure's blobs: a program of Node that ``make test`` installs where npm is there."""
+"""Azurite, the emulator of Azure's blobs: a Node program that ``make test`` installs if npm exists."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _VERSION = "2021-08-06"
 
 @dataclass(frozen=True)
 class Azure:
-    """The emulator as tests see it.
+    """The emulator, for tests.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Azure:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to find the emulator."""
+        """The environment with which a process finds the emulator."""
         return self.environment_at(self.endpoint)
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ class Azure:
         return {"AZURE_STORAGE_USE_EMULATOR": "true", "AZURITE_BLOB_STORAGE_URL": endpoint}
 
     def container(self, *, public: bool = False) -> str:
-        """Make a new container and give its name; a public one can be read without signature."""
+        """Make a new container and return its name; a public one can be read without a signature."""
         name = new_name()
         headers = {"x-ms-blob-public-access": "container"} if public else {}
         self._ask("PUT", name, {"restype": "container"}, headers=headers)
@@ -60,7 +60,7 @@ class Azure:
         return self.container()
 
     def url(self, container: str, key: str = "") -> str:
-        """Spell a place as users do."""
+        """Return a url as users write it."""
         return f"az://{ACCOUNT}/{container}/{key}"
 
     def put(self, container: str, objects: Mapping[str, bytes]) -> None:
@@ -77,7 +77,7 @@ class Azure:
         return self._names(container, {})
 
     def uploads(self, container: str) -> list[str]:
-        """Return the names of blobs of which only uncommitted blocks are there."""
+        """Return the names of blobs that have only uncommitted blocks."""
         there = self.keys(container)
         return [name for name in self._names(container, {"include": "uncommittedblobs"}) if name not in there]
 
@@ -100,7 +100,7 @@ class Azure:
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Ask by REST, signed with the key of the account; fail if it is refused."""
+        """Make a REST request, signed with the account's key; fail if it is refused."""
         path = f"/{ACCOUNT}/{quote(place, safe='/')}"
         sent = {"x-ms-date": formatdate(usegmt=True), "x-ms-version": _VERSION, **(headers or {})}
         length = str(len(body)) if body else ""
@@ -120,7 +120,7 @@ class Azure:
 
 
 def find_azurite() -> Path:
-    """Find the program; FileNotFoundError says where it was looked for."""
+    """Find the program; FileNotFoundError names the places that were searched."""
     folder = Path(os.environ.get("FEATUREPRESS_AZURITE") or Path(sys.prefix, "azurite"))
     path = folder / "node_modules" / ".bin" / "azurite-blob"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""How a server behaves as tests want it, and what it has seen."""
+"""The behaviour of a server, as tests set it, and the requests that it has received."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.servers.wire import Answer, Connection, Request
 
 @dataclass(slots=True)
 class Rule:
-    """Refuse what matches, once `after` of it has passed, `times` times (-1 for ever)."""
+    """Refuse matching requests, after `after` of them, `times` times (-1: always)."""
 
     code: str
     status: int
@@ -37,7 +37,7 @@ class Rule:
 
 @dataclass(slots=True)
 class Seen:
-    """What a server was asked for.
+    """The requests that a server has received.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class Seen:
 
 
 class Server:
-    """What the servers have in common; a kind of server gives `answer`."""
+    """The common part of all servers; each kind has its own `answer`."""
 
     def __init__(self) -> None:
         self.seen = Seen()
@@ -68,14 +68,14 @@ class Server:
         self.behave()
 
     def behave(self) -> None:
-        """Behave well: no delay, no refusal."""
+        """Reset the behaviour: no delay, no refusal."""
         self.delays: dict[str, float] = {}  # by operation; "" for the others
         self.conditions = "honoured"  # or "ignored", or "unsupported"
         self.access = "any"  # or "anonymous", or "signed"
         self.rules: list[Rule] = []
 
     def __call__(self, request: Request, connection: Connection) -> None:
-        """Answer a request, after the delay that is asked for."""
+        """Answer a request, after the delay that was set."""
         if request.target.startswith("/-/"):
             connection.send(request, self._control(request))
             return
@@ -102,7 +102,7 @@ class Server:
         raise NotImplementedError
 
     def note(self, request: Request, operation: str, place: str) -> None:
-        """Count a request, and raise `Refused` if it is to be refused."""
+        """Count a request, and raise `Refused` if a test wants this."""
         self._operation = operation
         self.seen.methods[request.method] += 1
         self.seen.operations[operation] += 1
@@ -126,7 +126,7 @@ class Server:
         return Answer(200, {"Content-Type": "application/json"}, json.dumps(result).encode())
 
     def obey(self, command: str, given: Mapping[str, str]) -> object:
-        """Do what a test asks for; LookupError if it is unknown."""
+        """Run a command of a test; LookupError if it is unknown."""
         if command == "seen":
             seen = self.seen
             return {name: getattr(seen, name) for name in seen.__slots__ if name != "asked"}

@@ -1,4 +1,4 @@
-"""obstore connected to the servers as the environment says, patient enough for faults."""
+"""Obstore connected to the servers of the environment, with enough retries for faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENT: dict[str, Any] = {
 
 
 def connect(server: Any, bucket: str, **options: Any) -> ObjectStore:
-    """Connect to a bucket of a server that a fixture gave."""
+    """Connect to a bucket of a server of a fixture."""
     if isinstance(server, Azure):
         return AzureStore(bucket, **PATIENT, **options)
     if isinstance(server, Google | GoogleByMoto):

@@ -1,4 +1,4 @@
-"""Fixtures: servers of object stores, and this process told where they are.
+"""Fixtures: servers of object stores, and the environment in which this process finds them.
 
 Each server is a process, started when it is first needed, one for each worker of pytest-xdist. A test that asks
 for `s3`, `fast_s3`, `listing`, `azure` or `google` finds the environment variables of that server set, so that
@@ -29,7 +29,7 @@ Use = Callable[[Mapping[str, str]], None]
 
 
 class Faulty(Protocol):
-    """What `faulty` gives."""
+    """The value of the fixture `faulty`."""
 
     def __call__(self, server: Proxied, **options: Any) -> Proxy:
         """Put a proxy in front of a server; `options` are the parameters of `tests.servers.proxy.Plan`."""
@@ -37,7 +37,7 @@ class Faulty(Protocol):
 
 @pytest.fixture
 def use_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
-    """Return a function that sets environment variables of object stores, after those of the user are gone."""
+    """Return a function that sets environment variables of object stores, without the user's own."""
 
     def use(variables: Mapping[str, str]) -> None:
         for name, value in variables.items():
@@ -63,7 +63,7 @@ def moto_process() -> Iterator[S3]:
 
 @pytest.fixture
 def s3(moto_process: S3, use_environment: Use) -> S3:
-    """Return moto's S3: slow, for what is right; in it, `bucket()` makes a fresh bucket."""
+    """Return moto's S3: slow, for correctness; `bucket()` makes a new bucket."""
     use_environment(moto_process.environment)
     return moto_process
 
@@ -77,7 +77,7 @@ def fast_s3_process() -> Iterator[FastS3]:
 
 @pytest.fixture
 def fast_s3(fast_s3_process: FastS3, use_environment: Use) -> FastS3:
-    """Return the fast S3, empty and well-behaved: for much, for faults and for refusals."""
+    """Return the fast S3, empty and without faults: for many objects, faults and refusals."""
     fast_s3_process.start_over()
     use_environment(fast_s3_process.environment)
     return fast_s3_process
@@ -85,14 +85,14 @@ def fast_s3(fast_s3_process: FastS3, use_environment: Use) -> FastS3:
 
 @pytest.fixture(scope="session")
 def listing_process() -> Iterator[Listing]:
-    """Run the server that makes its keys up."""
+    """Run the server of generated keys."""
     with start_listing() as server:
         yield server
 
 
 @pytest.fixture
 def listing(listing_process: Listing, use_environment: Use) -> Listing:
-    """Return an S3 of a million made-up keys; `make` changes their number."""
+    """Return an S3 with a million generated keys; `make` changes their number."""
     listing_process.start_over()
     listing_process.make(1_000_000)
     use_environment(listing_process.environment)
@@ -129,7 +129,7 @@ def google_process() -> Iterator[Google]:
 
 @pytest.fixture
 def google(google_process: Google, use_environment: Use) -> Google:
-    """Return Google's storage, empty and well-behaved."""
+    """Return Google's storage, empty and without faults."""
     google_process.start_over()
     use_environment(google_process.environment)
     return google_process

@@ -1,4 +1,4 @@
-"""Google Cloud Storage in memory: its XML interface, as obstore speaks it, with generations.
+"""Google Cloud Storage in memory: its XML interface, as obstore uses it, with generations.
 
 It differs from S3 in this: a write depends on the generation of what is there, ``x-goog-if-generation-match``,
 where 0 means nothing; every answer about an object names its generation; deleting what is not there is an error.
@@ -27,15 +27,15 @@ class GoogleServer(ObjectServer):
     """The server."""
 
     def version_headers(self, version: int) -> dict[str, str]:
-        """Name the generation."""
+        """Return the headers of the generation."""
         return {"x-goog-generation": str(version), "x-goog-metageneration": "1"}
 
     def has_condition(self, request: Request) -> bool:
-        """Say whether a write depends on a condition."""
+        """Return whether a write depends on a condition."""
         return _CONDITION in request.headers
 
     def check_condition(self, request: Request, present: Stored | None) -> None:
-        """Raise `Refused` unless the object has the generation that is asked for."""
+        """Raise `Refused` unless the object has the requested generation."""
         if int(request.headers[_CONDITION]) != (present.version if present else 0):
             raise failed(_CONDITION)
 
@@ -53,7 +53,7 @@ class GoogleServer(ObjectServer):
 
 @dataclass(frozen=True)
 class _Accounts:
-    """Where the files of service accounts are kept, which name a server.
+    """A folder of service account files, which name a server.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ class _Accounts:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to find the server."""
+        """The environment with which a process finds the server."""
         return self.environment_at(self.endpoint)
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
@@ -89,28 +89,28 @@ class _Accounts:
         return {"GOOGLE_SERVICE_ACCOUNT": str(path)}
 
     def url(self, bucket: str, key: str = "") -> str:
-        """Spell a place as users do."""
+        """Return a url as users write it."""
         return f"gs://{bucket}/{key}"
 
 
 @dataclass(frozen=True)
 class Google(_Accounts, InMemory):
-    """The server as tests see it."""
+    """The client of a test."""
 
 
 @dataclass(frozen=True)
 class GoogleByMoto(_Accounts, S3):
-    """moto's S3 in the place of Google's: another's opinion, for reading and listing; it knows no generations."""
+    """moto's S3 as Google's storage, for reading and listing; it has no generations."""
 
     def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
-        """Put objects that anybody may read: obstore does not sign for Google."""
+        """Put public objects: obstore does not sign for Google."""
         for key, data in objects.items():
             self.client.put_object(Bucket=bucket, Key=key, Body=data, ACL="public-read")
 
 
 @contextlib.contextmanager
 def start_google() -> Iterator[Google]:
-    """Run the server in a process of its own."""
+    """Run the server in a new process."""
     with running("google") as endpoint, tempfile.TemporaryDirectory() as accounts:
         yield Google(endpoint, Path(accounts))
 

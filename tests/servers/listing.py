@@ -1,4 +1,4 @@
-"""An S3 that makes its keys up: a million of them, without storage, and one picture under all of them.
+"""An S3 with a million generated keys, without storage, and the same image for all of them.
 
 The keys are ``Test/apple/0000000.jpg`` and so on, in byte order, spread over ten folders.
 """
@@ -56,23 +56,23 @@ class MadeUpKeys(Sequence[bytes]):
 
 
 class ListingServer(Server):
-    """Lists, and gives the picture under each key of the list.
+    """List the keys, and return the image for each of them.
 
     Parameters
     ----------
     count : int
         How many keys there are.
-    picture : bytes
+    image : bytes
         A JPEG.
     """
 
-    def __init__(self, count: int, picture: bytes) -> None:
+    def __init__(self, count: int, image: bytes) -> None:
         super().__init__()
         self.keys = MadeUpKeys(count)
         headers = {"Content-Type": "image/jpeg"}
-        self._stored = Stored(picture, hashlib.md5(picture).hexdigest(), headers, _MODIFIED_SECONDS, 1)
+        self._stored = Stored(image, hashlib.md5(image).hexdigest(), headers, _MODIFIED_SECONDS, 1)
         entry = pages.write_entry(
-            b"@", modified="2023-11-14T22:13:20.000Z", etag=self._stored.etag, size=len(picture)
+            b"@", modified="2023-11-14T22:13:20.000Z", etag=self._stored.etag, size=len(image)
         )
         self._before, _, self._behind = entry.partition(b"@")
 
@@ -96,7 +96,7 @@ class ListingServer(Server):
         return give(request, self._stored)
 
     def _entries(self, page: pages.Page) -> bytes:
-        """Return the XML of a page's keys, which differ in little but their numbers."""
+        """Return the XML of a page's keys, which differ only in their numbers."""
         per_folder = self.keys.per_folder
         found = []
         for folder, indices in groupby(page.indices, lambda i: i // per_folder):
@@ -107,7 +107,7 @@ class ListingServer(Server):
         return b"".join(found)
 
     def obey(self, command: str, given: Mapping[str, str]) -> object:
-        """Do what a test asks for."""
+        """Run a command of a test."""
         if command == "make":
             self.keys = MadeUpKeys(int(given["count"]))
             return None
@@ -115,10 +115,10 @@ class ListingServer(Server):
 
 
 class Listing(S3, Control):
-    """The server as tests see it: any bucket has all the keys; nothing can be written."""
+    """The client of a test: every bucket has all keys; nothing can be written."""
 
     def make(self, count: int) -> None:
-        """Have so many keys from now on."""
+        """Set the number of keys."""
         self.ask("make", count=count)
 
     def bucket(self) -> str:
@@ -126,7 +126,7 @@ class Listing(S3, Control):
         return BUCKET
 
 
-def draw_picture() -> bytes:
+def draw_image() -> bytes:
     """Draw a small JPEG."""
     from featurepress.demo.orchard import draw_images
 
@@ -135,25 +135,25 @@ def draw_picture() -> bytes:
 
 
 @contextlib.contextmanager
-def start_listing(count: int = 1_000_000, picture: bytes | None = None) -> Iterator[Listing]:
-    """Run the server in a process of its own; without a picture, one is drawn."""
+def start_listing(count: int = 1_000_000, image: bytes | None = None) -> Iterator[Listing]:
+    """Run the server in a new process; without an image, one is drawn."""
     with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
-        file.write(draw_picture() if picture is None else picture)
+        file.write(draw_image() if image is None else image)
         file.flush()
         with (
-            running("listing", "--count", str(count), "--picture", file.name) as endpoint,
+            running("listing", "--count", str(count), "--image", file.name) as endpoint,
             contextlib.closing(Listing(endpoint)) as server,
         ):
             yield server
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve until standard input ends."""
     parser = arguments(__doc__)
     parser.add_argument("--count", type=int, default=1_000_000, help="how many keys")
-    parser.add_argument("--picture", type=Path, required=True, help="a JPEG, what is under each key")
+    parser.add_argument("--image", type=Path, required=True, help="a JPEG, what is under each key")
     given = parser.parse_args()
-    serve(ListingServer(given.count, given.picture.read_bytes()), given)
+    serve(ListingServer(given.count, given.image.read_bytes()), given)
 
 
 if __name__ == "__main__":

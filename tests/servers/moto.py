@@ -1,4 +1,4 @@
-"""moto's S3, another's opinion of what S3 does: a process of its own. It is slow, for correctness only."""
+"""moto's S3 in its own process: an independent and slow implementation, for correctness only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def start_moto() -> Iterator[S3]:
 
 
 def main() -> None:
-    """Do what the command moto_server does, on a free port, without words about each request."""
+    """Run moto_server on a free port, without a log of requests."""
     from moto.moto_server.werkzeug_app import (
         DomainDispatcherApplication,
         MotoRequestHandler,
@@ -27,7 +27,9 @@ def main() -> None:
     from werkzeug.serving import make_server
 
     class QuietHandler(MotoRequestHandler):
-        disable_nagle_algorithm = True  # head and body are sent apart; else each answer waits 40 ms for its body
+        disable_nagle_algorithm = (
+            True  # head and body are separate packets; without this, each response waits 40 ms
+        )
 
         def log(self, type: str, message: str, *args: object) -> None:
             pass

@@ -1,4 +1,4 @@
-"""A fast S3 in memory: a process of its own, with faults and refusals on demand.
+"""A fast S3 in memory, in its own process, with faults and refusals on demand.
 
 Keys are bytes as they were sent: ``//``, ``..`` and a leading ``/`` stay. Signatures are not checked. What only
 tests ask for lies below ``/-/``; `tests.servers.s3.FastS3` asks for it. By hand::
@@ -53,28 +53,28 @@ class Bucket:
         return self._keys
 
     def put(self, key: bytes, stored: Stored) -> None:
-        """Put an object in the place of what is there."""
+        """Put an object, or replace it."""
         if self._keys is not None and key not in self.objects:
             insort(self._keys, key)
         self.objects[key] = stored
 
     def delete(self, key: bytes) -> None:
-        """Delete an object if it is there."""
+        """Delete an object if it exists."""
         if self.objects.pop(key, None) is not None and self._keys is not None:
             del self._keys[bisect_left(self._keys, key)]
 
     def forget_order(self) -> None:
-        """Sort anew when next asked: before many keys are put."""
+        """Sort the keys again when they are needed: before many are put."""
         self._keys = None
 
 
 class ObjectServer(Server):
-    """S3, as much of it as object stores' clients need."""
+    """The part of S3 that clients of object stores need."""
 
     def __init__(self) -> None:
         super().__init__()
         self.buckets: dict[str, Bucket] = {}
-        self._version = 1_700_000_000_000_000  # looks like a generation of Google's
+        self._version = 1_700_000_000_000_000  # in the form of Google's generations
         self._n_uploads = 0
 
     def answer(self, request: Request) -> Answer:
@@ -222,7 +222,7 @@ class ObjectServer(Server):
         self.check_condition(request, present)
 
     def has_condition(self, request: Request) -> bool:
-        """Say whether a write depends on a condition."""
+        """Return whether a write depends on a condition."""
         return "if-none-match" in request.headers or "if-match" in request.headers
 
     def check_condition(self, request: Request, present: Stored | None) -> None:
@@ -284,10 +284,10 @@ class ObjectServer(Server):
         del bucket.uploads[query["uploadId"]]
         return Answer(204)
 
-    # -- what tests ask for --------------------------------------------------------------------------------
+    # -- commands of tests -------------------------------------------------------------------------------------
 
     def obey(self, command: str, given: Mapping[str, str]) -> object:
-        """Do what a test asks for; LookupError if it is unknown."""
+        """Run a command of a test; LookupError if it is unknown."""
         if command == "keys":
             return [quote_from_bytes(key) for key in self.buckets[given["bucket"]].keys]
         if command == "uploads":

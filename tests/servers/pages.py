@@ -1,4 +1,4 @@
-"""Listings as S3 gives them: a page of keys in byte order, with prefix, delimiter and what continues it."""
+"""Listings of S3: a page of keys in byte order, with prefix, delimiter and continuation token."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_KEYS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a listing is asked for; raises ValueError if it is no listing of version 2, or makes no sense."""
+    """The parameters of a listing; raises ValueError if they are invalid or not of version 2."""
 
     prefix: bytes
     delimiter: bytes
@@ -44,13 +44,13 @@ class Question:
     def start(self, keys: Sequence[bytes]) -> int:
         """Return the index of the first key that may be on the page."""
         start = bisect_left(keys, self.prefix)
-        if self.token:  # it decides alone
+        if self.token:  # it overrides the others
             kind, last = decode_token(self.token)
             return max(start, bisect_left(keys, successor(last)) if kind == "p" else bisect_right(keys, last))
         return max(start, bisect_right(keys, self.after)) if self.after else start
 
     def end(self, keys: Sequence[bytes]) -> int:
-        """Return the index behind the last key with the prefix."""
+        """Return the index after the last key with the prefix."""
         return bisect_left(keys, successor(self.prefix)) if self.prefix else len(keys)
 
 
@@ -90,18 +90,18 @@ def take_page(keys: Sequence[bytes], question: Question) -> Page:
 
 
 def successor(prefix: bytes) -> bytes:
-    """Return the least key above all that begin with `prefix`; of nothing but ff bytes there is none."""
+    """Return the smallest key above all with the prefix; None if it consists of ff bytes."""
     stripped = prefix.rstrip(b"\xff")
     return stripped[:-1] + bytes([stripped[-1] + 1]) if stripped else b"\xff" * 1100
 
 
 def encode_token(kind: str, key: bytes) -> str:
-    """Return the token that continues behind a key ("k") or behind all keys with a prefix ("p")."""
+    """Return the token that continues after a key ("k") or after all keys with a prefix ("p")."""
     return base64.urlsafe_b64encode(kind.encode() + key).decode()
 
 
 def decode_token(token: str) -> tuple[str, bytes]:
-    """Take a token apart; raises ValueError if it is none."""
+    """Parse a token; raise ValueError if it is invalid."""
     try:
         data = base64.urlsafe_b64decode(token)
     except binascii.Error as error:
@@ -115,12 +115,14 @@ def decode_token(token: str) -> tuple[str, bytes]:
 
 
 def spell(key: bytes, *, url_encoding: bool = False) -> bytes:
-    """Spell a key in XML. What is no UTF-8 has no spelling there and becomes U+FFFD, unless percent-encoded."""
+    """Return a key as XML. Bytes that are not UTF-8 become U+FFFD, unless percent-encoded."""
     if url_encoding:
         return quote_from_bytes(key, safe="/-_.~").encode()
     text = key.decode("utf-8", "replace").replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     if not text.isprintable():
-        text = "".join(c if ord(c) >= 32 else f"&#x{ord(c):x};" for c in text)  # as AWS does, though it is no XML
+        text = "".join(
+            c if ord(c) >= 32 else f"&#x{ord(c):x};" for c in text
+        )  # as AWS does, although it is not valid XML
     return text.encode()
 
 

@@ -1,4 +1,4 @@
-"""Server processes: started, waited for, and ended with those who need them.
+"""Server processes, which end with the process that started them.
 
 A server ends when its standard input does, so that none outlives the tests, however those end. For a command
 that knows nothing of that, this file is a program which watches in its stead::
@@ -27,21 +27,21 @@ _ADDRESS = re.compile(rb"listens on (http://127\.0\.0\.1:\d+)")
 
 @contextlib.contextmanager
 def running(module: str, *arguments: str) -> Iterator[str]:
-    """Run a server of this folder, such as ``"objects"``; give its address once it listens."""
+    """Run a server of this folder, such as ``"objects"``; yield its address once it listens."""
     with started(sys.executable, "-m", f"tests.servers.{module}", "--tied", *arguments) as address:
         yield address
 
 
 @contextlib.contextmanager
 def running_command(*command: str) -> Iterator[str]:
-    """Run a command that prints its address, and ends only when told to."""
+    """Run a command that prints its address, and ends when its standard input does."""
     with started(sys.executable, "-m", "tests.servers.process", *command) as address:
         yield address
 
 
 @contextlib.contextmanager
 def started(*command: str) -> Iterator[str]:
-    """Start a process that ends with its standard input; give the address that it prints."""
+    """Start a process that ends with its standard input; return the address that it prints."""
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command,

@@ -1,4 +1,4 @@
-"""Faults between a client and a server: a proxy that breaks some requests, the same ones whenever it is asked to.
+"""Faults between a client and a server: a proxy that breaks some requests, the same ones in every run.
 
 Whether a request fails depends on the seed, on method, path and range, and on how often that was asked for
 before: not on the clock, nor on what else is under way. The same path never fails more than some times in a row,
@@ -39,7 +39,7 @@ from tests.servers.wire import Answer, Connection, Request, arguments, serve
 KINDS = ("500", "503", "reset", "short", "long", "stall")
 _WRITES = ("PUT", "POST", "DELETE")
 _LONGER_BYTES = 1000
-_FRESH_SECONDS = 2.0  # a server closes what waits longer
+_FRESH_SECONDS = 2.0  # a server closes connections that are idle for longer
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What happens to a request."""
+    """The fault of a request."""
 
     kind: str
     after: bool
@@ -99,11 +99,11 @@ class Dice:
         self._in_a_row: Counter[str] = Counter()
 
     def draw(self, request: Request) -> Fault | None:
-        """Draw the fate of a request."""
+        """Draw the fault of a request."""
         plan, method = self.plan, request.method
         if (plan.methods and method not in plan.methods.split()) or not re.search(plan.paths, request.target):
             return None
-        target = re.sub(r"uploadId=[^&]*", "uploadId=", request.target)  # the server makes it up
+        target = re.sub(r"uploadId=[^&]*", "uploadId=", request.target)  # the server generates it
         path = f"{method} {target}"
         place = f"{path} {request.headers.get('range', '')}{request.headers.get('x-ms-range', '')}"
         digest = hashlib.sha256(f"{plan.seed} {place} {self._times[place]}".encode()).digest()
@@ -115,15 +115,15 @@ class Dice:
         kind = plan.kinds[digest[8] % len(plan.kinds)]
         after = method in _WRITES and plan.when[digest[9] % len(plan.when)] == "after"
         if kind in ("short", "long"):
-            after = True  # there is an answer to cut
+            after = True  # there is a response to cut
         elif kind == "503":
-            after = False  # whoever says so has not done it
+            after = False  # this response means that it was not done
         return Fault(kind, after, with_head=bool(digest[10] % 2))
 
 
 @dataclass(slots=True)
 class Reply:
-    """What the server answers; a chunked body is put together."""
+    """The response of the server; a chunked body is joined."""
 
     status_line: str
     headers: list[tuple[str, str]]
@@ -147,7 +147,7 @@ class Upstream:
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(self, request: Request) -> Reply:
-        """Send the request as it came and read the answer; OSError if there is none."""
+        """Send the request unchanged and read the response; OSError if there is none."""
         reader, writer = await self._connect()
         try:
             writer.write(request.head + request.body)
@@ -171,7 +171,7 @@ class Upstream:
         return await asyncio.open_connection(self._host, self._port, limit=2**20)
 
     async def _read(self, request: Request, reader: asyncio.StreamReader) -> tuple[Reply, bool]:
-        """Read an answer; say too whether the connection can be used again."""
+        """Return a response, and whether the connection can be used again."""
         while True:
             lines = (await reader.readuntil(b"\r\n\r\n"))[:-4].decode("latin-1").split("\r\n")
             status = int(lines[0].split(" ")[1])
@@ -253,7 +253,7 @@ class ProxyServer:
             connection.done()
 
     async def _break(self, request: Request, connection: Connection, fault: Fault, reply: Reply | None) -> None:
-        """Let a request fail; `reply` is what the server answers, if it was asked."""
+        """Let a request fail; `reply` is the response of the server, if it was asked."""
         if fault.kind in ("500", "503"):
             code = "InternalError" if fault.kind == "500" else "SlowDown"
             connection.send(request, Refused(int(fault.kind), code, f"{code}, as the test wants it").answer())
@@ -266,7 +266,7 @@ class ProxyServer:
             head, body = reply.to_bytes(longer=_LONGER_BYTES if fault.kind == "long" else 0)
             if fault.kind == "reset" and fault.with_head:
                 connection.write(head)
-                await asyncio.sleep(0.01)  # a reset overtakes what is on its way
+                await asyncio.sleep(0.01)  # a reset overtakes bytes in flight
             elif fault.kind == "long" and request.method != "HEAD":
                 connection.write(head + body)
             elif fault.kind == "short":
@@ -274,18 +274,18 @@ class ProxyServer:
         connection.end(reset=fault.kind == "reset")
 
 
-# -- as tests see it -----------------------------------------------------------------------------------------
+# -- clients ---------------------------------------------------------------------------------------------------
 
 
 class Proxied(Protocol):
-    """A server that can be reached through something in between."""
+    """A server that can be reached through a proxy."""
 
     @property
     def endpoint(self) -> str:
         """Where it listens."""
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
-        """What a process needs in its environment to find it at another place."""
+        """The environment with which a process finds it at another endpoint."""
 
 
 @dataclass(frozen=True)
@@ -308,11 +308,11 @@ class Proxy(Control):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to find the server through the proxy."""
+        """The environment with which a process finds the server through the proxy."""
         return self.environment_at(self.endpoint)
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
-        """The same with something else in between, that listens at `endpoint`."""
+        """The same through a proxy that listens at `endpoint`."""
         return self.server.environment_at(endpoint)
 
     def counts(self) -> Counter[str]:
@@ -328,7 +328,7 @@ class Proxy(Control):
         return list(self.ask("log"))
 
     def plan(self, **options: Any) -> None:
-        """Take up another plan, with the parameters of `Plan`; the requests so far are forgotten for it."""
+        """Use another plan, with the parameters of `Plan`, and forget the requests so far."""
         self.ask("plan", plan=json.dumps(asdict(Plan(**options))))
 
     def calm(self) -> None:
@@ -349,7 +349,7 @@ def start_proxy(server: Proxied, **options: Any) -> Iterator[Proxy]:
 
 
 def main() -> None:
-    """Serve until told to end."""
+    """Serve until standard input ends."""
     parser = arguments("Break some of the requests to a server.")
     parser.add_argument("--upstream", required=True, help="address of the server")
     parser.add_argument("--plan", default="{}", help="the parameters of Plan, as JSON")

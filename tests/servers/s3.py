@@ -1,4 +1,4 @@
-"""Servers of S3 as tests see them: what a client needs to find one, and a look at what it holds."""
+"""Servers of S3 for tests: the environment of a client, and the content of the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _numbers = itertools.count()
 
 
 def new_name() -> str:
-    """Return a name for a bucket: letters and digits, as obstore encodes all else for Google, and moto minds."""
+    """Return a name of letters and digits for a bucket: obstore encodes others for Google, which moto refuses."""
     return f"bucket{next(_numbers)}"
 
 
@@ -40,7 +40,7 @@ class Control:
     endpoint: str
 
     def ask(self, command: str, **given: object) -> Any:
-        """Return a command; fail if the server refuses it."""
+        """Send a command; fail if the server refuses it."""
         with self.connected() as connection:
             connection.request("POST", f"{self._place}{command}?{urlencode(given, errors='surrogateescape')}")
             answer = connection.getresponse()
@@ -56,25 +56,25 @@ class Control:
         with contextlib.closing(connection):
             yield connection
 
-    # -- how it behaves ------------------------------------------------------------------------------------
+    # -- behaviour ---------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """Forget all that this server was told, has seen and holds."""
+        """Reset behaviour, requests and content of the server."""
         for command in ("behave", "forget", "empty"):
             self.ask(command)
 
     def behave(self) -> None:
-        """Take back delays, refusals, and all else of this kind."""
+        """Reset delays, refusals and other behaviour."""
         self.ask("behave")
 
     def delay(self, seconds: float, operation: str = "") -> None:
-        """Answer so much later: every request, or those of an operation such as ``ListObjectsV2``."""
+        """Delay every request, or those of an operation such as ``ListObjectsV2``."""
         self.ask("delay", seconds=seconds, operation=operation)
 
     def refuse(
         self, code: str, status: int = 403, *, keys: str = "", methods: str = "", after: int = 0, times: int = -1
     ) -> None:
-        """Answer with an error from now on.
+        """Answer with an error.
 
         Parameters
         ----------
@@ -94,10 +94,10 @@ class Control:
         self.ask("refuse", code=code, status=status, keys=keys, methods=methods, after=after, times=times)
 
     def require(self, access: str) -> None:
-        """Refuse whoever signs (``"anonymous"``), whoever does not (``"signed"``), or nobody (``"any"``)."""
+        """Refuse signed requests (``"anonymous"``), unsigned ones (``"signed"``), or none (``"any"``)."""
         self.ask("access", mode=access)
 
-    # -- what it has seen ----------------------------------------------------------------------------------
+    # -- requests ----------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Count from zero."""
@@ -116,7 +116,7 @@ class Control:
         return int(self.ask("seen")["bytes_sent"])
 
     def most_at_once(self) -> int:
-        """Return the most requests that waited for their answer at the same time; a delay shows them."""
+        """Return the largest number of concurrent requests; a delay shows them."""
         return int(self.ask("seen")["most_at_once"])
 
     def asked(self) -> list[str]:
@@ -126,7 +126,7 @@ class Control:
 
 @dataclass(frozen=True)
 class S3:
-    """A server that speaks S3.
+    """A server of S3.
 
     Parameters
     ----------
@@ -138,7 +138,7 @@ class S3:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to find the server."""
+        """The environment with which a process finds the server."""
         return self.environment_at(self.endpoint)
 
     def environment_at(self, endpoint: str) -> dict[str, str]:
@@ -175,13 +175,13 @@ class S3:
             self.client.close()
 
     def bucket(self) -> str:
-        """Make a new bucket and give its name."""
+        """Make a new bucket and return its name."""
         name = new_name()
         self.client.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
         return name
 
     def url(self, bucket: str, key: str = "") -> str:
-        """Spell a place as users do."""
+        """Return a url as users write it."""
         return f"s3://{bucket}/{key}"
 
     def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
@@ -205,23 +205,23 @@ class S3:
 
 @dataclass(frozen=True)
 class InMemory(Control):
-    """A server of `tests.servers.objects`. Keys may be any bytes: str with surrogates for what is no UTF-8."""
+    """A server of `tests.servers.objects`. Keys may be any bytes: str with surrogates where they are not UTF-8."""
 
     def bucket(self) -> str:
-        """Make a new bucket and give its name."""
+        """Make a new bucket and return its name."""
         name = new_name()
         with self.connected() as connection:
             _put(connection, f"/{name}", b"")
         return name
 
     def put(self, bucket: str, objects: Mapping[str, bytes]) -> None:
-        """Put objects by key, spelled byte by byte."""
+        """Put objects by key; keys are sent byte by byte."""
         with self.connected() as connection:
             for key, data in objects.items():
                 _put(connection, f"/{bucket}/{quote(key, safe='/', errors='surrogateescape')}", data)
 
     def load(self, bucket: str, folder: Path, prefix: str = "") -> int:
-        """Put all files below a folder, whose paths become keys; make the bucket if need be; give their number."""
+        """Put all files below a folder, with their paths as keys, and return their number; make a missing bucket."""
         return int(self.ask("load", bucket=bucket, folder=folder, prefix=prefix))
 
     def get(self, bucket: str, key: str) -> bytes:
@@ -242,7 +242,7 @@ class InMemory(Control):
         return [unquote(key, errors="surrogateescape") for key in self.ask("uploads", bucket=bucket)]
 
     def honour_conditions(self, mode: str) -> None:
-        """Say how conditional writes fare: ``"honoured"``, ``"ignored"``, or ``"unsupported"`` (501)."""
+        """Set what happens to conditional writes: ``"honoured"``, ``"ignored"``, or ``"unsupported"`` (501)."""
         assert mode in ("honoured", "ignored", "unsupported")
         self.ask("conditions", mode=mode)
 
@@ -259,13 +259,13 @@ class FastS3(InMemory, S3):
     """The fast S3."""
 
     def place(self, bucket: str, region: str, *, status: int = 301) -> None:
-        """Say where a bucket lies: who signs for another region is answered 301 PermanentRedirect, or 400."""
+        """Set the region of a bucket: requests signed for another one are answered with 301 or 400."""
         assert status in (301, 400)
         self.ask("region", bucket=bucket, region=region, status=status)
 
 
 @contextlib.contextmanager
 def start_fast_s3() -> Iterator[FastS3]:
-    """Run a fast S3 in a process of its own."""
+    """Run a fast S3 in a new process."""
     with running("objects") as endpoint, contextlib.closing(FastS3(endpoint)) as server:
         yield server

@@ -1,4 +1,4 @@
-"""Faults on demand, and servers that end with those who need them."""
+"""Faults on demand, and servers that end with their parent."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PART_BYTES = 5 * 1024**2
 
 
 def ask_raw(proxy: Proxy, method: str, path: str) -> bytes:
-    """Ask once, without any library's retries, and give all that comes; ConnectionResetError if it is reset."""
+    """Make one request, without retries, and return all bytes; ConnectionResetError if it is reset."""
     address = urlsplit(proxy.endpoint)
     with socket.create_connection((address.hostname or "", address.port or 0), timeout=20) as connection:
         connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode())
@@ -89,7 +89,7 @@ def test_connections_can_be_reset(fast_s3: FastS3, faulty: Faulty) -> None:
     for i in range(40):
         with pytest.raises(ConnectionResetError):
             ask_raw(proxy, "GET", f"/{bucket}/{i}")
-    assert 0 < fast_s3.operations()["GetObject"] < 40  # the head of some answers comes before
+    assert 0 < fast_s3.operations()["GetObject"] < 40  # the head of some responses comes before
     assert proxy.counts() == {"reset before": 40}
 
 
@@ -141,7 +141,7 @@ def test_the_failures_of_a_path_in_a_row_are_limited(fast_s3: FastS3, faulty: Fa
 def test_retries_succeed(each_store: Any, faulty: Faulty, methods: str) -> None:
     bucket = each_store.bucket()
     objects = {f"{i:02d}": os.urandom(1000 + i) for i in range(40)}
-    kinds = tuple(kind for kind in KINDS if kind != "long")  # obstore asks for the bytes that do not exist
+    kinds = tuple(kind for kind in KINDS if kind != "long")  # obstore requests the bytes that do not exist
     proxy = faulty(each_store, rate=0.3, seed=3, kinds=kinds, methods=methods, paths=r"\d\d", stall_seconds=0.1)
     store = connect(each_store, bucket)
     for key, data in objects.items():

@@ -1,4 +1,4 @@
-"""The servers for tests of object stores: asked by boto3 and obstore, and never through the product."""
+"""The servers for tests of object stores, used by boto3 and obstore, without featurepress."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def any_s3(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-# -- what all of them do -------------------------------------------------------------------------------------
+# -- all servers -----------------------------------------------------------------------------------------------
 
 
 def test_objects_are_read_as_they_were_written(each_store: Any) -> None:
@@ -270,14 +270,14 @@ def test_a_bucket_can_be_in_another_region(fast_s3: FastS3) -> None:
     fast_s3.place(bucket, "ap-south-1")
     with pytest.raises(BaseError, match="redirect without LOCATION"):
         listed(connect(fast_s3, bucket))
-    assert S3.keys(fast_s3, bucket) == ["a"]  # boto3 follows: the answer has the region in a header
+    assert S3.keys(fast_s3, bucket) == ["a"]  # boto3 follows: the response has the region in a header
     fast_s3.place(bucket, "ap-south-1", status=400)
     with pytest.raises(BaseError, match="<Region>ap-south-1</Region>"):
         listed(connect(fast_s3, bucket))
     assert listed(connect(fast_s3, bucket, region="ap-south-1")) == ["a"]
 
 
-# -- a listing that is made up -------------------------------------------------------------------------------
+# -- generated listings ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_keys", [0, 1, 9, 10, 11, 1234, 100_000_000])

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as far as clients of object stores speak it, for servers that are processes of their own.
+"""HTTP/1.1 as clients of object stores use it, for servers in their own processes.
 
 Written for speed on one core: a server answers several thousand requests a second.
 """
@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
-_LONG_BODY_BYTES = 65536  # from here a body is sent by itself instead of being copied behind its head
+_LONG_BODY_BYTES = 65536  # a longer body is sent separately, without a copy
 
 
 @dataclass(slots=True)
 class Request:
-    """What a client asks for.
+    """A request of a client.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ class Request:
 
     @property
     def path(self) -> bytes:
-        """The path, percent-decoded and otherwise as it was sent: ``//``, ``.`` and ``..`` stay."""
+        """The path, percent-decoded and otherwise unchanged: with ``//``, ``.`` and ``..``."""
         return unquote_to_bytes(self.target.partition("?")[0])
 
     @property
     def query(self) -> dict[str, str]:
-        """The query; a name without a value has the value ""; bytes that are no text are escaped surrogates."""
+        """The query; a missing value is ""; bytes that are not UTF-8 are surrogates."""
         text = self.target.partition("?")[2]
         if not text:
             return {}
@@ -59,7 +59,7 @@ class Request:
 
 @dataclass(slots=True)
 class Answer:
-    """What a server answers; Content-Length is added unless it is there."""
+    """A response; Content-Length is added unless it exists."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Answer:
 
 
 class Connection(asyncio.Protocol):
-    """A client's connection: its requests are answered one after the other.
+    """A client's connection: its requests are answered in order.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, app: Callable[[Request, Connection], None]) -> None:
         self._app = app
         self._buffer = bytearray()
-        self._head: Request | None = None  # its body is on its way
+        self._head: Request | None = None  # whose body is still incoming
         self._missing_bytes = 0
         self._busy = False
         self._transport: asyncio.Transport
@@ -98,17 +98,17 @@ class Connection(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Collect, and answer what is whole."""
+        """Collect bytes, and answer complete requests."""
         self._buffer += data
         self._go_on()
 
     @property
     def is_open(self) -> bool:
-        """Whether the client is still there, as far as is known."""
+        """Whether the client is still connected, as far as is known."""
         return not self._transport.is_closing()
 
     def send(self, request: Request, answer: Answer) -> None:
-        """Answer the request, and go on with the next."""
+        """Answer the request, and continue with the next."""
         with_body = request.method != "HEAD"
         if with_body and len(answer.body) > _LONG_BODY_BYTES:
             self.write(answer.to_bytes(with_body=False))
@@ -118,12 +118,12 @@ class Connection(asyncio.Protocol):
         self.done()
 
     def write(self, data: bytes) -> None:
-        """Send some bytes of an answer."""
+        """Send some bytes of a response."""
         if self.is_open:
             self._transport.write(data)
 
     def done(self) -> None:
-        """Go on with the next request: this one is answered."""
+        """Continue with the next request: this one is answered."""
         self._busy = False
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol):
             self._app(request, self)
 
     def _take(self) -> Request | None:
-        """Take a whole request from what came, if there is one."""
+        """Return a complete request from the received bytes, if there is one."""
         if self._head is None:
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
@@ -201,7 +201,7 @@ def serve(app: Callable[[Request, Connection], None], given: argparse.Namespace)
 
 
 def tie() -> None:
-    """End this process when its standard input ends: whoever started it has died, or wants it to end."""
+    """End this process when its standard input ends."""
 
     def watch() -> None:
         while os.read(0, 4096):

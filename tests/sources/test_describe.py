@@ -223,7 +223,7 @@ def test_sources_without_a_common_image_are_accepted(here: Path, locations: tupl
 
 
 def test_sources_are_compared_in_constant_memory(here: Path) -> None:
-    """One path of each source at a time: what the comparison holds does not grow with the images."""
+    """The comparison holds one path of each source at a time."""
     (here / "many").mkdir()
     for i in range(3000):
         (here / "many" / f"{i}.jpg").touch()
@@ -238,7 +238,7 @@ def test_sources_are_compared_in_constant_memory(here: Path) -> None:
         _, comparing_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert comparing_bytes < 2.2 * listing_bytes  # both walk the folder at once
+    assert comparing_bytes < 2.2 * listing_bytes  # both walk the folder at the same time
 
 
 def test_one_source_may_reach_an_image_by_two_links(here: Path) -> None:
@@ -248,7 +248,7 @@ def test_one_source_may_reach_an_image_by_two_links(here: Path) -> None:
 
 
 def test_links_of_one_name_to_different_files_are_different_images(here: Path) -> None:
-    """Stores that name files by their content are seen through such links."""
+    """Content-addressed stores are used through such links."""
     for i, name in enumerate(("p/1/image.jpg", "p/1/q/image.jpg")):
         (here / "store").mkdir(exist_ok=True)
         (here / "store" / f"{i}.jpg").touch()

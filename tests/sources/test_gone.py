@@ -1,4 +1,4 @@
-"""A source that goes away at work, an unmounted disk or a renamed folder; one image that goes is another matter."""
+"""A source that disappears during a run, as an unmounted disk or a renamed folder, and single images that do."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_file_instead_of_the_root(base: Path) -> None:
 
 @pytest.mark.parametrize("location", ["pics", "pics/*.jpg"])
 def test_an_empty_folder_instead_of_the_root_is_not_the_root(base: Path, location: str) -> None:
-    """What an unmounted disk leaves behind."""
+    """An unmounted disk leaves an empty folder."""
     lister, reader = source(base, location), source(base, location)
     first, second, *_ = lister.list()
     reader.read(first)

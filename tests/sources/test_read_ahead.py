@@ -40,7 +40,7 @@ def no_thread_stays() -> Iterator[None]:
 
 
 class Reads:
-    """A source whose reads hang, fail or take their time, by uri; `release` ends the hanging."""
+    """A source whose reads hang, by uri, or are slow; `release` ends the hanging."""
 
     def __init__(self, *, hang: set[int] = frozenset(), slow: float = 0.0) -> None:  # type: ignore[assignment]
         self.hang, self.slow = {f"{i:04d}" for i in hang}, slow
@@ -196,7 +196,7 @@ def test_every_image_comes_once_in_order_whatever_hangs(
 
 
 def settle(reads: Reads) -> int:
-    """Wait until no more reads start; give how many have."""
+    """Wait until no more reads start; return their number."""
     seen = -1
     while seen != len(reads.started):
         seen = len(reads.started)
@@ -206,7 +206,7 @@ def settle(reads: Reads) -> int:
 
 @pytest.mark.parametrize(("ahead_bytes", "most"), [(100, 20), (1, 16), (1000, 112)])
 def test_the_bytes_that_wait_are_limited(ahead_bytes: int, most: int) -> None:
-    """A group of 16 may go beyond the bound, and one group always may wait."""
+    """A group of 16 may exceed the limit, and one group may always wait."""
     reads = Reads()
     stream = read_ahead(reads, make_refs(1000), threads=2, ahead_bytes=ahead_bytes, timeout_seconds=10)
     for taken in range(1, 6):

@@ -1,4 +1,4 @@
-"""Workers that do not see what the driver sees say so, before a picture is taken for lost."""
+"""Workers that cannot read what the driver can read stop before an image becomes a failure."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOST = os.uname().nodename
 
 
 class Elsewhere(InlineEngine):
-    """A cluster whose workers find an empty folder where the driver has pictures: a mount point."""
+    """A cluster whose workers find an empty folder, the mount point, where the driver has images."""
 
     is_cluster = True
 
@@ -32,7 +32,7 @@ class Elsewhere(InlineEngine):
         self.folder = folder
 
     def run_one(self, task: Task[Result], plan: Plan, shard: int) -> Result:
-        """Hide the pictures while a task runs."""
+        """Hide the images while a task runs."""
         hidden = self.folder.with_name("hidden")
         self.folder.rename(hidden)
         self.folder.mkdir()
@@ -44,7 +44,7 @@ class Elsewhere(InlineEngine):
 
 
 class Cluster(InlineEngine):
-    """A cluster whose workers see all."""
+    """A cluster whose workers can read everything."""
 
     is_cluster = True
 
@@ -91,7 +91,7 @@ def test_images_that_the_driver_cannot_read_either_are_failures(source: Path, tm
 
 
 def test_each_source_is_checked(source: Path, tmp_path: Path) -> None:
-    """Also those that come late in the listing."""
+    """Sources that come late in the listing are checked too."""
     last = draw(tmp_path / "z", 3)
     with pytest.raises(EngineError, match=rf"cannot see '{last}'"):
         run_plan(draft(tmp_path / "out", source, last), engine=Elsewhere(last))

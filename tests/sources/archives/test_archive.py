@@ -1,4 +1,4 @@
-"""Images in tar archives: their order, their labels, what is passed over, and what becomes of broken ones."""
+"""Images in tar archives: their order and names, what is skipped, and several archives."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_repeated_name_is_found_among_many() -> None:
     assert known.add(b"7.jpg") == b"7.jpg#2"
 
 
-# -- what is passed over -------------------------------------------------------------------------------------
+# -- skipped members -------------------------------------------------------------------------------------------
 
 MIXED: tuple[Contents, ...] = (
     (info("d", type=tarfile.DIRTYPE), b""),
@@ -180,7 +180,7 @@ def test_an_archive_without_images_is_empty(tmp_path: Path) -> None:
     assert listed(tmp_path) == ([], {})
 
 
-# -- going on ------------------------------------------------------------------------------------------------
+# -- continued listings ----------------------------------------------------------------------------------------
 
 BESIDE: tuple[Contents, ...] = (
     *MIXED,
@@ -223,7 +223,7 @@ def test_a_listing_continues_after_any_key_with_the_same_labels_and_counts(tmp_p
 
 
 class Reads:
-    """The files of a folder, but it is known which of them were opened."""
+    """The files of a folder; records which of them are opened."""
 
     def __init__(self, base: Path, location: str) -> None:
         self.files: Any = open_source(SourceSpec("folder", location, str(base), {"all_files": True}))
@@ -306,16 +306,16 @@ def test_reading_depends_on_the_kind_of_archive(tmp_path: Path) -> None:
     assert source(tmp_path, "s3://b/a.tar").reading == (4, 16, 16 * 1024**2)
 
 
-# -- a run ---------------------------------------------------------------------------------------------------
+# -- runs ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
 def test_a_run_embeds_the_members_with_their_labels(tmp_path: Path, suffix: str) -> None:
-    pictures = [path.read_bytes() for path in sorted(draw(tmp_path / "in", 12).rglob("*.jpg"))]
+    images = [path.read_bytes() for path in sorted(draw(tmp_path / "in", 12).rglob("*.jpg"))]
     contents: list[Contents] = []
-    for i, data in enumerate(pictures):
+    for i, data in enumerate(images):
         contents += [(f"{i:02d}.jpg", data), (f"{i:02d}.cls", str(i % 3).encode())]
-    pack(tmp_path / ("a" + suffix), *contents[:12], ("bad.jpg", b"no picture"))
+    pack(tmp_path / ("a" + suffix), *contents[:12], ("bad.jpg", b"no image"))
     pack(tmp_path / ("b" + suffix), *contents[12:], end=False)
     with (tmp_path / ("b" + suffix)).open("ab") as file:
         file.write(gzip.compress(b"x" * 512) if suffix.endswith("gz") else b"x" * 512)

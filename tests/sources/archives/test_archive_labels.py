@@ -1,4 +1,4 @@
-"""Labels in archives: from the files that stand beside an image, before it or behind."""
+"""Labels in archives: from the files before or after an image."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ from tests.sources.archives.test_tar import info
 def test_labels_come_from_the_file_beside_the_image(
     tmp_path: Path, location: str, is_before: bool, name: str, text: bytes, label: str | None
 ) -> None:
-    picture, beside = ("a.jpg", b"1"), (name, text)
-    contents = (beside, picture) if is_before else (picture, beside)
+    image, beside = ("a.jpg", b"1"), (name, text)
+    contents = (beside, image) if is_before else (image, beside)
     assert labels(tmp_path, *contents, ("z.jpg", b""), ("z.cls", b"9"), location=location) == [label, "9"]
 
 

@@ -1,4 +1,4 @@
-"""Archives that are broken, that change, or lie in a bucket: what is read of them, and by how many requests."""
+"""Archives that are broken, that change, or are in a bucket: what is read, and by how many requests."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_everything_after_damage_is_one_row_with_a_problem(
 
 
 def seamed(data: bytes, at: int) -> tuple[bytearray, int]:
-    """Compress data in two streams; give them and where the second one tells the kind of its first block."""
+    """Compress data in two streams; return them and the position of the block type in the second."""
     first = gzip.compress(data[:at])
     return bytearray(first + gzip.compress(data[at:])), len(first) + 10
 
@@ -106,7 +106,7 @@ def test_a_listed_member_that_cannot_be_decompressed_is_a_failure(tmp_path: Path
     times = path.stat().st_mtime_ns
     data[block] = 0xFF
     path.write_bytes(data)
-    os.utime(path, ns=(times, times))  # a disk that rots says nothing
+    os.utime(path, ns=(times, times))  # a bad disk does not change the time
     problem = "broken archive: the compressed data are damaged, invalid block type"
     assert [one.read(refs[0]), failure(one, refs[1]), failure(one, refs[2])] == [b"1", problem, problem]
     assert one.read(refs[0]) == b"1"
@@ -168,7 +168,7 @@ def test_a_sparse_file_and_damage_have_different_keys(tmp_path: Path) -> None:
 
 
 class Gone(Reads):
-    """Files that are away once they have been opened."""
+    """Files that disappear once they have been opened."""
 
     def stat(self, ref: ImageRef) -> ImageRef:
         if self.opened:
@@ -186,7 +186,7 @@ def test_a_source_that_disappears_stops_the_listing(tmp_path: Path) -> None:
 
 
 class Locked(Reads):
-    """Files that may be listed, but not opened."""
+    """Files that can be listed, but not opened."""
 
     def open(self, ref: ImageRef) -> BinaryIO:
         raise ImageError("read", "permission denied")
@@ -288,7 +288,7 @@ def test_many_archives_are_read_with_few_open_files(tmp_path: Path) -> None:
 
 
 class Bucket:
-    """Archives in a bucket that counts what is asked of it."""
+    """Archives in a bucket that counts its requests."""
 
     def __init__(self, **objects: bytes) -> None:
         self.objects = {f"s3://b/{name.replace('_', '.')}": Requests(data) for name, data in objects.items()}
@@ -312,7 +312,7 @@ class Bucket:
         return file
 
     def source(self, base: Path, location: str) -> ArchiveSource:
-        # What stays open between reads is known by its base: no other test has this one.
+        # Open readers are found by the base, which no other test uses.
         return ArchiveSource(SourceSpec("archive", location, str(base), {"brings_label": True}), files=self)
 
 
@@ -340,7 +340,7 @@ def test_a_compressed_archive_in_a_bucket_is_read_in_large_pieces(tmp_path: Path
     refs = list(one.list())
     assert [ref.fields[0] for ref in refs] == [None] * 59 + ["7"]
     requests.ranges.clear()
-    for i in range(0, 60, 20):  # threads that read other sources at the same time do not come in order
+    for i in range(0, 60, 20):  # threads that also read other sources are out of order
         assert [one.read(ref) for ref in refs[i : i + 20][::-1]] == [data for _, data in contents[i : i + 20][::-1]]
     assert len([end for start, end in requests.ranges if end > start]) == 2
 

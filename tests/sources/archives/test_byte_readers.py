@@ -1,4 +1,4 @@
-"""Bytes of archives at any position: from windows, from compressed files, from several threads at once."""
+"""Bytes of archives at any position: windows, compressed files, and several threads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COMPRESSED = gzip.compress(DATA[:900_000], 1) + gzip.compress(DATA[900_000:], 1)
 
 
 class Requests:
-    """An object of a bucket: each read is a request, and two at once on one open file are a mistake."""
+    """An object of a bucket: each read is a request; two concurrent reads of one open file fail."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -157,9 +157,9 @@ def test_compressed_bytes_are_read_in_any_order(ranges: list[tuple[int, int]], k
 
 
 class Watched(io.BytesIO):
-    """Counts how often it is read from its beginning."""
+    """A file that counts how often it is read from its beginning."""
 
-    n_beginnings = -1  # one is the first
+    n_beginnings = -1  # the first is not counted
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         self.n_beginnings += 1
@@ -221,7 +221,7 @@ def test_everything_before_the_end_of_truncated_data_is_read() -> None:
 
 
 def bytes_before_damage(reader: GzipReader, steps: int) -> int:
-    """Go forward in steps until there is damage, then find its place byte by byte."""
+    """Read forward in steps until there is damage, then find its position byte by byte."""
     low, high = 0, 10_000_000
     at = 0
     while True:

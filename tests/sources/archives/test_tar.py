@@ -1,4 +1,4 @@
-"""Tar archives: what their headers say, and what is left of broken ones."""
+"""Tar archives: their headers, and the readable members of broken ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GIB = 1024**3
 
 
 class BytesReader:
-    """An archive in memory that remembers how far back it was read."""
+    """An archive in memory that checks that it is read forward."""
 
     held_bytes = 0
 
@@ -51,7 +51,7 @@ def info(name: str, size: int = 0, **attributes: object) -> tarfile.TarInfo:
 
 
 def packed(*contents: tuple[str | tarfile.TarInfo, bytes], form: str = "ustar", end: bool = True) -> bytes:
-    """Return an archive as tarfile writes it."""
+    """Return an archive written by tarfile."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=FORMATS[form]) as archive:
         for one, data in contents:
@@ -139,7 +139,7 @@ def test_data_are_read_only_if_requested() -> None:
 
 
 def patched(header: bytes, at: int, field: bytes, *, signed: bool = False) -> bytes:
-    """Change a header, and its sum with it."""
+    """Change a header, and its checksum."""
     block = bytearray(header)
     block[at : at + len(field)] = field
     block[148:156] = b" " * 8

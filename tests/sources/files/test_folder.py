@@ -1,4 +1,4 @@
-"""Folders: strange names, links in circles, and what is no picture at all."""
+"""Folders: odd names, circular links, and files that are not images."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_a_dot_folder_as_the_source_is_listed(tmp_path: Path) -> None:
     assert uris(tmp_path, ".cache") == [".cache/a.jpg"]
 
 
-# -- how the location is spelled -----------------------------------------------------------------------------
+# -- spellings of the location ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_link_as_the_source_itself(tmp_path: Path) -> None:
 def test_a_broken_link_is_a_row_with_a_problem(tmp_path: Path) -> None:
     touch(tmp_path / "pics", "a.jpg")
     (tmp_path / "pics" / "b.jpg").symlink_to("nowhere.jpg")
-    (tmp_path / "pics" / "no picture").symlink_to("nowhere")
+    (tmp_path / "pics" / "no image").symlink_to("nowhere")
     refs, skipped = listed(tmp_path)
     assert [(ref.uri, ref.problem) for ref in refs] == [
         ("pics/a.jpg", None),
@@ -236,7 +236,7 @@ def test_two_links_to_each_other_end(tmp_path: Path) -> None:
     assert skipped == {"link to a folder above it": 2}
 
 
-# -- what is no file -----------------------------------------------------------------------------------------
+# -- other kinds of files --------------------------------------------------------------------------------------
 
 
 def test_pipes_sockets_and_devices_are_counted_and_never_opened(tmp_path: Path) -> None:
@@ -354,7 +354,7 @@ def test_a_file_without_read_permission_is_a_failure(tmp_path: Path) -> None:
 
 
 def deep_folder(base: Path, n: int) -> None:
-    """Make folders inside one another, without ever naming the whole path."""
+    """Make nested folders, without using the whole path."""
     here = os.open(base, os.O_RDONLY)
     for _ in range(n):
         os.mkdir("d", dir_fd=here)
@@ -366,7 +366,7 @@ def deep_folder(base: Path, n: int) -> None:
 
 
 def too_long_path(base: Path) -> None:
-    """Make a path that the system refuses as a whole (4,096 bytes), of few folders with long names."""
+    """Make a path of few folders with long names, which is longer than the system allows (4,096 bytes)."""
     here = os.open(base, os.O_RDONLY)
     for _ in range(20):
         os.mkdir("d" * 250, dir_fd=here)
@@ -377,7 +377,7 @@ def too_long_path(base: Path) -> None:
 
 
 def remove_deep(base: Path) -> None:
-    """Remove what neither `shutil` nor pytest can, by moving each inner folder up."""
+    """Remove a path that neither `shutil` nor pytest can, by moving each inner folder up."""
     while inner := [entry for entry in os.scandir(base) if entry.is_dir(follow_symlinks=False)]:
         for entry in inner:
             here = os.open(entry.path, os.O_RDONLY)
@@ -419,14 +419,14 @@ def test_a_listing_continues_after_a_folder_that_cannot_be_listed(tmp_path: Path
 
 
 def test_a_folder_that_becomes_unreadable_stops_the_listing(tmp_path: Path) -> None:
-    """Some of its images stand in the listing: neither they nor the others may be lost, or listed twice."""
+    """Some of its images are in the listing: none may be lost, or listed twice."""
     touch(tmp_path / "pics", "a.jpg", "z.jpg")
     too_long_path(tmp_path / "pics")
     one = source(tmp_path)
     try:
         (bad,) = (ref for ref in one.list() if ref.problem)
         with pytest.raises(StorageError, match="cannot be listed to its end: file name too long"):
-            list(one.list(bad.order + b"picture.jpg"))
+            list(one.list(bad.order + b"image.jpg"))
     finally:
         remove_deep(tmp_path / "pics")
 

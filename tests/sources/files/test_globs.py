@@ -1,4 +1,4 @@
-"""Globs: what they match, and where nothing is there to match."""
+"""Globs: what they match, and locations that do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Buckets as sources: what is listed, in which order, and under which names."""
+"""Buckets as sources: what is listed, in which order, and with which names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def source_of(location: str, limits: ImageSettings | None = None, **options: Any
 
 
 def filled(server: Any, *keys: str, **objects: bytes) -> str:
-    """Make a bucket with objects that hold their own key; nothing is in those that end in a slash."""
+    """Make a bucket with objects that contain their key; those that end in a slash are empty."""
     bucket: str = server.bucket()
     server.put(bucket, {key: b"" if key.endswith("/") else key.encode() for key in keys} | objects)
     return bucket
@@ -61,7 +61,7 @@ def refused_listing(location: str, **options: Any) -> str:
     return str(caught.value)
 
 
-# -- what is listed ------------------------------------------------------------------------------------------
+# -- listing ---------------------------------------------------------------------------------------------------
 
 
 def test_a_prefix_ends_at_a_slash(each_store: Any) -> None:
@@ -149,7 +149,7 @@ def test_dot_files_and_dot_folders_are_skipped(each_store: Any, all_files: bool)
     expected = (["in/f.jpg"], {"dot file": 3})
     assert keys_and_skipped(each_store, bucket, "in", all_files=all_files) == expected
     hidden = filled(each_store, ".hidden/a.jpg")
-    assert keys_below(each_store, hidden, ".hidden/") == [".hidden/a.jpg"]  # who names it wants it
+    assert keys_below(each_store, hidden, ".hidden/") == [".hidden/a.jpg"]  # named explicitly
 
 
 @pytest.mark.parametrize("store", ["fast_s3", "google", "azure"])
@@ -210,7 +210,7 @@ def test_a_feature_set_in_the_root_of_the_bucket(fast_s3: FastS3) -> None:
     assert keys_and_skipped(fast_s3, bucket, all_files=True) == (["pics/a.jpg"], {"feature set": 1})
 
 
-# -- going on ------------------------------------------------------------------------------------------------
+# -- continued listings ----------------------------------------------------------------------------------------
 
 
 def test_a_long_listing_makes_concurrent_requests(listing: Listing) -> None:
@@ -236,7 +236,7 @@ def test_a_continued_listing_requests_only_what_is_left(listing: Listing) -> Non
         assert listing.operations()["ListObjectsV2"] == -(-(4_999 - n_before) // 1000)
     listing.forget()
     assert list(itertools.islice(source.list(), 10)) == refs[:10]
-    assert listing.operations()["ListObjectsV2"] <= 2  # pages are asked for as they are needed
+    assert listing.operations()["ListObjectsV2"] <= 2  # pages are requested as needed
 
 
 def test_a_listing_continues_after_keys_of_any_kind(fast_s3: FastS3) -> None:

@@ -1,4 +1,4 @@
-"""Buckets as sources: what is read of them, and what refusals become."""
+"""Buckets as sources: reading, and refusals."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_an_object_that_is_too_large_is_not_read(fast_s3: FastS3) -> None:
     source, ref = one_ref(fast_s3, ImageSettings(max_bytes=100), data=bytes(10_000_000))
     fast_s3.forget()
     assert failure(source, ref) == "too many bytes: 10000000, above the limit of 100 (--max-bytes)"
-    with pytest.raises(ImageError, match="too many bytes: 10000000"):  # as a list does, that knows no size
+    with pytest.raises(ImageError, match="too many bytes: 10000000"):  # an entry of a list has no size
         read_object(Address.parse(ref.uri), anonymous=False, limits=ImageSettings(max_bytes=100))
     assert fast_s3.bytes_sent() < 20_000_000
 
@@ -152,7 +152,7 @@ def test_a_bucket_that_disappears_stops_the_run(fast_s3: FastS3) -> None:
 
 def test_a_denied_entry_of_a_list_is_one_failure(fast_s3: FastS3) -> None:
     bucket = filled(fast_s3, "a.jpg")
-    fast_s3.refuse("AccessDenied")  # who may get single objects need not be allowed to list
+    fast_s3.refuse("AccessDenied")  # the right to read objects does not include the right to list
     with pytest.raises(ImageError, match="no permission"):
         read_object(Address.parse(f"s3://{bucket}/a.jpg"), anonymous=False, limits=ImageSettings())
 
@@ -165,7 +165,7 @@ def test_transient_faults_are_retried(fast_s3: FastS3, faulty: Faulty, kind: str
     source = source_of(f"s3://{bucket}/in/", ImageSettings(timeout_seconds=6.0))
     refs = list(source.list())
     proxy = faulty(fast_s3, rate=0.3, seed=5, kinds=(kind,), stall_seconds=3.0, most_in_a_row=2)
-    for _ in range(10):  # the bucket's name is another one each time, and with it the requests that fail
+    for _ in range(10):  # each bucket has another name, so other requests fail
         for ref, key in zip(refs, keys, strict=True):
             assert source.read(ref) == key.encode() * 1000
         if proxy.n_faults() >= 1:

@@ -1,4 +1,4 @@
-"""A listing by many requests at once gives what one after the other gives, and is bounded."""
+"""A listing by concurrent requests equals a sequential one, and its memory is limited."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ALONE = ranges.PAGES_ALONE * PAGE
 
 
 class Store:
-    """Lists keys page by page, each of which takes a while; counts."""
+    """List keys page by page, slowly, and count."""
 
     def __init__(self, keys: list[str], seconds: float = 0.0, fails_at: str = "\U0010ffff") -> None:
         self.keys, self.seconds, self.fails_at = sorted(keys), seconds, fails_at
@@ -82,7 +82,7 @@ def hashes(n: int) -> list[str]:
 
 
 def odd(n: int) -> list[str]:
-    """Short keys of all kinds of characters, many of which are the beginning of others."""
+    """Short keys of various characters, many of which are prefixes of others."""
     draw = random.Random(7)
     characters = " !+-.0159AZ_az~é\u4e2d\ue000\U0001f34e"
     found = (f"in/{''.join(draw.choices(characters, k=draw.randint(1, 6)))}" for _ in itertools.count())
@@ -110,7 +110,7 @@ def test_pages_are_listed_concurrently_with_few_more_requests(make: type) -> Non
     seconds, n_least = time.monotonic() - begun, len(keys) / PAGE
     assert store.n_pages < 2 * n_least + 30
     assert 8 <= store.most_now <= ranges.STREAMS
-    assert seconds < store.n_pages * 0.01 / 2  # one after the other takes twice as long at least
+    assert seconds < store.n_pages * 0.01 / 2  # sequential requests take at least twice as long
 
 
 def test_a_short_listing_makes_no_extra_requests() -> None:
@@ -146,10 +146,10 @@ def test_the_objects_that_wait_are_limited(monkeypatch: pytest.MonkeyPatch) -> N
         n_taken += 1
         if listings and n_taken % PAGE == 0:
             if n_taken % 2_000 == 0:
-                time.sleep(0.01)  # they run ahead
+                time.sleep(0.01)  # the requests run ahead
             most = max(most, sum(one.n_waiting for one in list(listings[0]._ranges)))
     assert n_taken == 2_000 * PAGE
-    assert 10 * PAGE <= most <= (20 + ranges.STREAMS) * PAGE  # of each request that is under way a page may come
+    assert 10 * PAGE <= most <= (20 + ranges.STREAMS) * PAGE  # each request in flight may add a page
 
 
 def test_stopping_early_stops_the_requests() -> None:

@@ -1,4 +1,4 @@
-"""Lists of uris: what stands in them, in which order it comes, and what is nobody's business."""
+"""Lists of uris: formats, order, locations, and repetitions."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_no_such_list(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "There is no source 'list.txt': no such file or folder."
 
 
-# -- where entries lead --------------------------------------------------------------------------------------
+# -- locations -------------------------------------------------------------------------------------------------
 
 
 def test_paths_start_from_the_folder_of_the_list(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_urls_have_no_size_or_version(tmp_path: Path) -> None:
     assert one.stat(ref._replace(problem="read: gone")) == ref
 
 
-# -- what is taken -------------------------------------------------------------------------------------------
+# -- patterns --------------------------------------------------------------------------------------------------
 
 
 def test_names_without_a_suffix_are_listed(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_include_and_exclude_match_the_path(tmp_path: Path) -> None:
     assert one.skipped == {"not included": 1}
 
 
-# -- twice ---------------------------------------------------------------------------------------------------
+# -- repetitions -----------------------------------------------------------------------------------------------
 
 
 def test_a_repeated_uri_is_refused_before_anything_is_listed(tmp_path: Path) -> None:
@@ -425,7 +425,7 @@ LONG_LIST = """
 import sys
 from featurepress.specs import SourceSpec
 from featurepress.sources.lists.uris import UriSource
-def peak_bytes():  # of ru_maxrss the process that started this one is a part
+def peak_bytes():  # ru_maxrss would include the parent process
     return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 source = UriSource(SourceSpec("uris", sys.argv[1], "/", {}))
 source.run_rows = 20_000

@@ -1,4 +1,4 @@
-"""Lists with secrets in them, lists on the web, and lists in buckets."""
+"""Lists with secrets, lists on the web, and lists in buckets."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_list_is_read_once_for_its_secrets(tmp_path: Path) -> None:
     refs = list(source(tmp_path).list())
     opened = 0
     for ref in refs:
-        one = source(tmp_path)  # as every shard does
+        one = source(tmp_path)  # like every shard
         lists = one._lists
 
         def counted(lists: Callable[..., Any] = lists) -> Any:
@@ -138,7 +138,7 @@ def on_the_web(url: str, **options: Any) -> UriSource:
 
 
 def echo(request: Handler) -> None:
-    """Answer with the path, or with a list."""
+    """Respond with the path, or with a list."""
     lists = {
         "/lists/list.txt": b"a.jpg\n/b.jpg\n../c.jpg?x=1\nd?sig=SECRET\n\xc3\xa9.jpg",
         "/lists/list.csv": b"url,label\na.jpg,cat\n",
@@ -193,12 +193,12 @@ def test_a_list_that_cannot_be_fetched_is_refused() -> None:
 
 def test_lists_and_tables_in_a_bucket(fast_s3: FastS3, tmp_path: Path) -> None:
     bucket = fast_s3.bucket()
-    pictures = {"pics/a.jpg": b"a", "pics/sub/b.jpg": b"b", "c d.jpg": b"c", "é.jpg": b"e"}
+    images = {"pics/a.jpg": b"a", "pics/sub/b.jpg": b"b", "c d.jpg": b"c", "é.jpg": b"e"}
     lists = {
         "pics/list.txt": f"a.jpg\nsub/b.jpg\n../c d.jpg\n./a.jpg\n../../out.jpg\ns3://{bucket}/é.jpg\ngone.jpg",
         "pics/list.csv": f"path,label\nsub/b.jpg,cat\ns3://{bucket}/c d.jpg,dog\n",
     }
-    fast_s3.put(bucket, pictures | {key: text.encode() for key, text in lists.items()})
+    fast_s3.put(bucket, images | {key: text.encode() for key, text in lists.items()})
     one = UriSource(SourceSpec("uris", f"s3://{bucket}/pics/list.txt", "/"))
     refs = list(one.list())
     assert {ref.uri: ref.problem for ref in refs if ref.problem} == {

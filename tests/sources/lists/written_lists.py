@@ -1,4 +1,4 @@
-"""Lists for tests: written, listed, and refused."""
+"""Write lists for tests, and list them."""
 
 from __future__ import annotations
 

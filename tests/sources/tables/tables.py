@@ -1,4 +1,4 @@
-"""Tables for tests, written in every format."""
+"""Tables for tests, in every format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arrow's IPC formats as Arrow writes them: every type beside the images, dictionaries, and what is read."""
+"""Arrow's IPC formats as Arrow writes them: other columns of every type, dictionaries, and how much is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST = 10**9
 
 
 class Counted(io.BytesIO):
-    """A file that counts what is read from it."""
+    """A file that counts the bytes that are read from it."""
 
     n_bytes = 0
 
@@ -159,7 +159,7 @@ def test_a_compressed_buffer_is_read_forward_once() -> None:
     assert table.read(column, 0, MOST).data == images[0]
     assert file.n_bytes < 3 * 1024**2
     assert read_all(table, column, 500) == images
-    assert file.n_bytes < 12_000_000  # once for the first, which is behind now, and once for all
+    assert file.n_bytes < 12_000_000  # once for the first image, which needs a new start, and once for all
 
 
 def test_an_image_above_the_limit_is_not_read() -> None:
@@ -179,7 +179,7 @@ def test_a_row_that_no_longer_exists() -> None:
 
 
 def test_a_table_in_the_cache_of_hugging_face_is_read(tmp_path: Path) -> None:
-    """Their cache: streams of struct<bytes, path>, with numbers for labels whose meaning is in the metadata."""
+    """The cache has streams of struct<bytes, path>, with numbers as labels."""
     labels = pa.array([3, 1], pa.int64())
     table = pa.table({"image": hugging_face([(b"one", None), (b"two", None)]), "label": labels})
     table = table.replace_schema_metadata({"huggingface": '{"info": {"features": {}}}'})

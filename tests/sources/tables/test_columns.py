@@ -1,4 +1,4 @@
-"""Which columns of a table are taken, and what people are told where none can be."""
+"""Which columns of a table are used, and the errors if none fits."""
 
 from __future__ import annotations
 

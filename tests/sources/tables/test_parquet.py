@@ -105,7 +105,7 @@ def test_rows_after_damage_are_not_decoded_again() -> None:
 
 
 class Away(Written):
-    """A file whose disk or bucket goes away and comes back."""
+    """A file whose disk or bucket is unreachable for a while."""
 
     is_away = False
 

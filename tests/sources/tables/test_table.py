@@ -1,4 +1,4 @@
-"""Tables: rows in order, what may be an image, labels, and what is broken."""
+"""Tables: the order of rows, types of images, labels, and changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(base: Path, name: str, **columns: Any) -> None:
 
 
 def n_open_below(folder: Path) -> int:
-    """Return the number of files below a folder that this process has open."""
+    """Return the number of open files of this process below a folder."""
     return sum(file.path.startswith(f"{folder}/") for file in psutil.Process().open_files())
 
 
@@ -322,7 +322,7 @@ ONE_LARGE_ROW_GROUP = """
 import sys
 from featurepress.specs import SourceSpec
 from featurepress.sources.tables.table import TableSource
-def peak_bytes():  # of ru_maxrss the process that started this one is a part
+def peak_bytes():  # ru_maxrss would include the parent process
     return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 source = TableSource(SourceSpec("table", sys.argv[1], "/", {}))
 refs = list(source.list())
@@ -356,7 +356,7 @@ def test_a_row_group_is_never_in_memory_as_a_whole(tmp_path: Path, ending: str) 
     assert grown < 20_000_000, grown
 
 
-# -- what has changed ----------------------------------------------------------------------------------------
+# -- changes ---------------------------------------------------------------------------------------------------
 
 
 @every_format

@@ -1,4 +1,4 @@
-"""Tables that are none, broken, cut short, or full of nonsense."""
+"""Tables that are damaged, cut short, or in another format."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featurepress.sources.tables.table import TableSource
 from featurepress.specs import ImageRef, SourceSpec
 from tests.sources.tables.tables import ARROW, FORMATS, hugging_face, write_parquet, write_stream
 
-IMAGES = [b"picture %d" % i * 20 for i in range(10)]
+IMAGES = [b"image %d" % i * 20 for i in range(10)]
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
@@ -39,7 +39,7 @@ def damage(path: Path, at: int, with_bytes: bytes) -> None:
     path.write_bytes(data)
 
 
-# -- no tables -----------------------------------------------------------------------------------------------
+# -- other files -----------------------------------------------------------------------------------------------
 
 NO_TABLES = {
     b"": "it is empty",
@@ -104,7 +104,7 @@ def test_wrong_columns_of_the_first_table_are_refused(tmp_path: Path) -> None:
     )
 
 
-# -- broken within -------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_that_is_cut_short_is_listed_up_to_there(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_stream_without_an_end_mark_is_complete(tmp_path: Path) -> None:
 
 
 def reasons(one: TableSource, refs: list[ImageRef]) -> list[str | None]:
-    """Return what becomes of each image: None if it is read."""
+    """Return the problem of each image: None if it is read."""
     found: list[str | None] = []
     for ref in refs:
         try:
@@ -199,7 +199,9 @@ def test_a_struct_with_shorter_children_is_a_failure(tmp_path: Path) -> None:
         at = message.end
     assert message is not None
     nodes, _ = message.header._vector(1)
-    damage(tmp_path / "a.arrow", message.at + 8 + nodes + 16, (2).to_bytes(8, "little"))  # that of the bytes
+    damage(
+        tmp_path / "a.arrow", message.at + 8 + nodes + 16, (2).to_bytes(8, "little")
+    )  # the length of the child with the bytes
     one = source(tmp_path, "a.arrow")
     refs = list(one.list())
     assert [ref.problem for ref in refs] == ["damaged table: a struct has children of another length"] * 3
@@ -253,6 +255,6 @@ def test_a_big_endian_table_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "a.arrow").read_bytes()
     message = read_message(lambda at, n_bytes: data[at : at + n_bytes], 0, len(data))
     assert message is not None
-    # The header leaves out what is as usual: let the number point to another one, which is not 0.
+    # The header omits default values: let the field point to another number, which is not 0.
     damage(tmp_path / "a.arrow", 8 + message.header._slots + 4, b"\x04\0")
     assert "it was written on a big-endian machine" in refusal(tmp_path, "a.arrow")
