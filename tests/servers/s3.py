@@ -221,7 +221,7 @@ class InMemory(Control):
                 _put(connection, f"/{bucket}/{quote(key, safe='/', errors='surrogateescape')}", data)
 
     def load(self, bucket: str, folder: Path, prefix: str = "") -> int:
-        """Put all files below a folder, with their paths as keys, and return their number; make a missing bucket."""
+        """Put all files below a folder, with their paths as keys, and return their number."""
         return int(self.ask("load", bucket=bucket, folder=folder, prefix=prefix))
 
     def get(self, bucket: str, key: str) -> bytes:

@@ -254,7 +254,7 @@ def test_a_listing_continues_after_keys_of_any_kind(fast_s3: FastS3) -> None:
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "short", "long", "stall"])
 def test_an_interrupted_listing_continues(listing: Listing, faulty: Faulty, kind: str) -> None:
     listing.make(12_000)
-    proxy = faulty(listing, rate=0.4, seed=3, kinds=(kind,), stall_seconds=1.0)
+    proxy = faulty(listing, rate=0.4, seed=3, kinds=(kind,), stall_seconds=0.4)
     source = source_of(listing.url(listing.bucket(), "Test/"), ImageSettings(timeout_seconds=30.0))
     found = [ref.uri for ref in source.list()]
     assert proxy.n_faults() > 2

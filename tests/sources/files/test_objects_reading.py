@@ -162,9 +162,9 @@ def test_transient_faults_are_retried(fast_s3: FastS3, faulty: Faulty, kind: str
     keys = [f"in/{i:02d}.jpg" for i in range(12)]
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {key: key.encode() * 1000 for key in keys})
-    source = source_of(f"s3://{bucket}/in/", ImageSettings(timeout_seconds=6.0))
+    source = source_of(f"s3://{bucket}/in/", ImageSettings(timeout_seconds=4.0))
     refs = list(source.list())
-    proxy = faulty(fast_s3, rate=0.3, seed=5, kinds=(kind,), stall_seconds=3.0, most_in_a_row=2)
+    proxy = faulty(fast_s3, rate=0.3, seed=5, kinds=(kind,), stall_seconds=2.0, most_in_a_row=2)
     for _ in range(10):  # each bucket has another name, so other requests fail
         for ref, key in zip(refs, keys, strict=True):
             assert source.read(ref) == key.encode() * 1000
@@ -281,7 +281,7 @@ def test_an_endpoint_that_does_not_listen(
 ) -> None:
     use_environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
     with pytest.raises(StorageError, match=r"Cannot list 's3://b/in/': the connection is refused") as caught:
-        list(source_of("s3://b/in/", ImageSettings(timeout_seconds=1.0)).list())
+        list(source_of("s3://b/in/", ImageSettings(timeout_seconds=0.2)).list())
     assert "\n" not in str(caught.value)
 
 

@@ -19,7 +19,7 @@ from featurepress.sources.tables.table import TableSource
 from featurepress.specs import ImageRef, SourceSpec
 from tests.sources.tables.tables import ARROW, FORMATS, hugging_face, write_parquet, write_stream
 
-IMAGES = [b"image %d" % i * 20 for i in range(10)]
+IMAGES = [b"image # %d" % i * 20 for i in range(10)]
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
