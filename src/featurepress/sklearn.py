@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
 from featurepress.embedding.values import Embedder, Value, name_of
 from featurepress.errors import ModelError, RequestError, SettingError, SourceError
@@ -49,11 +49,11 @@ class FailedImage(NamedTuple):
     Attributes
     ----------
     row : int
-        Its row in X, from 0.
+        Row in X, from 0.
     image : str
-        Its uri with secrets masked, or its type.
+        The uri with secrets masked, or the type.
     reason : str
-        Why it has no features, in one line.
+        Why there are no features, in one line.
     """
 
     row: int
@@ -61,7 +61,7 @@ class FailedImage(NamedTuple):
     reason: str
 
 
-class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class ImageFeaturizer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turn images into the features of a pretrained model.
 
     `fit` learns nothing: it finds the model, and prepares it if needed. `transform` also works without `fit`.
@@ -209,20 +209,10 @@ class ImageFeaturizer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise SourceError(_failure_message(self.failures_, len(values)))
         return features
 
-    def get_feature_names_out(self, input_features: Any = None) -> Any:
-        """Return the names of the features: ``imagefeaturizer0``, ``imagefeaturizer1``, and so on.
-
-        Parameters
-        ----------
-        input_features
-            Not used.
-
-        Returns
-        -------
-        array (n_features,) of str objects
-        """
-        prefix = type(self).__name__.lower()
-        return np.asarray([f"{prefix}{i}" for i in range(self._backbone().n_features)], dtype=object)
+    @property
+    def _n_features_out(self) -> int:
+        """Number of features, for `get_feature_names_out`, which also works without `fit`."""
+        return self._backbone().n_features
 
     def close(self) -> None:
         """Stop the child processes; the next `transform` starts new ones."""
@@ -293,24 +283,11 @@ def _is_here(file: str) -> bool:
 
 
 class _Embedders:
-    """Several embedders, each fed by a thread; their processes start when needed.
-
-    Parameters
-    ----------
-    key : str
-        Identifies the backbone and settings.
-    embedders : sequence of Embedder
-        All for the same backbone.
-
-    Attributes
-    ----------
-    end : callable
-        Closes them; further calls do nothing.
-    """
+    """Several embedders of one backbone, each fed by a thread; their processes start when needed."""
 
     def __init__(self, key: str, embedders: Sequence[Embedder]) -> None:
-        self.key = key
-        self.end: Any = self.close
+        self.key = key  # identifies the backbone and settings
+        self.end: Any = self.close  # further calls do nothing
         self._embedders = embedders
         self._process = os.getpid()
         self._lock = threading.Lock()

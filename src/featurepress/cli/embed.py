@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import with_run_settings
+from featurepress.cli.options import AsJson, Out, with_run_settings
 from featurepress.progress import format_bytes
 
 if TYPE_CHECKING:
@@ -16,18 +16,16 @@ if TYPE_CHECKING:
 
 @with_run_settings()
 def embed(
+    options: dict[str, Any],
     sources: Annotated[
         list[str],
         typer.Argument(
             help="Folders, globs in quotes, files, buckets, archives, tables, lists of urls.", metavar="SOURCES..."
         ),
     ],
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
-    ] = "results{time}",
+    out: Out = "results{time}",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List and count only; write nothing.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    as_json: AsJson = False,
 ) -> None:
     """Embed images into a feature set.
 

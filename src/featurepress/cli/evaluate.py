@@ -8,13 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import with_settings
+from featurepress.cli.measurements import add_measured, hardest
+from featurepress.cli.options import AsJson, with_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import LabelSettings, SplitSettings, TrainingSettings
 
 
 @with_settings(LabelSettings, SplitSettings, TrainingSettings)
 def evaluate(
+    options: dict[str, Any],
     model: Annotated[str, typer.Argument(help="A trained model.", metavar="MODEL")],
     destination: Annotated[
         str,
@@ -28,14 +30,12 @@ def evaluate(
             "--report", help="Write an HTML page with all results, and a JSON file beside it.", metavar="FILE.html"
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    as_json: AsJson = False,
 ) -> None:
     """Measure a trained model: accuracy with and without near-duplicates, mistakes, calibration.
 
     Options of labels, split and memory default to those of the training.
     """
-    from featurepress.cli.measurements import add_measured, hardest
     from featurepress.learning import evaluation
 
     started = time.perf_counter()

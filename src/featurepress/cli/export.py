@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli import output
+from featurepress.cli.options import AsJson
 from featurepress.progress import format_bytes, format_seconds
 
 _SHOWN_FILES = 5
@@ -25,7 +26,7 @@ def export(
     parts: Annotated[
         str, typer.Option("--parts", help="Number of files, named as name-00000-of-00005.csv.", metavar="N")
     ] = "1",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write a feature set as one file, or as several, for other tools."""
     from featurepress.features import export as exports

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featurepress.cli.export import number
+from featurepress.cli.options import AsJson
 from featurepress.cli.output import console
 from featurepress.errors import SettingError
 from featurepress.settings import Constraint
@@ -36,7 +37,7 @@ def failures(
         typer.Option(help="Show only the first N; 0 shows all (default: 50 in a terminal, else all).", metavar="N"),
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV on stdout: uri,stage,reason.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print as a JSON array on stdout.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """List the images that could not be embedded, and why."""
     from featurepress.features.feature_set import open_features

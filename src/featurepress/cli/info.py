@@ -6,15 +6,15 @@ from typing import Annotated
 
 import typer
 
-from featurepress.cli import output
+from featurepress.cli import measurements, output
+from featurepress.cli.options import AsJson
 
 
 def info(
     destination: Annotated[str, typer.Argument(help="A feature set, or a trained model.", metavar="DEST")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe a feature set or a trained model: contents, origin, and the accuracy of a model."""
-    from featurepress.cli import measurements
     from featurepress.features.feature_set import open_features
     from featurepress.learning.model import is_model, open_model
 

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from featurepress.cli import output
-from featurepress.cli.options import with_settings
+import featurepress.models as fp_models
+from featurepress.cli import output, tables
+from featurepress.cli.options import AsJson, with_settings
 from featurepress.settings import Choices
 
 app = typer.Typer(help="List, download, add, verify and time models.", no_args_is_help=True)
@@ -18,15 +19,11 @@ Size = Annotated[int | None, typer.Option(help="Side of the input in pixels.", m
 Alpha = Annotated[float | None, typer.Option(help="Width of a MobileNet.")]
 Weights = Annotated[str | None, typer.Option(help="Weights of a Keras model: 'imagenet' (default), or a .h5 file.")]
 Pooling = Annotated[str, typer.Option(help="avg, flatten or max.")]
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON on stdout.")]
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(as_json: AsJson = False) -> None:
     """List all models: bundled, your own, and those of Keras Applications."""
-    import featurepress.models as fp_models
-    from featurepress.cli import tables
-
     found = fp_models.list()
     if as_json:
         output.print_json({"models": [asdict(model) for model in found]})
@@ -43,12 +40,9 @@ def show(
     size: Size = None,
     alpha: Alpha = None,
     weights: Weights = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Describe a model."""
-    import featurepress.models as fp_models
-    from featurepress.cli import tables
-
     if outputs:
         tensors = fp_models.outputs(model)
         return output.print_json({"outputs": tensors}) if as_json else tables.print_outputs(tensors)
@@ -63,12 +57,9 @@ def pull(
     alpha: Alpha = None,
     weights: Weights = None,
     pooling: Pooling = "avg",
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Download a model, check it, convert it, and store it."""
-    import featurepress.models as fp_models
-    from featurepress.cli import tables
-
     card = fp_models.pull(model, size=size, alpha=alpha, weights=weights, pooling=pooling)
     tables.print_ready(card)
     if as_json:
@@ -78,15 +69,12 @@ def pull(
 @app.command()
 @with_settings(Choices)
 def add(
+    options: dict[str, Any],
     file: Annotated[str, typer.Argument(help=".keras, .onnx, .tflite, .xml or SavedModel.", metavar="FILE")],
     name: Annotated[str, typer.Option(help="Name for --model.", show_default=False)],
-    as_json: Json = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    as_json: AsJson = False,
 ) -> None:
     """Check and convert your own model file, and store it under a name for embed."""
-    import featurepress.models as fp_models
-    from featurepress.cli import tables
-
     card = fp_models.add(file, name, **options)
     tables.print_ready(card)
     if as_json:
@@ -102,12 +90,9 @@ def verify(
     size: Size = None,
     alpha: Alpha = None,
     weights: Weights = None,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a model's features with those of its original library, and store a parity certificate."""
-    import featurepress.models as fp_models
-    from featurepress.cli import tables
-
     certificate = fp_models.verify(
         model, images, pooling=pooling, limit=limit, size=size, alpha=alpha, weights=weights
     )
@@ -129,12 +114,9 @@ def bench(
         bool,
         typer.Option("--random", help="Use random weights for models that are not stored; nothing is downloaded."),
     ] = False,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure the images per second that models embed on this machine."""
-    import featurepress.models as fp_models
-    from featurepress.cli import tables
-
     speeds = fp_models.bench(models or [], images=images, size=size, random=random)
     if as_json:
         output.print_json({"speeds": [asdict(speed) for speed in speeds]})

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from featurepress.engines import Engine
 
 Command = Callable[..., Any]
+Out = Annotated[str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 _EXPONENTS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _PANELS: dict[type[Stage], str] = {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import with_run_settings
+from featurepress.cli.options import AsJson, Out, with_run_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import PredictionSettings, PredictOptions
 
@@ -20,6 +20,7 @@ _MOST_FREQUENT = 10
 
 @with_run_settings(PredictOptions.__optional_keys__, PredictionSettings)
 def predict(
+    options: dict[str, Any],
     model: Annotated[str, typer.Argument(help="A model that featurepress train has written.", metavar="MODEL")],
     sources: Annotated[
         list[str],
@@ -28,11 +29,8 @@ def predict(
             metavar="SOURCES...",
         ),
     ],
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
-    ] = "predictions{time}",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    out: Out = "predictions{time}",
+    as_json: AsJson = False,
 ) -> None:
     """Predict the labels of images, or of a feature set, with a trained model.
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import with_settings
+from featurepress.cli.options import AsJson, Out, with_settings
 from featurepress.progress import format_bytes, format_seconds
 from featurepress.settings import ReductionSettings
 
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 @with_settings(ReductionSettings, engine=True)
 def reduce(
+    options: dict[str, Any],
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="The destination; {time} in it becomes the date and time.")
-    ] = "reduced{time}",
+    out: Out = "reduced{time}",
     using: Annotated[
         str | None,
         typer.Option(
@@ -40,8 +39,7 @@ def reduce(
             metavar="FILE.html",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    as_json: AsJson = False,
 ) -> None:
     """Reduce a feature set to fewer numbers per image (principal component analysis)."""
     from featurepress.features.feature_set import open_features

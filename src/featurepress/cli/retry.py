@@ -7,15 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import with_run_settings
+from featurepress.cli.options import AsJson, with_run_settings
 from featurepress.settings import RetryOptions
 
 
 @with_run_settings(RetryOptions.__optional_keys__)
 def retry(
+    options: dict[str, Any],
     destination: Annotated[str, typer.Argument(help="A complete feature set.", metavar="DEST")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    as_json: AsJson = False,
 ) -> None:
     """Embed only the images that failed, once more."""
     from featurepress.runs import verbs

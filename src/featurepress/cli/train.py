@@ -9,22 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import with_settings
+from featurepress.cli.measurements import model_json, model_lines
+from featurepress.cli.options import AsJson, Out, with_settings
 from featurepress.progress import format_seconds
 from featurepress.settings import ClassifierSettings, LabelSettings, SplitSettings, TrainingSettings
 
 
 @with_settings(LabelSettings, ClassifierSettings, SplitSettings, TrainingSettings)
 def train(
+    options: dict[str, Any],
     destination: Annotated[str, typer.Argument(help="A feature set with labels.", metavar="FEATURES")],
-    out: Annotated[
-        str, typer.Option("--out", "-o", help="A new folder for the model; {time} becomes the date and time.")
-    ] = "model{time}",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-    options: dict[str, Any] = {},  # noqa: B006 - never changed
+    out: Out = "model{time}",
+    as_json: AsJson = False,
 ) -> None:
     """Train a classifier on a feature set, and measure its accuracy with and without near-duplicates."""
-    from featurepress.cli.measurements import model_json, model_lines
     from featurepress.learning import training
 
     started = time.perf_counter()
@@ -33,7 +31,7 @@ def train(
     lines.add("time", format_seconds(seconds))
     lines.print(output.console())
     typer.echo(
-        f"next: featurepress predict {shlex.quote(model.location)} PICTURES --out predictions/, or "
+        f"next: featurepress predict {shlex.quote(model.location)} IMAGES --out predictions/, or "
         f"featurepress evaluate {shlex.quote(model.location)} FEATURES --report report.html",
         err=True,
     )
