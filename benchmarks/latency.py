@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.speed import SHARED, copy_images
 from featurepress.models.catalog import find_card
 from featurepress.runs.verbs import run_plan
-from featurepress.testing import DelayedStorage, PlanMaker, delayed_source
+from featurepress.testing import DelayedStorage, delayed_source, draft_plan
 
 DELAY_SECONDS = 0.02
 
@@ -44,7 +44,7 @@ def images_per_second(images: Path, out: Path, delay_seconds: float, precision: 
     """Embed with the embedded model: MobileNetV2 0.5 at 96."""
     storage = DelayedStorage(str(out), delay_seconds)
     source = delayed_source(str(images), delay_seconds=delay_seconds)
-    plan = PlanMaker(storage, find_card("embedded").backbone("avg"))(source, precision=precision)
+    plan = draft_plan(storage, source, backbone=find_card("embedded").backbone("avg"), precision=precision)
     return float(run_plan(plan).summary.images_per_second)
 
 

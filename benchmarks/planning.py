@@ -24,7 +24,7 @@ from featurepress.models.catalog import find_card
 from featurepress.runs.lister import NewListing
 from featurepress.specs import ImageRef, Receipt
 from featurepress.storage import FolderStorage
-from featurepress.testing import PlanMaker, memory_source
+from featurepress.testing import draft_plan, memory_source
 
 
 def main() -> None:
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("--remote", action="store_true", help="the layout for a bucket")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        maker = PlanMaker(FolderStorage(work), find_card("embedded").backbone("avg"))
-        plan = maker(memory_source({}), labels="parent")
+        backbone = find_card("embedded").backbone("avg")
+        plan = draft_plan(FolderStorage(work), memory_source({}), backbone=backbone, labels="parent")
         object.__setattr__(plan, "layout", Layout.of(None, "avg", remote=arguments.remote))
         ledger.create_plan(plan)
         started, n_shards, n_images = time.perf_counter(), 0, 0

@@ -30,7 +30,7 @@ from featurepress.settings import ListingSettings
 from featurepress.sources import describe
 from featurepress.specs import BackboneSpec, SourceSpec
 from featurepress.storage import FolderStorage, Storage
-from featurepress.testing import InlineEngine, PlanMaker, fake_backbone
+from featurepress.testing import InlineEngine, draft_plan
 
 Result = TypeVar("Result")
 
@@ -77,7 +77,7 @@ def draft(
     storage = FolderStorage(str(out)) if isinstance(out, Path) else out
     listing = ListingSettings(**{name: options[name] for name in ("all_files",) if name in options})
     specs = describe(list(sources), listing, destination=storage.location)
-    return PlanMaker(storage, backbone or fake_backbone())(*specs, **options)
+    return draft_plan(storage, *specs, backbone=backbone, **options)
 
 
 def embed(sources: Any, out: Any = DEFAULT_OUT, **options: Any) -> FeatureSet:

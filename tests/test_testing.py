@@ -26,8 +26,8 @@ from featurepress.testing import (
     FakeBackbone,
     InlineEngine,
     MemoryStorage,
-    PlanMaker,
     crashing_decode,
+    draft_plan,
     fake_backbone,
     memory_source,
 )
@@ -158,7 +158,7 @@ def test_a_memory_storage_survives_writers_that_close_their_file() -> None:
 
 
 def test_the_inline_engine_runs_here() -> None:
-    plan = PlanMaker(MemoryStorage())(memory_source({"a": b""}))
+    plan = draft_plan(MemoryStorage(), memory_source({"a": b""}))
     assert list(InlineEngine().run(tasks.worker_id, plan, [1, 2])) == [os.getpid()] * 2
 
 
@@ -175,13 +175,13 @@ def test_the_inline_engine_runs_here() -> None:
     ],
 )
 def test_plans_follow_the_options(options: dict[str, Any], check: Callable[[Any], bool]) -> None:
-    plan = PlanMaker(MemoryStorage())(memory_source({"a": b""}), **options)
+    plan = draft_plan(MemoryStorage(), memory_source({"a": b""}), **options)
     assert check(plan)
     assert ledger.create_plan(plan)
     assert ledger.read_plan(plan.storage) == plan
 
 
 def test_a_plan_for_nowhere_can_still_be_made() -> None:
-    plan = PlanMaker(FolderStorage("/nowhere/at/all"))(memory_source({"a": b""}))
+    plan = draft_plan(FolderStorage("/nowhere/at/all"), memory_source({"a": b""}))
     with pytest.raises(StorageError, match="the destination is gone"):
         ledger.create_plan(plan)

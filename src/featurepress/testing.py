@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
@@ -416,32 +416,19 @@ class InlineEngine:
 # -- plans ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class PlanMaker:
-    """Creates drafts of plans for `featurepress.runs.verbs.run_plan`, with the fake backbone by default.
-
-    Parameters
-    ----------
-    storage : Storage
-        The destination.
-    backbone : BackboneSpec
-        The model.
-    """
-
-    storage: Storage
-    backbone: BackboneSpec = field(default_factory=fake_backbone)
-
-    def __call__(self, *sources: SourceSpec, **options: Any) -> Plan:
-        """Return a draft for some sources and settings."""
-        settings = Settings.from_options(**options)
-        return new_plan(
-            self.storage,
-            sources=sources,
-            backbone=self.backbone,
-            precision="float32",
-            certificate={},
-            settings=settings,
-            layout=Layout.of(settings.output.images_per_part, self.backbone.pooling, remote=self.storage.is_remote),
-            field_names=field_names(settings.listing, sources),
-            library_version="test",
-        )
+def draft_plan(
+    storage: Storage, *sources: SourceSpec, backbone: BackboneSpec | None = None, **options: Any
+) -> Plan:
+    """Return a draft of a plan for `featurepress.runs.verbs.run_plan`, with the fake backbone by default."""
+    settings, backbone = Settings.from_options(**options), backbone or fake_backbone()
+    return new_plan(
+        storage,
+        sources=sources,
+        backbone=backbone,
+        precision="float32",
+        certificate={},
+        settings=settings,
+        layout=Layout.of(settings.output.images_per_part, backbone.pooling, remote=storage.is_remote),
+        field_names=field_names(settings.listing, sources),
+        library_version="test",
+    )

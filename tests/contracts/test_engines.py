@@ -17,7 +17,7 @@ from featurepress.engines.local import MAX_DEATHS
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import InlineEngine, PlanMaker, memory_source
+from featurepress.testing import InlineEngine, draft_plan, memory_source
 from tests.contracts import tasks
 
 # Workers beat or answer within a few seconds, even when the machine is busy with other tests.
@@ -58,7 +58,7 @@ def process_engine(request: pytest.FixtureRequest, nothing_left_running: None) -
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return PlanMaker(FolderStorage(str(tmp_path / "out")))(memory_source({"a": b"1"}))
+    return draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
 
 
 def test_every_shard_runs_once_and_returns_its_result(engine: Engine, plan: Plan, tmp_path: Path) -> None:

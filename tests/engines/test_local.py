@@ -13,13 +13,13 @@ from featurepress.engines import LocalEngine
 from featurepress.errors import SettingError, WorkerDeathError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import PlanMaker, memory_source
+from featurepress.testing import draft_plan, memory_source
 from tests.contracts import tasks
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    return PlanMaker(FolderStorage(str(tmp_path / "out")))(memory_source({"a": b"1"}))
+    return draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
 
 
 def test_workers_are_kept_from_run_to_run(plan: Plan) -> None:

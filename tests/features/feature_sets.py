@@ -21,7 +21,7 @@ from featurepress.ledger.names import part_name
 from featurepress.ledger.schemas import part_schema
 from featurepress.specs import BackboneSpec, PreprocessSpec
 from featurepress.storage import FolderStorage, Storage
-from featurepress.testing import PlanMaker, memory_source
+from featurepress.testing import draft_plan, memory_source
 
 FORMATS = ("npy", "npz", "csv", "parquet", "arrow")
 N_ROWS, PART = 23, 5
@@ -44,7 +44,7 @@ def made(
     storage.prepare()
     n_rows, n_features = X.shape
     spec = BackboneSpec("fake", "fake", "0" * 64, "grid", (1, 1, n_features), "avg", PreprocessSpec(8, 8))
-    plan = replace(PlanMaker(storage, spec)(memory_source({})), field_names=tuple(fields))
+    plan = replace(draft_plan(storage, memory_source({}), backbone=spec), field_names=tuple(fields))
     ledger.create_plan(plan)
     columns: dict[str, Any] = {"uri": uris or [f"{i:06d}.jpg" for i in range(n_rows)], **fields}
     columns |= {

@@ -27,7 +27,7 @@ from featurepress.models.catalog import EMBEDDED_V1
 from featurepress.process import Child, ChildDiedError
 from featurepress.specs import Failure, ImageRef, Receipt
 from featurepress.storage import FolderStorage
-from featurepress.testing import MemoryStorage, PlanMaker, memory_source
+from featurepress.testing import MemoryStorage, draft_plan, memory_source
 from tests.contracts import tasks
 
 
@@ -37,7 +37,7 @@ def plan() -> Plan:
 
 
 def small_plan(storage: Any, **options: Any) -> Plan:
-    draft = PlanMaker(storage)(memory_source({"a": b"1"}), **options)
+    draft = draft_plan(storage, memory_source({"a": b"1"}), **options)
     return replace(draft, layout=Layout((Tier(6, 2), Tier(9, 3))))
 
 
@@ -45,8 +45,9 @@ def small_plan(storage: Any, **options: Any) -> Plan:
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
-    maker = PlanMaker(FolderStorage(str(tmp_path)), EMBEDDED_V1.backbone("flatten"))
-    draft = maker(memory_source({"ä": b"1"}), labels="parent", pooling="flatten", limit=7)
+    backbone = EMBEDDED_V1.backbone("flatten")
+    options: dict[str, Any] = {"labels": "parent", "pooling": "flatten", "limit": 7}
+    draft = draft_plan(FolderStorage(str(tmp_path)), memory_source({"ä": b"1"}), backbone=backbone, **options)
     plan = replace(draft, precision="bfloat16", certificate={"asked": "auto", "min_cosine": 0.9991})
     assert ledger.read_plan(plan.storage) is None
     assert ledger.create_plan(plan)
@@ -80,8 +81,8 @@ def test_plan_json_is_for_people_too(plan: Plan) -> None:
 
 
 def test_differences_name_what_was_asked_otherwise(plan: Plan) -> None:
-    maker = PlanMaker(plan.storage)
-    other = maker(memory_source({"a": b"1"}), labels="parent", limit=3, workers=2, max_failures=0.5)
+    options: dict[str, Any] = {"labels": "parent", "limit": 3, "workers": 2, "max_failures": 0.5}
+    other = draft_plan(plan.storage, memory_source({"a": b"1"}), **options)
     assert plan.differences(other) == ["labels: 'auto', not 'parent'", "limit: None, not 3"]
     assert plan.differences(replace(plan, run_id="x", created="y", precision="bfloat16")) == []
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
 from featurepress import ledger
-from featurepress.engines import LocalEngine, Task
+from featurepress.engines import LocalEngine
 from featurepress.errors import SettingError, StoppedError
 from featurepress.ledger import Plan
-from featurepress.progress import Progress
+from featurepress.progress import Progress, ignore_progress
 from featurepress.runs.tasks import EmbedShard
 from featurepress.runs.verbs import run_plan
 from featurepress.settings import DRIVER_BYTES, MODEL_COPIES, WORKER_BYTES, available_cores
@@ -25,8 +25,6 @@ from featurepress.specs import Receipt
 from featurepress.storage import FolderStorage
 from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
 from tests.running import draft, draw, read_failures, read_json, read_rows
-
-Result = TypeVar("Result")
 
 
 @pytest.fixture(scope="module")
@@ -73,15 +71,9 @@ def test_progress_of_a_resumed_run_counts_what_was_done_before(tmp_path: Path, s
 
 
 class StutteringEngine(InlineEngine):
-    """Tells of an attempt at each shard that gets lost, and of the beginning of the next one."""
+    """Reports an attempt at each shard that is lost, and the beginning of the next one."""
 
-    def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
-    ) -> Generator[Result]:
+    def run(self, task: Any, plan: Plan, shards: Any, on_message: Any = ignore_progress) -> Generator[Any]:
         for shard in shards:
             if isinstance(task, EmbedShard):
                 on_message(("images", shard, 0, 1))
@@ -89,7 +81,7 @@ class StutteringEngine(InlineEngine):
             yield from super().run(task, plan, [shard], on_message)
 
 
-def test_progress_takes_back_what_a_lost_attempt_has_told(tmp_path: Path, source: Path) -> None:
+def test_progress_takes_back_what_a_lost_attempt_reported(tmp_path: Path, source: Path) -> None:
     seen: list[Progress] = []
     plan = draft(tmp_path / "out", source, images_per_part=4, max_failures=1.0)
     run_plan(plan, engine=StutteringEngine(), on_progress=lambda progress: seen.append(copy(progress)))
@@ -97,8 +89,8 @@ def test_progress_takes_back_what_a_lost_attempt_has_told(tmp_path: Path, source
     assert max(progress.embedded + progress.failed for progress in seen) == 33
 
 
-class Watched(MemoryStorage):
-    """Remembers what is deleted."""
+class Recording(MemoryStorage):
+    """Records what is deleted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +102,7 @@ class Watched(MemoryStorage):
 
 
 def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: Path) -> None:
-    storage = Watched()
+    storage = Recording()
     options: dict[str, Any] = {"images_per_part": 4, "max_failures": 1.0}
     run_plan(draft(storage, source, **options), engine=InlineEngine())
     for name in ("manifest.json", "receipts/part-00000001.json", "features/part-00000002.parquet"):
@@ -123,7 +115,7 @@ def test_a_resumed_run_deletes_nothing_of_what_another_may_have_written(source: 
 # -- workers -------------------------------------------------------------------------------------------------
 
 
-def test_there_are_as_many_workers_as_cores_unless_told_otherwise() -> None:
+def test_there_are_as_many_workers_as_cores_by_default() -> None:
     assert asking().n_workers == available_cores()
     assert asking(workers=7).n_workers == 7
 
@@ -142,7 +134,7 @@ def test_memory_limits_the_workers() -> None:
     assert workers(DRIVER_BYTES + 2 * WORKER_BYTES - 1) == 1
 
 
-def test_a_large_model_leaves_room_for_fewer_workers() -> None:
+def test_a_large_model_leaves_memory_for_fewer_workers() -> None:
     memory = DRIVER_BYTES + 7 * WORKER_BYTES
     plan = asking(workers=100, memory_bytes=memory)
     assert plan.n_workers == 7
@@ -161,18 +153,12 @@ def test_too_little_memory_is_refused_with_what_would_be_enough() -> None:
 
 
 class ForgetfulEngine(InlineEngine):
-    """Leaves one shard out, once."""
+    """Skips one shard, once."""
 
     def __init__(self) -> None:
         self.runs = 0
 
-    def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
-    ) -> Generator[Result]:
+    def run(self, task: Any, plan: Plan, shards: Any, on_message: Any = ignore_progress) -> Generator[Any]:
         self.runs += isinstance(task, EmbedShard)
         left_out = 2 if self.runs == 1 and isinstance(task, EmbedShard) else -1
         return super().run(task, plan, (shard for shard in shards if shard != left_out), on_message)
@@ -200,41 +186,38 @@ def test_a_source_that_goes_away_under_a_plan_is_a_stop_that_can_be_resumed(tmp_
     assert run_plan(plan, engine=InlineEngine()).summary.listed == 33
 
 
-class LossyPress(EmbedShard):
+@dataclass(frozen=True)
+class LossyTask(EmbedShard):
     """Loses images of shard 1, the first time or always."""
 
-    always = False
+    always: bool = False
 
     def __call__(self, plan: Plan, shard: int) -> Receipt:
         lost = Path(plan.storage.location) / "lost"
         if shard != 1 or (lost.exists() and not self.always):
-            return super().__call__(plan, shard)
+            return EmbedShard.__call__(self, plan, shard)
         lost.write_text("x")
-        receipt = super().__call__(plan, shard)
+        receipt = EmbedShard.__call__(self, plan, shard)
         path = Path(plan.storage.location) / "receipts" / "part-00000001.json"
         values = {**receipt.to_json(), "listed": receipt.listed + 1}
         path.write_text(json.dumps(values))
         return Receipt(**values)
 
 
-class AlwaysLossyPress(LossyPress):
-    always = True
-
-
 def test_a_shard_that_does_not_balance_is_embedded_again(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
-    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine(), task=LossyPress())
+    run_plan(draft(out, source, images_per_part=4, max_failures=1.0), engine=InlineEngine(), task=LossyTask())
     assert len(read_rows(out)) + len(read_failures(out)) == 33
     receipts = [read_json(path) for path in out.glob("receipts/*")]
-    assert all(one["listed"] == one["embedded"] + one["failed"] for one in receipts)
-    assert sum(one["listed"] for one in receipts) == 33
+    assert all(receipt["listed"] == receipt["embedded"] + receipt["failed"] for receipt in receipts)
+    assert sum(receipt["listed"] for receipt in receipts) == 33
 
 
 def test_a_run_whose_images_go_missing_is_never_called_complete(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     plan = draft(out, source, images_per_part=4, max_failures=1.0)
     with pytest.raises(StoppedError, match="does not balance"):
-        run_plan(plan, engine=InlineEngine(), task=AlwaysLossyPress())
+        run_plan(plan, engine=InlineEngine(), task=LossyTask(always=True))
     assert not (out / "manifest.json").exists()
 
 
@@ -271,7 +254,7 @@ def test_a_run_that_is_stopped_drops_its_shards_in_flight(tmp_path: Path, source
 
 
 def test_the_plan_of_another_driver_that_came_first_is_taken_over(tmp_path: Path, source: Path) -> None:
-    """Between our look at the destination and our plan, somebody wrote the same one: theirs stands."""
+    """It was created after we had looked at the destination."""
 
     class Overtaken(FolderStorage):
         def prepare(self) -> None:

@@ -17,17 +17,21 @@ from featurepress.images import decode
 from featurepress.ledger import References
 from featurepress.ledger.names import part_name
 from featurepress.testing import InlineEngine
-from tests.running import read_footers, read_json, read_rows, snapshot
-from tests.runs.worlds import World, killed_at, plan_of, watched
+from tests.running import read_json, read_rows, snapshot
+from tests.runs.worlds import (
+    World,
+    commit_late_revision,
+    killed_at,
+    plan_of,
+    shards_of,
+    watched,
+    written_by_update,
+)
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-def generations_of_parts(world: World) -> dict[int, int]:
-    return {footer["receipt"]["shard"]: footer["receipt"]["generation"] for footer in read_footers(world.out)}
 
 
 def change_more(world: World) -> None:
@@ -48,21 +52,12 @@ def change_more(world: World) -> None:
 def test_what_changes_again_between_the_kill_of_an_update_and_its_end_is_for_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    world, names = World(tmp_path), list[str]()
-    start = tmp_path / "start"
+    world = World(tmp_path)
     world.change()
-    shutil.copytree(world.out, start)
-    with watched(world.out, names.append, monkeypatch):
-        world.update()
-    files = {path: path.read_bytes() for path in world.source.rglob("*.jpg")}
+    names, restore = written_by_update(world, monkeypatch)
     assert len(names) > 10
     for stop_at in range(2, len(names)):
-        shutil.rmtree(world.out)
-        shutil.copytree(start, world.out)
-        for path in world.source.rglob("*.jpg"):
-            path.unlink()
-        for path, data in files.items():
-            path.write_bytes(data)
+        restore()
         written = list[str]()
 
         def stop(name: str, written: list[str] = written, stop_at: int = stop_at) -> None:
@@ -87,20 +82,11 @@ def test_what_changes_again_between_the_kill_of_an_update_and_its_end_is_for_the
 def test_another_driver_with_another_view_of_the_sources_at_any_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[World], object], images_per_part: int
 ) -> None:
-    world, names = World(tmp_path, images_per_part=images_per_part), list[str]()
-    start = tmp_path / "start"
+    world = World(tmp_path, images_per_part=images_per_part)
     world.change()
-    shutil.copytree(world.out, start)
-    with watched(world.out, names.append, monkeypatch):
-        world.update()
-    files = {path: path.read_bytes() for path in world.source.rglob("*.jpg")}
+    names, restore = written_by_update(world, monkeypatch)
     for other_at in range(2, len(names) + 1, 1 if images_per_part > 1 else 9):
-        shutil.rmtree(world.out)
-        shutil.copytree(start, world.out)
-        for path in world.source.rglob("*.jpg"):
-            path.unlink()
-        for path, data in files.items():
-            path.write_bytes(data)
+        restore()
         n_written = [0]
 
         def other(name: str, n_written: list[int] = n_written, other_at: int = other_at) -> None:
@@ -147,7 +133,7 @@ def test_a_worker_that_slept_does_not_replace_a_part_of_a_later_generation(world
     world.update()
     change_more(world)
     world.update()
-    shard = next(shard for shard, generation in generations_of_parts(world).items() if generation == 3)
+    shard = shards_of(world, 3)[0]
     assert (world.out / "plan" / "g2" / f"part-{shard:08d}.parquet").exists()
     before = snapshot(world.out)
     with pytest.raises(StoppedError, match=r"at generation 3, .* at generation 2"):
@@ -180,51 +166,35 @@ def test_a_worker_that_sleeps_while_it_embeds_does_not_either(
     with contextlib.suppress(StoppedError):
         embed_shard(plan_of(world, 2), shard, sleep)
     assert slept == [True]
-    assert generations_of_parts(world)[shard] >= 2
+    assert shard not in shards_of(world, 1)
     world.update()
     world.assert_up_to_date(tmp_path)
 
 
-def test_a_revision_that_came_too_late_is_embedded_before_anything_else(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "generation"), [("resume", 2), ("update", 3)])
+def test_a_revision_that_came_too_late_is_embedded_before_anything_else(
+    world: World, tmp_path: Path, verb: str, generation: int
+) -> None:
     """A second driver saw one more change, committed it, and died; the first one declared the set complete."""
     world.change()
     world.update()
-    plan = plan_of(world, 2)
-    shard = next(shard for shard, generation in generations_of_parts(world).items() if generation == 1)
-    refs = ledger.read_shard(plan_of(world, 1), shard)
-    Path(refs[0].uri).unlink()
-    late = References(refs[1:], [True] * (len(refs) - 1), 1)
-    ledger.commit_revision(plan, shard, late, len(refs))
-    assert ledger.unfinished_shards(plan.storage) == {2: {shard}}
-    world.resume()
-    assert ledger.unfinished_shards(plan.storage) == {}
-    world.assert_up_to_date(tmp_path)
-    Path(refs[1].uri).unlink()
-    late = References(refs[2:], [True] * (len(refs) - 2), 1)
-    world.update()
-    world.assert_up_to_date(tmp_path)
-
-
-def test_an_update_finishes_a_revision_that_came_too_late_and_goes_on(world: World, tmp_path: Path) -> None:
-    world.change()
-    world.update()
-    plan = plan_of(world, 2)
-    shard = next(shard for shard, generation in generations_of_parts(world).items() if generation == 1)
-    refs = ledger.read_shard(plan_of(world, 1), shard)
-    Path(refs[0].uri).unlink()
-    ledger.commit_revision(plan, shard, References(refs[1:], [True] * (len(refs) - 1), 1), len(refs))
-    change_more(world)
-    assert world.update().plan.generation == 3
+    storage, shard = plan_of(world, 2).storage, shards_of(world, 1)[0]
+    commit_late_revision(world, 2, shard).unlink()
+    assert ledger.unfinished_shards(storage) == {2: {shard}}
+    if verb == "update":
+        change_more(world)
+    assert getattr(world, verb)().plan.generation == generation
+    assert ledger.unfinished_shards(storage) == {}
     world.assert_up_to_date(tmp_path)
 
 
 def test_rows_are_carried_over_unread_only_from_the_part_that_was_compared(world: World, tmp_path: Path) -> None:
-    """Between the comparison and the embedding, the part became another one."""
+    """Between the comparison and the embedding, the part was replaced."""
     world.change()
     world.update()
-    shard = next(shard for shard, generation in generations_of_parts(world).items() if generation == 2)
+    shard = shards_of(world, 2)[0]
     refs = ledger.read_revision(plan_of(world, 2), shard).refs
-    wrong = References(refs, [True] * len(refs), 1)  # compared with generation 1, though 2 stands
+    wrong = References(refs, [True] * len(refs), 1)  # compared with generation 1, but 2 is current
     plan = ledger.next_plan(plan_of(world, 2), "update")
     ledger.create_plan(plan)
     ledger.commit_revision(plan, shard, wrong, len(refs))
@@ -239,13 +209,12 @@ def test_rows_are_carried_over_unread_only_from_the_part_that_was_compared(world
 @pytest.mark.parametrize("data", [b"", None], ids=["empty", "lost"])
 @pytest.mark.parametrize("verb", ["update", "resume", "retry"])
 @pytest.mark.parametrize("generation", [1, 2])
-def test_a_receipt_that_a_power_cut_took_is_made_again_from_its_part(
+def test_a_receipt_that_a_power_cut_has_destroyed_is_rebuilt_from_its_part(
     world: World, tmp_path: Path, generation: int, verb: str, data: bytes | None
 ) -> None:
     world.change()
     world.update()
-    shards = [shard for shard, g in generations_of_parts(world).items() if g == generation]
-    for shard in shards:
+    for shard in shards_of(world, generation):
         ending = "" if generation == 1 else f".g{generation}"
         receipt = world.out / "receipts" / f"part-{shard:08d}{ending}.json"
         assert receipt.stat().st_size

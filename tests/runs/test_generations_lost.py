@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,30 +13,24 @@ from featurepress import ledger
 from featurepress.embedding.shard import embed_shard
 from featurepress.errors import StorageError, TooManyFailuresError
 from featurepress.features.feature_set import FeatureSet
-from featurepress.ledger import References
 from featurepress.ledger.layout import Layout, Tier
 from featurepress.ledger.names import part_name
 from featurepress.runs.verbs import run_plan
 from featurepress.storage import Data, FolderStorage
 from featurepress.testing import InlineEngine
-from tests.running import draft, read_failures, read_footers, read_json, read_rows
-from tests.runs.worlds import WATCHERS, World, killed_at, plan_of, watched
+from tests.running import draft, read_failures, read_json, read_rows
+from tests.runs.worlds import WATCHERS, World, commit_late_revision, killed_at, plan_of, shards_of, watched
 
 VERBS = ["resume", "update", "retry"]
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Give a set of generation 2 with one failure."""
+    """Return a set of generation 2 with one failure."""
     world = World(tmp_path)
     world.pictures[0].write_bytes(b"no picture")
     world.update()
     return world
-
-
-def shards_of(world: World, generation: int) -> list[int]:
-    receipts = [footer["receipt"] for footer in read_footers(world.out)]
-    return [receipt["shard"] for receipt in receipts if receipt["generation"] == generation]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -101,14 +94,6 @@ def test_failures_are_retried_though_their_file_is_gone(world: World, tmp_path: 
 # -- drivers that wake ---------------------------------------------------------------------------------------
 
 
-def late_revision(world: World, generation: int, shard: int) -> Path:
-    """Commit a revision without the first image of a shard, which was gone for a moment."""
-    refs = ledger.read_shard(plan_of(world, 1), shard)
-    late = References(refs[1:], [True] * (len(refs) - 1), 1)
-    ledger.commit_revision(plan_of(world, generation), shard, late, len(refs))
-    return Path(refs[0].uri)
-
-
 @pytest.mark.parametrize("killed", ["plan/g3/listing.json", "manifest.json", None])
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_revision_that_comes_after_the_next_generation_has_begun_is_not_taken_up(
@@ -129,7 +114,7 @@ def test_a_revision_that_comes_after_the_next_generation_has_begun_is_not_taken_
 
         with watched(world.out, stop, monkeypatch), pytest.raises(StorageError, match="killed"):
             world.update()
-    late_revision(world, 2, shard)
+    commit_late_revision(world, 2, shard)
     assert getattr(world, verb)().is_complete
     world.assert_up_to_date(tmp_path)
     assert world.update().summary.changes == fp.Changes(0, 0, 0, 0)
@@ -149,7 +134,7 @@ def test_what_another_driver_does_while_the_sums_are_made_is_in_them(
         def replace(self, name: str, data: Data, version: str) -> bool:
             if name == "manifest.json" and b'"complete"' in bytes(data) and not others[0]:  # type: ignore[arg-type]
                 others[0] += 1
-                late_revision(world, 3, shards_of(world, 1)[-1]).unlink()
+                commit_late_revision(world, 3, shards_of(world, 1)[-1]).unlink()
                 assert world.resume().is_complete
             return super().replace(name, data, version)
 
@@ -226,7 +211,7 @@ def test_a_chunk_of_another_driver_never_makes_ours_too_large(
     world.assert_up_to_date(tmp_path)
 
 
-def test_a_storage_whose_versions_never_hold_still_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_storage_whose_versions_always_change_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     @dataclass(frozen=True)
     class Restless(FolderStorage):
         """A folder in which nothing has the version that was read."""
@@ -241,12 +226,9 @@ def test_a_storage_whose_versions_never_hold_still_is_told(tmp_path: Path, monke
         ledger.complete_manifest(plan, lambda: {"generation": 1})
 
 
-MENDS: list[Callable[[World], object]] = [World.resume, World.update, World.retry]
-
-
-@pytest.mark.parametrize("mend", MENDS)
-def test_what_an_earlier_generation_has_lost_is_made_again_while_a_later_one_is_under_way(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mend: Callable[[World], object]
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_an_earlier_generation_has_lost_is_embedded_again_during_a_later_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
     world.change()
     killed_at("plan/g3/listing.json", world, monkeypatch)
@@ -256,7 +238,7 @@ def test_what_an_earlier_generation_has_lost_is_made_again_while_a_later_one_is_
             if shard not in revised:
                 (world.out / "receipts" / f"part-{shard:08d}{ending}.json").unlink()
                 (world.out / part_name(shard)).unlink()
-    mend(world)
+    assert getattr(world, verb)().is_complete
     world.assert_up_to_date(tmp_path)
     with pytest.raises(fp.FeaturepressError, match="at generation 3"):
         embed_shard(plan_of(world, 2), min(ledger.revised_shards(plan_of(world, 2))))

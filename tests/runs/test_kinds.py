@@ -21,7 +21,7 @@ from featurepress.runs.verbs import run_plan
 from featurepress.settings import Settings
 from featurepress.sources import describe
 from featurepress.storage import FolderStorage
-from featurepress.testing import InlineEngine, PlanMaker
+from featurepress.testing import InlineEngine, draft_plan
 from tests.running import read_failures, read_rows
 
 Labelled = Mapping[str, tuple[bytes, str]]  # name -> picture, label
@@ -71,7 +71,7 @@ def images(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
 def embed(out: Path, *locations: Path, **options: Any) -> FeatureSet:
     settings = Settings.from_options(**options)
     specs = describe([str(one) for one in locations], settings.listing, destination=str(out))
-    return run_plan(PlanMaker(FolderStorage(str(out)))(*specs, **options), engine=InlineEngine())
+    return run_plan(draft_plan(FolderStorage(str(out)), *specs, **options), engine=InlineEngine())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,13 +19,13 @@ from featurepress.runs.lister import Lister, NewListing
 from featurepress.sources import Listing, describe
 from featurepress.specs import SourceSpec
 from featurepress.storage import FolderStorage, Storage
-from featurepress.testing import MemoryStorage, PlanMaker, memory_source
+from featurepress.testing import MemoryStorage, draft_plan, memory_source
 
 LAYOUT = Layout((Tier(4, 2), Tier(6, 3)))
 
 
-def make_plan(storage: Storage, *sources: SourceSpec, **options: object) -> Plan:
-    return replace(PlanMaker(storage)(*sources, **options), layout=LAYOUT)
+def make_plan(storage: Storage, *sources: SourceSpec, **options: Any) -> Plan:
+    return replace(draft_plan(storage, *sources, **options), layout=LAYOUT)
 
 
 def touch(folder: Path, *names: str) -> None:

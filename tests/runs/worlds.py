@@ -17,11 +17,11 @@ import featurepress as fp
 from featurepress import ledger
 from featurepress.errors import StorageError
 from featurepress.features.feature_set import FeatureSet
-from featurepress.ledger import Plan
+from featurepress.ledger import Plan, References
 from featurepress.runs.verbs import run_plan
 from featurepress.storage import FolderStorage
 from featurepress.testing import HookedStorage, InlineEngine
-from tests.running import draft, draw, leftovers, read_failures, read_json, read_rows
+from tests.running import draft, draw, leftovers, read_failures, read_footers, read_json, read_rows
 
 
 class World:
@@ -69,7 +69,7 @@ class World:
         assert leftovers(self.out) == []
 
     def parts(self) -> dict[str, set[str]]:
-        """Give the uris in each part."""
+        """Return the uris in each part."""
         return {
             path.name: set(pq.read_table(path, columns=["uri"])["uri"].to_pylist())
             for path in sorted(self.out.glob("features/*.parquet"))
@@ -97,6 +97,26 @@ def watched(out: Path, watcher: Callable[[str], None], monkeypatch: pytest.Monke
     monkeypatch.undo()
 
 
+def written_by_update(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], Callable[[], None]]:
+    """Update a world; return the names that were written, and a function that restores the set and the images."""
+    start = world.out.with_name("start")
+    shutil.copytree(world.out, start)
+    names = list[str]()
+    with watched(world.out, names.append, monkeypatch):
+        world.update()
+    images = {path: path.read_bytes() for path in world.source.rglob("*.jpg")}
+
+    def restore() -> None:
+        shutil.rmtree(world.out)
+        shutil.copytree(start, world.out)
+        for path in world.source.rglob("*.jpg"):
+            path.unlink()
+        for path, data in images.items():
+            path.write_bytes(data)
+
+    return names, restore
+
+
 def killed_at(prefix: str, world: World, monkeypatch: pytest.MonkeyPatch, verb: str = "update") -> None:
     """Run a command that is killed when it first writes something whose name begins so."""
 
@@ -108,8 +128,22 @@ def killed_at(prefix: str, world: World, monkeypatch: pytest.MonkeyPatch, verb: 
         getattr(world, verb)()
 
 
+def shards_of(world: World, generation: int) -> list[int]:
+    """Return the shards whose part was written by a generation."""
+    receipts = [footer["receipt"] for footer in read_footers(world.out)]
+    return [receipt["shard"] for receipt in receipts if receipt["generation"] == generation]
+
+
+def commit_late_revision(world: World, generation: int, shard: int) -> Path:
+    """Commit a revision without the first image of a shard, and return the path of that image."""
+    refs = ledger.read_shard(plan_of(world, 1), shard)
+    late = References(refs[1:], [True] * (len(refs) - 1), 1)
+    ledger.commit_revision(plan_of(world, generation), shard, late, len(refs))
+    return Path(refs[0].uri)
+
+
 def plan_of(world: World, generation: int) -> Plan:
-    """Give the plan of a generation of a world's set."""
+    """Return the plan of a generation of a world's set."""
     plan = ledger.read_generation(FolderStorage(str(world.out)), generation)
     assert plan is not None
     return plan

@@ -1,26 +1,7 @@
 """The plan, parts, receipts and manifest of a feature set: what is done, what remains, and whether it balances.
 
-Objects at the destination, in the order in which they appear:
-
-    plan/plan.json                  the plan, created only if absent
-    plan/chunk-00000000.parquet     the listing, one row group per shard, created only if absent
-    plan/listing.json               the listing is complete: number of chunks, images and skipped files
-    attempts/part-00000000-…        a worker embeds this shard; a mark that remains means that it died
-    features/part-00000000.parquet  the rows of a shard, with its account in the footer, created only if absent
-    failures/part-00000000.parquet  the failures of a shard, copied from the footer
-    receipts/part-00000000.json     the receipt of a shard, copied from the footer
-    manifest.json                   the feature set is complete
-
-A later generation g, an update or a retry, adds
-
-    plan/g2/before.json             the shards that generation 1 has revised; later revisions are ignored
-    plan/g2/plan.json               its plan, created only if absent; then the manifest says ``updating``
-    plan/g2/part-00000000.parquet   the new references of an older shard
-    plan/g2/chunk-00000000.parquet  the new images, in new shards
-    plan/g2/listing.json            the comparison is complete
-    receipts/part-00000000.g2.json  the receipt of a shard whose part was replaced or created
-
-The part is authoritative. Failures and receipts are copies, for people and for fast listing; they can be rebuilt.
+docs/reference/format.md lists the objects in the order in which they appear. The part of a shard is authoritative:
+its footer holds the failures and the receipt, whose own files are copies that can be rebuilt.
 """
 
 from featurepress.ledger.listing import Chunk as Chunk

@@ -1,17 +1,8 @@
-"""Read and write parts: one Parquet file a shard, created exactly once.
+"""Read and write parts: one Parquet file per shard, created only if absent, with the account in its footer.
 
-The life of a part:
-
-1. A worker opens the part of its shard with `PartFormat.open`. If it exists, there is nothing to embed.
-2. Otherwise the worker starts a new part with `PartFormat.create`, and adds rows with `add` as they are embedded.
-3. `commit` creates the part only if absent. Of several attempts, in any processes on any machines, one wins. The
-   others discard their rows.
-4. `commit` returns the account in the footer of the part that exists now, whoever wrote it. From it the worker
-   writes the failures and the receipt.
-5. `close` releases the memory and the temporary file, whether the part was committed or not.
-
-An update replaces a part: `add` carries over rows of the old part, and `commit` succeeds only if the old part still
-has the version that was opened.
+Of several attempts at a part, in any processes on any machines, one wins; `commit` returns the account of that
+one, from which the worker writes the failures and the receipt. An update replaces a part only if it still has the
+version from which rows were carried over.
 """
 
 from __future__ import annotations

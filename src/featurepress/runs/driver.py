@@ -1,12 +1,8 @@
 """One run of one plan, from any state of its destination to the manifest.
 
-Only the driver, the process that runs this, starts a run and declares it complete:
-
-1. list the first images and embed them (`Probe`): nothing is written before one of them succeeds;
-2. create plan.json; from here on the run can be resumed;
-3. list the rest in a thread, committing chunks, while the engine embeds the shards of those chunks;
-4. check that every listed image is a row or a failure;
-5. export, if requested, and write the manifest.
+Nothing is written before one of the first images has been embedded. Once plan.json exists, the run can be resumed:
+a thread commits chunks of the listing while the engine embeds their shards. The manifest is written last, after
+every listed image is a row or a failure.
 """
 
 from __future__ import annotations

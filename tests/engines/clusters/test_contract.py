@@ -14,7 +14,7 @@ from featurepress import ledger
 from featurepress.engines import Engine
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import PlanMaker, memory_source
+from featurepress.testing import draft_plan, memory_source
 from tests.contracts import tasks
 from tests.contracts.test_engines import (
     test_a_shard_that_comes_after_the_end_is_not_run,
@@ -68,7 +68,7 @@ def process_engine(engine: Engine, request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    plan = PlanMaker(FolderStorage(str(tmp_path / "out")))(memory_source({"a": b"1"}))
+    plan = draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
     plan.storage.prepare()
     ledger.create_plan(plan)
     return plan

@@ -16,13 +16,13 @@ from featurepress.engines import worker
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import PlanMaker, memory_source
+from featurepress.testing import draft_plan, memory_source
 from tests.contracts import tasks
 
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    plan = PlanMaker(FolderStorage(str(tmp_path / "out")))(memory_source({"a": b"1"}))
+    plan = draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
     plan.storage.prepare()
     ledger.create_plan(plan)
     return plan
