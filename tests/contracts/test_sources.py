@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.ipc
 import pytest
 
-from featurepress.errors import ImageError, SourceError
-from featurepress.sources import Source, describe, open_source
+from featurepress.errors import SourceError
+from featurepress.sources import describe, open_source
 from featurepress.specs import SourceSpec
 from featurepress.testing import memory_source
 from tests.servers.s3 import FastS3
+from tests.sources.listed import failure
 
 IMAGES = {
     f"pics/{name}": name.encode() * 7
@@ -215,13 +216,6 @@ def test_a_description_can_be_serialised(case: Case, way: str) -> None:
     refs = list(here.list())
     assert list(source.list()) == refs
     assert source.read(refs[0]) == case.images[refs[0].uri]
-
-
-def failure(source: Source, ref: object) -> str:
-    with pytest.raises(ImageError) as caught:
-        source.read(ref)  # type: ignore[arg-type]
-    assert caught.value.stage == "read"
-    return caught.value.reason
 
 
 def test_an_image_that_vanished_or_changed_is_a_failure(disk_case: Case) -> None:

@@ -30,27 +30,13 @@ class Refused(Exception):  # noqa: N818
 
 @dataclass(slots=True)
 class Stored:
-    """An object.
-
-    Parameters
-    ----------
-    data : bytes
-        Its content.
-    etag : str
-        Without quotes.
-    headers : dict of str to str
-        Sent with it: its type, what its owner noted, and of what version it is.
-    modified : float
-        Seconds since 1970.
-    version : int
-        Counts the writes of the server.
-    """
+    """An object."""
 
     data: bytes
-    etag: str
-    headers: dict[str, str]
-    modified: float
-    version: int
+    etag: str  # without quotes
+    headers: dict[str, str]  # sent with it: its type, metadata and version
+    modified: float  # seconds since 1970
+    version: int  # counts the writes of the server
 
 
 def give(request: Request, stored: Stored) -> Answer:

@@ -29,15 +29,9 @@ _VERSION = "2021-08-06"
 
 @dataclass(frozen=True)
 class Azure:
-    """The emulator, for tests.
+    """The emulator, for tests."""
 
-    Parameters
-    ----------
-    endpoint : str
-        Such as ``"http://127.0.0.1:10000"``.
-    """
-
-    endpoint: str
+    endpoint: str  # such as "http://127.0.0.1:10000"
 
     @property
     def environment(self) -> dict[str, str]:

@@ -37,25 +37,13 @@ class Rule:
 
 @dataclass(slots=True)
 class Seen:
-    """The requests that a server has received.
-
-    Parameters
-    ----------
-    methods, operations : collections.Counter
-        Requests by method, and by the name that AWS has for them.
-    asked : list of str
-        All of them in order, as ``GetObject bucket/key``.
-    bytes_sent : int
-        In bodies.
-    most_at_once : int
-        Most requests that waited for their answer together.
-    """
+    """The requests that a server has received."""
 
     methods: Counter[str] = field(default_factory=Counter)
-    operations: Counter[str] = field(default_factory=Counter)
-    asked: list[str] = field(default_factory=list)
-    bytes_sent: int = 0
-    most_at_once: int = 0
+    operations: Counter[str] = field(default_factory=Counter)  # by the names of AWS
+    asked: list[str] = field(default_factory=list)  # in order, as ``GetObject bucket/key``
+    bytes_sent: int = 0  # in bodies
+    most_at_once: int = 0  # that waited for their response
 
 
 class Server:

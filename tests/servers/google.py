@@ -53,15 +53,7 @@ class GoogleServer(ObjectServer):
 
 @dataclass(frozen=True)
 class _Accounts:
-    """A folder of service account files, which name a server.
-
-    Parameters
-    ----------
-    endpoint : str
-        Such as ``"http://127.0.0.1:9000"``.
-    accounts : Path
-        A folder.
-    """
+    """A folder of service account files, which name a server."""
 
     endpoint: str
     accounts: Path

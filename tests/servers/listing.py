@@ -27,13 +27,7 @@ _MODIFIED_SECONDS = 1_700_000_000
 
 
 class MadeUpKeys(Sequence[bytes]):
-    """Sorted keys that take no memory.
-
-    Parameters
-    ----------
-    n_keys : int
-        At most 10 million in each of the `FOLDERS`, which are filled one after the other.
-    """
+    """Sorted keys without memory: at most 10 million in each of the `FOLDERS`, which are filled in order."""
 
     def __init__(self, n_keys: int) -> None:
         self.n_keys = n_keys
@@ -56,15 +50,7 @@ class MadeUpKeys(Sequence[bytes]):
 
 
 class ListingServer(Server):
-    """List the keys, and return the image for each of them.
-
-    Parameters
-    ----------
-    count : int
-        How many keys there are.
-    image : bytes
-        A JPEG.
-    """
+    """List `count` keys, and return the image, a JPEG, for each of them."""
 
     def __init__(self, count: int, image: bytes) -> None:
         super().__init__()

@@ -44,36 +44,16 @@ _FRESH_SECONDS = 2.0  # a server closes connections that are idle for longer
 
 @dataclass(frozen=True)
 class Plan:
-    """Which requests fail, and how.
+    """Which requests fail, and how."""
 
-    Parameters
-    ----------
-    rate : float
-        Share of the requests that fail, 0 to 1; 0.05 by default.
-    seed : int
-        Decides which.
-    kinds : tuple of str
-        Some of `KINDS`; all by default.
-    when : tuple of str
-        Of writes: ``"before"``, ``"after"``, or both, the default.
-    methods : str
-        Only these, with spaces between them; all by default.
-    paths : str
-        Only where this pattern is found in path and query, as they are sent; all by default.
-    most_in_a_row : int
-        How often method and path may fail in a row, 3 by default.
-    stall_seconds : float
-        How long a stalled request waits, 2 by default.
-    """
-
-    rate: float = 0.05
-    seed: int = 0
+    rate: float = 0.05  # share of the requests that fail
+    seed: int = 0  # decides which of them
     kinds: tuple[str, ...] = KINDS
-    when: tuple[str, ...] = ("before", "after")
-    methods: str = ""
-    paths: str = ""
-    most_in_a_row: int = 3
-    stall_seconds: float = 2.0
+    when: tuple[str, ...] = ("before", "after")  # for writes
+    methods: str = ""  # only these, separated by spaces; "" for all
+    paths: str = ""  # a pattern that is searched in path and query; "" for all
+    most_in_a_row: int = 3  # failures of the same method and path
+    stall_seconds: float = 2.0  # the wait of a stalled request
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,17 +270,7 @@ class Proxied(Protocol):
 
 @dataclass(frozen=True)
 class Proxy(Control):
-    """A proxy in front of a server.
-
-    Parameters
-    ----------
-    endpoint : str
-        Where it listens.
-    server : Proxied
-        What it is in front of.
-    planned : Plan
-        Which requests fail.
-    """
+    """A proxy in front of a server, and the plan of its faults."""
 
     _place: ClassVar[str] = "/-proxy-/"
     server: Proxied

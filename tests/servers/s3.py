@@ -28,16 +28,10 @@ def new_name() -> str:
 
 @dataclass(frozen=True)
 class Control:
-    """The part of a server's address that only tests use, below ``/-/``.
-
-    Parameters
-    ----------
-    endpoint : str
-        Such as ``"http://127.0.0.1:9000"``.
-    """
+    """The part of a server's address that only tests use, below ``/-/``."""
 
     _place: ClassVar[str] = "/-/"
-    endpoint: str
+    endpoint: str  # such as "http://127.0.0.1:9000"
 
     def ask(self, command: str, **given: object) -> Any:
         """Send a command; fail if the server refuses it."""
@@ -74,22 +68,11 @@ class Control:
     def refuse(
         self, code: str, status: int = 403, *, keys: str = "", methods: str = "", after: int = 0, times: int = -1
     ) -> None:
-        """Answer with an error.
+        """Answer with an error, such as ``AccessDenied``, ``ExpiredToken`` or ``InvalidAccessKeyId``.
 
-        Parameters
-        ----------
-        code : str
-            Such as ``AccessDenied``, ``ExpiredToken`` or ``InvalidAccessKeyId``.
-        status : int
-            Of HTTP.
-        keys : str
-            Only where this pattern is found in ``bucket/key``; a listing has the key "". All by default.
-        methods : str
-            Only these, with spaces between them, such as ``"PUT POST"``. All by default.
-        after : int
-            So many of those requests pass first.
-        times : int
-            How often; -1, the default, for ever.
+        `keys` is a pattern that is searched in ``bucket/key`` (a listing has the key ""), `methods` are separated
+        by spaces; by default, all requests match. `after` of them pass first, then `times` are refused (-1 for
+        all).
         """
         self.ask("refuse", code=code, status=status, keys=keys, methods=methods, after=after, times=times)
 
@@ -126,13 +109,7 @@ class Control:
 
 @dataclass(frozen=True)
 class S3:
-    """A server of S3.
-
-    Parameters
-    ----------
-    endpoint : str
-        Such as ``"http://127.0.0.1:9000"``.
-    """
+    """A server of S3."""
 
     endpoint: str
 

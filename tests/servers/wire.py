@@ -21,27 +21,13 @@ _LONG_BODY_BYTES = 65536  # a longer body is sent separately, without a copy
 
 @dataclass(slots=True)
 class Request:
-    """A request of a client.
+    """A request of a client."""
 
-    Parameters
-    ----------
-    method : str
-        In capitals.
-    target : str
-        Path and query as they were sent, percent-encoded.
-    headers : dict of str to str
-        By name in lower case.
-    body : bytes
-        All of it.
-    head : bytes
-        Request line and headers as they were sent, with the empty line.
-    """
-
-    method: str
-    target: str
-    headers: dict[str, str]
+    method: str  # in capitals
+    target: str  # path and query as they were sent, percent-encoded
+    headers: dict[str, str]  # by name in lower case
     body: bytes
-    head: bytes
+    head: bytes  # request line and headers as they were sent, with the empty line
 
     @property
     def path(self) -> bytes:
@@ -78,10 +64,7 @@ class Answer:
 class Connection(asyncio.Protocol):
     """A client's connection: its requests are answered in order.
 
-    Parameters
-    ----------
-    app : callable
-        Gets each request together with this connection, and sooner or later calls `send` or `end` once.
+    `app` gets each request together with this connection, and sooner or later calls `send` or `end` once.
     """
 
     def __init__(self, app: Callable[[Request, Connection], None]) -> None:

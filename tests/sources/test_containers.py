@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -100,15 +101,22 @@ def test_threads_open_a_reader_once() -> None:
     assert len(readers) == 1
 
 
-def test_a_forked_process_opens_its_own_readers() -> None:
-    readers: list[FakeReader] = []
-    kept: OpenReaders[FakeReader] = OpenReaders(most=2, most_bytes=0)
+FORKED = """
+import os
+from featurepress.sources.containers import OpenReaders
+from tests.sources.test_containers import FakeReader, opener
+readers = []
+kept = OpenReaders(most=2, most_bytes=0)
+def use():
     with kept.using("a", opener(readers)):
-        pass
-    child = os.fork()
-    if child == 0:
-        with kept.using("a", opener(readers)):
-            pass
-        os._exit(len(readers))
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
-    assert len(readers) == 1
+        return len(readers)
+assert use() == use() == 1
+child = os.fork()
+if child == 0:
+    os._exit(use())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+"""
+
+
+def test_a_forked_process_opens_its_own_readers() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True, timeout=60)

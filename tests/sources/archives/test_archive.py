@@ -10,10 +10,10 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from featurepress.errors import ImageError, SourceError
+from featurepress.errors import SourceError
 from featurepress.runs.verbs import run_plan
 from featurepress.sources import open_source
-from featurepress.sources.archives.archive import ArchiveSource, _UniqueNames
+from featurepress.sources.archives.archive import ArchiveSource
 from featurepress.sources.base import IN_SEQUENCE, ON_DISK
 from featurepress.specs import ImageRef, SourceSpec
 from featurepress.testing import InlineEngine
@@ -47,13 +47,6 @@ def labels(base: Path, *contents: Contents, location: str = "a.tar", **options: 
     pack(base / location, *contents)
     refs, _ = listed(base, location, brings_label=True, **options)
     return [ref.fields[0] for ref in refs]
-
-
-def failure(one: ArchiveSource, ref: ImageRef) -> str:
-    with pytest.raises(ImageError) as caught:
-        one.read(ref)
-    assert caught.value.stage == "read"
-    return caught.value.reason
 
 
 # -- order, names and keys -----------------------------------------------------------------------------------
@@ -118,13 +111,6 @@ def test_repeated_names_are_numbered(tmp_path: Path) -> None:
     assert [one.read(ref) for ref in refs] == [b"0", b"1", b"2", b"3", b"4", b"5"]
     for i, ref in enumerate(refs):
         assert list(source(tmp_path, all_files=True).list(ref.order)) == refs[i + 1 :]
-
-
-def test_a_repeated_name_is_found_among_many() -> None:
-    known = _UniqueNames()
-    names = [b"%d.jpg" % i for i in range(30_000)]
-    assert [known.add(name) for name in names] == names
-    assert known.add(b"7.jpg") == b"7.jpg#2"
 
 
 # -- skipped members -------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ from featurepress.sources.archives.archive import ArchiveSource
 from featurepress.sources.archives.byte_readers import WINDOW_BYTES
 from featurepress.sources.base import ON_DISK
 from featurepress.specs import ImageRef, SourceSpec
-from tests.sources.archives.test_archive import Contents, Reads, failure, names, pack, source
+from tests.sources.archives.test_archive import Contents, Reads, names, pack, source
 from tests.sources.archives.test_byte_readers import Requests
 from tests.sources.archives.test_tar import info, packed
+from tests.sources.listed import failure
 
 # -- damage --------------------------------------------------------------------------------------------------
 

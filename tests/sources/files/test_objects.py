@@ -7,16 +7,17 @@ from typing import Any
 
 import pytest
 
-from featurepress.errors import ImageError, SourceError
+from featurepress.errors import SourceError
 from featurepress.settings import ImageSettings
 from featurepress.sources import open_source
 from featurepress.sources.files.objects import ObjectSource
-from featurepress.specs import ImageRef, SourceSpec
+from featurepress.specs import SourceSpec
 from tests.servers.azurite import Azure
 from tests.servers.fixtures import Faulty
 from tests.servers.google import Google, GoogleByMoto
 from tests.servers.listing import Listing, MadeUpKeys
 from tests.servers.s3 import FastS3
+from tests.sources.listed import failure
 
 UNLISTED = "cannot list the folder: it contains a key that this store's library cannot address"
 PLAN = {"plan/plan.json": b'{"featurepress": 1}', "plan/chunk-00000000.parquet": b"", "manifest.json": b"{}"}
@@ -44,13 +45,6 @@ def keys_and_skipped(server: Any, bucket: str, key: str = "", **options: Any) ->
     source = source_of(server.url(bucket, key), **options)
     keys = [ref.uri.removeprefix(server.url(bucket)) for ref in source.list()]
     return keys, dict(source.skipped)
-
-
-def failure(source: ObjectSource, ref: ImageRef) -> str:
-    with pytest.raises(ImageError) as caught:
-        source.read(ref)
-    assert caught.value.stage == "read"
-    return caught.value.reason
 
 
 def refused_listing(location: str, **options: Any) -> str:

@@ -22,13 +22,13 @@ from tests.servers.fixtures import Faulty
 from tests.servers.google import Google
 from tests.servers.s3 import S3, FastS3
 from tests.sources.files.test_objects import (
-    failure,
     filled,
     keys_and_skipped,
     keys_below,
     refused_listing,
     source_of,
 )
+from tests.sources.listed import failure
 
 # -- reading -------------------------------------------------------------------------------------------------
 

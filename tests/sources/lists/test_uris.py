@@ -18,7 +18,8 @@ from featurepress.sources import Listing
 from featurepress.sources.lists.entries import Columns, read_entries
 from featurepress.sources.lists.sorting import Sorted
 from featurepress.specs import ImageRef, SourceSpec
-from tests.sources.lists.written_lists import failure, refusal, source, uris, write
+from tests.sources.listed import failure
+from tests.sources.lists.written_lists import refusal, source, uris, write
 from tests.sources.tables.tables import FORMATS
 
 # -- lines of text -------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from featurepress.settings import ImageSettings
 from featurepress.sources.lists.uris import UriSource
 from featurepress.specs import SourceSpec
 from tests.servers.s3 import FastS3
+from tests.sources.listed import failure
 from tests.sources.lists.web_server import Handler, serving
-from tests.sources.lists.written_lists import failure, refusal, source, write
+from tests.sources.lists.written_lists import refusal, source, write
 
 # -- secrets -------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from featurepress.errors import ImageError, SourceError
+from featurepress.errors import SourceError
 from featurepress.settings import ImageSettings
 from featurepress.sources.lists.uris import UriSource
-from featurepress.specs import ImageRef, SourceSpec
+from featurepress.specs import SourceSpec
 
 
 def source(
@@ -35,10 +35,3 @@ def refusal(base: Path, location: str = "list.txt", **options: Any) -> str:
     with pytest.raises(SourceError) as caught:
         next(iter(source(base, location, **options).list()), None)
     return str(caught.value)
-
-
-def failure(one: UriSource, ref: ImageRef) -> str:
-    with pytest.raises(ImageError) as caught:
-        one.read(ref)
-    assert caught.value.stage == "read"
-    return caught.value.reason

@@ -16,12 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from featurepress.errors import ImageError, SourceError, StorageError
+from featurepress.errors import SourceError, StorageError
 from featurepress.settings import ImageSettings, ListingSettings
 from featurepress.sources import Listing
 from featurepress.sources.tables.table import TableSource
-from featurepress.specs import ImageRef, SourceSpec
+from featurepress.specs import SourceSpec
 from tests.servers.s3 import FastS3
+from tests.sources.listed import failure
 from tests.sources.tables.tables import ARROW, FORMATS, hugging_face, write_parquet, write_stream
 
 IMAGES = [b"%d" % i * (i + 1) for i in range(10)]
@@ -39,13 +40,6 @@ def write(base: Path, name: str, **columns: Any) -> None:
 def n_open_below(folder: Path) -> int:
     """Return the number of open files of this process below a folder."""
     return sum(file.path.startswith(f"{folder}/") for file in psutil.Process().open_files())
-
-
-def failure(one: TableSource, ref: ImageRef) -> str:
-    with pytest.raises(ImageError) as caught:
-        one.read(ref)
-    assert caught.value.stage == "read"
-    return caught.value.reason
 
 
 # -- rows ----------------------------------------------------------------------------------------------------
@@ -173,7 +167,7 @@ def test_limits_apply_to_the_file_of_a_path(tmp_path: Path) -> None:
     paths = ["a.jpg", "gone.jpg", "ftp://host/a.jpg", "s3://b/c.jpg", "a\0.jpg"]
     write(tmp_path, "snappy.parquet", image=hugging_face([(None, path) for path in paths]))
     one = source(tmp_path, "snappy.parquet", limits=ImageSettings(max_bytes=99))
-    one._locations.readers["s3"] = lambda url: url.encode()
+    one.locations.readers["s3"] = lambda url: url.encode()
     a, gone, ftp, s3, zero = one.list()
     assert failure(one, a) == "too many bytes: 100, above the limit of 99 (--max-bytes)"
     assert failure(one, gone) == "vanished since listing"

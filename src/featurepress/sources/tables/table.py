@@ -69,7 +69,7 @@ class TableSource:
         self._brings_label = bool(spec.options.get("brings_label", False))
         self._base = os.fsencode(spec.base or os.getcwd())  # noqa: PTH109 - bytes
         root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
-        self._locations = LocationReader(spec.options, self._limits, root)
+        self.locations = LocationReader(spec.options, self._limits, root)
 
     # -- listing -----------------------------------------------------------------------------------------------
 
@@ -153,7 +153,7 @@ class TableSource:
             return value.data
         if not value.path:
             raise ImageError("read", "no image in this row")
-        return self._locations.read(location_of(os.fsencode(value.path), self._folder_of(table.order)))
+        return self.locations.read(location_of(os.fsencode(value.path), self._folder_of(table.order)))
 
     def _value(self, table: ImageRef, number: int) -> ImageValue:
         name = (self._spec.base, table.order, table.version, self._column)
