@@ -54,9 +54,7 @@ class Reading(NamedTuple):
     """How many reads of a source run at once, and how far ahead of the consumer."""
 
     in_flight: int = 8  # most reads at once
-    group: int = (
-        16  # images that one thread reads in a row: many if a read takes microseconds, 1 if it is a request
-    )
+    group: int = 16  # images that one thread reads in a row: 16 if a read takes microseconds, 1 if it is a request
     ahead_bytes: int = 3 * 1024**2  # that may wait to be embedded
 
 

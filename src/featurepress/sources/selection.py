@@ -52,35 +52,43 @@ class Glob:
     """
 
     def __init__(self, pattern: str) -> None:
-        names = (pattern + "**" * pattern.endswith("/")).split("/")
-        self._names = [None if name == "**" else re.compile(fnmatch.translate(name)) for name in names]
-        self._first_names = self._names[: names.index("**") if "**" in names else None]
+        self._names = (pattern + "**" * pattern.endswith("/")).split("/")
+        self._regex = re.compile(_regex(self._names), re.DOTALL)
+        self._covering_regex = re.compile(f"(?:{_regex(self._names)})(?:/.*)?", re.DOTALL)
 
     def matches(self, path: str) -> bool:
         """Whether the pattern matches a path."""
-        return _match(path.split("/"), self._names, is_whole=True)
+        return self._regex.fullmatch(path) is not None
 
     def covers(self, path: str) -> bool:
         """Whether the pattern matches a path or a folder above it."""
-        return _match(path.split("/"), self._names, is_whole=False)
+        return self._covering_regex.fullmatch(path) is not None
 
     def may_match_below(self, folder: str) -> bool:
         """Whether the pattern may match a path below a folder."""
-        parts, names = folder.split("/"), self._first_names
-        if len(names) == len(self._names) <= len(parts):
+        parts, names = folder.split("/"), self._names
+        if "**" in names:
+            names = names[: names.index("**")]
+        elif len(parts) >= len(names):
             return False
-        return _match(parts[: len(names)], names[: len(parts)], is_whole=True)
+        n = min(len(parts), len(names))
+        return n == 0 or re.fullmatch(_regex(names[:n]), "/".join(parts[:n]), re.DOTALL) is not None
 
 
-def _match(parts: Sequence[str], names: Sequence[re.Pattern[str] | None], *, is_whole: bool) -> bool:
-    """Whether patterns of names match the parts of a path; unless `is_whole`, more parts may follow."""
-    if not names:
-        return not (parts and is_whole)
-    if names[0] is None:
-        if len(names) == 1:
-            return bool(parts)
-        return any(_match(parts[i:], names[1:], is_whole=is_whole) for i in range(len(parts)))
-    return bool(parts and names[0].match(parts[0])) and _match(parts[1:], names[1:], is_whole=is_whole)
+def _regex(names: Sequence[str]) -> str:
+    """Translate the names of a glob into a regular expression."""
+    folders = "".join("(?:[^/]+/)*" if name == "**" else f"{_name_regex(name)}/" for name in names[:-1])
+    return folders + (".*" if names[-1] == "**" else _name_regex(names[-1]))
+
+
+def _name_regex(name: str) -> str:
+    """Translate a glob without slashes: as `fnmatch` does, except that nothing matches a slash."""
+    text, end = "", 0
+    for token in re.finditer(r"\*|\?|\[!?\]?[^\]]*\]", name):
+        text += re.escape(name[end : token.start()])
+        text += {"*": "[^/]*", "?": "[^/]"}.get(token[0]) or "(?!/)" + fnmatch.translate(token[0])[4:-3]
+        end = token.end()
+    return text + re.escape(name[end:])
 
 
 class NameFilter:
@@ -107,4 +115,4 @@ class NameFilter:
             return "not an image's name"
         if self._include and not any(glob.matches(path) for glob in self._include):
             return "not included"
-        return "excluded" if any(glob.matches(path) for glob in self._exclude) else ""
+        return "excluded" if self._exclude and any(glob.matches(path) for glob in self._exclude) else ""

@@ -53,9 +53,8 @@ class ParquetTable:
         self._group, self._at = -1, 0  # row group and row that are decoded next
         self._steps: Iterator[Any] = iter(())
         self._kept: collections.deque[tuple[int, pa.Array]] = collections.deque(maxlen=_STEPS_KEPT)
-        self._broken: dict[
-            int, tuple[int, TableError]
-        ] = {}  # row group -> its first row that cannot be decoded, and why
+        # For each damaged row group: its first row that cannot be decoded, and why.
+        self._broken: dict[int, tuple[int, TableError]] = {}
 
     def close(self) -> None:
         """Close the file."""
