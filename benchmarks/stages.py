@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.speed import SHARED, cells, embed, headline, image_sets
 from featurepress.images import decode, preprocess
-from featurepress.ledger.parts import PartFormat, Row
+from featurepress.ledger.parts import PartWriter, Row
 from featurepress.models.backbone import load_backbone
 from featurepress.models.catalog import find_card
 from featurepress.process import Child
@@ -80,7 +80,7 @@ def measure(paths: Sequence[str], pooling: str, precision: str) -> list[float]:
             preprocess(pixels, spec.preprocess, batch[0])
 
     def encode() -> None:
-        with contextlib.closing(PartFormat((), spec.n_features).create()) as part:
+        with contextlib.closing(PartWriter((), spec.n_features)) as part:
             for start in starts:
                 part.add(rows[start : start + len(batch)], features[: len(paths) - start])
             part.commit(MemoryStorage(), receipt, ())

@@ -1,8 +1,7 @@
-"""What every part_format does. A new one adds a row to `FORMATS`."""
+"""Parts on every kind of storage: created only if absent, read bit by bit, replaced only at a known version."""
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import pytest
 
 from featurepress.errors import ReplacedError, StorageError
 from featurepress.ledger.names import part_name
-from featurepress.ledger.parts import Account, PartFormat, Row
+from featurepress.ledger.parts import Account, PartWriter, Row, open_part
 from featurepress.ledger.schemas import part_schema
 from featurepress.specs import Failure, ImageRef, Receipt
 from featurepress.storage import Data, FolderStorage, Storage, open_storage
@@ -24,19 +23,10 @@ from featurepress.testing import MemoryStorage
 
 N_FEATURES = 12
 
-MakeFormat = Callable[[tuple[str, ...]], PartFormat]
-FORMATS: dict[str, MakeFormat] = {
-    "parquet": lambda field_names: PartFormat(field_names, N_FEATURES),
-}
 STORAGES: dict[str, Callable[[Path], Storage]] = {
     "folder": lambda folder: FolderStorage(str(folder)),
     "memory": lambda folder: MemoryStorage(),
 }
-
-
-@pytest.fixture(params=FORMATS)
-def make_format(request: pytest.FixtureRequest) -> MakeFormat:
-    return FORMATS[request.param]
 
 
 BUCKETS = ("fast_s3", "azure", "google")  # fixtures of tests.servers
@@ -52,8 +42,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
 
 @dataclass(frozen=True)
 class Draft:
-    """What is to become a part."""
+    """The content of a part."""
 
+    field_names: tuple[str, ...]
     rows: list[Row]
     features: npt.NDArray[np.float32]
     failures: tuple[Failure, ...]
@@ -79,6 +70,7 @@ def draft(
     hashes = [f"{i:064x}" for i in range(n)]
     widths, heights = rng.integers(1, 5000, (2, n)).tolist()
     return Draft(
+        field_names=field_names,
         rows=[Row(*row) for row in zip(refs, widths, heights, hashes, strict=True)],
         features=rng.normal(size=(n, n_features)).astype(np.float32),
         failures=(Failure("b.jpg", "decode", "truncated: 3 of 7 bytes"), Failure("ü.jpg", "read", "vanished")),
@@ -86,19 +78,19 @@ def draft(
     )
 
 
-def account_of(part_format: PartFormat, storage: Storage, shard: int) -> Account | None:
-    with part_format.open(storage, shard) as standing:
-        return None if standing is None else standing.account
+def account_of(storage: Storage, shard: int) -> Account | None:
+    with open_part(storage, shard) as existing:
+        return None if existing is None else existing.account
 
 
-def write(part_format: PartFormat, storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
-    """Write a part as a worker does: a batch at a time, from one room that is used again."""
-    room = np.zeros((at_once, part.features.shape[1]), np.float32)
-    with closing(part_format.create()) as writer:
+def write(storage: Storage, part: Draft, *, at_once: int = 16) -> Account:
+    """Write a part as a worker does: batch by batch, from one buffer that is reused."""
+    buffer = np.zeros((at_once, part.features.shape[1]), np.float32)
+    with closing(PartWriter(part.field_names, part.features.shape[1])) as writer:
         for start in range(0, len(part.rows), at_once):
             rows = part.rows[start : start + at_once]
-            room[: len(rows)] = part.features[start : start + at_once]
-            writer.add(rows, room[: len(rows)])
+            buffer[: len(rows)] = part.features[start : start + at_once]
+            writer.add(rows, buffer[: len(rows)])
         return writer.commit(storage, part.receipt, part.failures)
 
 
@@ -110,10 +102,10 @@ def read_table(storage: Storage, shard: int) -> pa.Table:
 @pytest.mark.parametrize("field_names", [(), ("label",), ("split", "label")])
 @pytest.mark.parametrize(("n", "at_once"), [(0, 1), (1, 16), (300, 16), (300, 300), (17, 1)])
 def test_what_is_written_is_read_again_bit_by_bit(
-    make_format: MakeFormat, storage: Storage, field_names: tuple[str, ...], n: int, at_once: int
+    storage: Storage, field_names: tuple[str, ...], n: int, at_once: int
 ) -> None:
     part = draft(n, field_names=field_names)
-    write(make_format(field_names), storage, part, at_once=at_once)
+    write(storage, part, at_once=at_once)
     table = read_table(storage, 3)
     assert table.schema.equals(part_schema(field_names, N_FEATURES))
     assert table["uri"].to_pylist() == [row.ref.uri for row in part.rows]
@@ -126,62 +118,60 @@ def test_what_is_written_is_read_again_bit_by_bit(
     assert features.tobytes() == part.features.tobytes()
 
 
-def test_the_account_is_the_receipt_and_the_failures(make_format: MakeFormat, storage: Storage) -> None:
-    part_format, part = make_format(()), draft(5)
-    assert account_of(part_format, storage, 3) is None
-    assert write(part_format, storage, part) == part.account
-    assert account_of(part_format, storage, 3) == part.account
-    assert account_of(part_format, storage, 2) is None
+def test_the_account_is_the_receipt_and_the_failures(storage: Storage) -> None:
+    part = draft(5)
+    assert account_of(storage, 3) is None
+    assert write(storage, part) == part.account
+    assert account_of(storage, 3) == part.account
+    assert account_of(storage, 2) is None
 
 
 def test_the_second_writer_loses_learns_from_the_winner_and_leaves_no_trace(
-    make_format: MakeFormat, storage: Storage, tmp_path: Path
+    storage: Storage, tmp_path: Path
 ) -> None:
-    part_format = make_format(())
     winner, loser = draft(5, seed=1), draft(4, seed=2)
-    write(part_format, storage, winner)
+    write(storage, winner)
     data = storage.read(part_name(3))
-    assert write(part_format, storage, loser) == winner.account
-    assert account_of(part_format, storage, 3) == winner.account
+    assert write(storage, loser) == winner.account
+    assert account_of(storage, 3) == winner.account
     assert storage.read(part_name(3)) == data
     assert [entry.name for entry in storage.list("")] == [part_name(3)]
     assert [path for path in tmp_path.rglob(".*") if path.is_file()] == []
 
 
-def test_parts_of_several_shards_stand_side_by_side(make_format: MakeFormat, storage: Storage) -> None:
-    part_format = make_format(())
+def test_parts_of_several_shards_stand_side_by_side(storage: Storage) -> None:
     parts = [draft(3, shard=shard, seed=shard) for shard in (0, 1, 12_345_678, 123_456_789)]
     for part in parts:
-        write(part_format, storage, part)
-    assert [account_of(part_format, storage, p.receipt.shard) for p in parts] == [p.account for p in parts]
+        write(storage, part)
+    assert [account_of(storage, p.receipt.shard) for p in parts] == [p.account for p in parts]
 
 
-def test_an_account_without_failures(make_format: MakeFormat, storage: Storage) -> None:
+def test_an_account_without_failures(storage: Storage) -> None:
     part = replace(draft(2), failures=())
-    write(make_format(()), storage, part)
-    assert account_of(make_format(()), storage, 3) == Account(part.receipt, ())
+    write(storage, part)
+    assert account_of(storage, 3) == Account(part.receipt, ())
 
 
 @pytest.mark.parametrize("data", [b"", b"something else", b"PAR1" * 10])
-def test_what_is_no_part_is_named(make_format: MakeFormat, storage: Storage, data: bytes) -> None:
+def test_what_is_no_part_is_named(storage: Storage, data: bytes) -> None:
     storage.write(part_name(3), data)
     message = r"part-00000003\.parquet' is not a part"
     with pytest.raises(StorageError, match=message):
-        account_of(make_format(()), storage, 3)
+        account_of(storage, 3)
     with pytest.raises(StorageError, match=message):
-        write(make_format(()), storage, draft(2))
+        write(storage, draft(2))
     assert storage.read(part_name(3)) == data
 
 
-def test_another_parquet_file_is_no_part(make_format: MakeFormat, storage: Storage) -> None:
+def test_another_parquet_file_is_no_part(storage: Storage) -> None:
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"uri": ["a"]}), buffer)
     storage.write(part_name(3), memoryview(buffer.getvalue()))
     with pytest.raises(StorageError, match="not a part"):
-        account_of(make_format(()), storage, 3)
+        account_of(storage, 3)
 
 
-def test_a_part_that_vanishes_between_is_named(make_format: MakeFormat) -> None:
+def test_a_part_that_vanishes_between_is_named() -> None:
     class Forgetful(MemoryStorage):
         """Says that everything is there already, and has nothing."""
 
@@ -189,32 +179,31 @@ def test_a_part_that_vanishes_between_is_named(make_format: MakeFormat) -> None:
             return False
 
     with pytest.raises(StorageError, match="another program changes"):
-        write(make_format(()), Forgetful(), draft(2))
+        write(Forgetful(), draft(2))
 
 
-def test_nothing_is_visible_before_the_commit(make_format: MakeFormat, storage: Storage) -> None:
+def test_nothing_is_visible_before_the_commit(storage: Storage) -> None:
     part = draft(50)
-    with closing(make_format(()).create()) as writer:
+    with closing(PartWriter((), N_FEATURES)) as writer:
         writer.add(part.rows, part.features)
         assert list(storage.list("")) == []
         writer.commit(storage, part.receipt, part.failures)
     assert [entry.name for entry in storage.list("")] == [part_name(3)]
 
 
-def test_a_part_that_is_given_up_leaves_no_trace(make_format: MakeFormat, storage: Storage) -> None:
+def test_a_part_that_is_given_up_leaves_no_trace(storage: Storage) -> None:
     part = draft(50)
-    writer = make_format(()).create()
+    writer = PartWriter((), N_FEATURES)
     writer.add(part.rows, part.features)
     writer.close()
     writer.close()
     assert list(storage.list("")) == []
 
 
-def test_two_parts_may_be_filled_at_once(make_format: MakeFormat, storage: Storage) -> None:
-    part_format = make_format(())
+def test_two_parts_may_be_filled_at_once(storage: Storage) -> None:
     parts = [draft(20, shard=shard, seed=shard) for shard in range(2)]
     with ExitStack() as stack:
-        writers = [stack.enter_context(closing(part_format.create())) for _ in parts]
+        writers = [stack.enter_context(closing(PartWriter((), N_FEATURES))) for _ in parts]
         for start in range(0, 20, 5):
             for part, writer in zip(parts, writers, strict=True):
                 writer.add(part.rows[start : start + 5], part.features[start : start + 5])
@@ -227,26 +216,20 @@ def test_two_parts_may_be_filled_at_once(make_format: MakeFormat, storage: Stora
         assert features.tobytes() == part.features.tobytes()
 
 
-def test_a_format_travels(make_format: MakeFormat, storage: Storage) -> None:
-    part = draft(2)
-    write(pickle.loads(pickle.dumps(make_format(()))), storage, part)
-    assert account_of(make_format(()), storage, 3) == part.account
-
-
 # -- a part in place of another ------------------------------------------------------------------------------
 
 
-def revise(part_format: PartFormat, storage: Storage, keep: list[int], new: Draft) -> Account:
+def revise(storage: Storage, keep: list[int], new: Draft) -> Account:
     """Replace part 3 by one that has the rows of `new`, and of the old one those that are kept, relabelled."""
-    with part_format.open(storage, 3) as standing, closing(part_format.create()) as writer:
-        assert standing is not None
+    with open_part(storage, 3) as existing, closing(PartWriter(("label",), N_FEATURES)) as writer:
+        assert existing is not None
         writer.add(new.rows, new.features)
-        uris = list(standing.hashes)
+        uris = list(existing.hashes)
         wanted = {uris[i]: ImageRef(uris[i], 0, 10, "2", ("relabelled",)) for i in keep}
-        for rows, features in standing.read_rows(wanted):
+        for rows, features in existing.read_rows(wanted):
             if rows:
                 writer.add(rows, features)
-        return writer.commit(storage, new.receipt, new.failures, replaces=standing.version)
+        return writer.commit(storage, new.receipt, new.failures, replaces=existing.version)
 
 
 def second(n: int) -> Draft:
@@ -255,15 +238,15 @@ def second(n: int) -> Draft:
     return replace(part, rows=rows, receipt=replace(part.receipt, generation=2, carried=3))
 
 
-def test_rows_are_carried_over_bit_by_bit_with_new_fields(make_format: MakeFormat, storage: Storage) -> None:
-    part_format, old, new = make_format(("label",)), draft(300, field_names=("label",)), second(4)
-    write(part_format, storage, old)
-    with part_format.open(storage, 3) as standing:
-        assert standing is not None
-        assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
+def test_rows_are_carried_over_bit_by_bit_with_new_fields(storage: Storage) -> None:
+    old, new = draft(300, field_names=("label",)), second(4)
+    write(storage, old)
+    with open_part(storage, 3) as existing:
+        assert existing is not None
+        assert existing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
     kept = [299, 0, 17]
-    assert revise(part_format, storage, kept, new) == new.account
-    assert account_of(part_format, storage, 3) == new.account
+    assert revise(storage, kept, new) == new.account
+    assert account_of(storage, 3) == new.account
     table = read_table(storage, 3)
     assert table["uri"].to_pylist() == [row.ref.uri for row in new.rows] + [
         old.rows[i].ref.uri for i in sorted(kept)
@@ -274,41 +257,39 @@ def test_rows_are_carried_over_bit_by_bit_with_new_fields(make_format: MakeForma
     assert np.array_equal(features, np.concatenate([new.features, old.features[sorted(kept)]]))
 
 
-def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(
-    make_format: MakeFormat, storage: Storage
-) -> None:
-    part_format, one, other = make_format(("label",)), second(2), second(5)
-    write(part_format, storage, draft(20, field_names=("label",)))
-    with part_format.open(storage, 3) as standing, closing(part_format.create()) as writer:
-        assert standing is not None
-        assert revise(part_format, storage, [1], one) == one.account
+def test_of_two_that_replace_one_part_the_second_takes_the_account_of_the_first(storage: Storage) -> None:
+    one, other = second(2), second(5)
+    write(storage, draft(20, field_names=("label",)))
+    with open_part(storage, 3) as existing, closing(PartWriter(("label",), N_FEATURES)) as writer:
+        assert existing is not None
+        assert revise(storage, [1], one) == one.account
         writer.add(other.rows, other.features)
-        assert writer.commit(storage, other.receipt, other.failures, replaces=standing.version) == one.account
+        assert writer.commit(storage, other.receipt, other.failures, replaces=existing.version) == one.account
     assert len(read_table(storage, 3)) == 3
 
 
-def test_a_part_of_another_generation_in_the_meantime_is_told(make_format: MakeFormat, storage: Storage) -> None:
-    part_format, late = make_format(("label",)), second(5)
-    write(part_format, storage, draft(20, field_names=("label",)))
-    with part_format.open(storage, 3) as standing, closing(part_format.create()) as writer:
-        assert standing is not None
+def test_a_part_of_another_generation_in_the_meantime_is_told(storage: Storage) -> None:
+    late = second(5)
+    write(storage, draft(20, field_names=("label",)))
+    with open_part(storage, 3) as existing, closing(PartWriter(("label",), N_FEATURES)) as writer:
+        assert existing is not None
         newer = second(2)
-        revise(part_format, storage, [1], replace(newer, receipt=replace(newer.receipt, generation=3)))
+        revise(storage, [1], replace(newer, receipt=replace(newer.receipt, generation=3)))
         writer.add(late.rows, late.features)
         with pytest.raises(ReplacedError, match="replaced by another generation"):
-            writer.commit(storage, late.receipt, late.failures, replaces=standing.version)
-    standing_now = account_of(part_format, storage, 3)
-    assert standing_now is not None
-    assert standing_now.receipt.generation == 3
+            writer.commit(storage, late.receipt, late.failures, replaces=existing.version)
+    account = account_of(storage, 3)
+    assert account is not None
+    assert account.receipt.generation == 3
 
 
-def test_a_standing_part_stays_what_it_was(make_format: MakeFormat, storage: Storage) -> None:
-    part_format, old = make_format(("label",)), draft(60_000, field_names=("label",))
-    write(part_format, storage, old)
-    with part_format.open(storage, 3) as standing:
-        assert standing is not None
-        revise(part_format, storage, [1], second(2))
+def test_a_existing_part_stays_what_it_was(storage: Storage) -> None:
+    old = draft(60_000, field_names=("label",))
+    write(storage, old)
+    with open_part(storage, 3) as existing:
+        assert existing is not None
+        revise(storage, [1], second(2))
         try:
-            assert standing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
+            assert existing.hashes == {row.ref.uri: row.sha256 for row in old.rows}
         except ReplacedError:
             assert storage.is_remote

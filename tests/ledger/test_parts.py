@@ -16,16 +16,15 @@ import pytest
 
 from featurepress.errors import StorageError
 from featurepress.ledger.names import part_name
-from featurepress.ledger.parts import PartFormat
 from featurepress.storage import FolderStorage
 from tests.contracts.test_parts import N_FEATURES, draft, write
 
 
 def write_two(folder: Path, *, n: int = 50) -> npt.NDArray[np.float32]:
-    sink, storage = PartFormat(("label",), N_FEATURES), FolderStorage(str(folder))
+    storage = FolderStorage(str(folder))
     parts = [draft(n, shard=shard, field_names=("label",), seed=shard) for shard in range(2)]
     for part in parts:
-        write(sink, storage, part)
+        write(storage, part)
     return np.concatenate([part.features for part in parts])
 
 
@@ -44,7 +43,7 @@ def test_zstd_and_no_dictionary(tmp_path: Path) -> None:
 def test_large_parts_have_several_row_groups_and_every_row(tmp_path: Path, at_once: int) -> None:
     n_features = 65_536  # a row group holds 16 rows at least
     part = draft(40, shard=0, n_features=n_features)
-    write(PartFormat((), n_features), FolderStorage(str(tmp_path)), part, at_once=at_once)
+    write(FolderStorage(str(tmp_path)), part, at_once=at_once)
     footer = pq.read_metadata(tmp_path / part_name(0))
     assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [16, 16, 8]
     table = pq.read_table(tmp_path / part_name(0))
@@ -75,5 +74,5 @@ def test_a_temporary_folder_that_takes_nothing_is_named(tmp_path: Path, monkeypa
     part = draft(40, n_features=n_features)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(StorageError, match=r"temporary folder .*gone.* set TMPDIR"):
-        write(PartFormat((), n_features), FolderStorage(str(tmp_path)), part)
+        write(FolderStorage(str(tmp_path)), part)
     assert list(tmp_path.iterdir()) == []

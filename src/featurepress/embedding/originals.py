@@ -9,7 +9,7 @@ from featurepress import ledger
 from featurepress.embedding.inference import decode_images
 from featurepress.ledger import Plan
 from featurepress.ledger.names import shard_of
-from featurepress.ledger.parts import PartFormat
+from featurepress.ledger.parts import open_part
 from featurepress.specs import ImageRef
 
 if TYPE_CHECKING:
@@ -44,6 +44,6 @@ def _read(plan: Plan, refs: list[ImageRef]) -> Iterator[tuple[str, Pixels]]:
 def _references(plan: Plan, name: str) -> list[ImageRef]:
     """Return the references of a part, as listed by the generation that wrote it."""
     shard = shard_of(name)
-    with PartFormat(plan.field_names, plan.backbone.n_features).open(plan.storage, shard) as part:
+    with open_part(plan.storage, shard) as part:
         generation = plan.generation if part is None else part.account.receipt.generation
     return ledger.read_references(ledger.read_generation(plan.storage, generation) or plan, shard).refs

@@ -17,7 +17,7 @@ from featurepress.embedding.shard_rows import RevisedShardRows, ShardRows
 from featurepress.errors import ImageError, ReplacedError
 from featurepress.images import decode, preprocess
 from featurepress.ledger import Plan, References
-from featurepress.ledger.parts import Account, PartFormat, PartReader, Row
+from featurepress.ledger.parts import Account, PartReader, Row, open_part
 from featurepress.models.backbone import fetch_model, load_backbone
 from featurepress.specs import Receipt
 from featurepress.storage import run_concurrently
@@ -90,13 +90,12 @@ def _find_or_embed(plan: Plan, shard: int, embed: Callable[[ShardRows], str]) ->
 
     The rows that are carried over come from exactly the version of the part that is then replaced.
     """
-    part_format = PartFormat(plan.field_names, plan.backbone.n_features)
     existing: PartReader | None
     references: References
     with contextlib.ExitStack() as stack:
         existing, references = run_concurrently(
             plan.storage,
-            lambda: stack.enter_context(part_format.open(plan.storage, shard)),
+            lambda: stack.enter_context(open_part(plan.storage, shard)),
             lambda: ledger.read_references(plan, shard),
         )
         if existing is None:  # new, or lost together with the rows that could have been carried over

@@ -13,7 +13,7 @@ import numpy as np
 
 from featurepress.errors import ImageError
 from featurepress.ledger import Plan, References
-from featurepress.ledger.parts import Account, PartFormat, PartReader, Row
+from featurepress.ledger.parts import Account, PartReader, PartWriter, Row
 from featurepress.ledger.provenance import cpu_name, library_versions
 from featurepress.process import send_message
 from featurepress.specs import Failure, ImageRef, Receipt
@@ -28,7 +28,7 @@ class ShardRows:
         self._plan = plan
         self._number = number
         self._started = time.perf_counter()
-        self._part = PartFormat(plan.field_names, plan.backbone.n_features).create()
+        self._part = PartWriter(plan.field_names, plan.backbone.n_features)
         self._reported_at = 0.0
         self.refs = refs
         self.n_listed = len(refs)

@@ -28,7 +28,7 @@ from featurepress.learning.runner import Runner
 from featurepress.ledger import Plan, Totals
 from featurepress.ledger.destination import destination_errors, existing_plan
 from featurepress.ledger.names import FEATURES_FOLDER, part_name, projection_name, shard_of
-from featurepress.ledger.parts import PartFormat
+from featurepress.ledger.parts import PartWriter, open_part
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, show_progress
 from featurepress.reports.files import ReportFiles, free_report_files
@@ -303,13 +303,13 @@ class ProjectPart:
         started = time.perf_counter()
         pca, names = _cached_projection(plan), plan.field_names
         source = self.source.storage
-        with PartFormat(names, self.source.backbone.n_features).open(source, shard) as existing:
+        with open_part(source, shard) as existing:
             if existing is None:
                 raise StoppedError(
                     f"'{source.location}/{part_name(shard)}' is missing. Update the set, and reduce it again."
                 )
             receipt, failures = existing.account
-            with contextlib.closing(PartFormat(names, len(pca.components_)).create()) as part:
+            with contextlib.closing(PartWriter(names, len(pca.components_))) as part:
                 for rows, X in existing.read_all_rows(names):
                     part.add(rows, pca.transform(X))
                     send_message(("rows", len(rows)))

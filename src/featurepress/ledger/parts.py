@@ -12,7 +12,6 @@ import functools
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -52,49 +51,24 @@ class Row(NamedTuple):
     sha256: str
 
 
-@dataclass(frozen=True)
-class PartFormat:
-    """The format of parts: Parquet without dictionary, zstd level 1, the account in the footer.
-
-    Parameters
-    ----------
-    field_names : tuple of str
-        Columns between uri and width.
-    n_features : int
-        Length of the features column's fixed-size lists.
-
-    Notes
-    -----
-    Time: about 16 microseconds per image of 1,280 features, two thirds of them zstd. Without compression it would
-    be 5, and the files 1.3 times (the embedded model) to 2.2 times (sparser features) as large. Memory: a row group
-    of 2 MB, and 2 MB of compressed data.
-    """
-
-    field_names: tuple[str, ...]
-    n_features: int
-
-    def create(self) -> PartWriter:
-        """Return a writer of a new part."""
-        return PartWriter(self)
-
-    @contextlib.contextmanager
-    def open(self, storage: Storage, shard: int) -> Iterator[PartReader | None]:
-        """Open the part of a shard. None if there is none."""
-        name = part_name(shard)
-        if (opened := open_existing(storage, name)) is None:
-            yield None
-            return
-        file, version = opened
-        with file:
-            try:
-                parquet = pq.ParquetFile(file, pre_buffer=False)
-                account = _account(parquet.metadata.metadata[_FOOTER.encode()])
-            except (pa.ArrowInvalid, KeyError, TypeError) as error:
-                raise StorageError(
-                    f"'{storage.location}/{name}' is not a part of a feature set: {error}. Delete it, and resume."
-                ) from error
-            with parquet:
-                yield PartReader(parquet, version, account, functools.partial(reporting_damage, storage, name))
+@contextlib.contextmanager
+def open_part(storage: Storage, shard: int) -> Iterator[PartReader | None]:
+    """Open the part of a shard. None if there is none."""
+    name = part_name(shard)
+    if (opened := open_existing(storage, name)) is None:
+        yield None
+        return
+    file, version = opened
+    with file:
+        try:
+            parquet = pq.ParquetFile(file, pre_buffer=False)
+            account = _account(parquet.metadata.metadata[_FOOTER.encode()])
+        except (pa.ArrowInvalid, KeyError, TypeError) as error:
+            raise StorageError(
+                f"'{storage.location}/{name}' is not a part of a feature set: {error}. Delete it, and resume."
+            ) from error
+        with parquet:
+            yield PartReader(parquet, version, account, functools.partial(reporting_damage, storage, name))
 
 
 def _account(footer: bytes) -> Account:
@@ -162,11 +136,18 @@ class PartReader:
 
 
 class PartWriter:
-    """A part that is being written."""
+    """A new part: Parquet without dictionary, zstd level 1, the account in the footer.
 
-    def __init__(self, part_format: PartFormat) -> None:
-        self._format = part_format
-        self._schema = part_schema(part_format.field_names, part_format.n_features)
+    `field_names` are the columns between uri and width.
+
+    Time: about 16 microseconds per image of 1,280 features, two thirds of them zstd. Without compression it would
+    be 5, and the files 1.3 times (the embedded model) to 2.2 times (sparser features) as large. Memory: a row group
+    of 2 MB, and 2 MB of compressed data.
+    """
+
+    def __init__(self, field_names: tuple[str, ...], n_features: int) -> None:
+        self._field_names = field_names
+        self._schema = part_schema(field_names, n_features)
         self._spool = tempfile.SpooledTemporaryFile(_MEMORY_BYTES)  # noqa: SIM115 - open until `close`
         self._writer = pq.ParquetWriter(
             self._spool,
@@ -174,10 +155,10 @@ class PartWriter:
             use_dictionary=False,
             compression="zstd",
             compression_level=1,
-            write_statistics=["uri", *part_format.field_names],
+            write_statistics=["uri", *field_names],
         )
-        n_rows = max(16, _ROW_GROUP_BYTES // (4 * part_format.n_features))
-        self._features = np.empty((n_rows, part_format.n_features), np.float32)
+        n_rows = max(16, _ROW_GROUP_BYTES // (4 * n_features))
+        self._features = np.empty((n_rows, n_features), np.float32)
         self._rows: list[Row] = []
 
     def add(self, rows: Sequence[Row], features: Features) -> None:
@@ -211,7 +192,7 @@ class PartWriter:
             is_ours = storage.create(name, self._encoded())
         if is_ours:
             return Account(receipt, tuple(failures))
-        with self._format.open(storage, receipt.shard) as existing:
+        with open_part(storage, receipt.shard) as existing:
             if existing is None:
                 raise StorageError(
                     f"'{storage.location}/{name}' has disappeared: another program changes the parts of this "
@@ -236,12 +217,12 @@ class PartWriter:
         refs, widths, heights, hashes = zip(*self._rows, strict=True)
         columns = [
             text_array([ref.uri for ref in refs]),
-            *(text_array([ref.fields[i] for ref in refs]) for i in range(len(self._format.field_names))),
+            *(text_array([ref.fields[i] for ref in refs]) for i in range(len(self._field_names))),
             number_array(np.array(widths, np.int32)),
             number_array(np.array(heights, np.int32)),
             text_array(hashes),
             pa.FixedSizeListArray.from_arrays(
-                number_array(self._features[: len(refs)].reshape(-1)), self._format.n_features
+                number_array(self._features[: len(refs)].reshape(-1)), self._features.shape[1]
             ),
         ]
         with _spooling():

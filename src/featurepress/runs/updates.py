@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from featurepress import ledger
 from featurepress.ledger import Chunk, Plan, References, Revision
-from featurepress.ledger.parts import PartFormat
+from featurepress.ledger.parts import open_part
 from featurepress.sources import Listing, open_source
 from featurepress.specs import ImageRef
 
@@ -267,13 +267,12 @@ def find_failed(generation: NextGeneration) -> Iterator[Revision]:
     plan = generation.plan
     before = ledger.read_generation(plan.storage, plan.generation - 1)
     assert before is not None
-    part_format = PartFormat(plan.field_names, plan.backbone.n_features)
     sources = [open_source(spec, plan.settings.images) for spec in plan.sources]
     with ThreadPoolExecutor(CONCURRENT_LOOKUPS) as pool:
         for receipt in ledger.newest_receipts(before):
             if not receipt.failed:
                 continue
-            with part_format.open(plan.storage, receipt.shard) as part:
+            with open_part(plan.storage, receipt.shard) as part:
                 # The footer is authoritative.
                 failed = set() if part is None else {failure.uri for failure in part.account.failures}
 
