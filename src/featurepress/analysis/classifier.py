@@ -164,31 +164,24 @@ class Classifier:
 
     def predict_proba(self, X: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """Return the probability of each class: array (n_samples, n_classes), columns as `classes_`."""
-        from scipy.special import expit, softmax
-
         self._require_fitted()
         if X.ndim != 2 or X.shape[1] != len(self.mean_):
             raise AnalysisError(
                 f"The classifier was fitted to {len(self.mean_):,} features per row. Got an array of shape "
                 f"{X.shape}."
             )
-        Z = self._standardise(X, self.mean_, self.scale_)
-        probabilities: npt.NDArray[np.float64]
+        Z, arrays = self._standardise(X, self.mean_, self.scale_), self._arrays
         if self.kind == "knn":
-            probabilities = self._neighbour_shares(Z)
-        elif self.kind == "centroid":
-            means = self._arrays["means"]
+            return self._neighbour_shares(Z)
+        if self.kind == "centroid":
+            means = arrays["means"]
             distances = (means**2).sum(axis=1) - 2 * Z.astype(np.float64) @ means.T  # minus what all classes share
-            probabilities = softmax(
-                np.log(self._arrays["shares"]) - distances / (2 * self._arrays["variance"]), axis=1
-            )
-        else:
-            scores = (Z @ self._arrays["coefficients"].T + self._arrays["intercepts"]).astype(np.float64)
-            if "one_vs_rest" in self._arrays:
-                each = np.maximum(expit(scores), 1e-300)
-                probabilities = each / each.sum(axis=1, keepdims=True)
-            else:
-                probabilities = softmax(scores, axis=1)
+            return _softmax(np.log(arrays["shares"]) - distances / (2 * arrays["variance"]))
+        scores = (Z @ arrays["coefficients"].T + arrays["intercepts"]).astype(np.float64)
+        if "one_vs_rest" not in arrays:
+            return _softmax(scores)
+        each = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+        probabilities: npt.NDArray[np.float64] = each / each.sum(axis=1, keepdims=True)
         return probabilities
 
     def predict(self, X: npt.NDArray[Any]) -> Labels:
@@ -300,6 +293,12 @@ def centroid_arrays(sums: npt.NDArray[Any], squares: float, counts: npt.NDArray[
     variance = within / (n_features * max(1, counts.sum() - n_classes))
     shares = np.full(n_classes, 1 / n_classes) if balanced else counts / counts.sum()
     return {"means": means, "variance": np.array(max(variance, 1e-12)), "shares": shares}
+
+
+def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def _folds(y: Labels, own: npt.NDArray[np.int64]) -> list[tuple[Any, Any]]:
