@@ -37,16 +37,8 @@ def cells_of(
 ) -> list[Region]:
     """Merge neighbouring cells with the same label into boxes.
 
-    Parameters
-    ----------
-    probabilities : array (height, width, n_classes)
-        Of each cell.
-    labels : array (n_classes,) of str
-        The labels.
-    threshold : float
-        Cells without a probability of at least this are ignored.
-    boxes : sequence of sequence of tuple
-        Box of each cell in pixels, row by row.
+    `probabilities` of the cells: array (height, width, n_classes); cells without one of at least `threshold` are
+    ignored. `boxes` has the box of each cell in pixels, row by row.
     """
     from scipy import ndimage
 
@@ -65,7 +57,7 @@ def cells_of(
 def tile_boxes(width: int, height: int) -> list[Box]:
     """Return overlapping squares that cover an image: for each of `TILE_SHARES`, at most half a side apart.
 
-    On an image much longer than wide the tiles are longer, too, so that their number stays below 4,000.
+    On an image much longer than wide, tiles are longer too, so that their number stays below 4,000.
     """
     boxes = []
     squares = [max(1, round(min(width, height) * share)) for share in TILE_SHARES]

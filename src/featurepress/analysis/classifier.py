@@ -276,16 +276,8 @@ def logistic_arrays(fitted: Any, regularization: float) -> Arrays:
 def centroid_arrays(sums: npt.NDArray[Any], squares: float, counts: npt.NDArray[Any], *, balanced: bool) -> Arrays:
     """Return the arrays of a centroid classifier.
 
-    Parameters
-    ----------
-    sums : array (n_classes, n_features)
-        Sum of the standardised rows of each class.
-    squares : float
-        Sum of the squares of all their features.
-    counts : array (n_classes,) of int
-        Rows of each class.
-    balanced : bool
-        Whether all classes have the same weight.
+    `sums` of the standardised rows of each class: array (n_classes, n_features); `squares`: sum of the squares of
+    all their features; `counts`: rows of each class; `balanced`: whether all classes have the same weight.
     """
     n_classes, n_features = sums.shape
     means = sums / counts[:, None]

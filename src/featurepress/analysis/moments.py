@@ -63,13 +63,7 @@ class Moments:
         return covariance
 
     def add(self, X: npt.NDArray[Any]) -> Moments:
-        """Add rows: array (n_samples, n_features), float32 or float64, finite.
-
-        Raises
-        ------
-        AnalysisError
-            Some features are NaN or infinite.
-        """
+        """Add rows: array (n_samples, n_features); AnalysisError if some features are NaN or infinite."""
         from scipy.linalg.blas import dsyrk
 
         for rows in row_blocks(X):

@@ -24,27 +24,12 @@ _OTHER_LABEL_QUANTILE = 0.99  # of images whose nearest image of another label i
 def near_duplicate_groups(
     X: npt.NDArray[Any], labels: npt.NDArray[np.str_], hashes: npt.NDArray[Any], *, threshold: float
 ) -> npt.NDArray[np.int64]:
-    """Return groups of near-duplicates, including near-duplicates of near-duplicates.
+    """Return groups of near-duplicates, including near-duplicates of near-duplicates: array (n_samples,) int64.
 
-    Parameters
-    ----------
-    X : array (n_samples, n_features)
-        The features.
-    labels : array (n_samples,) of str
-        Images of different labels are near-duplicates only if their files are equal.
-    hashes : array (n_samples,) of str or int
-        Hashes of the files, or other values that are equal for equal files only.
-    threshold : float
-        Cosine from which two images of a label are near-duplicates. The mean of all features is subtracted first,
-        because what all images have in common does not distinguish any two.
+    Groups are numbered in order of first appearance. Images of different labels are near-duplicates only if their
+    `hashes`, of the files, are equal. Images of a label are near-duplicates if the cosine of their features is at
+    least `threshold`. The mean of all features is subtracted first, because it does not distinguish any two images.
 
-    Returns
-    -------
-    array (n_samples,) int64
-        Group number of each row, from 0 in order of first appearance.
-
-    Notes
-    -----
     Time: n_features multiplications per pair of images of a label; `searchable_rows` returns how many rows that
     allows. Memory: two copies of the features of a label, however many near-duplicates there are.
     """
@@ -59,26 +44,11 @@ def near_duplicate_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], 
     """Return the cosine from which two images of a label count as near-duplicates.
 
     Images of different labels are not near-duplicates, however similar they are. So the threshold is the smallest
-    cosine that 99 % of the images do not reach with any image of another label, limited to 0.85 to 0.99.
+    cosine that 99 % of the images do not reach with any image of another label, limited to 0.85 to 0.99. With a
+    single label it is 0.85: too many near-duplicates are better than too few.
 
-    Parameters
-    ----------
-    X : array (n_samples, n_features)
-        The features.
-    labels : array (n_samples,) of str
-        With a single label the result is 0.85: too many near-duplicates are better than too few.
-    random_state : int
-        Seed of the sample of at most 2,000 images. Default 0.
-
-    Returns
-    -------
-    float
-        The `threshold` of `near_duplicate_groups`.
-
-    Notes
-    -----
-    Time: n_features multiplications per pair of one of 2,000 images and any image. Memory: a copy of the features,
-    and 2,000 x 2,048 cosines.
+    Time: n_features multiplications per pair of one of 2,000 drawn images and any image. Memory: a copy of the
+    features, and 2,000 x 2,048 cosines.
     """
     if not len(X):
         return LEAST_THRESHOLD
@@ -100,17 +70,8 @@ def near_duplicate_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], 
 def searchable_rows(counts: npt.NDArray[Any], n_features: int) -> int:
     """Return how many rows `near_duplicate_groups` can search in one to three minutes on two cores.
 
-    Parameters
-    ----------
-    counts : array (n_classes,) of int
-        Rows per label; the result assumes the same proportions.
-    n_features : int
-        Features per row.
-
-    Returns
-    -------
-    int
-        Number of rows for which pairs of a label times (n_features + 64) is 2e12.
+    `counts` are the rows of each label; the result assumes the same proportions. It is the number of rows for
+    which pairs of a label times (n_features + 64) is 2e12.
     """
     work = float((counts.astype(np.float64) ** 2).sum()) / 2 * (n_features + _PAIR_WORK)
     return int(counts.sum() * (_MOST_WORK / max(work, 1.0)) ** 0.5)

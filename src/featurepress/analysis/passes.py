@@ -33,13 +33,7 @@ Run = Callable[[Callable[[Plan, int], Any], int], Iterable[Any]]  # runs a task 
 
 @dataclass(frozen=True)
 class SumMoments:
-    """The task that sums the moments of a group of parts of a feature set.
-
-    Parameters
-    ----------
-    groups : tuple of tuple of str
-        Names of parts; shard i is the i-th group.
-    """
+    """The task that sums the moments of a group of parts of a feature set; shard i is the i-th group of names."""
 
     groups: Groups
 
@@ -53,15 +47,7 @@ class SumMoments:
 
 @dataclass(frozen=True)
 class SumSketches:
-    """The task that sums the sketches of a group of parts of a feature set.
-
-    Parameters
-    ----------
-    groups : tuple of tuple of str
-        As for `SumMoments`.
-    directions : array (n_features, n_directions) float32
-        Orthonormal columns.
-    """
+    """The task that sums sketches, in these directions, of a group of parts; groups as of `SumMoments`."""
 
     groups: Groups
     directions: npt.NDArray[np.float32]
@@ -82,16 +68,9 @@ def _matrices(plan: Plan, names: Iterable[str]) -> Iterator[Features]:
 
 
 def fit(pca: PCA, features: FeatureSet, run: Run) -> PCA:
-    """Fit a PCA to a feature set.
+    """Fit a PCA to a feature set, read in batches with bounded memory.
 
-    Parameters
-    ----------
-    pca : PCA
-        Its settings.
-    features : FeatureSet
-        Read in batches, with bounded memory.
-    run : callable
-        Runs a task over a number of shards of the set's plan, and returns the results in any order.
+    `run` runs a task over a number of shards of the set's plan, and returns the results in any order.
 
     Raises
     ------

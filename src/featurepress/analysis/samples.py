@@ -139,16 +139,9 @@ def numbered(columns: Sequence[pa.ChunkedArray]) -> npt.NDArray[np.int64]:
 def read_samples(
     features: FeatureSet, labels: LabelSettings | None = None, split: SplitSettings | None = None
 ) -> Samples:
-    """Read which rows of a set have a label, and their split.
+    """Read which rows of a complete set have a label, and their split.
 
-    Parameters
-    ----------
-    features : FeatureSet
-        A complete set.
-    labels : LabelSettings
-        Where labels come from.
-    split : SplitSettings, optional
-        Which rows are for testing. By default the set's field ``split``, if it has one with both sides.
+    By default the split is the set's field ``split``, if it has one with both sides.
 
     Raises
     ------

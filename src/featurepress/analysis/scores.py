@@ -88,21 +88,9 @@ class Scores:
 
 
 def score(y: Labels, probabilities: npt.NDArray[np.float64], classes: Labels) -> Scores:
-    """Return the scores of predictions.
+    """Return the scores of predicted probabilities: array (n_samples, n_classes), columns as `classes`.
 
-    Parameters
-    ----------
-    y : array (n_samples,) of str
-        True labels. Images of labels that the classifier does not know count as mistakes.
-    probabilities : array (n_samples, n_classes)
-        Predicted probabilities.
-    classes : array (n_classes,) of str
-        Class of each column, sorted.
-
-    Raises
-    ------
-    AnalysisError
-        There are no images.
+    Images of labels that the classifier does not know count as mistakes. Without images it raises AnalysisError.
     """
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 

@@ -93,10 +93,8 @@ class Leading:
 
     Attributes
     ----------
-    n_samples : int
-        Number of rows.
-    mean : array (n_features,) float64
-        Their mean.
+    n_samples, mean
+        Number of rows, and their mean: array (n_features,) float64.
     vectors : array (n_features, n_components) float64
         Orthonormal columns, the one of the largest variance first.
     variances : array (n_components,) float64
@@ -117,16 +115,7 @@ def leading(
 ) -> Leading:
     """Find the leading eigenvectors by passes over all rows.
 
-    Parameters
-    ----------
-    n_features : int
-        Number of features per row.
-    n_components : int
-        Number of eigenvectors.
-    one_pass : callable
-        Returns the `Sketch` of all rows for some directions.
-    random_state : int
-        Seed of the first directions.
+    `one_pass` returns the `Sketch` of all rows for some directions; `random_state` is the seed of the first ones.
 
     Notes
     -----

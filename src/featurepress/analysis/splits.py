@@ -41,16 +41,10 @@ class Split:
 
 
 def given_split(y: Labels, is_test: npt.NDArray[np.bool_], groups: Rows | None = None) -> Split:
-    """Return a given split; with groups, without test images that have a near-duplicate in training.
+    """Return the split of `is_test`, array (n_samples,) bool.
 
-    Parameters
-    ----------
-    y : array (n_samples,) of str
-        The labels.
-    is_test : array (n_samples,) bool
-        Which rows are for testing.
-    groups : array (n_samples,) int64, optional
-        Result of `near_duplicates.near_duplicate_groups` for all rows. Without groups the split is naive.
+    With `groups`, those of `near_duplicate_groups` for all rows, it leaves out the test images that have a
+    near-duplicate in training. Without groups it is naive.
     """
     train, candidates = np.flatnonzero(~is_test), np.flatnonzero(is_test)
     test = candidates if groups is None else candidates[~np.isin(groups[candidates], groups[train])]
@@ -66,19 +60,8 @@ def given_split(y: Labels, is_test: npt.NDArray[np.bool_], groups: Rows | None =
 def drawn_split(y: Labels, groups: Rows | None = None, *, random_state: int = 0) -> Split:
     """Return a stratified random split with a quarter of the images for testing; groups are never divided.
 
-    Parameters
-    ----------
-    y : array (n_samples,) of str
-        The labels.
-    groups : array (n_samples,) int64, optional
-        As in `given_split`. Without groups the split is naive.
-    random_state : int
-        Seed of the draw.
-
-    Notes
-    -----
-    If a class has a single group, all its images are for training and the class is not tested. Time: a sort of the
-    rows, seconds for a million, for any number of classes. Memory: a few numbers per row.
+    `y` and `groups` are as for `given_split`. If a class has a single group, all its images are for training and
+    the class is not tested. Time: a sort of the rows, seconds for a million, for any number of classes.
     """
     own = np.arange(len(y)) if groups is None else groups
     labels, kinds = np.unique(y, return_inverse=True)

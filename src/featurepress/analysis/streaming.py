@@ -38,26 +38,12 @@ _CONVERGED = 0.005  # stop when the log loss of the drawn rows falls by less tha
 
 
 def fit_streamed(classifier: Classifier, samples: Samples, on_rows: OnRows = lambda n_rows: None) -> Classifier:
-    """Fit to rows that stay on disk.
-
-    Parameters
-    ----------
-    classifier : Classifier
-        Its settings.
-    samples : Samples
-        The training rows.
-    on_rows : callable, optional
-        Called with the number of rows read since the last call.
-
-    Returns
-    -------
-    Classifier
-        The same, fitted.
+    """Fit to rows that stay on disk; `on_rows` is called with the number of rows read since the last call.
 
     Raises
     ------
     AnalysisError
-        Its kind is knn, which needs all rows in memory; or features are NaN or infinite.
+        The kind is knn, which needs all rows in memory; or features are NaN or infinite.
 
     Notes
     -----

@@ -35,24 +35,19 @@ _BASELINE_TRAIN, _BASELINE_TEST = 2_000, 1_000  # images whose histograms are re
 class Trial:
     """Labelled rows in memory, and a classifier to measure on them.
 
-    Parameters
+    Attributes
     ----------
     X : array (n_samples, n_features) float32
-        The features.
     y : array (n_samples,) of str
-        The labels.
     uris : Arrow array (n_samples,) of str
-        The uris.
     hashes : array (n_samples,) int64
-        Equal for files with the same bytes only.
+        Equal only for files with the same bytes.
     classifier : Classifier
-        Settings of the classifier; fitted to the training rows if `is_fitted`.
+        Its settings; already fitted to the training rows if `is_fitted`.
     is_test : array (n_samples,) bool, optional
         Test rows. Drawn by default.
-    is_fitted : bool
-        Whether `classifier` is already fitted and used as it is.
     near_duplicate_threshold : float, optional
-        Cosine from which two images of a label are near-duplicates. By default chosen by
+        Cosine from which two images of a label are near-duplicates. By default that of
         `featurepress.analysis.near_duplicates.near_duplicate_threshold`.
     """
 
@@ -73,22 +68,16 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Results of a trial.
+    """Results of a trial; `splits`, `fitted` and the measurements are naive and leak-aware.
 
     Attributes
     ----------
-    trial : Trial
-        The trial.
     threshold : float
         Cosine from which two images of a label count as near-duplicates.
     groups : array (n_samples,) int64
         Group of near-duplicates of each row.
-    splits : tuple of Split
-        The naive and the leak-aware split.
     fitted : tuple of (Classifier or None)
         Classifier fitted to the training rows of each split; None if that is impossible.
-    naive, leak_aware : Measured
-        Measurement with each split.
     """
 
     trial: Trial
@@ -118,10 +107,8 @@ class Outcome:
 def measure(trial: Trial) -> Outcome:
     """Return the scores of a classifier on a naive and on a leak-aware split.
 
-    Notes
-    -----
     The regularisation is chosen once, on the leak-aware training rows, with near-duplicates in the same fold. So
-    the two measurements differ in their images only. Time: two fits, the search for near-duplicates among the rows
+    the two measurements differ only in their images. Time: two fits, the search for near-duplicates among the rows
     of each label, and the cross-validation.
     """
     require_finite(trial.X.mean(axis=0, dtype=np.float64), trial.X)  # test rows too
@@ -212,12 +199,7 @@ def learning_curve(outcome: Outcome) -> tuple[LearningPoint, ...]:
 def baselines(outcome: Outcome, histograms: Histograms | None = None) -> tuple[Baseline, ...]:
     """Return the accuracy of two simple methods: the most frequent label, and colour histograms.
 
-    Parameters
-    ----------
-    outcome : Outcome
-        The trial to compare with.
-    histograms : callable, optional
-        Returns the colour histogram of each readable image by uri. Without it the second baseline is not measured.
+    `histograms` returns the colour histogram of each readable image by uri. Without it, the second is not measured.
     """
     trial, (split, _) = outcome.trial, outcome.best
     if not len(split.test) or not len(split.train):

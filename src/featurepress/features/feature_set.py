@@ -291,22 +291,7 @@ class FeatureSet:
 
 
 def open_features(location: str | Path, *, allow_incomplete: bool = False) -> FeatureSet:
-    """Open the feature set at a destination.
-
-    Parameters
-    ----------
-    location : str or path
-        The ``--out`` of the run that made it.
-    allow_incomplete : bool
-        Open a set whose run has not finished, too; it holds the rows of the finished parts.
-
-    Raises
-    ------
-    FeatureSetError
-        There is no feature set.
-    IncompleteError
-        Its run has not finished.
-    """
+    """Open a feature set of any kind; see `featurepress.open_features`."""
     storage = open_storage(str(location))
     plan = ledger.read_plan(storage)
     if plan is None:
@@ -329,13 +314,7 @@ def open_features(location: str | Path, *, allow_incomplete: bool = False) -> Fe
 
 
 def embedded_set(features: FeatureSet) -> FeatureSet:
-    """Return the set whose rows were embedded: itself, or the one that a reduced set was made from.
-
-    Raises
-    ------
-    FeatureSetError
-        The set that it was made from is gone.
-    """
+    """Return the set whose rows were embedded: itself, or the one that a reduced set was made from."""
     origin = features.plan.certificate.get("reduced")
     return features if origin is None else open_features(origin["features"], allow_incomplete=True)
 
@@ -345,16 +324,8 @@ def record_batches(
 ) -> Iterator[pa.RecordBatch]:
     """Yield rows of a set in order as Arrow record batches, with bounded memory.
 
-    Parameters
-    ----------
-    features : FeatureSet
-        The set.
-    batch_size : int
-        Maximum rows of a batch; a batch never holds rows of two parts.
-    columns : list of str
-        Names of its `schema`.
-    rows : range, optional
-        Numbers of the rows; all by default.
+    A batch has at most `batch_size` rows and never those of two parts. `columns` are names of its `schema`; `rows`
+    are numbers of rows, all by default.
     """
     rows = range(len(features)) if rows is None else rows
     first = 0
@@ -377,13 +348,7 @@ def parts_hash(features: FeatureSet) -> str:
 
 
 def as_pandas(table: pa.Table) -> pd.DataFrame:
-    """Return a table as a pandas DataFrame.
-
-    Raises
-    ------
-    RequestError
-        pandas is not installed.
-    """
+    """Return a table as a pandas DataFrame; RequestError if pandas is not installed."""
     try:
         return table.to_pandas()
     except ImportError as error:

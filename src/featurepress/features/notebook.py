@@ -12,14 +12,7 @@ _MAX_CHARACTERS = 80
 def to_html(title: str, facts: Mapping[str, object], rows: Iterable[Mapping[str, object]] = ()) -> str:
     """Return a title, a table of facts, and a table of rows as HTML; all text is escaped.
 
-    Parameters
-    ----------
-    title : str
-        What is shown.
-    facts : mapping
-        Name of each fact and its value.
-    rows : iterable of mapping, optional
-        Rows, all with the same columns; the first decides their order.
+    All rows have the same columns, in the order of the first.
     """
     lines = "".join(f"<tr><th>{_text(name)}</th><td>{_escaped(value)}</td></tr>" for name, value in facts.items())
     html = f"<p><b>{_text(title)}</b></p><table>{lines}</table>"

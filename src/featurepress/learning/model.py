@@ -132,17 +132,8 @@ class TrainedModel:
     def transform_of(self, backbone: BackboneSpec, location: str) -> Callable[[Features], Features]:
         """Return the function that turns features of a set into features for the classifier.
 
-        Parameters
-        ----------
-        backbone : BackboneSpec
-            Of the set.
-        location : str
-            Of the set, for the error.
-
-        Raises
-        ------
-        PlanMismatchError
-            The set is of another feature space; both are named.
+        `backbone` and `location` are those of the set. If the set is of another feature space, PlanMismatchError
+        names both.
         """
         if backbone.fingerprint == self.fingerprint:
             return lambda X: X

@@ -218,13 +218,7 @@ def _identity(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def copy_model(storage: Storage, model: TrainedModel) -> None:
-    """Copy a model into the destination, where workers read it, unless it is there.
-
-    Raises
-    ------
-    AnalysisError, StoppedError
-        It has changed since it was opened.
-    """
+    """Copy a model into the destination, where workers read it, unless it is there; refuse one that has changed."""
     if storage.stat(f"{PREDICTIONS_MODEL}/{TRAINED_MODEL}") is not None:
         return
     source = open_storage(model.location)
@@ -253,15 +247,7 @@ def copied_model(location: str, sha256: str) -> TrainedModel:
 
 @dataclass
 class Tally:
-    """Counts of a part, added up while it is written.
-
-    Parameters
-    ----------
-    part : str
-        Hash of the part of the features.
-    images, rows, unread : int
-        Number of images, of rows, and of images that could not be read again.
-    """
+    """Counts of a part, added up while it is written; `part` is the hash of the part of the features."""
 
     part: str
     images: int = 0

@@ -288,13 +288,7 @@ def _report(files: ReportFiles, reduced: ReducedFeatureSet, features: FeatureSet
 
 @dataclass(frozen=True)
 class ProjectPart:
-    """The task that projects a part of a feature set.
-
-    Parameters
-    ----------
-    source : Plan
-        Of the set that is reduced.
-    """
+    """The task that projects a part of a feature set, whose plan is `source`."""
 
     source: Plan
 

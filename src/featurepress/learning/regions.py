@@ -81,13 +81,7 @@ def averaged(backbone: BackboneSpec) -> BackboneSpec:
 
 
 def pooling_of(settings: PredictionSettings, model: TrainedModel) -> str:
-    """Return the pooling with which images are embedded.
-
-    Raises
-    ------
-    AnalysisError
-        Regions need a model of averaged features.
-    """
+    """Return the pooling with which images are embedded; AnalysisError if regions need another model."""
     own = model.backbone.pooling
     if not (settings.regions or settings.tiles):
         return own
@@ -100,12 +94,9 @@ def pooling_of(settings: PredictionSettings, model: TrainedModel) -> str:
 
 
 def require_regions(settings: PredictionSettings, model: TrainedModel, features: FeatureSet) -> None:
-    """Refuse a feature set whose regions the model cannot classify.
+    """Raise PlanMismatchError if the model cannot classify the regions of a feature set.
 
-    Raises
-    ------
-    PlanMismatchError
-        It is of another backbone, or cells were requested and its features are not a grid.
+    It must be of the same backbone, and its features a grid if cells were requested.
     """
     backbone = features.plan.backbone
     if differences := averaged(model.backbone).differences(averaged(backbone)):
@@ -121,12 +112,9 @@ def require_regions(settings: PredictionSettings, model: TrainedModel, features:
 
 
 def require_apart(storage: Storage, features: FeatureSet) -> None:
-    """Refuse a destination where an update of the features would list the annotated copies as images.
+    """Raise DestinationError if an update of the features would list the annotated copies as images.
 
-    Raises
-    ------
-    DestinationError
-        It is inside a source of the set.
+    That is a destination inside a source of the set.
     """
     for source in embedded_set(features).plan.sources:
         folder = source.location if "://" in source.location else str(PurePosixPath(source.base, source.location))

@@ -15,18 +15,9 @@ from featurepress.settings import available_cores
 class Runner:
     """Runs tasks over a feature set; `close` stops the workers that it started.
 
-    Parameters
-    ----------
-    features : FeatureSet
-        The set.
-    engine : Engine or None
-        Where to run; None for worker processes on this machine.
-    on_progress : callable
-        Called with the step and its bytes of features. Tasks report rows with ``send_message(("rows", n))``.
-    preload : str
-        Module that new workers on this machine import first.
-    workers : int, optional
-        Number of workers on this machine; by default one per core.
+    Without an engine, tasks run in worker processes on this machine, by default one per core, which import the
+    module `preload` first. `on_progress` is called with the step and its bytes of features: tasks report rows with
+    ``send_message(("rows", n))``.
     """
 
     def __init__(

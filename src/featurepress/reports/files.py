@@ -15,13 +15,7 @@ from featurepress.errors import DestinationError, SettingError, StorageError
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """The files of a report, as `free_report_files` returns them.
-
-    Attributes
-    ----------
-    page : Path
-        The HTML page.
-    """
+    """The files of a report, as `free_report_files` returns them: an HTML page, and others beside it."""
 
     page: Path
 
@@ -35,13 +29,7 @@ class ReportFiles:
         return self.page.with_suffix(".json")
 
     def write(self, page: str, plots: Mapping[str, bytes], *, values: Mapping[str, Any] | None = None) -> None:
-        """Write plots, values and page; remove what was written if one fails.
-
-        Raises
-        ------
-        StorageError
-            A file exists by now, or cannot be written.
-        """
+        """Write plots, values and page; remove what was written, and raise StorageError, if one fails."""
         contents = {self.plot(name): png for name, png in plots.items()}
         if values is not None:
             contents[self.values] = json.dumps(values, indent=1, ensure_ascii=False).encode()
@@ -63,19 +51,12 @@ class ReportFiles:
 def free_report_files(report: str | Path, plots: tuple[str, ...] = (), *, values: bool = False) -> ReportFiles:
     """Return the files of a report after checking that they can be written and do not exist.
 
-    Parameters
-    ----------
-    report : str or path
-        Path of the page, a local file that ends in ``.html``.
-    plots : tuple of str
-        Names of the plots that will be written beside it.
-    values : bool
-        Whether the values will be written beside it as JSON.
+    `plots` are the names of plots beside the page; `values` says whether there are values as JSON.
 
     Raises
     ------
     SettingError
-        The path does not end in ``.html``.
+        The path is not a local file that ends in ``.html``.
     DestinationError
         The folder does not exist or cannot be written, or a file exists.
     """

@@ -14,19 +14,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 
 
 def render(template: str, **context: Any) -> str:
-    """Return a page from a template of this package.
+    """Return a complete HTML page from a template of this package, such as ``evaluation.html``.
 
-    Parameters
-    ----------
-    template : str
-        File name of the template, such as ``evaluation.html``.
-    **context
-        Variables of the template. Every text is escaped, so it may come from anyone.
-
-    Returns
-    -------
-    str
-        A complete HTML page, which UTF-8 can encode.
+    `context` are the variables of the template. Every text is escaped, so it may come from anyone.
     """
     page = _environment().get_template(template).render(context)
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", page.encode("utf-8", "replace").decode("utf-8"))

@@ -42,15 +42,7 @@ _MARKERS = ("o", "^")  # for the ten dark and the ten light colours
 def variance_plot(ratios: npt.ArrayLike) -> bytes:
     """Return a plot of the variance that each component explains, and the first ones together.
 
-    Parameters
-    ----------
-    ratios : array (n_components,)
-        Share of the variance that each component explains, largest first.
-
-    Returns
-    -------
-    bytes
-        PNG of 1800 x 760 pixels, to be shown at half that size.
+    `ratios` are shares of the variance: array (n_components,), largest first. The PNG has 1800 x 760 pixels.
     """
     shares = np.asarray(ratios, np.float64)
     lettering, figure = _Lettering(()), _figure(9, 3.8)
@@ -98,18 +90,10 @@ def components_text(ratios: npt.ArrayLike, share: float) -> str:
 def map_plot(Z: npt.NDArray[Any], labels: npt.NDArray[np.str_] | None = None) -> bytes:
     """Return a scatter plot of the first two components of each row, coloured by label.
 
-    Parameters
-    ----------
-    Z : array (n_samples, n_components)
-        Reduced rows. If there is only one component, the vertical position is random.
-    labels : array (n_samples,) of str, optional
-        Label of each row, "" for none. The 20 most frequent labels have a colour; the others are grey.
-
-    Returns
-    -------
-    bytes
-        PNG of 1760 x 1160 pixels, to be shown at half that size. Of more than 20,000 rows it shows a random sample
-        of 20,000, always the same, and says so.
+    `Z` are reduced rows: array (n_samples, n_components); with one component, the vertical position is random.
+    `labels`: array (n_samples,) of str, "" for none. The 20 most frequent labels have a colour; the others are
+    grey. The PNG has 1760 x 1160 pixels. Of more than 20,000 rows it shows a random sample of 20,000, always the
+    same, and says so.
     """
     rows = drawn_rows(len(Z))
     drawn = len(rows)
@@ -187,25 +171,12 @@ def _legend(figure: Any, keys: Sequence[tuple[str, str, str]]) -> None:
 
 
 def confusion_plot(confusion: npt.ArrayLike, labels: Sequence[str]) -> bytes:
-    """Return a plot of a confusion matrix.
+    """Return a plot of a confusion matrix, each row in shares of its sum.
 
-    Parameters
-    ----------
-    confusion : array (n_classes, n_classes) of int
-        Rows are true classes, columns predicted ones. Each row is shown in shares of its sum.
-    labels : sequence of str
-        The classes, in the order of the rows. Of more than 40 the plot shows those with mistakes, at most the 40
-        most confused, and says so.
-
-    Returns
-    -------
-    bytes
-        PNG that grows with the number of classes, to be shown at half its size.
-
-    Raises
-    ------
-    AnalysisError
-        There are no classes, or the matrix does not have one row and one column per class.
+    `confusion` are counts: array (n_classes, n_classes), rows are true classes, columns predicted ones, both in
+    the order of `labels`. Of more than 40 classes the plot shows those with mistakes, at most the 40 most confused,
+    and says so. The PNG grows with the number of classes. AnalysisError if there are no classes, or the matrix has
+    another shape.
     """
     counts = np.asarray(confusion, np.int64)
     if not len(labels) or counts.shape != (len(labels), len(labels)):
@@ -276,17 +247,9 @@ def _cells(axes: Any, shares: Any, *, small: bool) -> None:
 
 
 def reliability_plot(bins: Sequence[Bin]) -> bytes:
-    """Return a reliability diagram: accuracy of the predictions by confidence.
+    """Return a reliability diagram: accuracy of the predictions by confidence, in ascending order.
 
-    Parameters
-    ----------
-    bins : sequence of Bin
-        In ascending order of confidence.
-
-    Returns
-    -------
-    bytes
-        PNG of 1120 x 960 pixels, to be shown at half that size.
+    The PNG has 1120 x 960 pixels.
     """
     lettering, figure = _Lettering(()), _figure(5.6, 4.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
@@ -306,17 +269,9 @@ def reliability_plot(bins: Sequence[Bin]) -> bytes:
 
 
 def learning_curve_plot(points: Sequence[LearningPoint]) -> bytes:
-    """Return a learning curve: accuracy by number of training images.
+    """Return a learning curve: accuracy by number of training images, in ascending order.
 
-    Parameters
-    ----------
-    points : sequence of LearningPoint
-        In ascending order of `n_train`.
-
-    Returns
-    -------
-    bytes
-        PNG of 1240 x 760 pixels, to be shown at half that size.
+    The PNG has 1240 x 760 pixels.
     """
     lettering, figure = _Lettering(()), _figure(6.2, 3.8)
     axes = figure.subplots()
@@ -373,13 +328,7 @@ def _format_integers(axis: Any, max_ticks: int = 8) -> None:
 
 
 class _Lettering:
-    """Draws any text as plain text, in installed fonts that have its characters.
-
-    Parameters
-    ----------
-    texts : iterable of str
-        All labels of a plot.
-    """
+    """Draws any text, such as the labels of a plot, in installed fonts that have its characters."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._families = [_FONT]

@@ -36,20 +36,10 @@ _FACTS = {"name": "model", "kind": "classifier", "n_features": "features per ima
 
 
 def evaluation_page(evaluation: Evaluation, thumbnails: Thumbnails) -> str:
-    """Return the report of an evaluation.
+    """Return the report of an evaluation, a self-contained HTML page.
 
-    Parameters
-    ----------
-    evaluation : Evaluation
-        The results.
-    thumbnails : callable
-        Returns small JPEG images by uri. The page marks those that it leaves out as not available. It is called
-        once, with the uris of at most 24 mistakes, and not at all if there are no mistakes.
-
-    Returns
-    -------
-    str
-        A self-contained HTML page.
+    `thumbnails` returns small JPEG images by uri; the page marks those that it leaves out as not available. It is
+    called once, with the uris of at most 24 mistakes, and not at all if there are no mistakes.
     """
     facts = {_FACTS.get(name, name.replace("_", " ")): words(value) for name, value in evaluation.model.items()}
     facts |= {"test features": evaluation.features, "training and test": evaluation.split}
@@ -130,25 +120,11 @@ def _pairs(counts: npt.NDArray[np.int64], labels: Sequence[str]) -> list[tuple[s
 def reduction_report(
     ratios: npt.ArrayLike, Z: Features, labels: npt.NDArray[np.str_] | None, facts: Mapping[str, str]
 ) -> tuple[str, dict[str, bytes]]:
-    """Return the report of a reduction.
+    """Return the report of a reduction, a self-contained HTML page, and its plots as PNG.
 
-    Parameters
-    ----------
-    ratios : array (n_components,)
-        Share of the variance that each component explains.
-    Z : array (n_samples, n_components) float32
-        Reduced rows for the map. It uses the first two components.
-    labels : array (n_samples,) of str, or None
-        Their labels.
-    facts : mapping of str to str
-        Facts about the reduced set, such as its location and its number of rows.
-
-    Returns
-    -------
-    page : str
-        A self-contained HTML page.
-    plots : dict of str to bytes
-        Its plots, ``variance`` and ``map``, as PNG.
+    `ratios` are the shares of the variance that the components explain. `Z`, reduced rows, and `labels` are for
+    the map, as `map_rows` returns them. `facts` are about the reduced set, such as its location and its number of
+    rows.
     """
     shares = np.asarray(ratios, np.float64)
     plots = {"variance": variance_plot(shares), "map": map_plot(Z, labels)}
@@ -165,21 +141,11 @@ def reduction_report(
 
 
 def map_rows(features: FeatureSet, limit: int = MAP_POINTS) -> tuple[Features, npt.NDArray[np.str_] | None]:
-    """Return the rows of a reduced set that its map shows.
+    """Return the rows of a reduced set that its map shows, and their labels.
 
-    Parameters
-    ----------
-    features : FeatureSet
-        Read in batches, with bounded memory.
-    limit : int
-        Maximum number of rows, spread evenly over the set. By default 20,000, as many as a map draws.
-
-    Returns
-    -------
-    Z : array (n_samples, 2) float32
-        The first two components of the rows, in order; one column if the set has one component.
-    labels : array (n_samples,) of str, or None
-        Their labels, "" for none; None for a set without labels.
+    Of more than `limit` rows, these are spread evenly over the set, which is read in batches. The rows are an
+    array (n_samples, 2) float32 of the first two components, or (n_samples, 1) if there is only one. The labels are
+    an array (n_samples,) of str, "" for none; None for a set without labels.
     """
     n_rows = len(features)
     chosen = np.arange(n_rows) if n_rows <= limit else np.arange(limit) * n_rows // limit
