@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def test_scores_of_a_small_example() -> None:
     assert found.macro_f1 == pytest.approx((0.5 + 2 / 3 + 0) / 3)
     assert found.reliability == (Bin(1, 0.4, 0.0), Bin(2, 0.725, 0.5), Bin(1, 0.9, 1.0))
     assert found.calibration_error == pytest.approx((0.4 + 2 * 0.225 + 0.1) / 4)
-    assert json.loads(json.dumps(found.to_json()))["interval"] == list(found.interval)
+    assert json.loads(json.dumps(asdict(found)))["interval"] == list(found.interval)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -34,10 +34,8 @@ def near_duplicate_groups(
     allows. Memory: two copies of the features of a label, however many near-duplicates there are.
     """
     unit, (_, kinds) = unit_rows(X), np.unique(labels, return_inverse=True)
-    pairs = [_neighbours_of(hashes)]
-    for rows in locations_of(kinds):
-        pairs.append(_near(unit, rows, threshold))
-    return _in_order(_merged(np.arange(len(X)), pairs))
+    pairs = [_neighbours_of(hashes), *(_near(unit, rows, threshold) for rows in locations_of(kinds))]
+    return _merged(np.arange(len(X)), pairs)
 
 
 def near_duplicate_threshold(X: npt.NDArray[Any], labels: npt.NDArray[np.str_], *, random_state: int = 0) -> float:
@@ -125,14 +123,5 @@ def _merged(
         return groups
     left, right = (groups[np.concatenate(ends)] for ends in zip(*pairs, strict=True))
     graph = coo_array((np.ones(len(left), bool), (left, right)), shape=(len(groups), len(groups)))
-    found: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1][groups]
-    return found
-
-
-def _in_order(groups: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the groups numbered in order of first appearance."""
-    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-    numbers = np.empty(len(first), np.int64)
-    numbers[np.argsort(first)] = np.arange(len(first))
-    found: npt.NDArray[np.int64] = numbers[inverse]
-    return found
+    merged: npt.NDArray[np.int64] = connected_components(graph, directed=False)[1][groups]
+    return merged  # numbered in order of their first rows

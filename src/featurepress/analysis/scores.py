@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -81,10 +81,6 @@ class Scores:
     confusion: tuple[tuple[int, ...], ...]
     labels: tuple[str, ...]
     reliability: tuple[Bin, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the scores as JSON values."""
-        return asdict(self)
 
 
 def score(y: Labels, probabilities: npt.NDArray[np.float64], classes: Labels) -> Scores:

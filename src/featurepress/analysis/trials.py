@@ -112,11 +112,10 @@ def measure(trial: Trial) -> Outcome:
     of each label, and the cross-validation.
     """
     require_finite(trial.X.mean(axis=0, dtype=np.float64), trial.X)  # test rows too
-    y, threshold = trial.y, trial.near_duplicate_threshold
+    y, threshold, seed = trial.y, trial.near_duplicate_threshold, trial.classifier.random_state
     if threshold is None:
-        threshold = near_duplicate_threshold(trial.X, y, random_state=trial.classifier.random_state)
+        threshold = near_duplicate_threshold(trial.X, y, random_state=seed)
     groups = near_duplicate_groups(trial.X, y, trial.hashes, threshold=threshold)
-    seed = trial.classifier.random_state
     if trial.is_test is None:
         splits = drawn_split(y, random_state=seed), drawn_split(y, groups, random_state=seed)
     else:
@@ -127,15 +126,8 @@ def measure(trial: Trial) -> Outcome:
     else:
         chosen = aware.regularization_ if aware is not None else None
         naive = _fit(trial, replace(trial.classifier, regularization=chosen), splits[0], groups)
-    return Outcome(
-        trial,
-        threshold,
-        groups,
-        splits,
-        (naive, aware),
-        _measured(trial, splits[0], naive),
-        _measured(trial, splits[1], aware),
-    )
+    measured = _measured(trial, splits[0], naive), _measured(trial, splits[1], aware)
+    return Outcome(trial, threshold, groups, splits, (naive, aware), *measured)
 
 
 def _fit(trial: Trial, classifier: Classifier, split: Split, groups: Rows) -> Classifier | None:
@@ -189,10 +181,8 @@ def learning_curve(outcome: Outcome) -> tuple[LearningPoint, ...]:
         if len(rows) < len(split.train):
             classifier = replace(fitted, regularization=fitted.regularization_).fit(trial.X[rows], trial.y[rows])
             n_train = len(rows)
-        n_correct = int((classifier.predict(trial.X[split.test]) == trial.y[split.test]).sum())
-        points[len(rows)] = LearningPoint(
-            n_train, n_correct / len(split.test), wilson_interval(n_correct, len(split.test))
-        )
+        is_correct = classifier.predict(trial.X[split.test]) == trial.y[split.test]
+        points[len(rows)] = LearningPoint(n_train, *_accuracy(is_correct))
     return tuple(points.values())
 
 
@@ -206,12 +196,8 @@ def baselines(outcome: Outcome, histograms: Histograms | None = None) -> tuple[B
         return ()
     y, train, test = trial.y, split.train, split.test
     labels, counts = np.unique(y[train], return_counts=True)
-    n_correct = int((y[test] == labels[counts.argmax()]).sum())
-    majority = Baseline(
-        f"always the most frequent label, '{labels[counts.argmax()]}'",
-        n_correct / len(test),
-        wilson_interval(n_correct, len(test)),
-    )
+    label = labels[counts.argmax()]
+    majority = Baseline(f"always the most frequent label, '{label}'", *_accuracy(y[test] == label))
     return majority, _histogram_baseline(outcome, train, test, histograms)
 
 
@@ -231,9 +217,10 @@ def _histogram_baseline(outcome: Outcome, train: Rows, test: Rows, histograms: H
     H = [np.stack([found[uri] for uri in side if uri in found]).astype(np.float32) for side in uris]
     classifier = Classifier(random_state=seed, balanced=trial.classifier.balanced)
     classifier.fit(H[0], trial.y[train], outcome.groups[train])
-    n_correct = int((classifier.predict(H[1]) == trial.y[test]).sum())
-    return Baseline(
-        f"{name}, of {len(train):,} training and {len(test):,} test images",
-        n_correct / len(test),
-        wilson_interval(n_correct, len(test)),
-    )
+    name = f"{name}, of {len(train):,} training and {len(test):,} test images"
+    return Baseline(name, *_accuracy(classifier.predict(H[1]) == trial.y[test]))
+
+
+def _accuracy(is_correct: npt.NDArray[np.bool_]) -> tuple[float, tuple[float, float]]:
+    """Return the share of correct predictions, and its interval."""
+    return float(is_correct.mean()), wilson_interval(int(is_correct.sum()), len(is_correct))

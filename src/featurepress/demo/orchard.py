@@ -48,30 +48,11 @@ def _require_kind(kind: str) -> None:
 
 
 def draw_fruit(kind: str, *, random_state: int | Rng, image_size_px: int = 100) -> Pixels:
-    """Draw one fruit on white.
+    """Draw one fruit on white: array (image_size_px, image_size_px, 3) uint8, RGB.
 
-    Parameters
-    ----------
-    kind : str
-        One of `KINDS`.
-    random_state : int or numpy.random.Generator
-        Determines pose, size, light and skin; the same integer draws the same image.
-    image_size_px : int
-        Height and width, at least 16. By default 100, as in Fruits-360.
-
-    Returns
-    -------
-    ndarray of shape (image_size_px, image_size_px, 3), uint8
-        RGB.
-
-    Raises
-    ------
-    SettingError
-        The kind is unknown, or the size is too small.
-
-    Notes
-    -----
-    About 1 ms for 100 pixels; time grows with the area.
+    `kind` is one of `KINDS`. `random_state` determines pose, size, light and skin; the same integer draws the same
+    image. The size is at least 16, by default 100, as in Fruits-360. SettingError for an unknown kind or a smaller
+    size. About 1 ms for 100 pixels; time grows with the area.
     """
     _require_kind(kind)
     _require(16, image_size_px=image_size_px)
@@ -84,15 +65,10 @@ def draw_fruit(kind: str, *, random_state: int | Rng, image_size_px: int = 100) 
 
 @dataclass(frozen=True)
 class Scene:
-    """Several fruits on one background.
+    """Several fruits on one background: array (H, W, 3) uint8, RGB.
 
-    Attributes
-    ----------
-    pixels : ndarray of shape (H, W, 3), uint8
-        RGB.
-    fruits : tuple of (str, (int, int, int, int))
-        Kind and box (left, top, right, bottom) in pixels, right and bottom exclusive. The box encloses the whole
-        fruit, also if a later one covers part of it.
+    `fruits` are pairs of kind and box (left, top, right, bottom) in pixels, right and bottom exclusive. The box
+    encloses the whole fruit, also if a later one covers part of it.
     """
 
     pixels: Pixels
@@ -112,19 +88,8 @@ def _overlaps(boxes: NDArray[np.int64], laid: list[Box]) -> NDArray[np.float64]:
 def draw_scene(kinds: Iterable[str], *, random_state: int | Rng, image_size_px: int = 384) -> Scene:
     """Draw several fruits side by side, overlapping a little, on a table in one light.
 
-    Parameters
-    ----------
-    kinds : iterable of str
-        The fruits in the order in which they are laid down; a kind may be repeated.
-    random_state : int or numpy.random.Generator
-        Determines everything else.
-    image_size_px : int
-        Height and width, at least 64. By default 384, four images of 96 pixels across.
-
-    Raises
-    ------
-    SettingError
-        A kind is unknown, or the size is too small.
+    The fruits are laid down in the order of `kinds`, which may repeat a kind; `random_state` determines the rest.
+    The size is at least 64, by default 384, four images of 96 pixels across. SettingError as for `draw_fruit`.
     """
     _require(64, image_size_px=image_size_px)
     rng, kinds = _generator(random_state), list(kinds)
@@ -294,21 +259,10 @@ def _vary(pixels: Pixels, rng: Rng) -> Pixels:
 
 
 def draw_images(folder: str | Path, n: int, *, image_size_px: int = 100, random_state: int = 0) -> list[Path]:
-    """Write many fruit images fast, for tests and benchmarks: `<Kind>/<number>.jpg`, kinds in turn.
+    """Write many fruit images fast, for tests and benchmarks, as `<Kind>/<number>.jpg`; return their paths.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Created if it is missing; files of the same names are replaced.
-    n : int
-        Number of images, no two with the same bytes. The first few hundred are drawn, the others vary these.
-    image_size_px, random_state : int
-        As for `draw_fruit`.
-
-    Returns
-    -------
-    list of Path
-        In the order drawn.
+    No two have the same bytes: the first few hundred are drawn, the others vary these. Files of the same names are
+    replaced. `image_size_px` and `random_state` are as for `draw_fruit`.
     """
     _require(0, n=n)
     rng, originals, seen = _generator(random_state), list[Pixels](), set[int]()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from featurepress.errors import DestinationError, SettingError, StorageError
+from featurepress.errors import DestinationError, SettingError
 from featurepress.features.feature_set import FeatureSet, open_features, record_batches
 from featurepress.features.parts import matrix_of
 from featurepress.ledger import Plan
+from featurepress.ledger.destination import destination_errors
 from featurepress.ledger.names import FOLDERS, csv_name
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, show_progress, step
@@ -96,7 +97,7 @@ def export(
     folder, _, name = open_storage(str(to)).location.rpartition("/")
     storage = open_storage(f"{folder}/")
     names = [name] if parts == 1 else [_numbered(name, number, parts) for number in range(parts)]
-    with _export_errors():
+    with destination_errors("--to"):
         _refuse_own_folders(features, storage)
         _require_absent(storage, names)
         storage.prepare()
@@ -110,7 +111,7 @@ def export(
     with show_progress(progress) as on_progress:
         for number, target in enumerate(names):
             with contextlib.ExitStack() as stack:
-                with _export_errors() if number == 0 else contextlib.nullcontext():
+                with destination_errors("--to") if number == 0 else contextlib.nullcontext():
                     file = stack.enter_context(storage.stream(target))
                 write(features, file, _share_of_rows(n_rows, number, parts), on_rows)
                 file.flush()
@@ -184,15 +185,6 @@ def _refuse_own_folders(features: FeatureSet, storage: Storage) -> None:
                 f"'{own}/{folder}' is a folder of the feature set itself; it must hold nothing else. Choose "
                 "another --to."
             )
-
-
-@contextlib.contextmanager
-def _export_errors() -> Iterator[None]:
-    """Convert a StorageError, raised before anything is written, to a DestinationError."""
-    try:
-        yield
-    except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --to.") from error
 
 
 # -- formats -------------------------------------------------------------------------------------------------

@@ -94,23 +94,12 @@ def evaluate(
     >>> evaluation = fp.evaluate("fruit-model/", "reduced/", "report.html")  # doctest: +SKIP
     >>> evaluation.best.scores.accuracy  # doctest: +SKIP
     """
-    with show_progress(progress) as on_progress:
-        return _evaluate(model, features, report, on_progress=on_progress, options=options)
-
-
-def _evaluate(
-    model: TrainedModel | str | Path,
-    features: FeatureSet | str | Path,
-    report: str | Path | None,
-    *,
-    on_progress: OnProgress,
-    options: Mapping[str, Any],
-) -> Evaluation:
     files = None if report is None else free_report_files(report, values=True)
     model, features = as_model(model), as_feature_set(features)
     model.transform_of(features.plan.backbone, features.location)
-    run = _Run(model, features, _settings(model, options), set(options), on_progress)
-    evaluation = run.evaluate()
+    with show_progress(progress) as on_progress:
+        run = _Run(model, features, _settings(model, options), set(options), on_progress)
+        evaluation = run.evaluate()
     if files is not None:
         from featurepress.reports.report import evaluation_page
 
@@ -253,10 +242,9 @@ class _Run:
         n_rows = max(1, int(share * min(n_fitted, samples.n_searchable)))
         sample = samples.draw(n_rows, self.settings["classifier"].random_state)
         if sample is not samples:
-            note = f"a random sample of {len(sample):,} of {len(samples):,} images of '{samples.features.location}'"
-            self.notes.append(
-                note + ("; allow more with --in-memory-bytes" if n_fitted < samples.n_searchable else "")
-            )
+            more = "; allow more with --in-memory-bytes" if n_fitted < samples.n_searchable else ""
+            counts = f"{len(sample):,} of {len(samples):,} images"
+            self.notes.append(f"a random sample of {counts} of '{samples.features.location}'{more}")
         return sample
 
     def _trial(self, sides: Sequence[Samples]) -> Trial:

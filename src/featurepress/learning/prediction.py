@@ -41,6 +41,7 @@ from featurepress.learning.tasks import LabelTask, PredictionTask
 from featurepress.ledger import Plan
 from featurepress.ledger.destination import destination_errors, require_free_destination
 from featurepress.ledger.names import PREDICTIONS_SUMMARY, shard_of
+from featurepress.ledger.plan import read_json
 from featurepress.progress import OnProgress, show_progress, step
 from featurepress.runs.verbs import Request, prepare, run_plan
 from featurepress.settings import IMAGE_SETTINGS, PredictionSettings, PredictOptions, Settings
@@ -112,19 +113,6 @@ def predict(
     >>> predictions = fp.predict("fruit-model/", "photos/", "predictions/", top_k=3)  # doctest: +SKIP
     >>> predictions.to_pandas()  # doctest: +SKIP
     """
-    with show_progress(progress) as on_progress:
-        return _predict(model, sources, out, engine=engine, on_progress=on_progress, options=options)
-
-
-def _predict(
-    model: TrainedModel | str | Path,
-    sources: FeatureSet | Locations,
-    out: str | Path,
-    *,
-    engine: Engine | None,
-    on_progress: OnProgress,
-    options: Mapping[str, Any],
-) -> Predictions:
     started = time.perf_counter()
     settings, embed_options = _settings(options)
     model = as_model(model)
@@ -136,7 +124,7 @@ def _predict(
     pooling = pooling_of(settings, model)
     storage = open_destination(out)
     failures: TooManyFailuresError | None = None
-    with _on_disk(model) as model:
+    with show_progress(progress) as on_progress, _on_disk(model) as model:
         prediction = _Prediction(model, settings, storage, engine, on_progress, embed_options.get("workers"))
         features = _find_feature_set(sources)
         if features is None:
@@ -254,13 +242,13 @@ class _Prediction:
         self._begin(features)
         digests = {shard_of(name): digest for name, digest in features.parts.items()}
         unfinished = predictions.unfinished_parts(self.storage, digests)
-        summary = predictions.read_summary(self.storage)
+        summary = read_json(self.storage, PREDICTIONS_SUMMARY)
         if unfinished or summary is None or summary["parts"] != len(digests):
             self.storage.delete(PREDICTIONS_SUMMARY)
             predictions.delete_other_parts(self.storage, set(digests))
             self._predict_parts(features, unfinished)
             summary = self._summary(features, digests)
-            predictions.write_summary(self.storage, summary)
+            predictions.write_json(self.storage, PREDICTIONS_SUMMARY, summary)
         return Predictions(self.storage, features, summary)
 
     def _begin(self, features: FeatureSet) -> None:

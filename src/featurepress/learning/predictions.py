@@ -33,7 +33,6 @@ from featurepress.ledger.names import (
     PREDICTIONS_FOLDER,
     PREDICTIONS_MODEL,
     PREDICTIONS_REQUEST,
-    PREDICTIONS_SUMMARY,
     TRAINED_MODEL,
     is_prediction,
     prediction_name,
@@ -114,7 +113,7 @@ class Predictions:
     @property
     def schema(self) -> pa.Schema:
         """Arrow schema of the rows."""
-        return schema_of(columns_of(self.summary["settings"]))
+        return schema_of(self.summary["settings"])
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the rows part by part, in the order of the features."""
@@ -155,29 +154,19 @@ class Predictions:
 # -- columns -------------------------------------------------------------------------------------------------
 
 
-def columns_of(settings: Mapping[str, Any]) -> list[str]:
-    """Return the columns of predictions with these settings."""
+def schema_of(settings: Mapping[str, Any]) -> pa.Schema:
+    """Return the Arrow schema of predictions with these settings."""
+    import pyarrow as pa
+
+    uri, label, probability = ("uri", pa.string()), ("label", pa.string()), ("probability", pa.float32())
+    columns = [uri, label, probability]
     if settings["regions"] or settings["tiles"]:
-        return ["uri", "label", "probability", "left", "top", "right", "bottom", "kind"]
-    columns = ["uri", "label", "probability"]
-    if settings["top_k"] > 1 or settings["threshold"] is not None:
-        columns += [f"{name}_{i + 1}" for i in range(settings["top_k"]) for name in ("label", "probability")]
-    return columns
-
-
-def schema_of(columns: Sequence[str]) -> pa.Schema:
-    """Return the Arrow schema of parts with these columns."""
-    import pyarrow as pa
-
-    return pa.schema([pa.field(name, _type_of(name), nullable=False) for name in columns])
-
-
-def _type_of(column: str) -> pa.DataType:
-    import pyarrow as pa
-
-    if column.startswith("probability"):
-        return pa.float32()
-    return pa.int32() if column in ("left", "top", "right", "bottom") else pa.string()
+        columns += [(name, pa.int32()) for name in ("left", "top", "right", "bottom")] + [("kind", pa.string())]
+    elif settings["top_k"] > 1 or settings["threshold"] is not None:
+        columns += [
+            (f"{name}_{i + 1}", kind) for i in range(settings["top_k"]) for name, kind in (label, probability)
+        ]
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns])
 
 
 # -- the request ---------------------------------------------------------------------------------------------
@@ -311,11 +300,6 @@ def _read_part(storage: Storage, name: str, schema: pa.Schema) -> pa.Table:
         return csv.read_csv(file, parse_options=lines, convert_options=types).cast(schema)
 
 
-def write_receipt(storage: Storage, shard: int, receipt: Mapping[str, Any]) -> None:
-    """Write the receipt of a part, which declares it complete."""
-    storage.write(prediction_name(shard, "json"), _dump(receipt))
-
-
 def read_receipts(storage: Storage, shards: Sequence[int]) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Yield parts with their receipts; None where there is none."""
     receipts = map_concurrently(storage, lambda shard: read_json(storage, prediction_name(shard, "json")), shards)
@@ -362,17 +346,9 @@ def delete_annotated(storage: Storage, shards: Collection[int], kept: Collection
             storage.delete(name)
 
 
-# -- JSON ----------------------------------------------------------------------------------------------------
-
-
-def read_summary(storage: Storage) -> dict[str, Any] | None:
-    """Read the summary of complete predictions; return None if there is none."""
-    return read_json(storage, PREDICTIONS_SUMMARY)
-
-
-def write_summary(storage: Storage, summary: Mapping[str, Any]) -> None:
-    """Write the summary, which declares the predictions complete."""
-    storage.write(PREDICTIONS_SUMMARY, _dump(summary))
+def write_json(storage: Storage, name: str, values: Mapping[str, Any]) -> None:
+    """Write a receipt, which declares its part complete, or the summary, which declares all parts complete."""
+    storage.write(name, _dump(values))
 
 
 def _dump(values: Mapping[str, Any]) -> bytes:

@@ -97,22 +97,6 @@ def reduce(
     >>> reduced = fp.reduce("features/", "reduced/", n_components=128)  # doctest: +SKIP
     >>> reduced.pca.explained_variance_ratio_.sum()  # doctest: +SKIP
     """
-    with show_progress(progress) as on_progress:
-        return _reduce(
-            features, out, using=using, report=report, engine=engine, on_progress=on_progress, options=options
-        )
-
-
-def _reduce(
-    features: FeatureSet | str | Path,
-    out: str | Path,
-    *,
-    using: FeatureSet | str | Path | None,
-    report: str | Path | None,
-    engine: Engine | None,
-    on_progress: OnProgress,
-    options: Mapping[str, Any],
-) -> ReducedFeatureSet:
     settings = _settings(options, using)
     files = None if report is None else free_report_files(report, plots=("variance", "map"))
     features = as_feature_set(features)
@@ -121,7 +105,10 @@ def _reduce(
     require_outside(features, storage)
     origin = _origin(features, {**asdict(settings), "using": None if using is None else _location(using)})
     plan = _existing_plan(storage, origin)
-    with contextlib.closing(Runner(features, engine, on_progress, preload=__name__)) as runner:
+    with (
+        show_progress(progress) as on_progress,
+        contextlib.closing(Runner(features, engine, on_progress, preload=__name__)) as runner,
+    ):
         if plan is None:
             if using is None:
                 pca = fit(PCA(**asdict(settings)), features, functools.partial(runner.fit, features.plan))

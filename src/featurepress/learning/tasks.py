@@ -15,7 +15,7 @@ from featurepress.learning import predictions
 from featurepress.learning.model import TrainedModel
 from featurepress.learning.predictions import UNKNOWN, Tally
 from featurepress.ledger import Plan
-from featurepress.ledger.names import part_name
+from featurepress.ledger.names import part_name, prediction_name
 from featurepress.process import send_message
 from featurepress.settings import PredictionSettings
 from featurepress.storage import Storage
@@ -53,13 +53,13 @@ class PredictionTask:
         model = predictions.copied_model(self.storage.location, self.model)
         # If the features are replaced after this, the rows are newer than the receipt: never older.
         tally = Tally(read_footer(plan.storage, part_name(shard))[1])
-        schema = predictions.schema_of(predictions.columns_of(asdict(self.settings)))
+        schema = predictions.schema_of(asdict(self.settings))
         with predictions.part_writer(self.storage, shard, schema, self.settings.file_format) as write:
             for columns, n_images, n_unread in self.batches(model, plan, shard):
                 table = pa.table(columns, names=schema.names).cast(schema)
                 write(table)
                 tally.add(table.column("label").to_pylist(), n_images, n_unread)
-        predictions.write_receipt(self.storage, shard, tally.to_receipt(self.model))
+        predictions.write_json(self.storage, prediction_name(shard, "json"), tally.to_receipt(self.model))
         return tally.rows
 
     @abstractmethod

@@ -92,20 +92,12 @@ def train(
     >>> model = fp.train("reduced/", "fruit-model/")  # doctest: +SKIP
     >>> model.metrics["leak_aware"]["scores"]["accuracy"]  # doctest: +SKIP
     """
-    with show_progress(progress) as on_progress:
-        return _train(features, out, on_progress=on_progress, options=options)
-
-
-def _train(
-    features: FeatureSet | str | Path,
-    out: str | Path | None,
-    *,
-    on_progress: OnProgress,
-    options: Mapping[str, Any],
-) -> TrainedModel:
     settings = _settings(options)
     features = as_feature_set(features)
-    location = None if out is None else _empty_destination(features, out)
+    if out is not None:
+        storage = open_destination(out)
+        require_outside(features, storage)
+        require_free(storage)
     samples = read_samples(features, settings["labels"], settings["split"])
     training = samples.train_side()
     require_classes(training.y)
@@ -113,15 +105,16 @@ def _train(
     is_streamed = len(samples) > n_rows
     if is_streamed:
         require_streamable(Classifier(**asdict(settings["classifier"])), training)
-    on_progress(step("reading", 0, samples.n_bytes))
-    measured = samples.draw(min(n_rows, samples.n_searchable), settings["classifier"].random_state)
-    outcome = measure(_trial_of(measured, settings, on_progress))
-    classifier = _unfitted(outcome, settings)
-    if is_streamed:
-        classifier = _fit_streamed(classifier, training, on_progress)
-    else:
-        known = outcome if measured is samples else None
-        classifier = _fit_in_memory(classifier, training, known, on_progress)
+    with show_progress(progress) as on_progress:
+        on_progress(step("reading", 0, samples.n_bytes))
+        measured = samples.draw(min(n_rows, samples.n_searchable), settings["classifier"].random_state)
+        outcome = measure(_trial_of(measured, settings, on_progress))
+        classifier = _unfitted(outcome, settings)
+        if is_streamed:
+            classifier = _fit_streamed(classifier, training, on_progress)
+        else:
+            known = outcome if measured is samples else None
+            classifier = _fit_in_memory(classifier, training, known, on_progress)
     notes = []
     if measured is not samples:
         notes.append(
@@ -137,7 +130,7 @@ def _train(
         metrics=_metrics_of(outcome, notes),
         versions={name: version(name) for name in ("featurepress", "scikit-learn", "numpy")},
     )
-    return model if location is None else model.save(location)
+    return model if out is None else model.save(storage.location)
 
 
 def _provenance(
@@ -167,14 +160,6 @@ def _settings(options: Mapping[str, Any]) -> dict[str, Any]:
         if name in options and requested != kind:
             raise SettingError(f"The '{name}' setting needs the kind '{kind}'. Got kind '{requested}'.")
     return settings
-
-
-def _empty_destination(features: FeatureSet, out: str | Path) -> str:
-    """Return the location of the destination, which must be empty and outside the feature set."""
-    storage = open_destination(out)
-    require_outside(features, storage)
-    require_free(storage)
-    return storage.location
 
 
 def _unfitted(outcome: Outcome, settings: Mapping[str, Any]) -> Classifier:

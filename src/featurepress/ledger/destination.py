@@ -63,9 +63,9 @@ def require_free_destination(storage: Storage) -> None:
 
 
 @contextlib.contextmanager
-def destination_errors() -> Iterator[None]:
-    """Convert a StorageError, raised before anything is written, to a DestinationError."""
+def destination_errors(option: str = "--out") -> Iterator[None]:
+    """Convert a StorageError, raised before anything is written, to a DestinationError that names the option."""
     try:
         yield
     except StorageError as error:
-        raise DestinationError(f"{str(error).rstrip('.')}. Choose another --out.") from error
+        raise DestinationError(f"{str(error).rstrip('.')}. Choose another {option}.") from error
