@@ -121,10 +121,10 @@ def test_near_duplicates_stay_in_one_fold() -> None:
     X, y = fruits(60, 4, spread=6.0)
     many, labels, groups = np.repeat(X, 9, axis=0), np.repeat(y, 9), np.repeat(np.arange(60), 9)
     naive = Classifier().fit(many, labels).regularization_
-    honest = Classifier().fit(many, labels, groups).regularization_
+    aware = Classifier().fit(many, labels, groups).regularization_
     assert naive is not None
-    assert honest is not None
-    assert honest < naive
+    assert aware is not None
+    assert aware < naive
 
 
 def test_a_sample_has_every_class() -> None:

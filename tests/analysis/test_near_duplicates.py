@@ -1,4 +1,4 @@
-"""Groups of near-duplicates are those of a plain search through all pairs."""
+"""Groups of near-duplicates equal those of a plain search through all pairs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_groups_are_those_of_the_definition(
     assert 1 < len(set(groups)) < 60
 
 
-def test_frames_of_a_turntable_are_one_group_though_the_ends_differ() -> None:
+def test_frames_of_a_turntable_are_one_group() -> None:
     angles = np.linspace(0, np.pi, 40)
     X = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     X = np.concatenate([X, -X])  # so that the mean is zero
@@ -58,7 +58,7 @@ def test_frames_of_a_turntable_are_one_group_though_the_ends_differ() -> None:
     assert groups.tolist() == [0] * 40 + [1] * 40
 
 
-def test_pictures_that_are_all_twins_need_no_memory_for_all_pairs() -> None:
+def test_many_near_duplicates_need_no_memory_for_all_pairs() -> None:
     draw = np.random.default_rng(0)
     X = np.repeat([[1.0, 0.0], [-1.0, 0.0]], 12_000, axis=0) + 0.001 * draw.normal(size=(24_000, 2))
     labels = np.repeat(["one", "other"], 12_000)
@@ -70,7 +70,7 @@ def test_pictures_that_are_all_twins_need_no_memory_for_all_pairs() -> None:
     assert peak_bytes < 600e6  # all pairs would be 2.3 GB
 
 
-def test_so_many_rows_are_searched_that_it_takes_minutes() -> None:
+def test_the_number_of_searched_rows_is_limited() -> None:
     even = np.full(100, 10_000)
     assert searchable_rows(even, 64) > even.sum()
     few = searchable_rows(np.full(2, 500_000), 64)
@@ -79,13 +79,13 @@ def test_so_many_rows_are_searched_that_it_takes_minutes() -> None:
     assert searchable_rows(np.array([0]), 64) == 0
 
 
-def test_the_same_file_is_a_twin_whatever_its_label() -> None:
+def test_equal_files_of_different_labels_are_near_duplicates() -> None:
     X = np.eye(4, dtype=np.float32)
     groups = near_duplicate_groups(X, np.array(["a", "b", "c", "d"]), np.array(["x", "y", "x", "z"]), threshold=0.9)
     assert groups.tolist() == [0, 1, 0, 2]
 
 
-def test_pictures_that_are_all_alike_have_no_direction() -> None:
+def test_equal_images_have_no_direction() -> None:
     assert np.array_equal(unit_rows(np.ones((3, 2), np.float32)), np.zeros((3, 2)))
     groups = near_duplicate_groups(np.ones((3, 2)), np.array(["a"] * 3), np.array(["1", "2", "3"]), threshold=0.9)
     assert groups.tolist() == [0, 1, 2]
@@ -95,7 +95,7 @@ def test_pictures_that_are_all_alike_have_no_direction() -> None:
 
 
 def nearest_strangers(X: Any, labels: Any) -> list[float]:
-    """Give the largest cosine of each picture with one of another label, by the definition."""
+    """Return the largest cosine of each image with one of another label, by the definition."""
     centred = X - X.mean(axis=0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
     cosines = np.where(labels[:, None] == labels, -1.0, unit @ unit.T)
@@ -104,7 +104,7 @@ def nearest_strangers(X: Any, labels: Any) -> list[float]:
 
 
 def alike(n_samples: int, spread: float, seed: int = 0) -> tuple[Any, Any]:
-    """Draw pictures of things that are sold under two labels each; the wider the spread, the less alike."""
+    """Return images of objects with two labels each; a wider spread makes them less similar."""
     draw = np.random.default_rng(seed)
     centres, things = draw.standard_normal((6, 12)) * 3, draw.integers(0, 6, n_samples)
     X = centres[things] + spread * draw.standard_normal((n_samples, 12))
@@ -135,7 +135,7 @@ def test_threshold_without_another_label_is_the_lowest() -> None:
     assert near_duplicate_threshold(X[:0], np.array([], np.str_)) == 0.85
 
 
-def test_threshold_of_many_pictures_is_drawn_and_comes_out_the_same_again(
+def test_the_threshold_of_many_images_is_estimated_from_a_sample(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     X, labels = alike(600, 1.5)

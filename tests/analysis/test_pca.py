@@ -58,7 +58,7 @@ def test_pieces_in_any_order_and_any_tree_have_the_same_moments(n: int, seed: in
 
 def test_moments_survive_storage() -> None:
     moments = Moments.empty(9).add(rows(40, 9))
-    again = Moments.from_bytes(moments.to_bytes())
+    again = Moments.from_arrays(moments.to_arrays())
     assert again.n_samples == 40
     assert np.array_equal(again.mean, moments.mean)
     assert np.array_equal(np.triu(again.scatter), np.triu(moments.scatter))

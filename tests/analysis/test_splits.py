@@ -1,4 +1,4 @@
-"""Splits keep twins together, keep classes in their shares, and say when nothing can be measured."""
+"""Splits keep near-duplicates together and are stratified; too few test images are a reason."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from featurepress.analysis.splits import LEAST_TEST, drawn_split, given_split
 
 
-def labelled(counts: dict[str, int], twins: int, seed: int = 0) -> tuple[Any, Any]:
-    """Give labels, and groups of so many neighbouring pictures of a class, all shuffled."""
+def labelled(counts: dict[str, int], group_size: int, seed: int = 0) -> tuple[Any, Any]:
+    """Return labels, and groups of images of a class, all shuffled."""
     y = np.concatenate([np.repeat(name, n) for name, n in counts.items()])
     groups, number = np.empty(len(y), np.int64), 0
     for name in counts:
         own = np.flatnonzero(y == name)
-        groups[own] = number + np.arange(len(own)) // twins
+        groups[own] = number + np.arange(len(own)) // group_size
         number = groups.max() + 1
     order = np.random.default_rng(seed).permutation(len(y))
     return y[order], groups[order]
@@ -28,11 +28,11 @@ def labelled(counts: dict[str, int], twins: int, seed: int = 0) -> tuple[Any, An
 @settings(max_examples=60, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 60), min_size=1, max_size=6),
-    twins=st.integers(1, 9),
+    group_size=st.integers(1, 9),
     seed=st.integers(0, 10**6),
 )
-def test_no_group_is_on_both_sides_and_no_picture_is_lost(counts: list[int], twins: int, seed: int) -> None:
-    y, groups = labelled({f"class {i}": n for i, n in enumerate(counts)}, twins, seed)
+def test_no_group_is_on_both_sides_and_no_image_is_lost(counts: list[int], group_size: int, seed: int) -> None:
+    y, groups = labelled({f"class {i}": n for i, n in enumerate(counts)}, group_size, seed)
     split = drawn_split(y, groups, random_state=seed)
     assert not set(groups[split.train]) & set(groups[split.test])
     assert sorted([*split.train, *split.test]) == list(range(len(y)))
@@ -85,24 +85,24 @@ def test_a_file_under_two_labels_stays_on_one_side() -> None:
 
 
 def test_turntables_leave_nothing_to_test() -> None:
-    """Each class is one group: the naive split measures, the honest one says that it cannot."""
+    """Each class is one group: only the naive split has test images."""
     y, groups = labelled({"apple": 100, "banana": 100}, 100)
     assert len(drawn_split(y).test) == 50
-    honest = drawn_split(y, groups)
-    assert (len(honest.test), honest.not_evaluable) == (0, ("apple", "banana"))
-    assert honest.reason.startswith("0 test images are left, at least 30")
+    aware = drawn_split(y, groups)
+    assert (len(aware.test), aware.not_evaluable) == (0, ("apple", "banana"))
+    assert aware.reason.startswith("0 test images are left, at least 30")
 
 
-def test_a_given_split_drops_test_pictures_with_a_twin_in_training() -> None:
+def test_a_given_split_drops_test_images_with_a_near_duplicate_in_training() -> None:
     y, groups = labelled({"apple": 200, "banana": 200}, 2)
     is_test = np.random.default_rng(0).random(400) < 0.5
-    naive, honest = given_split(y, is_test), given_split(y, is_test, groups)
+    naive, aware = given_split(y, is_test), given_split(y, is_test, groups)
     assert np.array_equal(naive.test, np.flatnonzero(is_test))
-    assert np.array_equal(naive.train, honest.train)
+    assert np.array_equal(naive.train, aware.train)
     expected = [i for i in naive.test if not (groups[naive.train] == groups[i]).any()]
-    assert honest.test.tolist() == expected
-    assert honest.n_near_duplicates == len(naive.test) - len(expected) > 0
-    assert (naive.n_near_duplicates, naive.reason, honest.reason) == (0, "", "")
+    assert aware.test.tolist() == expected
+    assert aware.n_near_duplicates == len(naive.test) - len(expected) > 0
+    assert (naive.n_near_duplicates, naive.reason, aware.reason) == (0, "", "")
 
 
 def test_a_given_split_with_too_few_left_or_a_class_emptied_is_not_measurable() -> None:

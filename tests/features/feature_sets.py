@@ -1,4 +1,4 @@
-"""Feature sets of given rows, made without a run, and their exports read back by what people use."""
+"""Feature sets of known rows, written without a run, and readers of their exports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def made(
     distinct: bool = False,
     **fields: Sequence[str | None],
 ) -> FeatureSet:
-    """Write a set of given rows, as if some run had embedded them; `distinct` pictures have hashes of their own."""
+    """Write a set with these rows, as if a run had embedded them; if `distinct`, every image has another hash."""
     if isinstance(storage, Path):
         storage = FolderStorage(str(storage))
     storage.prepare()
@@ -119,7 +119,7 @@ READERS: dict[str, Read] = {
 
 
 def assert_same_rows(paths: list[str], kind: str, features: FeatureSet) -> list[int]:
-    """Fail unless the files hold all rows once, in order, bit for bit; give the number of rows of each."""
+    """Fail unless the files have all rows once, in order, bit for bit; return the number of rows of each."""
     found = [READERS[kind](Path(path)) for path in paths]
     X = [rows for rows, _ in found if len(rows)]
     assert (np.concatenate(X) if X else np.empty((0, 0))).tobytes() == features.to_numpy().tobytes()

@@ -1,4 +1,4 @@
-"""Export a feature set, and read the files with what people read them with; what is refused."""
+"""Exported files, read with common libraries, and refused requests."""
 
 from __future__ import annotations
 
@@ -50,23 +50,21 @@ def here(features: FeatureSet) -> Path:
 
 
 @every_format
-def test_all_rows_are_there_in_order_bit_for_bit(tmp_path: Path, features: FeatureSet, kind: str) -> None:
+def test_files_have_all_rows_in_order_bit_for_bit(tmp_path: Path, features: FeatureSet, kind: str) -> None:
     target = tmp_path / f"x.{kind}"
     assert fp.export(features, target) == [str(target)]
     assert names_below(tmp_path) == [f"x.{kind}"]
     assert assert_same_rows([str(target)], kind, features) == [N_ROWS]
 
 
-def test_a_set_can_be_named_by_its_place(tmp_path: Path, features: FeatureSet) -> None:
+def test_a_set_can_be_named_by_its_location(tmp_path: Path, features: FeatureSet) -> None:
     assert fp.export(features.location, str(tmp_path / "x.npy")) == [str(tmp_path / "x.npy")]
     assert np.array_equal(np.load(tmp_path / "x.npy"), features.to_numpy())
 
 
 @every_format
 @pytest.mark.parametrize("parts", [2, 5, 23, 40])
-def test_parts_one_after_the_other_are_the_whole(
-    tmp_path: Path, features: FeatureSet, kind: str, parts: int
-) -> None:
+def test_files_in_order_have_all_rows(tmp_path: Path, features: FeatureSet, kind: str, parts: int) -> None:
     files = fp.export(features, tmp_path / f"a.b.{kind}", parts=parts)
     assert files == [str(tmp_path / f"a.b-{i:05d}-of-{parts:05d}.{kind}") for i in range(parts)]
     assert names_below(tmp_path) == [Path(file).name for file in files]
@@ -74,7 +72,7 @@ def test_parts_one_after_the_other_are_the_whole(
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_csv_files_are_those_of_a_run_with_format_csv(tmp_path: Path) -> None:
+def test_csv_files_equal_those_of_a_run_with_format_csv(tmp_path: Path) -> None:
     source = draw(tmp_path / "in", 7)
     run = run_plan(draft(tmp_path / "run", source, format="csv", parts=3), engine=InlineEngine())
     files = fp.export(run, tmp_path / "x.csv", parts=3)
@@ -83,7 +81,7 @@ def test_csv_files_are_those_of_a_run_with_format_csv(tmp_path: Path) -> None:
 
 
 @every_format
-def test_a_set_without_rows_gives_a_file_that_can_be_read(tmp_path: Path, kind: str) -> None:
+def test_files_of_a_set_without_rows_can_be_read(tmp_path: Path, kind: str) -> None:
     empty = made(tmp_path / "set", numbers(0), label=[])
     for parts in (1, 2):
         for file in fp.export(empty, tmp_path / f"{parts}.{kind}", parts=parts):
@@ -95,13 +93,13 @@ def test_a_set_without_rows_gives_a_file_that_can_be_read(tmp_path: Path, kind: 
 
 
 @every_format
-def test_odd_names_survive(tmp_path: Path, kind: str) -> None:
+def test_unusual_names_are_kept(tmp_path: Path, kind: str) -> None:
     odd = made(tmp_path / "set", numbers(len(NAMES)), list(NAMES), label=list(NAMES[::-1]))
     files = fp.export(odd, tmp_path / f"früh 柠檬.{kind}")
     assert_same_rows(files, kind, odd)
 
 
-def test_numbers_of_every_size_survive_as_text(tmp_path: Path) -> None:
+def test_numbers_of_every_size_are_kept_in_text(tmp_path: Path) -> None:
     values = np.array([[0.0, 1.0, 1e-45, 3.4028235e38, -1.1754944e-38, 0.1, -16777216, 1 / 3]], np.float32)
     one = made(tmp_path / "set", values)
     assert_same_rows(fp.export(one, tmp_path / "x.csv"), "csv", one)
@@ -167,7 +165,7 @@ def test_pandas_reads_the_csv(tmp_path: Path, features: FeatureSet) -> None:
     assert np.array_equal(X, features.to_numpy())
 
 
-def test_parquet_is_what_the_parts_are(tmp_path: Path, features: FeatureSet) -> None:
+def test_parquet_has_the_schema_of_the_parts(tmp_path: Path, features: FeatureSet) -> None:
     fp.export(features, tmp_path / "x.parquet")
     with pq.ParquetFile(tmp_path / "x.parquet") as file:
         assert file.schema_arrow.equals(features.schema)
@@ -180,7 +178,7 @@ def test_parquet_is_what_the_parts_are(tmp_path: Path, features: FeatureSet) -> 
     assert pq.read_table(tmp_path / "x.parquet").equals(features.to_table())
 
 
-def test_row_groups_are_neither_small_nor_large(tmp_path: Path) -> None:
+def test_row_groups_have_about_16_mb(tmp_path: Path) -> None:
     many = made(tmp_path / "set", numbers(3_000, 4_096), rows_a_part=100)
     fp.export(many, tmp_path / "x.parquet")
     with pq.ParquetFile(tmp_path / "x.parquet") as file:
@@ -210,7 +208,7 @@ def test_arrow_files_have_all_columns(tmp_path: Path, features: FeatureSet) -> N
         assert reader.read_all().equals(features.to_table())
 
 
-def test_capitals_make_no_other_format(tmp_path: Path, features: FeatureSet) -> None:
+def test_the_case_of_the_ending_is_ignored(tmp_path: Path, features: FeatureSet) -> None:
     assert fp.export(features, tmp_path / "X.NPY") == [str(tmp_path / "X.NPY")]
     assert np.array_equal(np.load(tmp_path / "X.NPY"), features.to_numpy())
 
@@ -219,16 +217,14 @@ def test_capitals_make_no_other_format(tmp_path: Path, features: FeatureSet) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "hint"),
     [("x.txt", ""), ("x", ""), ("x.csv.gz", ""), (".npy", ""), ("x.parqet", "; did you mean '.parquet'?")],
 )
-def test_other_endings_are_refused_and_the_formats_named(
-    tmp_path: Path, features: FeatureSet, name: str, says: str
-) -> None:
+def test_other_endings_are_refused(tmp_path: Path, features: FeatureSet, name: str, hint: str) -> None:
     with pytest.raises(SettingError) as caught:
         fp.export(features, tmp_path / name)
     start = "The 'to' setting (--to) must end in .npy, .npz, .csv, .parquet or .arrow. Got "
-    assert str(caught.value).startswith(f"{start}'{tmp_path / name}'{says}")
+    assert str(caught.value).startswith(f"{start}'{tmp_path / name}'{hint}")
 
 
 @pytest.mark.parametrize("parts", [0, -1, 2.0, "2", True, None, 100_000])
@@ -250,7 +246,7 @@ def test_nothing_is_overwritten(tmp_path: Path, features: FeatureSet, kind: str)
     assert names_below(tmp_path) == [target.name]
 
 
-def test_no_part_is_overwritten_and_none_written_before_that_is_known(tmp_path: Path, features: FeatureSet) -> None:
+def test_no_file_is_written_if_one_exists(tmp_path: Path, features: FeatureSet) -> None:
     last = tmp_path / "x-00002-of-00003.npy"
     last.write_text("mine")
     with pytest.raises(DestinationError, match=r"x-00002-of-00003\.npy' already exists"):
@@ -263,7 +259,7 @@ def test_no_part_is_overwritten_and_none_written_before_that_is_known(tmp_path: 
 
 
 @pytest.mark.parametrize("folder", ["plan", "features", "failures", "receipts", "attempts", "csv", "features/deep"])
-def test_a_file_among_those_of_the_set_is_refused(tmp_path: Path, features: FeatureSet, folder: str) -> None:
+def test_a_file_in_a_folder_of_the_set_is_refused(tmp_path: Path, features: FeatureSet, folder: str) -> None:
     before = snapshot(here(features))
     (tmp_path / "link").symlink_to(here(features))
     for out in (here(features), tmp_path / "link", tmp_path / "no" / ".." / "link"):
@@ -272,14 +268,14 @@ def test_a_file_among_those_of_the_set_is_refused(tmp_path: Path, features: Feat
     assert snapshot(here(features)) == before
 
 
-def test_beside_the_folders_of_the_set_is_room_for_a_file(tmp_path: Path) -> None:
+def test_a_file_beside_the_folders_of_the_set_is_written(tmp_path: Path) -> None:
     small = made(tmp_path / "set", numbers(3))
     fp.export(small, tmp_path / "set" / "x.parquet")
     fp.export(small, tmp_path / "features" / "x.parquet")
     assert len(fp.open_features(tmp_path / "set")) == 3
 
 
-def test_an_unfinished_set_is_refused_unless_it_was_opened_as_such(tmp_path: Path) -> None:
+def test_an_unfinished_set_is_refused_unless_it_was_opened_with_allow_incomplete(tmp_path: Path) -> None:
     made(tmp_path / "set", numbers(6), complete=False)
     with pytest.raises(IncompleteError, match="featurepress resume"):
         fp.export(tmp_path / "set", tmp_path / "x.npy")
@@ -289,7 +285,7 @@ def test_an_unfinished_set_is_refused_unless_it_was_opened_as_such(tmp_path: Pat
         fp.export(tmp_path, tmp_path / "y.npy")
 
 
-def test_a_place_that_takes_no_file_is_refused(tmp_path: Path, features: FeatureSet) -> None:
+def test_a_destination_that_cannot_be_written_is_refused(tmp_path: Path, features: FeatureSet) -> None:
     (tmp_path / "file").write_text("x")
     for target in (tmp_path / "file" / "x.npy", tmp_path / "file" / "deep" / "x.npy", Path("/proc/x.npy")):
         with pytest.raises(DestinationError) as caught:
@@ -301,6 +297,6 @@ def test_a_place_that_takes_no_file_is_refused(tmp_path: Path, features: Feature
 
 
 @pytest.mark.parametrize("url", ["ftp://host/x.npy", "s3://x.npy", "az://account/x.npy"])
-def test_a_url_that_is_no_place_for_files_is_refused(features: FeatureSet, url: str) -> None:
+def test_a_url_of_another_kind_is_refused(features: FeatureSet, url: str) -> None:
     with pytest.raises(DestinationError, match=url.partition("://")[0]):
         fp.export(features, url)

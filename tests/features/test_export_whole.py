@@ -1,4 +1,4 @@
-"""Exports appear whole or not at all, take little memory, and go to buckets, too."""
+"""Exports are written whole or not at all, with little memory, also to buckets."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ fp.export(watched(fp.open_features(sys.argv[1]), lambda: os.kill(os.getpid(), si
 
 
 @every_format
-def test_a_kill_in_the_middle_leaves_nothing(tmp_path: Path, features: FeatureSet, kind: str) -> None:
+def test_a_killed_export_leaves_no_file(tmp_path: Path, features: FeatureSet, kind: str) -> None:
     with started(features.location, tmp_path / f"x.{kind}", command=(sys.executable, "-c", KILLED)) as process:
         _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (-signal.SIGKILL, "")
@@ -97,7 +97,7 @@ def test_a_damaged_part_is_named_and_nothing_written(tmp_path: Path, kind: str) 
     assert list(tmp_path.glob("x*")) == []
 
 
-def test_what_comes_in_the_meantime_is_not_overwritten(tmp_path: Path, features: FeatureSet) -> None:
+def test_a_file_created_in_the_meantime_is_not_overwritten(tmp_path: Path, features: FeatureSet) -> None:
     target = tmp_path / "x.npy"
     with pytest.raises(DestinationError, match="already exists"):
         fp.export(watched(features, lambda: target.write_text("mine")), target)
@@ -117,7 +117,7 @@ except StorageError as error:
 
 
 @every_format
-def test_a_disk_that_takes_no_more_is_told_and_left_clean(tmp_path: Path, kind: str) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_file(tmp_path: Path, kind: str) -> None:
     made(tmp_path / "set", numbers(400, 300), rows_a_part=100)
     out = tmp_path / "out"
     command = (sys.executable, "-W", "error", "-c", LIMITED)
@@ -143,7 +143,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.fixture(scope="module")
 def small_and_large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Give two sets, the second of 200 MB that compress well; short texts and one long."""
+    """Return two sets, the second of 200 MB that compress well; short texts and one long."""
     folder = tmp_path_factory.mktemp("sets")
     made(folder / "small", np.zeros((10, 1_000), np.float32))
     uris = [f"{i:06d}.jpg" for i in range(50_000)]
@@ -181,7 +181,7 @@ def count_threads(location: str, folder: str) -> tuple[int, int]:
 
 
 @every_format
-def test_it_tells_how_far_it_is(tmp_path: Path, features: FeatureSet, kind: str) -> None:
+def test_progress_counts_bytes(tmp_path: Path, features: FeatureSet, kind: str) -> None:
     seen: list[tuple[str, int, int]] = []
     fp.export(
         features,
@@ -204,7 +204,7 @@ def test_a_set_in_memory_is_exported_too(tmp_path: Path) -> None:
     assert_same_rows(fp.export(held, tmp_path / "x.parquet"), "parquet", held)
 
 
-def test_a_home_is_expanded(tmp_path: Path, features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_home_folder_is_expanded(tmp_path: Path, features: FeatureSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert fp.export(features, "~/deep/x.npy") == [str(tmp_path / "deep" / "x.npy")]
     monkeypatch.chdir(tmp_path)
@@ -213,7 +213,7 @@ def test_a_home_is_expanded(tmp_path: Path, features: FeatureSet, monkeypatch: p
 
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Give a bucket of a server on this machine."""
+    """Return a bucket of a server on this machine."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     try:
@@ -244,7 +244,7 @@ def test_a_bucket_takes_every_format(tmp_path: Path, features: FeatureSet, bucke
             fp.export(features, f"{bucket}/früh/x.{kind}", parts=2)
 
 
-def test_a_bucket_that_refuses_is_an_error_of_one_line(features: FeatureSet, bucket: str) -> None:
+def test_a_missing_bucket_is_an_error_of_one_line(features: FeatureSet, bucket: str) -> None:
     with pytest.raises((StorageError, DestinationError), match="s3://no-such-bucket/x") as caught:
         fp.export(features, "s3://no-such-bucket/x.npy")
     assert "\n" not in str(caught.value)

@@ -29,13 +29,13 @@ from featurepress.specs import BackboneSpec, PreprocessSpec
 from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
 from tests.running import draft, draw, embed, names_below, read_failures, read_rows, snapshot
 
-N_PICTURES, PART = 23, 5
+N_IMAGES, PART = 23, 5
 NAMES = ("plain.jpg", "com,ma.jpg", 'quo"te.jpg', "new\nline.jpg", "früh 柠檬.jpg", " space .jpg", "[red]x[/].jpg")
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("in"), N_PICTURES, broken=True)
+    return draw(tmp_path_factory.mktemp("in"), N_IMAGES, broken=True)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def here(features: FeatureSet) -> Path:
 
 def test_all_features_come_as_one_array_in_the_order_of_the_listing(features: FeatureSet) -> None:
     X, rows = features.to_numpy(), read_rows(here(features))
-    assert X.shape == (N_PICTURES, 12)
+    assert X.shape == (N_IMAGES, 12)
     assert X.dtype == np.float32
     assert X.flags.c_contiguous
     assert [row.tobytes() for row in X] == [row.features for row in rows.values()]
@@ -71,12 +71,12 @@ def test_all_features_come_as_one_array_in_the_order_of_the_listing(features: Fe
 def test_labels_and_uris_go_with_the_rows(features: FeatureSet) -> None:
     labels, uris = features.labels, features.uris
     assert labels is not None
-    assert labels.shape == uris.shape == (N_PICTURES,)
+    assert labels.shape == uris.shape == (N_IMAGES,)
     assert labels.dtype.kind == uris.dtype.kind == "U"
     assert [Path(uri).parent.name for uri in uris] == list(labels)
 
 
-def test_a_set_without_labels_says_none(unlabelled: FeatureSet) -> None:
+def test_a_set_without_labels_has_none(unlabelled: FeatureSet) -> None:
     assert unlabelled.labels is None
     assert [batch.y for batch in unlabelled.batches(7)] == [None] * 4
     assert unlabelled.schema.names == ["uri", "width", "height", "sha256", "features"]
@@ -101,11 +101,11 @@ def test_a_batch_holds_at_least_one_row(features: FeatureSet, batch_size: int) -
         next(features.batches(batch_size))
 
 
-def test_a_table_holds_the_columns_asked_for(features: FeatureSet) -> None:
+def test_a_table_has_the_requested_columns(features: FeatureSet) -> None:
     whole = features.to_table()
     assert whole.schema.equals(features.schema)
     assert whole.column_names == ["uri", "label", "width", "height", "sha256", "features"]
-    assert len(whole) == N_PICTURES
+    assert len(whole) == N_IMAGES
     some = features.to_table(["sha256", "uri"])
     assert some.column_names == ["sha256", "uri"]
     assert some["uri"].to_pylist() == list(features.uris)
@@ -124,15 +124,15 @@ def test_a_set_without_failures_has_an_empty_table(tmp_path: Path) -> None:
     assert one.failures.column_names == ["uri", "stage", "reason"]
 
 
-def test_a_set_says_what_it_is(features: FeatureSet) -> None:
+def test_the_repr_and_the_size_of_a_set(features: FeatureSet) -> None:
     assert repr(features) == f"<FeatureSet '{features.location}': 23 x 12, fake, complete>"
-    assert len(features) == N_PICTURES
+    assert len(features) == N_IMAGES
     assert features.bytes == sum(path.stat().st_size for path in here(features).glob("features/*"))
     assert features.fingerprint == fake_backbone().fingerprint
 
 
 def test_reading_starts_no_threads(features: FeatureSet) -> None:
-    """A process that ended while Arrow's threads were starting was aborted: `info` was, now and then."""
+    """A process that ended while Arrow's threads were starting was sometimes aborted, for example `info`."""
     child = Child()
     try:
         before, after = child.call(count_threads, features.location)
@@ -163,17 +163,17 @@ def test_opening_changes_nothing(features: FeatureSet) -> None:
     assert snapshot(here(features)) == before
 
 
-def test_what_is_no_set_is_refused(tmp_path: Path) -> None:
+def test_a_location_without_a_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path, tmp_path / "no", tmp_path / "file"):
+    for location in (tmp_path, tmp_path / "no", tmp_path / "file"):
         with pytest.raises(FeatureSetError, match="is not a feature set") as caught:
-            fp.open_features(place)
-        assert str(place) in str(caught.value)
+            fp.open_features(location)
+        assert str(location) in str(caught.value)
         assert not isinstance(caught.value, IncompleteError)
 
 
 def test_an_unfinished_set_is_refused_unless_allowed(tmp_path: Path, source: Path) -> None:
-    out = tmp_path / "a place with spaces"
+    out = tmp_path / "a folder with spaces"
     run_plan(draft(out, source, images_per_part=PART, max_failures=1.0), engine=InlineEngine())
     (out / "manifest.json").unlink()
     (out / "features" / "part-00000002.parquet").unlink()
@@ -228,7 +228,7 @@ def test_the_failures_are_read_by_a_glob(features: FeatureSet) -> None:
 
 
 def read_csv(paths: Sequence[Path]) -> tuple[list[str], list[list[str]]]:
-    """Read CSV files with the standard library; give the header, the same in each, and all rows."""
+    """Read CSV files with the standard library; return the header, the same in each, and all rows."""
     rows, headers = [], []
     for path in paths:
         with path.open(newline="", encoding="utf-8") as file:
@@ -265,7 +265,7 @@ def test_csv_files_hold_all_rows_once_in_order_bit_equal(
     assert [name for name in names_below(tmp_path / "out") if "csv" in name] == names
     assert_csv_agrees(tmp_path / "out", features)
     sizes = [len(read_csv([tmp_path / "out" / name])[1]) for name in names]
-    assert sum(sizes) == N_PICTURES
+    assert sum(sizes) == N_IMAGES
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -284,7 +284,7 @@ def test_csv_of_a_flatten_set_of_the_real_model(tmp_path: Path) -> None:
     assert_csv_agrees(tmp_path / "out", features)
 
 
-def test_odd_names_survive_csv(tmp_path: Path, source: Path) -> None:
+def test_unusual_names_are_kept_in_csv(tmp_path: Path, source: Path) -> None:
     data = next(source.rglob("0*.jpg")).read_bytes()
     features = export(tmp_path / "out", memory_source(dict.fromkeys(NAMES, data)))
     assert {row[0] for row in assert_csv_agrees(tmp_path / "out", features)} == set(NAMES)
@@ -297,7 +297,7 @@ def test_pandas_reads_the_csv(tmp_path: Path, source: Path) -> None:
     assert np.array_equal(X, features.to_numpy())
 
 
-def test_numbers_of_every_size_survive_csv() -> None:
+def test_numbers_of_every_size_are_kept_in_csv() -> None:
     values = np.array([[0.0, 1.0, 1e-45, 3.4028235e38, -1.1754944e-38, 0.1, -16777216, 1 / 3]], np.float32)
     storage = MemoryStorage()
     plan = draft(storage, memory_source({}), backbone=wide(8))
@@ -315,7 +315,7 @@ def wide(n_features: int) -> BackboneSpec:
     return BackboneSpec("fake", "fake", "0" * 64, "grid", (1, 1, n_features), "avg", PreprocessSpec(8, 8))
 
 
-def test_an_export_that_was_cut_short_is_finished_by_a_resume(tmp_path: Path, source: Path) -> None:
+def test_an_interrupted_export_is_finished_by_the_same_call(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     features = export(out, source, parts=4)
     before = snapshot(out / "csv")
@@ -328,14 +328,14 @@ def test_an_export_that_was_cut_short_is_finished_by_a_resume(tmp_path: Path, so
     assert_csv_agrees(out, features)
 
 
-def test_an_export_shows_signs_of_life(tmp_path: Path, source: Path) -> None:
-    """Else an engine takes a worker that writes a large file for hung, and kills it."""
+def test_an_export_reports_progress_to_its_engine(tmp_path: Path, source: Path) -> None:
+    """Otherwise an engine would kill a worker that writes a large file, as if it hung."""
     export(tmp_path / "out", source)
     plan: Plan = draft(tmp_path / "out", source)
     beats: list[Any] = []
     child = Child()
     try:
-        assert child.call(ExportCsv(1), plan, 0, on_message=beats.append) == N_PICTURES
+        assert child.call(ExportCsv(1), plan, 0, on_message=beats.append) == N_IMAGES
     finally:
         child.close()
     assert len(beats) >= 5

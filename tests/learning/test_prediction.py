@@ -60,7 +60,7 @@ def train(features: FeatureSet, out: Path, **embed_settings: Any) -> TrainedMode
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw pictures, embed them into 6 parts, and train: models of the features, of reduced and of flat ones."""
+    """Draw images, embed them into 6 parts, and train: models of the features, of reduced and of flat ones."""
     folder = tmp_path_factory.mktemp("work")
     draw(folder / "in", 90)
     (folder / "in" / "Kiwi" / 'früh 柠檬, "süß".jpg').write_bytes(
@@ -138,9 +138,9 @@ def test_a_model_of_reduced_features_predicts_images_and_both_sets(work: Path, t
     model = work / "reduced-model"
     tables = [
         fp.predict(model, str(sources), tmp_path / name, images_per_part=16).to_table()
-        if name == "pictures"
+        if name == "images"
         else fp.predict(model, sources, tmp_path / name).to_table()
-        for name, sources in (("pictures", work / "in"), ("set", work / "features"), ("reduced", work / "reduced"))
+        for name, sources in (("images", work / "in"), ("set", work / "features"), ("reduced", work / "reduced"))
     ]
     for table in tables[1:]:
         assert table.select(["uri", "label"]).equals(tables[0].select(["uri", "label"]))

@@ -188,9 +188,9 @@ def test_copies_of_images_with_long_names_are_written(work: Path, tmp_path: Path
 
 
 def test_missing_images_are_counted_and_predicted_when_they_are_back(work: Path, tmp_path: Path) -> None:
-    pictures = shutil.copytree(work / "scenes", tmp_path / "in")
-    features = embed(str(pictures), tmp_path / "set", precision="float32", max_failures=1, images_per_part=4)
-    away = next(pictures.glob("5 *"))
+    images = shutil.copytree(work / "scenes", tmp_path / "in")
+    features = embed(str(images), tmp_path / "set", precision="float32", max_failures=1, images_per_part=4)
+    away = next(images.glob("5 *"))
     away.rename(tmp_path / "away.jpg")
     options: dict[str, Any] = {"tiles": True, "annotate": True, "threshold": 0.5}
     result = fp.predict(work / "model", features, tmp_path / "out", **options)

@@ -80,22 +80,10 @@ class Classifier:
     # -- fitting ---------------------------------------------------------------------------------------------
 
     def fit(self, X: Features, y: Labels, groups: npt.NDArray[np.int64] | None = None) -> Classifier:
-        """Fit to rows in memory.
+        """Fit to rows in memory: `X`, array (n_samples, n_features) float32, and their labels `y`, array of str.
 
-        Parameters
-        ----------
-        X : array (n_samples, n_features) float32
-            The features.
-        y : array (n_samples,) of str
-            Their labels.
-        groups : array (n_samples,) int64, optional
-            Rows of a group are never on both sides of cross-validation: near-duplicates would favour too little
-            regularisation.
-
-        Raises
-        ------
-        AnalysisError
-            There is only one class, or features are NaN or infinite.
+        Rows of a group are never on both sides of cross-validation: near-duplicates would favour too little
+        regularisation. AnalysisError if there is only one class, or features are NaN or infinite.
         """
         require_classes(y, least=1)
         mean, scale = spread(row_blocks(X))

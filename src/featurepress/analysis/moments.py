@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -93,20 +92,17 @@ class Moments:
         self.mean = self.mean + apart * (n_samples / total)
         self.n_samples = total
 
-    def to_bytes(self) -> bytes:
-        """Return the moments for storage: NumPy's format, no pickle."""
-        buffer = io.BytesIO()
+    def to_arrays(self) -> dict[str, Any]:
+        """Return the moments as arrays for storage; of the scatter, the upper triangle row by row."""
         packed = self.scatter[np.triu_indices(self.n_features)]
-        np.savez(buffer, n_samples=np.int64(self.n_samples), mean=self.mean, scatter=packed)
-        return buffer.getvalue()
+        return {"n_samples": np.int64(self.n_samples), "mean": self.mean, "scatter": packed}
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Moments:
-        """Return moments from the bytes of `to_bytes`."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            moments = cls.empty(len(arrays["mean"]))
-            moments.n_samples, moments.mean = int(arrays["n_samples"]), arrays["mean"]
-            moments.scatter[np.triu_indices(moments.n_features)] = arrays["scatter"]
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Moments:
+        """Return moments from the arrays of `to_arrays`."""
+        moments = cls.empty(len(arrays["mean"]))
+        moments.n_samples, moments.mean = int(arrays["n_samples"]), arrays["mean"]
+        moments.scatter[np.triu_indices(moments.n_features)] = arrays["scatter"]
         return moments
 
 

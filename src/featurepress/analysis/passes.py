@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -127,19 +128,15 @@ def _stored(features: FeatureSet) -> tuple[Moments, dict[str, str]]:
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             known = dict(zip(arrays["names"].tolist(), arrays["hashes"].tolist(), strict=True))
-            moments = Moments.from_bytes(arrays["moments"].tobytes())
-    except (ValueError, KeyError, OSError):  # damaged: they are computed again
+            moments = Moments.from_arrays(arrays)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):  # damaged: they are computed again
         return nothing
     return (moments, known) if moments.n_features == features.n_features else nothing
 
 
 def _store(features: FeatureSet, moments: Moments) -> None:
     buffer, parts = io.BytesIO(), features.parts
-    np.savez(
-        buffer,
-        names=np.array(list(parts), np.str_),
-        hashes=np.array(list(parts.values()), np.str_),
-        moments=np.frombuffer(moments.to_bytes(), np.uint8),
-    )
+    names, hashes = (np.array(list(texts), np.str_) for texts in (parts, parts.values()))
+    np.savez(buffer, names=names, hashes=hashes, **moments.to_arrays())
     with contextlib.suppress(StorageError):  # the set of another user: its parts are read again the next time
         features.plan.storage.write(MOMENTS, buffer.getvalue())
