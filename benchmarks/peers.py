@@ -90,8 +90,8 @@ PEERS = (
 _OURS = """
 import json, sys, time
 import featurepress as fp
-from featurepress.models.catalog import add_model
-add_model(sys.argv[1], "peers", mode="tf")
+from featurepress.models.verbs import add
+add(sys.argv[1], "peers", mode="tf")
 """
 
 

@@ -30,7 +30,7 @@ from featurepress.analysis import PCA, Classifier
 from featurepress.analysis.near_duplicates import near_duplicate_groups, near_duplicate_threshold
 from featurepress.analysis.scores import wilson_interval
 from featurepress.analysis.splits import given_split
-from featurepress.models.catalog import add_model
+from featurepress.models.verbs import add
 
 IMAGENET_FILE = "tf2_mobilenet_v2_1.0_224_ptq.tflite"
 MODELS = ("embedded", "imagenet")
@@ -115,7 +115,7 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="featurepress-quality-") as work:
         os.environ["FEATUREPRESS_HOME"] = str(Path(work, "home"))
-        add_model(str(arguments.weights / IMAGENET_FILE), "imagenet", output="ReduceMean:1")
+        add(str(arguments.weights / IMAGENET_FILE), "imagenet", output="ReduceMean:1")
         print(f"{headline()}, {time.strftime('%Y-%m-%d')}\n")
         for name in arguments.sets:
             print(f"## {name}\n")

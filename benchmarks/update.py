@@ -17,7 +17,7 @@ from pathlib import Path
 
 import featurepress as fp
 from benchmarks.speed import SHARED, copy_images, headline
-from featurepress.models.catalog import add_model
+from featurepress.models.verbs import add
 
 _CREATE = """
 import keras, sys
@@ -58,7 +58,7 @@ def create_model(folder: Path, name: str) -> None:
     model = folder / "model.keras"
     environment = {**os.environ, "KERAS_BACKEND": "openvino"}
     subprocess.run([sys.executable, "-c", _CREATE, str(model)], env=environment, check=True)
-    add_model(str(model), name, mode="tf")
+    add(str(model), name, mode="tf")
 
 
 if __name__ == "__main__":

@@ -81,7 +81,7 @@ LIBRARIES = {
     "obstore": {"storage", "sources"},
     "botocore": {"storage", "sources"},
     "pyarrow": {"analysis", "ledger", "features", "learning", "sources", "engines", "spark", "runs"},
-    "urllib3": {"sources"},
+    "urllib3": {"sources", "storage"},
     "certifi": {"sources"},
     "typer": {"cli"},
     "rich": {"cli", "progress"},

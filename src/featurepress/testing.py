@@ -14,14 +14,14 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from featurepress.engines.base import Task
+from featurepress.engines.base import OnMessage, Task, ignore_message
 from featurepress.errors import ImageError, StorageError
 from featurepress.images import decode
 from featurepress.ledger import Plan, new_plan
@@ -360,7 +360,9 @@ class QuotaStorage(HookedStorage):
         if request == "create" and Path(self.root, name).exists():
             return
         if sum(entry.size for entry in self.list("")) + n_bytes > int(Path(self.quota_file).read_text("utf-8")):
-            raise StorageError(f"Cannot write '{self.root}/{name}': no space left on device; make space and go on.")
+            raise StorageError(
+                f"Cannot write '{self.root}/{name}': no space left on device; free some space and run again."
+            )
 
 
 @dataclass(frozen=True)
@@ -395,11 +397,7 @@ class InlineEngine:
         return 1
 
     def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
+        self, task: Task[Result], plan: Plan, shards: Iterable[int], on_message: OnMessage = ignore_message
     ) -> Generator[Result]:
         """Run; see `Engine`."""
         for shard in shards:

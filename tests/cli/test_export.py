@@ -91,7 +91,7 @@ def test_help_names_the_formats() -> None:
         (["set", "--to", "x.npy", "--part", "2"], ["--part", "--parts"]),
         (["set", "--to", "there.npy"], ["there.npy' already exists", "choose another --to"]),
         (["set", "--to", "set/features/x.parquet"], ["set/features'", "feature set itself"]),
-        (["set", "--to", "there.npy/x.npy"], ["Cannot make", "there.npy'", "Choose another --to"]),
+        (["set", "--to", "there.npy/x.npy"], ["Cannot create", "there.npy'", "Choose another --to"]),
         (["set", "--to", "/proc/x.npy"], ["'/proc/x.npy'", "Choose another --to"]),
         (["set", "--to", "ftp://host/x.npy"], ["'ftp'", "s3://"]),
         (["nowhere", "--to", "x.npy"], ["'nowhere' is not a feature set"]),

@@ -97,28 +97,28 @@ def test_features_have_the_declared_shape_and_are_finite(case: Case, backbone: B
     assert features.any(axis=1).all()
 
 
-def test_features_tell_pictures_apart(case: Case, backbone: Backbone) -> None:
+def test_different_images_have_different_features(case: Case, backbone: Backbone) -> None:
     features = run(backbone, pictures(case, backbone.batch_size))
     assert len(np.unique(features, axis=0)) >= backbone.batch_size * 2 // 3
 
 
-def test_it_says_what_it_computes_in(case: Case, backbone: Backbone) -> None:
+def test_the_precision_is_reported(case: Case, backbone: Backbone) -> None:
     assert backbone.precision == case.precision
 
 
-def test_the_same_batch_gives_the_same_bits(case: Case, backbone: Backbone) -> None:
+def test_the_same_batch_has_the_same_features(case: Case, backbone: Backbone) -> None:
     batch = pictures(case, backbone.batch_size)
     assert run(backbone, batch).tobytes() == run(backbone, batch.copy()).tobytes()
 
 
-def test_the_pixels_are_left_as_they_are(case: Case, backbone: Backbone) -> None:
+def test_the_pixels_are_not_changed(case: Case, backbone: Backbone) -> None:
     batch = pictures(case, backbone.batch_size)
     before = batch.copy()
     backbone(batch)
     np.testing.assert_array_equal(batch, before)
 
 
-def test_features_depend_on_neither_position_nor_mates_nor_padding(case: Case, backbone: Backbone) -> None:
+def test_features_do_not_depend_on_the_other_images_of_a_batch(case: Case, backbone: Backbone) -> None:
     n = backbone.batch_size
     batch = pictures(case, n)
     expected = run(backbone, batch)
@@ -134,7 +134,7 @@ def test_features_depend_on_neither_position_nor_mates_nor_padding(case: Case, b
     assert run(backbone, strangers)[2].tobytes() == expected[1].tobytes()
 
 
-def test_a_buffer_may_be_used_again_and_again(case: Case, backbone: Backbone) -> None:
+def test_a_buffer_can_be_reused(case: Case, backbone: Backbone) -> None:
     room = np.zeros_like(pictures(case, backbone.batch_size))
     for seed in range(3):
         batch = pictures(case, backbone.batch_size, seed)
@@ -143,7 +143,7 @@ def test_a_buffer_may_be_used_again_and_again(case: Case, backbone: Backbone) ->
 
 
 @pytest.mark.parametrize("way", ["pickle", "json"])
-def test_a_description_that_travelled_loads_the_same_backbone(case: Case, backbone: Backbone, way: str) -> None:
+def test_a_pickled_specification_loads_the_same_backbone(case: Case, backbone: Backbone, way: str) -> None:
     if way == "pickle":
         spec = pickle.loads(pickle.dumps(case.spec))
     else:
@@ -153,7 +153,7 @@ def test_a_description_that_travelled_loads_the_same_backbone(case: Case, backbo
     assert load_backbone(spec, case.precision) is backbone
 
 
-def test_it_is_loaded_once_a_process_and_precision() -> None:
+def test_a_backbone_is_loaded_once_per_process_and_precision() -> None:
     spec = fake_backbone(bfloat16=True, name="of this test alone")
     before = FakeBackbone.loads
     loaded = [load_backbone(spec, "float32") for _ in range(5)]
@@ -163,7 +163,7 @@ def test_it_is_loaded_once_a_process_and_precision() -> None:
     assert FakeBackbone.loads == before + 2
 
 
-def test_bfloat16_without_support_is_float32_and_says_so() -> None:
+def test_bfloat16_without_support_is_reported_as_float32() -> None:
     spec = fake_backbone(bfloat16=False)
     assert not supports_bfloat16(spec)
     backbone = load_backbone(spec, "bfloat16")
@@ -171,7 +171,7 @@ def test_bfloat16_without_support_is_float32_and_says_so() -> None:
     assert backbone is load_backbone(spec, "float32")
 
 
-def test_precisions_differ_but_little(case: Case) -> None:
+def test_precisions_differ_little(case: Case) -> None:
     if case.precision == "float32":
         return  # it is compared with the other one's row
     full, low = (load_backbone(case.spec, precision) for precision in ("float32", "bfloat16"))

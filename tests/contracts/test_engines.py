@@ -68,11 +68,11 @@ def test_every_shard_runs_once_and_returns_its_result(engine: Engine, plan: Plan
     assert all(len(tasks.attempts(tmp_path, shard)) == 1 for shard in shards)
 
 
-def test_no_shards_no_results(engine: Engine, plan: Plan) -> None:
+def test_without_shards_there_are_no_results(engine: Engine, plan: Plan) -> None:
     assert list(engine.run(tasks.square, plan, [])) == []
 
 
-def test_nothing_runs_before_somebody_asks(engine: Engine, plan: Plan) -> None:
+def test_nothing_runs_before_the_first_result_is_requested(engine: Engine, plan: Plan) -> None:
     taken: list[int] = []
 
     def shards() -> Iterator[int]:
@@ -85,7 +85,7 @@ def test_nothing_runs_before_somebody_asks(engine: Engine, plan: Plan) -> None:
     assert list(results) == [1]
 
 
-def test_shards_may_still_grow_while_the_first_run(engine: Engine, plan: Plan) -> None:
+def test_shards_may_be_added_while_the_first_ones_run(engine: Engine, plan: Plan) -> None:
     arrived = [threading.Event() for _ in range(3)]
 
     def shards() -> Iterator[int]:
@@ -103,7 +103,7 @@ def test_the_error_of_a_task_reaches_the_caller(engine: Engine, plan: Plan) -> N
         list(engine.run(tasks.square_but_never, plan, range(10)))
 
 
-def test_an_engine_goes_on_after_an_error(engine: Engine, plan: Plan) -> None:
+def test_an_engine_can_be_used_after_an_error(engine: Engine, plan: Plan) -> None:
     for _ in range(2):
         with pytest.raises(ArithmeticError):
             list(engine.run(tasks.square_but_never, plan, range(5)))
@@ -136,7 +136,7 @@ def test_closing_the_generator_stops_all_shards(engine: Engine, plan: Plan, tmp_
     assert sorted(engine.run(tasks.square, plan, [2, 3])) == [4, 9]
 
 
-def test_close_twice(engine: Engine, plan: Plan) -> None:
+def test_an_engine_can_be_closed_twice(engine: Engine, plan: Plan) -> None:
     assert list(engine.run(tasks.square, plan, [1])) == [1]
     engine.close()
     engine.close()
@@ -151,7 +151,7 @@ def first_shard_then_hang(plan: Plan, shard: int) -> int:
     return shard
 
 
-def test_flights_are_dropped_when_the_results_are_not_wanted(process_engine: Engine, plan: Plan) -> None:
+def test_shards_in_progress_are_dropped_when_the_generator_is_closed(process_engine: Engine, plan: Plan) -> None:
     results = process_engine.run(first_shard_then_hang, plan, range(10))
     assert next(results) == 0
     begun = time.monotonic()
@@ -159,7 +159,7 @@ def test_flights_are_dropped_when_the_results_are_not_wanted(process_engine: Eng
     assert time.monotonic() - begun < 10
 
 
-def test_flights_are_dropped_when_a_task_fails(process_engine: Engine, plan: Plan) -> None:
+def test_shards_in_progress_are_dropped_when_a_task_fails(process_engine: Engine, plan: Plan) -> None:
     begun = time.monotonic()
     with pytest.raises(ArithmeticError):
         list(process_engine.run(square_or_hang, plan, [2, 3, 3, 3]))
@@ -215,7 +215,7 @@ def test_a_shard_whose_process_always_dies_is_an_error(
     assert len(tasks.attempts(tmp_path, 1)) == MAX_DEATHS
 
 
-def test_a_task_may_ask_for_fewer_deaths(process_engine: Engine, plan: Plan, tmp_path: Path) -> None:
+def test_a_task_can_allow_fewer_deaths(process_engine: Engine, plan: Plan, tmp_path: Path) -> None:
     task = tasks.Dying(tmp_path, "exit", times=1000, max_deaths=1)
     with pytest.raises(WorkerDeathError, match="exited with code 3, 1 time"):
         list(process_engine.run(task, plan, [1]))
@@ -256,7 +256,7 @@ def test_an_error_in_on_message_reaches_the_caller(process_engine: Engine, plan:
     assert sorted(process_engine.run(tasks.square, plan, [2, 3, 4])) == [4, 9, 16]
 
 
-def test_a_task_that_cannot_travel_is_an_error_at_once(process_engine: Engine, plan: Plan) -> None:
+def test_a_task_that_cannot_be_pickled_is_an_error(process_engine: Engine, plan: Plan) -> None:
     with pytest.raises(Exception, match=r"(?i)pickle"):
         list(process_engine.run(lambda plan, shard: shard, plan, [1]))
     assert list(process_engine.run(tasks.square, plan, [3])) == [9]

@@ -60,7 +60,7 @@ NAMES = ["a-b/x", "a.b", "a/b", "a/b c%d#1", "a/b-c", "a/b/", "a/c", "a/é", "a/
 NAMES = [name for name in NAMES if not name.endswith("/")]
 
 
-def test_list_gives_all_objects_in_byte_order_with_their_sizes(storage: Storage) -> None:
+def test_list_returns_all_objects_in_byte_order_with_their_sizes(storage: Storage) -> None:
     for size, name in enumerate(reversed(NAMES)):
         storage.write(name, b"x" * size)
     sizes = {name: size for size, name in enumerate(reversed(NAMES))}
@@ -68,21 +68,21 @@ def test_list_gives_all_objects_in_byte_order_with_their_sizes(storage: Storage)
     assert [(entry.name, entry.size) for entry in storage.list("")] == expected
 
 
-def test_list_keeps_to_the_folder_that_the_prefix_names(storage: Storage) -> None:
+def test_list_returns_only_objects_below_the_prefix(storage: Storage) -> None:
     for name in NAMES:
         storage.write(name, b"")
     assert names(storage, "a") == sorted((n for n in NAMES if n.startswith("a/")), key=str.encode)
     assert names(storage, "a/z") == ["a/z/1"]
 
 
-def test_list_of_what_is_not_there_or_is_an_object_is_empty(storage: Storage) -> None:
+def test_list_of_a_missing_folder_or_an_object_is_empty(storage: Storage) -> None:
     storage.write("a", b"1")
     assert names(storage, "nothing") == []
     assert names(storage, "nothing/below") == []
     assert names(storage, "a") == []
 
 
-def test_list_passes_over_an_object_that_is_deleted_meanwhile(storage: Storage) -> None:
+def test_list_skips_an_object_that_is_deleted_meanwhile(storage: Storage) -> None:
     storage.write("a", b"")
     storage.write("b", b"")
     storage.write("c", b"")
@@ -93,7 +93,7 @@ def test_list_passes_over_an_object_that_is_deleted_meanwhile(storage: Storage) 
     assert rest in (["c"], ["b", "c"])  # a bucket's page has come already
 
 
-def test_read_gives_the_bytes_or_none(storage: Storage) -> None:
+def test_read_returns_the_bytes_or_none(storage: Storage) -> None:
     storage.write("a/b", b"12")
     assert storage.read("a/b") == b"12"
     assert storage.read("a/c") is None
@@ -114,7 +114,7 @@ def test_write_replaces_the_whole_object(storage: Storage, data: bytes) -> None:
     assert entry.version in ("", looked.version)
 
 
-def test_look_gives_none_where_there_is_nothing(storage: Storage) -> None:
+def test_stat_of_a_missing_object_is_none(storage: Storage) -> None:
     storage.write("a/b", b"1")
     assert storage.stat("a/c") is None
     assert storage.stat("a") is None
@@ -145,7 +145,7 @@ def test_replace_never_creates(storage: Storage) -> None:
     assert storage.read("a/b") is None
 
 
-def test_of_many_that_replace_one_version_one_wins(storage: Storage) -> None:
+def test_one_of_many_threads_replaces_a_version(storage: Storage) -> None:
     storage.write("a", b"start")
     entry = storage.stat("a")
     assert entry is not None
@@ -173,7 +173,7 @@ def test_create_again_after_delete(storage: Storage) -> None:
     assert storage.read("a") == b"2"
 
 
-def test_of_many_threads_one_creates(storage: Storage) -> None:
+def test_one_of_many_threads_creates(storage: Storage) -> None:
     n_threads, n_rounds = 8, 12
     barrier = threading.Barrier(n_threads)
 
@@ -191,7 +191,7 @@ def test_of_many_threads_one_creates(storage: Storage) -> None:
         assert storage.read(f"part-{i}") == bytes([column.index(True)]) * 1000
 
 
-def test_of_several_processes_one_creates(shared_storage: Storage) -> None:
+def test_one_of_several_processes_creates(shared_storage: Storage) -> None:
     parts = [f"features/part-{i}" for i in range(40)]
     with ExitStack() as stack, ThreadPoolExecutor(3) as pool:
         children = [Child(preload=("tests.contracts.tasks",)) for _ in range(3)]
@@ -209,7 +209,7 @@ def test_of_several_processes_one_creates(shared_storage: Storage) -> None:
     assert names(shared_storage) == sorted(parts)
 
 
-def test_a_stream_appears_when_its_block_ends_well(storage: Storage) -> None:
+def test_a_stream_appears_when_its_block_ends(storage: Storage) -> None:
     with storage.stream("csv/a") as file:
         file.write(b"one")
         assert names(storage) == []
@@ -229,7 +229,7 @@ def test_a_stream_replaces_at_its_end_only(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_a_stream_whose_block_fails_leaves_no_trace(
+def test_a_stream_whose_block_fails_leaves_no_object(
     storage: Storage, tmp_path: Path, error: type[BaseException]
 ) -> None:
     storage.write("a", b"before")
@@ -242,7 +242,7 @@ def test_a_stream_whose_block_fails_leaves_no_trace(
     assert [path.name for path in tmp_path.rglob(".*")] == []
 
 
-def test_delete_is_no_error_when_there_is_nothing(storage: Storage) -> None:
+def test_delete_of_a_missing_object_is_no_error(storage: Storage) -> None:
     storage.write("a/b", b"1")
     storage.delete("a/b")
     storage.delete("a/b")
@@ -261,13 +261,13 @@ def test_open_reads_at_any_position(storage: Storage) -> None:
         assert file.read() == b"0123456789"
 
 
-def test_open_of_nothing_is_an_error_that_tells_why(storage: Storage) -> None:
+def test_open_of_a_missing_object_is_an_error(storage: Storage) -> None:
     with pytest.raises(StorageError, match="no such") as caught:
         storage.open("a/b")
     assert isinstance(caught.value.__cause__, FileNotFoundError)
 
 
-def test_the_version_that_was_opened_is_the_one_to_replace(storage: Storage) -> None:
+def test_the_opened_version_can_be_replaced(storage: Storage) -> None:
     storage.write("a/b", b"one")
     file, version = storage.open_version("a/b")
     with file:
@@ -283,7 +283,7 @@ def test_the_version_that_was_opened_is_the_one_to_replace(storage: Storage) -> 
 
 
 @pytest.mark.parametrize("n_bytes", [100, 5_000_000])
-def test_what_is_opened_is_of_one_version(storage: Storage, n_bytes: int) -> None:
+def test_an_open_file_reads_one_version(storage: Storage, n_bytes: int) -> None:
     storage.write("a", b"1" * n_bytes)
     with storage.open("a") as file:
         assert file.read(10) == b"1" * 10
@@ -296,7 +296,7 @@ def test_what_is_opened_is_of_one_version(storage: Storage, n_bytes: int) -> Non
             assert str(error).endswith("/a': it has changed; read it again when whatever replaces it has ended.")
 
 
-def test_settle_takes_whatever_is_there(storage: Storage) -> None:
+def test_sync_accepts_missing_and_nested_folders(storage: Storage) -> None:
     storage.sync("receipts")
     storage.create("receipts/a", b"1", durable=False)
     storage.create("receipts/b/c", b"2", durable=False)
@@ -304,13 +304,13 @@ def test_settle_takes_whatever_is_there(storage: Storage) -> None:
     assert names(storage) == ["receipts/a", "receipts/b/c"]
 
 
-def test_prepare_again_keeps_everything(storage: Storage) -> None:
+def test_prepare_keeps_existing_objects(storage: Storage) -> None:
     storage.write("a", b"1")
     storage.prepare()
     assert storage.read("a") == b"1"
 
 
-def test_a_pickled_copy_sees_the_same_objects(shared_storage: Storage) -> None:
+def test_a_pickled_copy_reads_the_same_objects(shared_storage: Storage) -> None:
     shared_storage.write("a", b"1")
     copy: Storage = pickle.loads(pickle.dumps(shared_storage))
     assert copy == shared_storage
@@ -319,6 +319,6 @@ def test_a_pickled_copy_sees_the_same_objects(shared_storage: Storage) -> None:
     assert len(pickle.dumps(shared_storage)) < 1000
 
 
-def test_location_is_for_people(storage: Storage) -> None:
+def test_location_is_a_text(storage: Storage) -> None:
     assert isinstance(storage.location, str)
     assert storage.location

@@ -22,7 +22,7 @@ def plan(tmp_path: Path) -> Plan:
     return draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
 
 
-def test_workers_are_kept_from_run_to_run(plan: Plan) -> None:
+def test_workers_are_reused_by_the_next_run(plan: Plan) -> None:
     with LocalEngine(2) as engine:
         first = set(engine.run(tasks.worker_id, plan, range(8)))
         second = set(engine.run(tasks.worker_id, plan, range(8)))
@@ -32,19 +32,19 @@ def test_workers_are_kept_from_run_to_run(plan: Plan) -> None:
     assert not first & tasks.running()
 
 
-def test_no_workers_are_refused() -> None:
+def test_zero_workers_are_refused() -> None:
     with pytest.raises(SettingError, match=r"at least 1\. Got 0"):
         LocalEngine(0)
 
 
-def test_no_more_workers_than_shards_are_started(plan: Plan) -> None:
+def test_at_most_one_worker_per_shard_is_started(plan: Plan) -> None:
     before = tasks.running()
     with LocalEngine(8) as engine:
         list(engine.run(tasks.square, plan, [1, 2]))
         assert len(tasks.running() - before) <= 2
 
 
-def test_warm_up_starts_what_is_missing(plan: Plan) -> None:
+def test_warm_up_starts_the_missing_workers(plan: Plan) -> None:
     before = tasks.running()
     with LocalEngine(3) as engine:
         engine.warm_up(1)
@@ -84,7 +84,7 @@ def test_a_worker_that_sends_messages_is_not_killed(plan: Plan) -> None:
         assert list(engine.run(tasks.sending_slowly, plan, [0])) == [6]  # takes 3 seconds
 
 
-def test_a_worker_that_hung_once_is_no_end(plan: Plan, tmp_path: Path) -> None:
+def test_a_shard_is_retried_after_a_silent_worker(plan: Plan, tmp_path: Path) -> None:
     with LocalEngine(1, silence_seconds=2.0) as engine:
         assert list(engine.run(tasks.Recorded(tmp_path, HangAtFirst(tmp_path)), plan, [3])) == [9]
     assert len(tasks.attempts(tmp_path, 3)) == 2
@@ -102,7 +102,7 @@ class HangAtFirst:
         return shard * shard
 
 
-def test_close_from_another_thread_ends_a_run_for_good(plan: Plan) -> None:
+def test_close_from_another_thread_ends_a_run(plan: Plan) -> None:
     engine = LocalEngine(2)
     ended: list[BaseException] = []
 
@@ -124,7 +124,7 @@ def test_close_from_another_thread_ends_a_run_for_good(plan: Plan) -> None:
     assert tasks.running() <= before
 
 
-def test_close_ends_a_run_whose_results_nobody_takes_any_more(plan: Plan) -> None:
+def test_close_ends_a_run_whose_results_are_not_read(plan: Plan) -> None:
     before = tasks.running()
     engine = LocalEngine(2)
     results = engine.run(FirstThenHang(), plan, range(10))
@@ -144,7 +144,7 @@ class FirstThenHang:
         return shard
 
 
-def test_shards_are_taken_only_as_workers_are_free(plan: Plan) -> None:
+def test_shards_are_taken_when_workers_are_free(plan: Plan) -> None:
     taken: list[int] = []
 
     def shards() -> Iterator[int]:

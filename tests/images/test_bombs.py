@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featurepress.images.decode import LARGE_PIXELS, _one_at_a_time, decode
+from featurepress.images.decode import LARGE_PIXELS, decode, one_at_a_time
 from tests.images.reference import encode, picture, png, png_chunk, tiff
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,7 +194,7 @@ for data in images[1:]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits address space, which only Linux does dependably")
-def test_memory_that_does_not_suffice_is_an_image_error(tmp_path: Path) -> None:
+def test_insufficient_memory_is_an_image_error(tmp_path: Path) -> None:
     side = 12_000  # 432 MB of pixels, within the limit of pixels
     images = {
         "small": small("PNG"),
@@ -234,7 +234,7 @@ def large_png() -> bytes:
     return png(width, height, 1, 0, (b"\0" + b"\xaa" * (width // 8)) * height)
 
 
-def test_large_images_wait_for_one_another() -> None:
+def test_large_images_wait_for_each_other() -> None:
     data, done = large_png(), threading.Event()
 
     def work() -> None:
@@ -242,7 +242,7 @@ def test_large_images_wait_for_one_another() -> None:
         done.set()
 
     thread = threading.Thread(target=work)
-    with _one_at_a_time():
+    with one_at_a_time():
         thread.start()
         assert not done.wait(0.5)
         assert decode(small("PNG")).size  # a small one does not wait
@@ -250,10 +250,10 @@ def test_large_images_wait_for_one_another() -> None:
     assert done.is_set()
 
 
-def test_the_turn_of_a_killed_process_passes_on() -> None:
+def test_the_lock_of_a_killed_process_is_released() -> None:
     code = (
-        "import time; from featurepress.images.decode import _one_at_a_time\n"
-        "with _one_at_a_time():\n    print('held', flush=True); time.sleep(60)"
+        "import time; from featurepress.images.decode import one_at_a_time\n"
+        "with one_at_a_time():\n    print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None

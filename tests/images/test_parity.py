@@ -91,7 +91,7 @@ def test_float32_equals_tensorflow(
 
 @pytest.mark.parametrize(("method", "antialias"), FLOAT_WAYS)
 @pytest.mark.parametrize(("name", "edge", "size"), [("137x91", 120, (96, 112)), ("375x500", 256, (224, 224))])
-def test_crop_in_float32_is_tensorflow_resized_and_cut(
+def test_crop_in_float32_equals_tensorflow(
     tensorflow: dict[tuple[Any, ...], Array],
     method: str,
     antialias: bool,
@@ -123,7 +123,7 @@ def test_uint8_equals_pillow(name: str) -> None:
 
 @pytest.mark.parametrize("name", FILTERS)
 @pytest.mark.parametrize(("size", "edge"), [(96, 96), (96, 120), (224, 256)])
-def test_crop_in_uint8_is_pillow_resized_and_cut(name: str, size: int, edge: int) -> None:
+def test_crop_in_uint8_equals_pillow(name: str, size: int, edge: int) -> None:
     spec = PreprocessSpec(size, size, resize="crop", shortest_edge=edge, interpolation=name)
     for pixels in PICTURES.values():
         height, width = pixels.shape[:2]
@@ -138,7 +138,7 @@ def test_crop_in_uint8_is_pillow_resized_and_cut(name: str, size: int, edge: int
 
 
 @pytest.mark.parametrize("spec_of", ["uint8", "float32"])
-def test_a_long_strip_is_not_made_in_full(spec_of: str) -> None:
+def test_a_long_strip_is_resized_in_bounded_memory(spec_of: str) -> None:
     """One row of 100,000 pixels to 224 rows would be 15 GB."""
     strip = np.broadcast_to(np.arange(100_000) % 251, (3, 1, 100_000)).T.astype(np.uint8).transpose(1, 0, 2).copy()
     spec = PreprocessSpec(
@@ -150,7 +150,7 @@ def test_a_long_strip_is_not_made_in_full(spec_of: str) -> None:
     assert (got[0] == got[-1]).all()
 
 
-def test_pixels_beyond_what_opencv_takes() -> None:
+def test_images_too_large_for_opencv_are_resized() -> None:
     strip = np.tile(np.arange(40_000) % 251, (2, 1)).astype(np.uint8)[:, :, None].repeat(3, 2)
     spec = PreprocessSpec(2, 400, interpolation="bilinear", antialias=False, dtype="float32")
     got = embedded(strip, spec)
@@ -176,6 +176,6 @@ def test_pixels_beyond_what_opencv_takes() -> None:
         ({"dtype": "float16"}, "dtype"),
     ],
 )
-def test_ways_that_do_not_exist_are_refused(wrong: dict[str, Any], word: str) -> None:
+def test_unknown_interpolations_are_refused(wrong: dict[str, Any], word: str) -> None:
     with pytest.raises(SettingError, match=word):
         PreprocessSpec(**{"height": 96, "width": 96, **wrong})

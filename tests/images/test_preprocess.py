@@ -89,7 +89,7 @@ def test_bit_equal_to_opencv(height: int, width: int) -> None:
     assert (differences > 0).mean() < 1e-3
 
 
-def test_the_quick_area_is_taken_exactly_where_two_pixels_cover_every_target() -> None:
+def test_area_maps_exist_if_two_pixels_cover_every_target() -> None:
     for n in range(97, 300):
         edges = np.arange(97) * n  # of the target's pixels, in 96ths of a source pixel
         covered = -(-edges[1:] // 96) - edges[:-1] // 96
@@ -97,7 +97,7 @@ def test_the_quick_area_is_taken_exactly_where_two_pixels_cover_every_target() -
 
 
 @pytest.mark.parametrize("n", [97, 98, 100, 104, 112, 128])
-def test_the_quick_area_weighs_like_the_slow_one(n: int) -> None:
+def test_area_maps_have_the_weights_of_the_area(n: int) -> None:
     positions = _area_positions(n, 96)
     assert positions is not None
     first = np.floor(positions).astype(int)
@@ -107,13 +107,13 @@ def test_the_quick_area_weighs_like_the_slow_one(n: int) -> None:
     np.testing.assert_allclose(weights[:, :n], area_weights(n, 96), atol=1e-5)
 
 
-def test_the_two_ways_differ_so_that_the_rule_matters() -> None:
+def test_area_and_linear_interpolation_differ() -> None:
     pixels = picture(200, 200)
     linear = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
     assert np.abs(embedded(pixels).astype(int) - linear).mean() > 5
 
 
-def test_a_picture_of_the_right_size_is_copied() -> None:
+def test_an_image_of_the_right_size_is_copied() -> None:
     pixels = picture(96, 96)
     before = pixels.copy()
     out = embedded(pixels)
@@ -124,13 +124,13 @@ def test_a_picture_of_the_right_size_is_copied() -> None:
 
 @pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (500, 375), (50, 50), (1, 1)])
-def test_a_flat_picture_stays_flat(height: int, width: int, level: int) -> None:
+def test_an_image_of_one_colour_keeps_it(height: int, width: int, level: int) -> None:
     out = embedded(np.full((height, width, 3), level, np.uint8))
     assert (out == level).all()
 
 
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (96, 96), (50, 50)])
-def test_it_writes_into_its_place_in_the_batch_and_nowhere_else(height: int, width: int) -> None:
+def test_only_the_given_part_of_a_batch_is_written(height: int, width: int) -> None:
     batch = np.full((3, 96, 96, 3), 7, np.uint8)
     pixels = picture(height, width)
     preprocess(pixels, SPEC, batch[1])
@@ -139,7 +139,7 @@ def test_it_writes_into_its_place_in_the_batch_and_nowhere_else(height: int, wid
     assert (batch[2] == 7).all()
 
 
-def test_channels_and_sides_keep_their_places() -> None:
+def test_channels_and_sides_keep_their_order() -> None:
     pixels = np.zeros((200, 300, 3), np.uint8)
     pixels[:100, :, 0] = 255  # red above
     pixels[:, 150:, 2] = 255  # blue at the right
@@ -160,6 +160,6 @@ def test_both_sides_are_stretched_to_any_declared_size() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 100_000), (100_000, 1), (97, 40_000)])
-def test_very_long_pictures(height: int, width: int) -> None:
+def test_very_long_images_are_resized(height: int, width: int) -> None:
     pixels = np.full((height, width, 3), 9, np.uint8)
     assert (embedded(pixels) == 9).all()

@@ -44,7 +44,7 @@ def test_all_torture_files_are_decoded_or_refused_in_bounded_memory(report: dict
             assert len(row["failure"]) < 260
 
 
-def test_nearly_all_that_pillow_loads_is_decoded(report: dict[str, Any]) -> None:
+def test_nearly_all_files_that_pillow_loads_are_decoded(report: dict[str, Any]) -> None:
     loaded = [row for row in report["files"] if row["pillow"] is not None]
     missed = [(row["name"], row["failure"]) for row in loaded if "failure" in row]
     assert len(missed) <= 0.01 * len(loaded), missed

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 import featurepress as fp
-from featurepress.settings import Choices
+from featurepress.settings import Choices, declared_of
 from tests.models import made
 from tests.running import draw
+from tests.settings.test_signatures import declared_type
 
 FUNCTIONS = ("list", "show", "outputs", "pull", "add", "verify", "bench")
 
@@ -21,7 +22,8 @@ FUNCTIONS = ("list", "show", "outputs", "pull", "add", "verify", "bench")
 def test_every_function_has_a_full_signature_and_a_docstring(name: str) -> None:
     function = getattr(fp.models, name)
     parameters = inspect.signature(function).parameters.values()
-    assert all(p.kind is not p.VAR_KEYWORD and p.annotation is not p.empty for p in parameters)
+    assert all(p.annotation is not p.empty for p in parameters)
+    assert name == "outputs" or inspect.signature(function).parameters["progress"].default is True
     assert inspect.getdoc(function)
 
 
@@ -32,13 +34,9 @@ def test_only_the_public_functions_are_listed() -> None:
 
 
 def test_add_has_every_choice_as_an_option() -> None:
-    options = [p.name for p in inspect.signature(fp.models.add).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    assert set(options) == {field.name for field in fields(Choices)} | {"progress"}
-    assert all(
-        p.default is None
-        for name, p in inspect.signature(fp.models.add).parameters.items()
-        if name not in ("file", "name", "progress")
-    )
+    (options,) = get_args(get_type_hints(fp.models.add)["options"])
+    expected = {item.name: declared_type(rule) for _, item, rule in declared_of("", Choices)}
+    assert get_type_hints(options) == expected
 
 
 @pytest.mark.usefixtures("own_home")

@@ -44,7 +44,7 @@ def test_the_file_is_the_one_on_the_card(card: ModelCard) -> None:
     assert hashlib.sha256(path.read_bytes()).hexdigest() == card.weights_sha256
 
 
-def test_the_file_is_what_the_card_says(card: ModelCard) -> None:
+def test_the_graph_of_the_bundled_file_matches_its_card(card: ModelCard) -> None:
     graph = onnx.load(str(model_file(card.file, card.weights_sha256))).graph
     shapes = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
@@ -67,7 +67,7 @@ def test_a_card_is_found_by_its_name_and_its_aliases() -> None:
 
 
 @pytest.mark.parametrize(("given", "near"), [("embeded", "'embedded"), ("embedded-v2", "'embedded-v1'")])
-def test_an_unknown_model_names_the_near_ones(given: str, near: str) -> None:
+def test_an_unknown_model_lists_close_matches(given: str, near: str) -> None:
     with pytest.raises(ModelError) as caught:
         find_card(given)
     assert str(caught.value).startswith(f"There is no model '{given}'; did you mean ")
@@ -80,7 +80,7 @@ def test_another_hash_is_refused(card: ModelCard) -> None:
         model_file(card.file, "0" * 64)
 
 
-def test_a_model_that_is_not_here_is_named() -> None:
+def test_a_missing_model_is_named() -> None:
     with pytest.raises(ModelError, match=r"The model of this plan \(f{32}\) is not in .* featurepress models pull"):
         model_file("f" * 32, "0" * 64)
 

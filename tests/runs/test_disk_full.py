@@ -60,7 +60,7 @@ def test_a_full_quota_stops_the_run_and_more_space_lets_it_finish(tmp_path: Path
     plan = draft(QuotaStorage(str(out), str(limit)), source, images_per_part=16)
     limit.write_text(str(quota))
     for _ in range(2):  # and stops again while there is no space
-        with pytest.raises(StorageError, match="no space left on device; make space and go on"):
+        with pytest.raises(StorageError, match="no space left on device; free some space and run again"):
             embed(plan)
         assert_only_whole_parts(out)
         assert not (out / "manifest.json").exists()
@@ -120,7 +120,7 @@ def test_a_full_disk_stops_the_run_and_more_space_lets_it_finish(
         first, last = done.stderr.splitlines()
         assert first == resume_line(out)
         assert last.startswith(f"featurepress: Cannot write '{out}/")
-        assert last.endswith("': no space left on device; make space and go on.")
+        assert last.endswith("': no space left on device; free some space and run again.")
         assert done.stdout == ""
         assert_only_whole_parts(out)
         assert leftovers(out) == []
@@ -149,7 +149,7 @@ def test_an_export_to_a_full_disk_resumes(small_disk: Path, source: Path) -> Non
     done = run_cli("embed", source, "--out", out, "--limit", "40", *options)
     assert done.returncode == 1
     assert done.stderr.splitlines()[0] == resume_line(out)
-    assert "no space left on device; make space and go on" in done.stderr
+    assert "no space left on device; free some space and run again" in done.stderr
     assert len(list(out.glob("features/*"))) == 3
     whole = list(out.glob("csv/*"))
     assert len(whole) < 2

@@ -9,7 +9,7 @@ import pytest
 
 from featurepress.errors import StorageError
 from featurepress.storage import Storage, open_storage
-from featurepress.storage.bucket import _UNCONDITIONAL, BucketStorage
+from featurepress.storage.bucket import UNCONDITIONAL, BucketStorage
 from tests.servers.fixtures import Faulty
 from tests.servers.s3 import FastS3
 
@@ -59,7 +59,7 @@ def test_replace_whose_answer_was_lost_leaves_the_new_version(server: Any, fault
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "short", "long"])
-def test_faults_are_not_seen_by_who_uses_the_storage(fast_s3: FastS3, faulty: Faulty, kind: str) -> None:
+def test_transient_faults_are_retried(fast_s3: FastS3, faulty: Faulty, kind: str) -> None:
     storage, _ = storage_in(fast_s3)
     proxy = faulty(fast_s3, rate=0.3, seed=1, kinds=(kind,), most_in_a_row=2)
     names = [f"part-{i}" for i in range(8)]
@@ -79,7 +79,7 @@ def test_faults_are_not_seen_by_who_uses_the_storage(fast_s3: FastS3, faulty: Fa
 # -- stores without conditions -------------------------------------------------------------------------------
 
 
-def test_a_store_that_does_not_know_conditions_is_found_out(fast_s3: FastS3) -> None:
+def test_a_store_without_conditional_requests_is_detected(fast_s3: FastS3) -> None:
     storage, bucket = storage_in(fast_s3)
     assert isinstance(storage, BucketStorage)
     assert storage.is_conditional
@@ -96,10 +96,10 @@ def test_a_store_that_does_not_know_conditions_is_found_out(fast_s3: FastS3) -> 
         assert not open_storage(f"s3://{bucket}/elsewhere").is_conditional
         assert open_storage(f"s3://{fast_s3.bucket()}/out").is_conditional
     finally:
-        _UNCONDITIONAL.clear()
+        UNCONDITIONAL.clear()
 
 
-def test_replace_alone_finds_it_out_too(fast_s3: FastS3) -> None:
+def test_replace_detects_a_store_without_conditional_requests(fast_s3: FastS3) -> None:
     storage, _ = storage_in(fast_s3)
     storage.write("a", b"1")
     entry = storage.stat("a")
@@ -109,10 +109,10 @@ def test_replace_alone_finds_it_out_too(fast_s3: FastS3) -> None:
         assert storage.replace("a", b"2", entry.version)
         assert not storage.is_conditional
     finally:
-        _UNCONDITIONAL.clear()
+        UNCONDITIONAL.clear()
 
 
-def test_a_conflict_of_two_writes_is_no_loss(fast_s3: FastS3) -> None:
+def test_a_conflict_of_two_writes_is_retried(fast_s3: FastS3) -> None:
     storage, bucket = storage_in(fast_s3)
     fast_s3.refuse("ConditionalRequestConflict", 409, methods="PUT", times=3)
     assert storage.create("a", b"1")
@@ -122,7 +122,7 @@ def test_a_conflict_of_two_writes_is_no_loss(fast_s3: FastS3) -> None:
 # -- what is large -------------------------------------------------------------------------------------------
 
 
-def test_a_large_object_is_read_here_and_there(server: Any) -> None:
+def test_a_large_object_is_read_at_any_position(server: Any) -> None:
     storage, _ = storage_in(server)
     storage.write("a", LARGE)
     with storage.open("a") as file:
@@ -135,7 +135,7 @@ def test_a_large_object_is_read_here_and_there(server: Any) -> None:
         assert file.read(1) == b""
 
 
-def test_a_large_object_costs_what_is_read_of_it(fast_s3: FastS3) -> None:
+def test_of_a_large_object_only_the_requested_ranges_are_read(fast_s3: FastS3) -> None:
     storage, _ = storage_in(fast_s3)
     storage.write("a", LARGE)
     fast_s3.forget()
@@ -165,7 +165,7 @@ def test_a_large_stream_that_fails_leaves_no_upload(server: Any, error: type[Bas
     assert server.uploads(bucket) == []
 
 
-def test_a_stream_that_its_writer_has_closed_is_written(fast_s3: FastS3) -> None:
+def test_a_stream_closed_by_its_writer_is_written(fast_s3: FastS3) -> None:
     storage, bucket = storage_in(fast_s3)
     with storage.stream("a") as file:
         file.write(b"12")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
@@ -58,21 +59,21 @@ def refusal_of(do: Callable[[], object]) -> Refusal:
         ("az://account/container/a?b@c", "az", "account/container", "a?b@c"),
     ],
 )
-def test_an_address_is_taken_apart(url: str, scheme: str, bucket: str, key: str) -> None:
+def test_an_address_is_parsed(url: str, scheme: str, bucket: str, key: str) -> None:
     address = Address.parse(url)
     assert address == Address(scheme, bucket, key)
     assert Address.parse(str(address)) == address
 
 
 @pytest.mark.parametrize("url", ["s3://", "s3:///key", "az://account", "az://account/", "az:///container/key"])
-def test_an_address_names_a_bucket(url: str) -> None:
-    with pytest.raises(SourceError, match=r"names no bucket\. Give (s3://bucket|az://account/container)/…"):
+def test_an_address_without_a_bucket_is_refused(url: str) -> None:
+    with pytest.raises(SourceError, match=r"names no bucket\. .* (s3://bucket|az://account/container)/…"):
         Address.parse(url, SourceError)
 
 
 @pytest.mark.parametrize("url", ["s3://key:hunter2@b/a", "az://account/container?sig=hunter2/a"])
-def test_an_address_holds_no_password(url: str) -> None:
-    with pytest.raises(StorageError, match="must hold no password") as caught:
+def test_an_address_with_a_password_is_refused(url: str) -> None:
+    with pytest.raises(StorageError, match="must not contain a password") as caught:
         Address.parse(url)
     assert "hunter2" not in str(caught.value)
 
@@ -83,7 +84,7 @@ def test_schemes() -> None:
     ]  # fmt: skip
 
 
-def test_a_store_is_made_once_a_process(fast_s3: FastS3) -> None:
+def test_a_store_is_created_once_per_process(fast_s3: FastS3) -> None:
     bucket = fast_s3.bucket()
     assert connect("s3", bucket) is connect("s3", bucket)
     assert connect("s3", bucket) is not connect("s3", bucket, anonymous=True)
@@ -98,7 +99,7 @@ def test_etags_have_quotes() -> None:
 # -- what refusals mean --------------------------------------------------------------------------------------
 
 
-def test_what_each_store_says_of_what_is_not_there(each_store: Any) -> None:
+def test_missing_objects_buckets_and_conditions_of_each_store(each_store: Any) -> None:
     bucket = each_store.bucket()
     each_store.put(bucket, {"a": b"1"})
     store, none = store_of(each_store, bucket), store_of(each_store, "no-such-bucket")
@@ -136,7 +137,7 @@ def test_what_each_store_says_of_what_is_not_there(each_store: Any) -> None:
         ("OperationAborted", 409, "transient"),
     ],
 )
-def test_what_refusals_of_s3_mean(fast_s3: FastS3, code: str, status: int, kind: str) -> None:
+def test_error_codes_of_s3_are_classified(fast_s3: FastS3, code: str, status: int, kind: str) -> None:
     bucket = fast_s3.bucket()
     store = store_of(fast_s3, bucket)
     fast_s3.refuse(code, status)
@@ -151,7 +152,7 @@ def test_what_refusals_of_s3_mean(fast_s3: FastS3, code: str, status: int, kind:
 
 
 @pytest.mark.parametrize("kind", ["reset", "short", "long", "stall"])
-def test_what_breaks_off_may_pass(fast_s3: FastS3, faulty: Faulty, kind: str) -> None:
+def test_broken_connections_are_transient(fast_s3: FastS3, faulty: Faulty, kind: str) -> None:
     bucket = fast_s3.bucket()
     fast_s3.put(bucket, {"a": b"1" * 5000})
     faulty(fast_s3, rate=1.0, kinds=(kind,), most_in_a_row=99, stall_seconds=3.0)
@@ -161,7 +162,7 @@ def test_what_breaks_off_may_pass(fast_s3: FastS3, faulty: Faulty, kind: str) ->
     assert "http" not in refusal.reason
 
 
-def test_where_nobody_listens(use_environment: Use, fast_s3: FastS3) -> None:
+def test_a_refused_connection_is_named(use_environment: Use, fast_s3: FastS3) -> None:
     use_environment({"AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
     assert refusal_of(lambda: obstore.get(connect("s3", "b", tries=1), "a")).reason == "the connection is refused"
 
@@ -173,15 +174,13 @@ def test_a_wrong_region_is_named(fast_s3: FastS3, status: int) -> None:
     store = store_of(fast_s3, bucket)
     refusal = refusal_of(lambda: obstore.get(store, "a"))
     assert refusal.kind == "region"
-    assert refusal.reason == (
-        "the bucket lies in the region 'ap-south-1', not in 'eu-west-3': set AWS_REGION=ap-south-1"
-    )
+    assert re.search("'ap-south-1', not .*'eu-west-3'.* AWS_REGION=ap-south-1$", refusal.reason)
 
 
 # -- again ---------------------------------------------------------------------------------------------------
 
 
-def test_what_may_pass_is_tried_again_some_times() -> None:
+def test_transient_errors_are_retried() -> None:
     tries = []
 
     def fail() -> None:
@@ -197,7 +196,7 @@ def test_what_may_pass_is_tried_again_some_times() -> None:
     assert len(tries) == 1
 
 
-def test_what_lasts_is_not_tried_again() -> None:
+def test_permanent_errors_are_not_retried() -> None:
     tries = []
 
     def fail() -> None:
@@ -209,7 +208,7 @@ def test_what_lasts_is_not_tried_again() -> None:
     assert len(tries) == 1
 
 
-def test_what_passes_is_given() -> None:
+def test_the_result_of_a_retry_is_returned() -> None:
     outcomes: Iterator[OSError | int] = iter([OSError("connection reset"), OSError("timed out"), 7])
 
     def request() -> int:
@@ -242,7 +241,7 @@ def spelled(error: BaseException | None) -> str:
 @pytest.mark.parametrize(
     ("code", "status"), [("SignatureDoesNotMatch", 403), ("ExpiredToken", 400), ("InternalError", 500)]
 )
-def test_no_error_holds_a_secret(fast_s3: FastS3, use_environment: Use, code: str, status: int) -> None:
+def test_no_error_contains_a_secret(fast_s3: FastS3, use_environment: Use, code: str, status: int) -> None:
     bucket = fast_s3.bucket()
     use_environment(SECRETS)
     fast_s3.refuse(code, status)
@@ -265,7 +264,7 @@ def test_no_error_holds_a_secret(fast_s3: FastS3, use_environment: Use, code: st
         assert secret not in text
 
 
-def test_no_error_of_azure_holds_its_sas(azure: Azure, use_environment: Use) -> None:
+def test_no_error_of_azure_contains_its_sas(azure: Azure, use_environment: Use) -> None:
     sas = "sv=2022-11-02&sig=hunter2hunter2hunter2%3D&sp=rl"
     use_environment({"AZURE_STORAGE_USE_EMULATOR": "false", "AZURE_STORAGE_SAS_TOKEN": sas,
                      "AZURE_STORAGE_ENDPOINT": "http://127.0.0.1:1/acct", "AZURE_ALLOW_HTTP": "true"})  # fmt: skip
@@ -328,7 +327,7 @@ def test_keys_and_region_from_a_named_profile(profiles: FastS3, use_environment:
         open_storage(f"s3://{bucket}/out").read("a")
 
 
-def test_a_profile_that_is_not_there(profiles: FastS3, use_environment: Use) -> None:
+def test_a_missing_profile_is_named(profiles: FastS3, use_environment: Use) -> None:
     use_environment({"AWS_PROFILE": "typo"})
     with pytest.raises(StorageError, match="typo") as caught:
         open_storage(f"s3://{profiles.bucket()}/out").read("a")
@@ -344,7 +343,7 @@ def test_the_endpoint_from_the_environment(fast_s3: FastS3, use_environment: Use
     assert fast_s3.get(bucket, "out/a") == b"1"
 
 
-def test_google_without_any_credentials_says_so_soon(
+def test_missing_credentials_of_google_are_reported_soon(
     use_environment: Use, google: Google, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT")

@@ -12,7 +12,7 @@ from featurepress.cli.output import Lines, console
 
 if TYPE_CHECKING:
     from featurepress.models.card import ModelCard
-    from featurepress.models.catalog import ListedModel
+    from featurepress.models.verbs import ListedModel
     from featurepress.runs.benchmark import Speed
 
 

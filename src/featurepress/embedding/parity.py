@@ -132,7 +132,7 @@ def verify(
     in OpenVINO, preprocessed with NumPy and Pillow, one image at a time.
     """
     with show_progress(progress) as on_progress:
-        card = find_card(model, size=size, alpha=alpha, weights=weights, pooling=pooling, progress=on_progress)
+        card = find_card(model, size=size, alpha=alpha, weights=weights, pooling=pooling, on_progress=on_progress)
         images = _decode_first(sources, limit)
         on_progress(step(f"running the reference on {len(images)} images"))
         expected, reference = _reference(card, pooling, images)

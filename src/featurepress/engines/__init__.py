@@ -29,11 +29,11 @@ def open_engine(
     name : str
         One of `NAMES`.
     master : str, optional
-        The master of Spark, as ``spark://host:7077``.
+        For Spark, such as ``spark://host:7077``.
     spark_conf : sequence of str
         Settings of Spark, each ``name=value``.
     address : str, optional
-        The address of a Ray cluster.
+        Of a Ray cluster.
 
     Raises
     ------

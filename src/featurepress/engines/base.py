@@ -1,9 +1,8 @@
 """The protocols of engines and tasks.
 
-An engine runs a task for shard numbers, on this machine or elsewhere; it knows nothing of pixels. A task is an
+An engine runs a task for shard numbers, on this machine or elsewhere; it does not depend on pixels. A task is an
 importable, picklable callable of a plan and a shard number, which embeds the shard or exports a file. Shards are
-independent, and a task may run more than once for the same shard, because parts are created only if absent: an
-engine is free to retry.
+independent, and parts are created only if absent. An engine may therefore run a task again for the same shard.
 """
 
 from __future__ import annotations
@@ -13,7 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 from featurepress.ledger import Plan
 
-Result = TypeVar("Result", covariant=True)  # noqa: PLC0105 - everybody knows it by this name
+Result = TypeVar("Result", covariant=True)  # noqa: PLC0105 - the usual name
+OnMessage = Callable[[Any], None]
+
+
+def ignore_message(message: Any) -> None:
+    """Do nothing."""
 
 
 class Task(Protocol[Result]):
@@ -43,11 +47,7 @@ class Engine(Protocol):
         """
 
     def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
+        self, task: Task[Result], plan: Plan, shards: Iterable[int], on_message: OnMessage = ignore_message
     ) -> Generator[Result]:
         """Run `task` for each shard; yield the results as they are ready, in any order.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from featurepress.engines.base import Task
+from featurepress.engines.base import OnMessage, Task, ignore_message
 from featurepress.engines.memory import short_of_memory
 from featurepress.errors import SettingError, WorkerDeathError
 from featurepress.ledger import Plan
@@ -68,11 +68,7 @@ class LocalEngine:
         """Do nothing: workers start when they are needed."""
 
     def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
+        self, task: Task[Result], plan: Plan, shards: Iterable[int], on_message: OnMessage = ignore_message
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
         run = _Run(self, task, plan, shards, on_message)
@@ -143,7 +139,7 @@ class _Run:
         task: Task[Any],
         plan: Plan,
         shards: Iterable[int],
-        on_message: Callable[[Any], None],
+        on_message: OnMessage,
     ) -> None:
         self.engine, self.task, self.plan, self.on_message = engine, task, plan, on_message
         self.stopping = False

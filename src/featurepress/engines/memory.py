@@ -15,16 +15,9 @@ _MESSAGES = re.compile(
 
 
 def short_of_memory(error: BaseException, advice: str, *, where: str = "") -> EngineError | None:
-    """Return the error to raise in place of one that a lack of memory has caused; None for any other.
+    """Return the error to raise in place of one that a lack of memory has caused; None for other errors.
 
-    Parameters
-    ----------
-    error : BaseException
-        Raised by a worker or by its cluster.
-    advice : str
-        What the user can do, such as "lower --workers".
-    where : str
-        The host; by default this machine.
+    `advice` says what the user can do, such as "lower --workers"; `where` is the host, by default this machine.
     """
     if isinstance(error, FeaturepressError):
         return None

@@ -9,15 +9,15 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeVar
 
 from featurepress._version import __version__
-from featurepress.engines.base import Task
+from featurepress.engines.base import OnMessage, Task, ignore_message
+from featurepress.engines.cluster import ClusterEngine, ShardTaker, first_line, missing_library
 from featurepress.engines.local import MAX_DEATHS
-from featurepress.engines.master import require_answer
 from featurepress.engines.memory import short_of_memory
+from featurepress.engines.preflight import require_answer
 from featurepress.engines.worker import packed, unmarked
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
@@ -29,7 +29,7 @@ _FOR_MEMORY = "run fewer tasks at once (ray start --num-cpus)"
 _MIN_CORES = 2  # assumed while Ray has none: nodes may be added later
 
 
-class Ray:
+class Ray(ClusterEngine):
     """A Ray cluster.
 
     Parameters
@@ -44,32 +44,16 @@ class Ray:
         Ray is not installed, or the address does not answer.
     """
 
-    is_cluster = True
-
     def __init__(self, address: str | None = None) -> None:
         self._address = address
         self._owns = False
-
-    def __enter__(self) -> Ray:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def connect(self) -> None:
         """Connect to the cluster, if this process is not connected."""
         self._connected()
 
-    def warm_up(self, n_workers: int) -> int:
-        """Do nothing: Ray starts the workers."""
-        return 1
-
     def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
+        self, task: Task[Result], plan: Plan, shards: Iterable[int], on_message: OnMessage = ignore_message
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
         run = _Run(self._connected(), packed(__version__, task, plan), shards, on_message)
@@ -88,9 +72,7 @@ class Ray:
         try:
             import ray
         except ImportError as error:
-            raise EngineError(
-                f"The engine 'ray' needs ray ({error}). Install it with: pip install 'featurepress[ray]'"
-            ) from error
+            raise missing_library("ray", "ray", error) from error
         if not ray.is_initialized():
             address = self._address or os.environ.get("RAY_ADDRESS", "")
             require_answer(address)
@@ -98,9 +80,8 @@ class Ray:
             try:
                 ray.init(address=address or "local", **quiet)  # None would mean any cluster on this machine
             except (OSError, RuntimeError, ValueError) as error:  # what ray.init raises
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 where = f" at '{address}'" if address else ""
-                raise EngineError(f"There is no Ray cluster{where}: {first[:300]}") from error
+                raise EngineError(f"There is no Ray cluster{where}: {first_line(error)}.") from error
             self._owns = True
         return ray
 
@@ -108,35 +89,32 @@ class Ray:
 class _Run:
     """One run of a task, with enough shards in progress to keep all cores busy."""
 
-    def __init__(self, ray: Any, work: bytes, shards: Iterable[int], on_message: Callable[[Any], None]) -> None:
+    def __init__(self, ray: Any, work: bytes, shards: Iterable[int], on_message: OnMessage) -> None:
         self._ray, self._on_message = ray, on_message
         self._work = ray.put(work)
         self._remote = ray.remote(num_cpus=1, max_retries=MAX_DEATHS, retry_exceptions=False)(_runner())
-        self._shards = iter(shards)
         self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._free = threading.Semaphore(0)
         self._in_progress: dict[Any, int] = {}
         self._n_slots = 0
-        self._all_listed = self._stopping = False
-        self._taker = threading.Thread(target=self._take, name="featurepress-shards", daemon=True)
+        self._all_listed = False
+        self._taker = ShardTaker(shards, self._inbox)
 
     def results(self) -> Iterator[Any]:
         """Yield the results as they are ready."""
-        self._taker.start()
         while not self._all_listed or self._in_progress:
             self._add_slots()
             self._launch(wait=not self._in_progress)
             if self._in_progress:
                 done, _ = self._ray.wait(list(self._in_progress), num_returns=1, timeout=_WAIT_SECONDS)
-                for flight in done:
-                    yield self._result(flight)
+                for future in done:
+                    yield self._result(future)
 
     def _add_slots(self) -> None:
         """Allow two shards in progress per core, as nodes are added."""
-        wanted = 2 * max(_MIN_CORES, int(self._ray.cluster_resources().get("CPU", 0)))
-        for _ in range(wanted - self._n_slots):
-            self._free.release()
-        self._n_slots = max(wanted, self._n_slots)
+        n_slots = 2 * max(_MIN_CORES, int(self._ray.cluster_resources().get("CPU", 0)))
+        if n_slots > self._n_slots:
+            self._taker.add_slots(n_slots - self._n_slots)
+            self._n_slots = n_slots
 
     def _launch(self, *, wait: bool) -> None:
         """Start the tasks of the listed shards; with `wait`, wait for at least one."""
@@ -153,18 +131,17 @@ class _Run:
             self._in_progress[self._remote.remote(self._work, value)] = value
             wait = False
 
-    def _result(self, flight: Any) -> Any:
-        shard = self._in_progress.pop(flight)
-        self._free.release()
+    def _result(self, future: Any) -> Any:
+        shard = self._in_progress.pop(future)
+        self._taker.add_slots()
         try:
-            kind, value = self._ray.get(flight)
+            kind, value = self._ray.get(future)
         except self._ray.exceptions.RayError as error:
             if starved := short_of_memory(error, _FOR_MEMORY, where="the cluster"):
                 raise starved from error
-            first = str(error).strip().splitlines()[0]
             raise WorkerDeathError(
-                f"Stopped at shard {shard}: Ray stopped after {MAX_DEATHS + 1} tries: "
-                f"{first[:300].rstrip('.')}. If workers were killed for memory, {_FOR_MEMORY}."
+                f"Stopped at shard {shard}: Ray stopped after {MAX_DEATHS + 1} tries: {first_line(error)}. "
+                f"If workers were killed for memory, {_FOR_MEMORY}."
             ) from error
         if kind == "result":
             return pickle.loads(value)
@@ -178,23 +155,10 @@ class _Run:
 
     def stop(self) -> None:
         """Drop the shards in progress."""
-        self._stopping = True
-        self._free.release()
-        for flight in self._in_progress:
-            self._ray.cancel(flight, force=True)
-        if self._taker.is_alive():
-            self._taker.join()
-
-    def _take(self) -> None:
-        try:
-            while True:
-                self._free.acquire()
-                if self._stopping or (shard := next(self._shards, None)) is None:
-                    break
-                self._inbox.put(("shard", shard))
-            self._inbox.put(("taken", None))
-        except BaseException as error:  # noqa: BLE001 - raised again by the iterator
-            self._inbox.put(("error", error))
+        self._taker.stop()
+        for future in self._in_progress:
+            self._ray.cancel(future, force=True)
+        self._taker.join()
 
 
 def _runner() -> Callable[[bytes, int], tuple[str, Any]]:

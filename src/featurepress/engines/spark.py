@@ -7,8 +7,8 @@ It uses the DataFrame API, which every session has: classic, Connect, Databricks
    wave: a few at first, many later.
 2. A job runs each shard as a task, or as many shards per task as a task has cores. Two jobs run at once: the second
    one uses the cores that are idle at the end of the first.
-3. Spark runs the tasks of lost workers again, speculates if configured so, and returns all results at the end of
-   the job. Until then the receipts at the destination show the progress.
+3. Spark runs the tasks of lost workers again, speculates if configured, and returns all results at the end of the
+   job. Until then the receipts at the destination show the progress.
 4. A job that fails with an exception of this library raises it here. A job that lost too many workers runs again;
    its finished shards are not embedded again.
 """
@@ -30,11 +30,11 @@ from typing import Any, TypeVar
 
 from featurepress import ledger
 from featurepress._version import __version__
-from featurepress.engines.base import Task
-from featurepress.engines.java import require_java
+from featurepress.engines.base import OnMessage, Task, ignore_message
+from featurepress.engines.cluster import ClusterEngine, ShardTaker, first_line, missing_library
 from featurepress.engines.local import MAX_DEATHS
-from featurepress.engines.master import require_answer
 from featurepress.engines.memory import short_of_memory
+from featurepress.engines.preflight import require_answer, require_java
 from featurepress.engines.worker import packed, unmarked
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
@@ -50,7 +50,7 @@ _POLL_SECONDS = 2.0  # between two checks of the receipts, or ten times as long 
 _SCHEMA = "shard long, result binary"
 
 
-class Spark:
+class Spark(ClusterEngine):
     """A Spark session.
 
     Parameters
@@ -75,20 +75,12 @@ class Spark:
     for any number of images. A task takes about 10 ms of the driver's time.
     """
 
-    is_cluster = True
-
     def __init__(
         self, session: Any = None, *, master: str | None = None, conf: Mapping[str, str] | None = None
     ) -> None:
         self._session = session
         self._owns = False
         self._master, self._conf = master, dict(conf or {})
-
-    def __enter__(self) -> Spark:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def session(self) -> Any:
@@ -101,16 +93,8 @@ class Spark:
         """Create the session, if there is none."""
         self.session  # noqa: B018 - the property creates it
 
-    def warm_up(self, n_workers: int) -> int:
-        """Do nothing: Spark starts the workers."""
-        return 1
-
     def run(
-        self,
-        task: Task[Result],
-        plan: Plan,
-        shards: Iterable[int],
-        on_message: Callable[[Any], None] = lambda message: None,
+        self, task: Task[Result], plan: Plan, shards: Iterable[int], on_message: OnMessage = ignore_message
     ) -> Generator[Result]:
         """Run `task` for each shard; see `Engine`."""
         work = packed(__version__, task, plan)
@@ -132,34 +116,31 @@ class _Run:
 
     def __init__(self, session: Any, work: bytes, shards: Iterable[int], poller: _ReceiptPoller) -> None:
         self._session, self._work, self._poller = session, work, poller
-        self._shards = iter(shards)
         self._events: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._most = shards_per_job(session)
-        self._slots = threading.Semaphore(self._most * (JOBS_AT_ONCE + 1))
+        self._wave_size = shards_per_job(session)
+        self._taker = ShardTaker(shards, self._events, self._wave_size * (JOBS_AT_ONCE + 1))
         self._waiting: list[int] = []
         self._jobs: dict[threading.Thread, list[int]] = {}
         self._n_lost = 0  # jobs in a row that lost their workers
-        self._all_listed = self._stopping = False
+        self._all_listed = False
         self._tag = f"featurepress-{secrets.token_hex(6)}"
-        self._taker = threading.Thread(target=self._take, name="featurepress-shards", daemon=True)
 
     def results(self) -> Iterator[Any]:
         """Yield the results, wave by wave."""
-        self._taker.start()
         while not self._all_listed or self._waiting or self._jobs:
             try:
                 kind, value = self._events.get(
-                    timeout=_GATHER_SECONDS if self._may_begin() else self._poller.seconds
+                    timeout=_GATHER_SECONDS if self._can_start() else self._poller.seconds
                 )
             except queue.Empty:
-                if self._may_begin():
-                    self._begin()
+                if self._can_start():
+                    self._start_job()
                 self._poller.poll(shard for wave in self._jobs.values() for shard in wave)
                 continue
             if kind == "shard":
                 self._waiting.append(value)
-                if self._may_begin() and len(self._waiting) >= self._most:
-                    self._begin()
+                if self._can_start() and len(self._waiting) >= self._wave_size:
+                    self._start_job()
             elif kind == "taken":
                 self._all_listed = True
             elif kind == "error":
@@ -167,11 +148,11 @@ class _Run:
             else:
                 yield from self._ended(*value)
 
-    def _may_begin(self) -> bool:
+    def _can_start(self) -> bool:
         return bool(self._waiting) and len(self._jobs) < JOBS_AT_ONCE
 
-    def _begin(self) -> None:
-        wave, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+    def _start_job(self) -> None:
+        wave, self._waiting = self._waiting[: self._wave_size], self._waiting[self._wave_size :]
         job = threading.Thread(target=self._drive, args=(wave,), name="featurepress-job", daemon=True)
         self._jobs[job] = wave
         job.start()
@@ -186,36 +167,22 @@ class _Run:
             return
         self._n_lost = 0
         for shard, result in found:
-            self._slots.release()
+            self._taker.add_slots()
             self._poller.forget(shard)
             yield pickle.loads(result)
 
     def stop(self) -> None:
         """Drop the shards in progress."""
-        self._stopping = True
-        self._slots.release()  # wakes the thread that waits for a slot
+        self._taker.stop()
         for job in self._jobs:
             while job.is_alive():  # again: it may have started after the last attempt
                 with contextlib.suppress(Exception):  # the session may be gone
                     _cancel(self._session, self._tag)
                 job.join(_CANCEL_SECONDS)
-        if self._taker.is_alive():
-            self._taker.join()
-
-    # -- in other threads ------------------------------------------------------------------------------------
-
-    def _take(self) -> None:
-        try:
-            for shard in self._shards:
-                self._events.put(("shard", shard))
-                self._slots.acquire()
-                if self._stopping:
-                    break
-            self._events.put(("taken", None))
-        except BaseException as error:  # noqa: BLE001 - raised again by the iterator
-            self._events.put(("error", error))
+        self._taker.join()
 
     def _drive(self, wave: Sequence[int]) -> None:
+        """Run a job, in a thread."""
         try:
             _tag(self._session, self._tag)
             found: Any = _job(self._session, self._work, wave)
@@ -227,7 +194,7 @@ class _Run:
 class _ReceiptPoller:
     """Reports the progress of the shards in progress, from their receipts at the destination."""
 
-    def __init__(self, task: Task[Any], plan: Plan, on_message: Callable[[Any], None]) -> None:
+    def __init__(self, task: Task[Any], plan: Plan, on_message: OnMessage) -> None:
         self._plan, self.on_message = plan, on_message
         self._leaves_receipts = getattr(task, "leaves_receipts", False)
         self._reported: set[int] = set()
@@ -307,9 +274,7 @@ def _mapper(work: bytes, wave: Sequence[int], cores: int) -> Callable[[Iterator[
     return run
 
 
-def raise_unless_lost(
-    error: Exception, n_lost: int, on_message: Callable[[Any], None] = lambda message: None
-) -> None:
+def raise_unless_lost(error: Exception, n_lost: int, on_message: OnMessage = ignore_message) -> None:
     """Raise the error of a failed job, unless it lost its workers and can run again."""
     text = str(error)
     if (ours := unmarked(text, on_message)) is not None:
@@ -321,9 +286,8 @@ def raise_unless_lost(
         return
     if out_of_memory := short_of_memory(error, _FOR_MEMORY, where=_host_in(text)):
         raise out_of_memory from error
-    first = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
     hint = f" If workers were killed for memory, {_FOR_MEMORY}." if is_lost else ""
-    raise WorkerDeathError(f"The Spark job failed: {first[:300].rstrip('.')}.{hint}") from error
+    raise WorkerDeathError(f"The Spark job failed: {first_line(error)}.{hint}") from error
 
 
 def _missing_on_worker(text: str) -> str:
@@ -367,9 +331,7 @@ def _session(master: str | None, conf: Mapping[str, str]) -> tuple[Any, bool]:
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise EngineError(
-            f"The engine 'spark' needs pyspark ({error}). Install it with: pip install 'featurepress[spark]'"
-        ) from error
+        raise missing_library("spark", "pyspark", error) from error
     if master is None and not conf and (active := SparkSession.getActiveSession()) is not None:
         return active, False
     remote = (master or "").startswith("sc://") or "SPARK_REMOTE" in os.environ
@@ -386,8 +348,7 @@ def _session(master: str | None, conf: Mapping[str, str]) -> tuple[Any, bool]:
     try:
         session = builder.getOrCreate()
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise EngineError(f"A Spark session cannot be created: {first[:300]}") from error
+        raise EngineError(f"A Spark session cannot be created: {first_line(error)}.") from error
     return session, True
 
 

@@ -2,7 +2,7 @@
 
 The worker itself does not embed: it may have been forked, its allocator has other settings, and an image that kills
 it would fail a stage of the job. Instead, each worker has a small local engine. A shard then runs in the same kind
-of process on a cluster as on a laptop, and gets the same bits. The engine lives as long as the worker, so that a
+of process on a cluster as on a laptop, with the same results. The engine exists as long as the worker, so that a
 model is loaded once for all shards, jobs and runs.
 
 Errors return to the driver as exceptions of this library, with the name of the host.
@@ -15,13 +15,13 @@ import functools
 import pickle
 import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from featurepress import ledger
 from featurepress._version import __version__
-from featurepress.engines.base import Task
+from featurepress.engines.base import OnMessage, Task, ignore_message
 from featurepress.engines.local import MAX_DEATHS, LocalEngine
 from featurepress.engines.memory import short_of_memory
 from featurepress.errors import EngineError, FeaturepressError, WorkerDeathError
@@ -56,23 +56,12 @@ def packed(version: str, task: Task[Any], plan: Plan) -> bytes:
 def run_shards(
     work: bytes, shards: Sequence[int], cores: int = 1, for_memory: str = ""
 ) -> Iterator[tuple[int, Any]]:
-    """Run a packed task for shards; yield each shard with its result, as it is ready.
-
-    Parameters
-    ----------
-    work : bytes
-        The result of `packed`.
-    shards : sequence of int
-        Their numbers.
-    cores : int
-        Number of processes.
-    for_memory : str
-        What the user can do when they run out of memory; part of the error message.
+    """Run a packed task for shards, in as many processes as `cores`; yield each shard with its result.
 
     Raises
     ------
     EngineError
-        This worker has another version, or cannot see the plan.
+        This worker has another version, or cannot read the plan.
     Exception
         The exception that the task raised; errors of this library name the host.
     """
@@ -120,23 +109,24 @@ def _unpacked(work: bytes) -> tuple[Task[Any], Plan]:
 @functools.lru_cache(maxsize=8)
 def _require_visible_plan(plan: Plan) -> None:
     """Raise EngineError unless this worker can read the plan that the driver has written."""
-    host, location = socket.gethostname(), plan.storage.location
+    problem = f"The worker {socket.gethostname()} cannot see '{plan.storage.location}'"
     try:
         found = ledger.read_generation(plan.storage, plan.generation)
     except FeaturepressError as error:
-        raise EngineError(f"The worker {host} cannot see '{location}': {error}") from error
+        raise EngineError(f"{problem}: {error}") from error
     if found is None or found.run_id != plan.run_id:
         content = "nothing" if found is None else "another plan"
         raise EngineError(
-            f"The worker {host} cannot see '{location}': it finds {content} in place of the plan. Use a "
-            "bucket, or a folder that is mounted at the same path on every machine, and resume."
+            f"{problem}: it finds {content} in place of the plan. Use a bucket, or a folder that is mounted at the "
+            "same path on every machine, and resume."
         )
 
 
 @functools.cache
 def _engine(cores: int, silence_seconds: float, for_memory: str) -> LocalEngine:
-    preload = ("featurepress.embedding.shard",)
-    return LocalEngine(cores, silence_seconds=silence_seconds, preload=preload, for_memory=for_memory)
+    return LocalEngine(
+        cores, silence_seconds=silence_seconds, preload=("featurepress.embedding.shard",), for_memory=for_memory
+    )
 
 
 # -- errors as text ------------------------------------------------------------------------------------------
@@ -147,7 +137,7 @@ def marked(error: Exception) -> str:
     return f"<featurepress {base64.b64encode(pickle.dumps(portable(error))).decode()}>"
 
 
-def unmarked(text: str, on_message: Callable[[Any], None] = lambda message: None) -> Exception | None:
+def unmarked(text: str, on_message: OnMessage = ignore_message) -> Exception | None:
     """Return the exception in a text, or None; pass on the last messages of its worker."""
     match = _MARK.search(text)
     error = pickle.loads(base64.b64decode(match[1])) if match else None

@@ -1,4 +1,4 @@
-"""Turn the bytes of an image into pixels, and pixels into the input of a model."""
+"""Decode images to pixels, and resize pixels to the input of a model."""
 
 from featurepress.images.decode import decode
 from featurepress.images.preprocess import preprocess

@@ -1,4 +1,4 @@
-"""Draw boxes and words into a copy of a picture."""
+"""Draw boxes with labels into a copy of an image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
     Box = tuple[int, int, int, int]
 
-_MOST_PX = 65_500  # a side of a JPEG, as its format has it
+_MAX_SIDE_PX = 65_500  # of a JPEG
 _COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#e377c2", "#8c564b")
 
 
 def annotate(pixels: Pixels, boxes: Sequence[tuple[Box, str]]) -> bytes:
-    """Return a copy of a picture as JPEG, with boxes and what they are called drawn in; smaller if it must be.
+    """Return a copy of an image as JPEG with labelled boxes; smaller if the image is too large for JPEG.
 
     Parameters
     ----------
     pixels : array (H, W, 3) uint8
         RGB.
     boxes : sequence of ((left, top, right, bottom), str)
-        In pixels, right and bottom exclusive. The first word of the text gives the colour.
+        In pixels, right and bottom exclusive. Texts that differ only in the last word have the same colour.
     """
     image = Image.fromarray(pixels)
     draw, short = ImageDraw.Draw(image), min(image.size)
@@ -37,7 +37,7 @@ def annotate(pixels: Pixels, boxes: Sequence[tuple[Box, str]]) -> bytes:
         label = draw.textbbox((left + line, top + line), text, font=font)
         draw.rectangle((left, top, label[2] + line, label[3] + line), fill=colour)
         draw.text((left + line, top + line), text, fill="white", font=font)
-    image.thumbnail((_MOST_PX, _MOST_PX))
+    image.thumbnail((_MAX_SIDE_PX, _MAX_SIDE_PX))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88)
     return buffer.getvalue()

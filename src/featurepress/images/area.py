@@ -28,10 +28,10 @@ def resize_by_area_or_linear(pixels: Pixels, out: Pixels) -> None:
     Notes
     -----
     ``area``: every target pixel is the mean of the source area that it covers, edges weighted by their share,
-    rounded to the nearest level (OpenCV's INTER_AREA; where a mean lies next to a half, one level off on some
-    ten thousandths of the values of the sizes below). For 500x375 to 96x96 OpenCV takes 420 microseconds, a third
-    of what decoding such a photograph costs, and 345 for the same bits by the detour over float32. For 100x100
-    it takes 58, and 32 by the detour of `_area_positions`.
+    rounded to the nearest level, as OpenCV's INTER_AREA. With `_area_maps`, means close to a half are one level
+    off on some ten thousandths of the values. For 500x375 to 96x96 OpenCV takes 420 microseconds, a third of the
+    time to decode such a photograph, and 345 for the same bits in float32. For 100x100 it takes 58, and 32 with
+    `_area_maps`.
     """
     height, width = out.shape[:2]
     if pixels.shape[0] > height and pixels.shape[1] > width:
@@ -41,16 +41,16 @@ def resize_by_area_or_linear(pixels: Pixels, out: Pixels) -> None:
 
 
 def _resize_by_area(pixels: Pixels, out: npt.NDArray[np.uint8]) -> None:
-    """Do what INTER_AREA does, in the fastest way for the sizes."""
+    """Compute INTER_AREA in the fastest way for the sizes."""
     (height, width), (to_height, to_width) = pixels.shape[:2], out.shape[:2]
     if (maps := _area_maps(height, width, to_height, to_width)) is not None:
         cv2.remap(pixels, *maps, cv2.INTER_LINEAR, dst=out, borderMode=cv2.BORDER_REPLICATE)
         return
-    is_whole = height % to_height == 0 and width % to_width == 0  # OpenCV's own fast way, with integers
+    is_whole = height % to_height == 0 and width % to_width == 0  # OpenCV computes these in integers
     if is_whole or pixels.size > _FLOAT_VALUES:
         cv2.resize(pixels, (to_width, to_height), dst=out, interpolation=cv2.INTER_AREA)
         return
-    # OpenCV makes a float of every level in its inner loop; to do that at once is faster while caches hold it.
+    # OpenCV converts every level in its inner loop; to convert all at once is faster if they fit into the caches.
     mean = cv2.resize(pixels.astype(np.float32), (to_width, to_height), interpolation=cv2.INTER_AREA)
     np.copyto(out, np.rint(mean, out=mean), casting="unsafe")
 
@@ -59,12 +59,12 @@ def _resize_by_area(pixels: Pixels, out: npt.NDArray[np.uint8]) -> None:
 def _area_maps(
     height: int, width: int, to_height: int, to_width: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
-    """Return the maps with which `cv2.remap` does what INTER_AREA does, where there are such, for one size."""
+    """Return the maps with which `cv2.remap` computes INTER_AREA for one size, or None."""
     down, across = _area_positions(height, to_height), _area_positions(width, to_width)
     if down is None or across is None:
         return None
     maps = np.meshgrid(across, down)
-    # An OpenCV whose remap rounds its weights to 1/32, as those before 4.11 did, is not used this way.
+    # Versions of OpenCV before 4.11 round the weights of remap to 1/32.
     sample = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     area = cv2.resize(sample, (to_width, to_height), interpolation=cv2.INTER_AREA)
     mapped = cv2.remap(sample, maps[0], maps[1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -73,20 +73,13 @@ def _area_maps(
 
 
 def _area_positions(n: int, to: int) -> npt.NDArray[np.float32] | None:
-    """Return the places between pixels at which bilinear interpolation is the mean over the area.
+    """Return the positions between pixels at which linear interpolation is the mean over the area: (to,) float32.
 
-    Parameters
-    ----------
-    n, to : int
-        Length of one side before and after, in pixels; `n` is larger.
-
-    Returns
-    -------
-    array (to,) float32, or None
-        None unless every target pixel covers at most two source pixels. Target pixel i covers the stretch from
-        i * n / to to (i + 1) * n / to. Its start lies at most (to - g) / to behind a pixel's edge, with g the
-        greatest common divisor of both lengths, so that two pixels hold it if n <= to + g: 100 to 96, 128 to
-        96. Then the mean gives the second pixel the share of the stretch that lies in it.
+    `n` and `to` are the lengths of one side before and after, in pixels; `n` is larger. None unless every target
+    pixel covers at most two source pixels. Target pixel i covers the interval from i * n / to to (i + 1) * n / to.
+    Its start is at most (to - g) / to after a pixel's edge, with g the greatest common divisor of both lengths.
+    Therefore two pixels cover it if n <= to + g: 100 to 96, 128 to 96. The weight of the second pixel is the share
+    of the interval in it.
     """
     if n > to + math.gcd(n, to):
         return None

@@ -1,8 +1,8 @@
-"""Read the size of an image from its first bytes, before anything is decoded.
+"""Read the size of an image from its header, before anything is decoded.
 
-Only what :mod:`featurepress.images.decode` needs: dimensions, so that limits hold before memory is taken, and
-the few properties that decide which decoder may be trusted with the file. A function returns None or nothing
-for bytes that it does not understand; the file is then left to Pillow, whose own header is checked in turn.
+`featurepress.images.decode` needs the size, to check limits before memory is allocated, and the few properties that
+determine the decoder. For bytes that a function does not understand, it returns None or nothing: Pillow then reads
+the header.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from featurepress.errors import ImageError
 
-# What people do have in folders of images and no reader here takes: (signature, where it stands, its name).
+# Frequent kinds of files that are not supported: (signature, its position, name).
 _UNSUPPORTED = (
     (b"ftyphei", 4, "HEIC"),
     (b"ftyphev", 4, "HEIC"),
@@ -41,18 +41,20 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TIFF_SIGNATURES = (b"II\x2a\x00", b"MM\x00\x2a", b"II\x2b\x00", b"MM\x00\x2b", b"MM\x2a\x00", b"II\x00\x2a")
 ICO_SIGNATURE = b"\x00\x00\x01\x00"
 
-# Tags of TIFF 6.0 (Adobe, 1992) that matter here.
+Tags = dict[int, tuple[float, ...]]
+
+# The tags of TIFF 6.0 (Adobe, 1992) that are used.
 TIFF_WIDTH, TIFF_HEIGHT, TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR = 256, 257, 258, 262, 284
 TIFF_TILE_WIDTH, TIFF_TILE_HEIGHT, TIFF_EXTRA_SAMPLES, TIFF_SAMPLE_FORMAT = 322, 323, 338, 339
 TIFF_MIN_SAMPLE, TIFF_MAX_SAMPLE = 340, 341
 _TIFF_TAGS = frozenset((256, 257, 258, 262, 284, 322, 323, 338, 339, 340, 341))
 _TIFF_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 16: "Q", 17: "q"}
-_TIFF_MOST_VALUES = 16  # of one tag: no tag of ours holds more than one value a sample
+_TIFF_MAX_VALUES = 16  # of one tag: these tags have at most one value per sample
 
 _EXIF_ORIENTATION = 274
 
-MOST_SCANS = 500
-"""Most scans of a progressive JPEG: each one visits every block, so that a small file could cost hours.
+MAX_SCANS = 500
+"""Of a progressive JPEG. Each scan visits every block, so that a small file could take hours.
 
 Encoders write about ten; the fuzzers of libjpeg-turbo stop at 500.
 """
@@ -62,8 +64,8 @@ _JPEG_FRAMES = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC}
 # Baseline, extended or progressive, with Huffman or arithmetic coding. The rest is lossless or hierarchical.
 _JPEG_DCT_FRAMES = frozenset((0xFFC0, 0xFFC1, 0xFFC2, 0xFFC9, 0xFFCA))
 _JPEG_PROGRESSIVE_FRAMES = frozenset((0xFFC2, 0xFFCA))
-# Segments without meaning for us, with their length behind the marker: tables, APP0, APP2 to APP15, comments.
-_JPEG_PASSED = frozenset((0xFFC4, 0xFFCC, 0xFFDB, 0xFFDD, 0xFFE0, 0xFFFE, *range(0xFFE2, 0xFFF0)))
+# Segments that are skipped: tables, APP0, APP2 to APP15, comments.
+_JPEG_SKIPPED = frozenset((0xFFC4, 0xFFCC, 0xFFDB, 0xFFDD, 0xFFE0, 0xFFFE, *range(0xFFE2, 0xFFF0)))
 _JPEG_SCAN, _JPEG_APP1 = 0xFFDA, 0xFFE1
 
 _segment = struct.Struct(">HH").unpack_from
@@ -72,34 +74,25 @@ _chunk = struct.Struct(">I4s").unpack_from
 
 
 def jpeg_header(data: bytes) -> tuple[int, int, bool, int, int] | None:
-    """Read the header of a JPEG up to its first scan.
-
-    Parameters
-    ----------
-    data : bytes
-        A file that starts with `JPEG_SIGNATURE`.
+    """Read the header of a JPEG (data that starts with `JPEG_SIGNATURE`) up to its first scan.
 
     Returns
     -------
     tuple or None
         Width and height in pixels as stored; whether it is plain (DCT, 8 bits, 1 or 3 components); the EXIF
-        orientation, 1 to 8, or 0 where only Pillow can read it; the position just behind the scan header. None
-        where the segments do not follow one another to a scan.
+        orientation, 1 to 8, or 0 if only Pillow can read it; the position after the scan header. None if the
+        segments do not lead to a scan. A tuple, because this runs for every image: 1.5 microseconds.
 
     Raises
     ------
     ImageError
-        For a progressive JPEG of more than `MOST_SCANS` scans.
-
-    Notes
-    -----
-    A bare tuple and no dataclass: this is on the path of every picture, 1.5 microseconds for a JFIF file.
+        A progressive JPEG has more than `MAX_SCANS` scans.
     """
     position, frame, plain, progressive, orientation = 2, None, False, False, 1
     try:
-        while True:  # every step moves on, and the end of the data raises
+        while True:  # the end of the data raises
             marker, length = _segment(data, position)
-            if marker in _JPEG_PASSED:
+            if marker in _JPEG_SKIPPED:
                 pass
             elif marker in _JPEG_FRAMES:
                 if frame is not None:
@@ -108,8 +101,8 @@ def jpeg_header(data: bytes) -> tuple[int, int, bool, int, int] | None:
                 plain = marker in _JPEG_DCT_FRAMES and precision == 8 and components in (1, 3)
                 progressive = marker in _JPEG_PROGRESSIVE_FRAMES
             elif marker == _JPEG_SCAN and frame is not None:
-                if progressive and data.count(b"\xff\xda", position) > MOST_SCANS:
-                    raise ImageError("decode", f"damaged: more than {MOST_SCANS} scans in a progressive JPEG")
+                if progressive and data.count(b"\xff\xda", position) > MAX_SCANS:
+                    raise ImageError("decode", f"damaged: more than {MAX_SCANS} scans in a progressive JPEG")
                 return frame[2], frame[1], plain, orientation, position + 2 + length
             elif marker == _JPEG_APP1 and length >= 2:
                 orientation = _app1_orientation(data[position + 4 : position + 2 + length], orientation)
@@ -121,24 +114,14 @@ def jpeg_header(data: bytes) -> tuple[int, int, bool, int, int] | None:
 
 
 def _app1_orientation(segment: bytes, before: int) -> int:
-    # `before` is what earlier segments said; a second statement is for Pillow to weigh against the first.
+    # `before` is the orientation of earlier segments; if there are two, Pillow decides.
     if segment.startswith(b"Exif\0\0"):
         return exif_orientation(segment[6:]) if before == 1 else 0
     return 0 if b"tiff:Orientation" in segment else before
 
 
 def exif_orientation(tiff: bytes) -> int:
-    """Read the orientation out of an EXIF block.
-
-    Parameters
-    ----------
-    tiff : bytes
-        The block behind its prefix of six bytes, "Exif" and two zeros.
-
-    Returns
-    -------
-    int
-        1 to 8; 1 where the block states none; 0 where it is unusual enough to be left to Pillow.
+    """Return the orientation, 1 to 8, of an EXIF block without its prefix; 0 if only Pillow can read it.
 
     References
     ----------
@@ -160,40 +143,20 @@ def exif_orientation(tiff: bytes) -> int:
 
 
 class PngHeader(NamedTuple):
-    """What the chunks of a PNG say.
-
-    Attributes
-    ----------
-    width, height : int
-        Pixels.
-    depth : int
-        Bits a sample: 1, 2, 4, 8 or 16.
-    colour : int
-        Colour type: 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha.
-    transparent, animated, oriented : bool
-        It has a tRNS chunk; an acTL chunk (APNG); EXIF or XMP that may turn it.
-    complete : bool
-        Sound chunks follow one another to the end chunk, with pixels among them.
-    """
+    """The facts in the chunks of a PNG."""
 
     width: int
     height: int
-    depth: int
-    colour: int
-    transparent: bool
-    animated: bool
-    oriented: bool
-    complete: bool
+    depth: int  # bits per sample: 1, 2, 4, 8 or 16
+    colour: int  # 0 grey, 2 RGB, 3 palette, 4 grey with alpha, 6 RGB with alpha
+    transparent: bool  # it has a tRNS chunk
+    animated: bool  # it has an acTL chunk (APNG)
+    oriented: bool  # it has EXIF or XMP, which may turn it
+    complete: bool  # valid chunks lead to the end chunk, and one has pixels
 
 
 def png_header(data: bytes) -> PngHeader | None:
-    """Walk the chunks of a PNG without reading the pixels; None where the first is not a header.
-
-    Parameters
-    ----------
-    data : bytes
-        A file that starts with `PNG_SIGNATURE`.
-    """
+    """Read the chunks of a PNG, but not its pixels; None if the first chunk is not a header."""
     if data[12:16] != b"IHDR" or len(data) < 33:
         return None
     width, height, depth, colour = struct.unpack_from(">IIBB", data, 16)
@@ -216,13 +179,13 @@ def png_header(data: bytes) -> PngHeader | None:
             keyword = data[position + 8 : position + 40]
             oriented |= keyword.startswith((b"XML:com.adobe.xmp", b"Raw profile type"))
         elif not name.isalpha() or (name[:1].isupper() and name not in (b"IHDR", b"PLTE")):
-            break  # OpenCV spends ten seconds on a file of 1 kB whose IDAT has lost its name
+            break  # OpenCV takes ten seconds for a file of 1 kB whose IDAT has a damaged name
         position += 12 + length
     return PngHeader(width, height, depth, colour, transparent, animated, oriented, complete)
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels of a WebP, from its first 30 bytes; None where they are not there.
+    """Return width and height in pixels of a WebP, from its first 30 bytes; None for other data.
 
     References
     ----------
@@ -243,37 +206,26 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def ico_sizes(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield the real (width, height) in pixels of every picture inside a Windows icon.
+    """Yield the (width, height) in pixels of every image in a Windows icon.
 
-    The directory of an icon knows sizes up to 256 only; the pictures in it state their own.
+    They are read from the images: the directory of an icon has only sizes up to 256.
     """
     for entry in range(6, 6 + 16 * int.from_bytes(data[4:6], "little"), 16):
         start = int.from_bytes(data[entry + 12 : entry + 16], "little")
-        picture = data[start : start + 24]
-        if picture.startswith(PNG_SIGNATURE) and len(picture) == 24:
-            yield struct.unpack_from(">II", picture, 16)
-        elif len(picture) == 24:
-            width, height = struct.unpack_from("<ii", picture, 4)
-            yield abs(width), abs(height) // 2  # the mask lies below the picture in the same bitmap
+        image = data[start : start + 24]
+        if image.startswith(PNG_SIGNATURE) and len(image) == 24:
+            yield struct.unpack_from(">II", image, 16)
+        elif len(image) == 24:
+            width, height = struct.unpack_from("<ii", image, 4)
+            yield abs(width), abs(height) // 2  # the bitmap also contains the mask
 
 
-def tiff_tags(data: bytes) -> dict[int, tuple[float, ...]]:
-    """Read the first directory of a TIFF or BigTIFF.
-
-    Parameters
-    ----------
-    data : bytes
-        A file that starts with one of `TIFF_SIGNATURES`.
-
-    Returns
-    -------
-    dict
-        Values of the tags that this module names, at most 16 a tag; empty where there is no directory.
-    """
+def tiff_tags(data: bytes) -> Tags:
+    """Read the tags of this module in the first directory of a TIFF or BigTIFF, at most 16 values of each."""
     order = "<" if data[:2] == b"II" else ">"
     big = 43 in data[2:4]
     start_format, count_format, entry_size = ("Q", "Q", 20) if big else ("I", "H", 12)
-    tags: dict[int, tuple[float, ...]] = {}
+    tags: Tags = {}
     try:
         (start,) = struct.unpack_from(order + start_format, data, 8 if big else 4)
         (count,) = struct.unpack_from(order + count_format, data, start)
@@ -282,35 +234,32 @@ def tiff_tags(data: bytes) -> dict[int, tuple[float, ...]]:
             tag, kind, values = struct.unpack_from(order + "HH" + start_format, data, entry)
             if tag not in _TIFF_TAGS or kind not in _TIFF_TYPES or not values:
                 continue
-            layout = f"{order}{min(values, _TIFF_MOST_VALUES)}{_TIFF_TYPES[kind]}"
-            place = entry + (12 if big else 8)
+            layout = f"{order}{min(values, _TIFF_MAX_VALUES)}{_TIFF_TYPES[kind]}"
+            position = entry + (12 if big else 8)
             if struct.calcsize(f"{order}{_TIFF_TYPES[kind]}") * values > (8 if big else 4):
-                (place,) = struct.unpack_from(order + start_format, data, place)
-            tags[tag] = struct.unpack_from(layout, data, place)
+                (position,) = struct.unpack_from(order + start_format, data, position)
+            tags[tag] = struct.unpack_from(layout, data, position)
     except (struct.error, OverflowError):
-        pass  # what was read so far is still true
+        pass  # the tags before the damage are valid
     return tags
 
 
-def tiff_range(tags: dict[int, tuple[float, ...]]) -> tuple[float, float] | None:
-    """Smallest and largest sample that a TIFF states (SMinSampleValue, SMaxSampleValue), if it does."""
+def tiff_range(tags: Tags) -> tuple[float, float] | None:
+    """Return the stated smallest and largest sample of a TIFF (SMinSampleValue, SMaxSampleValue), or None."""
     low, high = tags.get(TIFF_MIN_SAMPLE), tags.get(TIFF_MAX_SAMPLE)
     return (min(low), max(high)) if low and high and min(low) < max(high) else None
 
 
 def unsupported_kind(data: bytes) -> str | None:
-    """Name the format of a file that is known and not supported, such as HEIC; None for any other."""
-    for signature, start, kind in _UNSUPPORTED:
-        if data.startswith(signature, start):
-            return kind
-    return None
+    """Return the format of a file that is known but not supported, such as HEIC; None for any other."""
+    return next((kind for signature, start, kind in _UNSUPPORTED if data.startswith(signature, start)), None)
 
 
 def ends_early(data: bytes) -> bool:
-    """Return whether a JPEG has no end marker, a PNG no end chunk, or a WebP fewer bytes than it states."""
+    """Whether a JPEG has no end marker, a PNG no end chunk, or a WebP fewer bytes than its header states."""
     if data.startswith(JPEG_SIGNATURE):
         found = jpeg_header(data)
-        # Without a scan header, an end marker inside may be a thumbnail's.
+        # Without a scan header, an end marker inside may be that of a thumbnail.
         return not data.endswith(JPEG_END) if found is None else data.find(JPEG_END, found[4]) < 0
     if data.startswith(PNG_SIGNATURE):
         return data.find(b"IEND", 8) < 0

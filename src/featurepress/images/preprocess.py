@@ -1,7 +1,7 @@
-"""Pixels to the model's input, as a declared `PreprocessSpec` says.
+"""Resize pixels to the model's input, by a `PreprocessSpec`.
 
-Mean, scale and channel order are not applied here: the backbone folds them into its graph, where they cost nothing
-and where eight-bit pixels are a quarter of the memory traffic.
+Mean, scale and channel order are applied in the graph of the backbone. There they cost nothing, and 8-bit pixels
+are a quarter of the memory traffic.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _MAX_EXACT = 512
 
 
 def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[Any]) -> None:
-    """Resize one picture into its place in a batch.
+    """Resize one image into a batch.
 
     Parameters
     ----------
     pixels : array (H, W, 3) uint8
         RGB.
     spec : PreprocessSpec
-        How.
+        Size, interpolation and cropping.
     out : array (spec.height, spec.width, 3) of spec.dtype
-        Levels from 0 to 255 (bicubic in float32 may go beyond); written in place; must be contiguous.
+        Contiguous; receives levels from 0 to 255, for bicubic in float32 also outside of this range.
     """
     down, across = spans(pixels.shape[0], pixels.shape[1], spec)
     if pixels.shape[:2] == (down.of, across.of):
@@ -61,10 +61,11 @@ def preprocess(pixels: Pixels, spec: PreprocessSpec, out: npt.NDArray[Any]) -> N
 
 
 def spans(height: int, width: int, spec: PreprocessSpec) -> tuple[Span, Span]:
-    """Return what is kept of a picture's height and width after resizing.
+    """Return the parts of the resized height and width that are kept.
 
-    For ``crop`` the shorter side is resized to `shortest_edge`, the longer one in proportion, rounded down, and the
-    middle is kept, a pixel more at the end where it is odd: as the image processors of transformers do.
+    For ``crop`` the shorter side is resized to `shortest_edge`, the longer one in proportion, rounded down. Then
+    the middle is kept; if the rest is odd, one pixel more is cut at the end. The image processors of transformers
+    do the same.
     """
     if spec.shortest_edge is None:
         return Span(0, spec.height, spec.height), Span(0, spec.width, spec.width)
@@ -76,25 +77,25 @@ def spans(height: int, width: int, spec: PreprocessSpec) -> tuple[Span, Span]:
 
 
 def _resized_by_pillow(pixels: Pixels, filter_name: str, down: Span, across: Span) -> Any:
-    """Resize with Pillow and cut."""
+    """Resize with Pillow and crop."""
     image, method = Image.fromarray(pixels), _PILLOW_FILTERS[filter_name]
     if down.of * across.of <= _MAX_PIXELS:
         whole = np.asarray(image.resize((across.of, down.of), method))
         return whole[down.start : down.stop, across.start : across.stop]
-    # A long strip is never made in full. Pillow's own cutting is a level or two off, bicubic at edges 20.
+    # Of a long strip only the middle is resized: one or two levels off, with bicubic 20 at the edges.
     height, width = pixels.shape[0] / down.of, pixels.shape[1] / across.of
     box = (across.start * width, down.start * height, across.stop * width, down.stop * height)
     return np.asarray(image.resize((across.stop - across.start, down.stop - down.start), method, box=box))
 
 
 def _fits_cv2(pixels: Pixels, spec: PreprocessSpec) -> bool:
-    """Whether OpenCV can do it: plain interpolation of the whole, of no more than 32,767 pixels a side."""
+    """Whether OpenCV supports it: linear interpolation of the whole image, of at most 32,767 pixels a side."""
     is_plain = spec.interpolation == "bilinear" and not spec.antialias and spec.resize == "stretch"
     return is_plain and max(pixels.shape) < 2**15
 
 
 def _resize_by_cv2(pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
-    """Interpolate linearly as TensorFlow does; cv2.resize strays from it by 2e-5 of a level a source pixel."""
+    """Interpolate linearly as TensorFlow does; the error of cv2.resize is 2e-5 of a level per source pixel."""
     levels = pixels.astype(np.float32)
     (height, width), (to_height, to_width) = pixels.shape[:2], out.shape[:2]
     if max(height, width) <= _MAX_EXACT:
@@ -106,7 +107,7 @@ def _resize_by_cv2(pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _linear_maps(height: int, width: int, to_height: int, to_width: int) -> list[Any]:
-    """Return the places between source pixels at which to look, in TensorFlow's own float32 arithmetic."""
+    """Return the positions between source pixels, in TensorFlow's float32 arithmetic."""
     half = np.float32(0.5)
     down = (np.arange(to_height, dtype=np.float32) + half) * np.float32(height / to_height) - half
     across = (np.arange(to_width, dtype=np.float32) + half) * np.float32(width / to_width) - half

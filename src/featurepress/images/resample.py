@@ -1,7 +1,7 @@
 """Resize in float32 as TensorFlow does: bilinear, bicubic and area, with and without antialias.
 
-A target pixel is a weighted mean of some source pixels of its row, then of its column. The weights depend on the
-sizes alone; a table of them is made once a size.
+A target pixel is a weighted mean of source pixels along the height, then along the width. The weights depend only
+on the sizes and are computed once per size.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float64]
 
 _CUBIC = -0.5  # Keys' coefficient
-# TensorFlow looks the weights of plain bicubic interpolation up in a table of so many steps a pixel.
-_CUBIC_STEPS = 1024
+_CUBIC_STEPS = 1024  # per pixel, in TensorFlow's table of weights for plain bicubic interpolation
 
 
 class Span(NamedTuple):
-    """The pixels from `start` to `stop` of a side that has `of` of them after resizing."""
+    """The pixels from `start` to `stop` of a side of length `of` after resizing."""
 
     start: int
     stop: int
@@ -34,24 +33,16 @@ class Span(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """What the pixels along one side are made of.
+    """The source pixels of the target pixels along one side: arrays (n_taps, n_target)."""
 
-    Attributes
-    ----------
-    sources : array (n_taps, n_target) int
-        Index of a source pixel.
-    weights : array (n_taps, n_target) float32
-        Its share; the shares of a target pixel add up to 1.
-    """
-
-    sources: npt.NDArray[np.intp]
-    weights: npt.NDArray[np.float32]
+    sources: npt.NDArray[np.intp]  # indices
+    weights: npt.NDArray[np.float32]  # those of a target pixel add up to 1
 
 
 def resample(
     pixels: Pixels, kernel: str, *, antialias: bool, spans: tuple[Span, Span], out: npt.NDArray[np.float32]
 ) -> None:
-    """Resize one picture as ``tf.image.resize(pixels, size, kernel, antialias=antialias)`` does, and cut it.
+    """Resize one image as ``tf.image.resize(pixels, size, kernel, antialias=antialias)`` does, and crop it.
 
     Parameters
     ----------
@@ -60,16 +51,16 @@ def resample(
     kernel : str
         ``bilinear``, ``bicubic`` or ``area``.
     antialias : bool
-        Widen the kernel by the factor by which the picture shrinks. ``area`` is no kernel and not widened.
+        Widen the kernel by the factor by which the image shrinks; ignored for ``area``.
     spans : pair of Span
-        What is wanted of the height, and of the width.
+        The parts of the height and of the width to compute.
     out : array (height, width, 3) float32
-        Written in place, 0..255; bicubic may go beyond.
+        Receives levels from 0 to 255; for bicubic also outside of this range.
 
     Notes
     -----
-    Agrees with TensorFlow 2.21 to 0.003 of a level. Time grows with the taps, ``2 * H / height + 1`` of them for
-    bilinear with antialias: 1.7 ms from 500x375 to 96x96, on one core.
+    Agrees with TensorFlow 2.21 to 0.003 of a level. The time is proportional to the number of taps, for bilinear
+    with antialias ``2 * H / height + 1``: 1.7 ms from 500x375 to 96x96, on one core.
     """
     down = _taps(pixels.shape[0], spans[0], kernel, antialias)
     across = _taps(pixels.shape[1], spans[1], kernel, antialias)
@@ -77,7 +68,7 @@ def resample(
 
 
 def _combine(pixels: npt.NDArray[Any], taps: Taps, axis: int) -> npt.NDArray[np.float32]:
-    """Make the target pixels along one axis."""
+    """Compute the target pixels along one axis."""
     shape = [1, 1, 1]
     shape[axis] = -1
     total: npt.NDArray[np.float32] | None = None
@@ -101,7 +92,7 @@ def _taps(n: int, span: Span, kernel: str, antialias: bool) -> Taps:
     positions = (targets + 0.5) * step
     first = np.ceil(positions - radius * widen - 0.5).astype(np.intp)
     sources = first + np.arange(math.ceil(2 * radius * widen) + 1)[:, None]
-    if not antialias:  # beyond the border lies the border's own pixel
+    if not antialias:  # outside of the border, its pixel is repeated
         return _normalised(sources.clip(0, n - 1), weigh(sources + 0.5 - positions), n)
     return _normalised(sources, weigh((sources + 0.5 - positions) / widen), n)
 
@@ -113,7 +104,7 @@ def _area_taps(targets: npt.NDArray[np.intp], step: float, n: int) -> Taps:
 
 
 def _table_taps(targets: npt.NDArray[np.intp], step: float, n: int) -> Taps:
-    """Return plain bicubic's taps, the distances rounded as in TensorFlow's table."""
+    """Return the taps of plain bicubic interpolation, with distances rounded as in TensorFlow's table."""
     positions = (targets.astype(np.float32) + np.float32(0.5)) * np.float32(step) - np.float32(0.5)
     below = np.floor(positions).astype(np.intp)
     fraction = np.rint((positions - below) * _CUBIC_STEPS) / _CUBIC_STEPS
@@ -122,7 +113,7 @@ def _table_taps(targets: npt.NDArray[np.intp], step: float, n: int) -> Taps:
 
 
 def _normalised(sources: npt.NDArray[np.intp], weights: Array, n: int) -> Taps:
-    """Leave out what lies beyond the border; make the rest add up to 1."""
+    """Remove the taps outside of the border; let the other weights add up to 1."""
     weights = np.where((sources >= 0) & (sources < n), weights, 0.0)
     weights /= weights.sum(axis=0)
     used = weights.any(axis=1)
@@ -135,7 +126,7 @@ def _triangle(x: Array) -> Array:
 
 
 def _cubic(x: Array) -> Array:
-    """Weigh distances by Keys' cubic convolution (IEEE Transactions on ASSP 29, 1981)."""
+    """Return the weights of Keys' cubic convolution (IEEE Transactions on ASSP 29, 1981)."""
     x, a = np.abs(x), _CUBIC
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a

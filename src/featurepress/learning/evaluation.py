@@ -16,7 +16,8 @@ from featurepress.analysis.trials import Trial, baselines, find_mistakes, learni
 from featurepress.embedding.originals import read_originals
 from featurepress.errors import AnalysisError, FeatureSetError, SettingError, SourceError, StorageError
 from featurepress.features.feature_set import FeatureSet, embedded_set, open_features, parts_hash
-from featurepress.images.thumbnail import colour_histogram, thumbnail
+from featurepress.images.signals import colour_histogram
+from featurepress.images.thumbnail import thumbnail
 from featurepress.learning.arguments import as_feature_set
 from featurepress.learning.model import TrainedModel, as_model
 from featurepress.progress import OnProgress, show_progress, step

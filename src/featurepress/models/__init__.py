@@ -1,5 +1,6 @@
 """Models: list, show, pull, add, verify and time them; each function is imported when it is first used.
 
+verbs        the public functions; verify and bench are in embedding and runs, which are above this package
 catalog      from a name, a file or a hub's repository to a card
 card         what is known about a model
 store        the folder where models and their notes are stored
@@ -15,22 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featurepress.embedding.parity import verify
-    from featurepress.models.catalog import add_model as add
-    from featurepress.models.catalog import describe_model as show
-    from featurepress.models.catalog import find_card as pull
-    from featurepress.models.catalog import list_models as list
     from featurepress.models.origins.files import outputs
+    from featurepress.models.verbs import add, pull, show
+    from featurepress.models.verbs import list_models as list
     from featurepress.runs.benchmark import bench
 
 __all__ = ["add", "bench", "list", "outputs", "pull", "show", "verify"]
 
 _LOCATIONS = {
-    "add": ("models.catalog", "add_model"),
+    "add": ("models.verbs", "add"),
     "bench": ("runs.benchmark", "bench"),
-    "list": ("models.catalog", "list_models"),
+    "list": ("models.verbs", "list_models"),
     "outputs": ("models.origins.files", "outputs"),
-    "pull": ("models.catalog", "find_card"),
-    "show": ("models.catalog", "describe_model"),
+    "pull": ("models.verbs", "pull"),
+    "show": ("models.verbs", "show"),
     "verify": ("embedding.parity", "verify"),
 }
 

@@ -35,11 +35,9 @@ from featurepress.storage import Storage
 
 BUNDLED = Path(__file__).parent / "bundled"
 FILES = ("model.xml", "model.bin")
-CARD = "card.json"
+CARD, CERTIFICATE, SPEED = "card.json", "certificate.json", "speed.json"
 _COPY_BYTES = 1024**2
-CERTIFICATE = "certificate.json"
 _STALE_SECONDS = 24 * 3600
-SPEED = "speed.json"
 
 
 def home() -> Path:
@@ -67,14 +65,7 @@ def key_of(made_from: Mapping[str, Any]) -> str:
 
 @functools.cache
 def model_file(file: str, weights_sha256: str) -> Path:
-    """Return the path of a model for OpenVINO, and check its content.
-
-    Parameters
-    ----------
-    file : str
-        Key, or name of a bundled file, from the card.
-    weights_sha256 : str
-        Hash of a bundled file, from the card.
+    """Return the path of a model for OpenVINO, and check its content; `file` and `weights_sha256` are the card's.
 
     Raises
     ------

@@ -126,7 +126,7 @@ def _card(name: str, size: int | None, random: bool, on_progress: OnProgress) ->
             pooling="avg",
             on_progress=on_progress,
         )
-    return find_card(name, size=size, progress=on_progress)
+    return find_card(name, size=size, on_progress=on_progress)
 
 
 def _measure(card: ModelCard, source: str, description: str, scratch: Path, on_progress: OnProgress) -> Speed:

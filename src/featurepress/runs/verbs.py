@@ -303,7 +303,7 @@ def find_backbone(settings: Settings, on_progress: OnProgress = ignore_progress)
     """Return the backbone of the settings; prepare its model if that has not been done."""
     options = asdict(settings.features)
     del options["precision"]
-    card = find_card(options.pop("model"), **options, progress=on_progress)
+    card = find_card(options.pop("model"), **options, on_progress=on_progress)
     return card.backbone(settings.features.pooling)
 
 

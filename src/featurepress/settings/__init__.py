@@ -14,6 +14,7 @@ from featurepress.settings.constraint import declared_of as declared_of
 from featurepress.settings.constraint import nearest as nearest
 from featurepress.settings.constraint import sorted_options as sorted_options
 from featurepress.settings.model_files import Choices as Choices
+from featurepress.settings.options import AddOptions as AddOptions
 from featurepress.settings.options import EmbedOptions as EmbedOptions
 from featurepress.settings.options import EvaluateOptions as EvaluateOptions
 from featurepress.settings.options import FeaturizeOptions as FeaturizeOptions

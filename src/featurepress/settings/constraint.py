@@ -104,7 +104,7 @@ class Stage:
         for item in fields(self):  # type: ignore[arg-type]
             rule, value = item.metadata["constraint"], getattr(self, item.name)
             rule.check(item.name, value)
-            if rule.kind is list:  # JSON has no tuples; the dataclass is frozen
+            if rule.kind in (list, tuple) and value is not None:  # JSON has no tuples; the dataclass is frozen
                 object.__setattr__(self, item.name, tuple(value))
 
     @classmethod

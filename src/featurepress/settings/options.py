@@ -102,6 +102,23 @@ class TrainOptions(EvaluateOptions, total=False):
     random_state: int
 
 
+class AddOptions(TypedDict, total=False):
+    """Options of `models.add`; None leaves one to the file."""
+
+    size: int | None
+    output: str | None
+    resize: Literal["stretch", "crop"] | None
+    shortest_edge: int | None
+    interpolation: Literal["bilinear", "bicubic", "area", "nearest", "box", "hamming", "lanczos"] | None
+    like: Literal["pillow", "tensorflow"] | None
+    antialias: bool | None
+    mode: Literal["tf", "caffe", "torch", "raw"] | None
+    mean: Sequence[float] | None
+    scale: Sequence[float] | None
+    channel_order: Literal["RGB", "BGR"] | None
+    layout: Literal["NHWC", "NCHW"] | None
+
+
 class PredictOptions(ImageOptions, total=False):
     """Options of `predict`."""
 

@@ -1,4 +1,4 @@
-"""Folders and buckets behind one small contract: list, read, write whole, create only if absent."""
+"""Folders and buckets behind one protocol: list, read, write whole, create only if absent."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ from featurepress.storage.folder import FolderStorage
 
 
 def open_storage(location: str) -> Storage:
-    """Return the storage at `location`, a path or a bucket's url. Nothing is created or touched.
+    """Return the storage at `location`, a path or a bucket's url, without accessing it.
 
     Raises
     ------
     DestinationError
-        The location cannot be a folder's path, nor a place in a bucket.
+        The location is neither a path nor the url of a bucket.
     """
     if scheme := scheme_of(location):
         if scheme not in SCHEMES:
             raise DestinationError(
-                f"The scheme '{scheme}' of '{location}' holds no feature sets. "
-                f"Give a path, or a url that begins with {', '.join(f'{name}://' for name in SCHEMES)}."
+                f"The scheme '{scheme}' of '{location}' is not supported here. "
+                f"Use a path, or a url that begins with {', '.join(f'{name}://' for name in SCHEMES)}."
             )
         from featurepress.storage.bucket import BucketStorage
 
         return BucketStorage(str(Address.parse(location, DestinationError)).rstrip("/"))
     if not location or "\0" in location:
-        raise DestinationError(f"A feature set lies in a folder or a bucket. Got {location!r}; give 'features/'.")
+        raise DestinationError(
+            f"The location must be a folder or a url of a bucket, such as 'features/'. Got {location!r}."
+        )
     return FolderStorage(str(Path(location).expanduser().absolute()))
 
 
-def is_below(place: str, folder: str) -> bool:
-    """Whether a place, spelled in full, lies below a folder or a bucket's prefix."""
-    return place.startswith(f"{folder.rstrip('/')}/")
+def is_below(location: str, folder: str) -> bool:
+    """Whether a complete path or url is below a folder or a bucket's prefix."""
+    return location.startswith(f"{folder.rstrip('/')}/")
 
 
 __all__ = [

@@ -100,7 +100,7 @@ class Storage(Protocol):
 
 
 def pieces(data: Data) -> Iterable[bytes | memoryview]:
-    """Return data as an iterable of pieces."""
+    """Return data as an iterable."""
     return [data] if isinstance(data, bytes | memoryview) else data
 
 

@@ -7,7 +7,7 @@ import errno
 import io
 import mmap
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1024**2  # read ahead in a large object
 _UPLOAD_BYTES = 8 * 1024**2  # of each piece of a multipart upload
 _PUT_SECONDS = 300.0  # for a part of tens of megabytes on a slow connection
 # Scheme and bucket of stores that have refused a conditional request.
-_UNCONDITIONAL: set[tuple[str, str]] = set()
+UNCONDITIONAL: set[tuple[str, str]] = set()
 
 
 @dataclass(frozen=True)
@@ -57,22 +57,26 @@ class BucketStorage:
         return self.root
 
     @property
-    def _address(self) -> Address:
-        return Address.parse(self.root)
-
-    @property
     def is_remote(self) -> bool:
-        """Return True."""
+        """Always True."""
         return True
 
     @property
     def is_conditional(self) -> bool:
         """Whether the store has refused no condition in this process."""
-        return self._bucket not in _UNCONDITIONAL
+        return self._bucket not in UNCONDITIONAL
+
+    @property
+    def _address(self) -> Address:
+        return Address.parse(self.root)
 
     @property
     def _bucket(self) -> tuple[str, str]:
         return self._address.scheme, self._address.bucket
+
+    @property
+    def _is_google(self) -> bool:
+        return self._address.scheme == "gs"
 
     @property
     def _store(self) -> ObjectStore:
@@ -81,38 +85,42 @@ class BucketStorage:
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._address.key, name) if part)
 
+    def _url(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def _version(self, found: Any) -> str:
+        """Return the version for a condition: the etag, or on Google the generation, which listings lack."""
+        return (found["version"] or "") if self._is_google else etag_of(found)
+
     def prepare(self) -> None:
         """Do nothing: a bucket has no folders."""
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the objects below `prefix`, in byte order, which is the order of stores."""
         start = len(self._key("")) + 1 if self._key("") else 0
-        with self._translating_errors("list", prefix):
-            for one in list_objects(self._store, self._key(prefix)):
-                name = one["path"][start:]
+        try:
+            for found in list_objects(self._store, self._key(prefix)):
+                name = found["path"][start:]
                 if not name.rpartition("/")[2].startswith("."):
-                    yield Entry(name, one["size"], self._version(one))
-
-    def _version(self, found: Any) -> str:
-        """Return what a condition needs: the etag, or on Google the generation, which listings leave out."""
-        return (found["version"] or "") if self._address.scheme == "gs" else etag_of(found)
+                    yield Entry(name, found["size"], self._version(found))
+        except store_errors() as error:
+            raise refused("list", self._url(prefix), error) from None
 
     def stat(self, name: str) -> Entry | None:
         """Request size and etag of the object."""
         import obstore
 
-        with self._translating_errors("look at", name, missing=None):
-            found = retrying(lambda: obstore.head(self._store, self._key(name)))
-            return Entry(name, found["size"], self._version(found))
-        return None
+        found = self._request("read", name, lambda: obstore.head(self._store, self._key(name)), missing_ok=True)
+        return Entry(name, found["size"], self._version(found)) if found else None
 
     def read(self, name: str) -> bytes | None:
         """Get the object."""
         import obstore
 
-        with self._translating_errors("read", name, missing=None):
-            return bytes(retrying(lambda: obstore.get(self._store, self._key(name)).bytes()))
-        return None
+        found = self._request(
+            "read", name, lambda: obstore.get(self._store, self._key(name)).bytes(), missing_ok=True
+        )
+        return None if found is None else bytes(found)
 
     def open(self, name: str) -> BinaryIO:
         """Open the object. A small one is read by a single request."""
@@ -122,62 +130,37 @@ class BucketStorage:
         """Open the object, and return the file and its version. Later requests require the same etag."""
         import obstore
 
-        store, key = self._store, self._key(name)
-
         def get() -> tuple[Any, bytes | None]:
-            found = obstore.get(store, key)
+            found = obstore.get(self._store, self._key(name))
             return found.meta, bytes(found.bytes()) if found.meta["size"] <= 2 * _BLOCK_BYTES else None
 
-        with self._translating_errors("read", name):
-            meta, data = retrying(get)
-            if data is not None:
-                return io.BytesIO(data), self._version(meta)
-            condition = {"if_match": etag} if (etag := etag_of(meta)) else {}
-            file = Ranges(store, key, f"{self.root}/{name}", meta["size"], condition)
-            return cast(BinaryIO, io.BufferedReader(file, _BLOCK_BYTES)), self._version(meta)
-        raise AssertionError("unreachable")
+        meta, data = self._request("read", name, get)
+        if data is not None:
+            return io.BytesIO(data), self._version(meta)
+        condition = {"if_match": etag} if (etag := etag_of(meta)) else {}
+        file = Ranges(self._store, self._key(name), self._url(name), meta["size"], condition)
+        return cast(BinaryIO, io.BufferedReader(file, _BLOCK_BYTES)), self._version(meta)
 
     def write(self, name: str, data: Data) -> None:
         """Put the object."""
-        self._put(name, _joined(data), None)
+        self._put(name, _joined(data))
 
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Put the object if there is none. Without conditional requests, check first, which is not safe."""
         content = _joined(data)
         if self.is_conditional:
-            try:
+            with contextlib.suppress(_UnsupportedError):
                 return self._put(name, content, "create")
-            except _UnsupportedError:
-                _UNCONDITIONAL.add(self._bucket)
-        return self.stat(name) is None and self._put(name, content, None)
+        return self.stat(name) is None and self._put(name, content)
 
     def replace(self, name: str, data: Data, version: str) -> bool:
         """Put the object if it still has this etag or generation."""
         content = _joined(data)
         if self.is_conditional:
-            try:
-                kind = "version" if self._address.scheme == "gs" else "e_tag"
-                return self._put(name, content, {kind: version})
-            except _UnsupportedError:
-                _UNCONDITIONAL.add(self._bucket)
+            with contextlib.suppress(_UnsupportedError):
+                return self._put(name, content, {"version" if self._is_google else "e_tag": version})
         entry = self.stat(name)
-        return entry is not None and entry.version == version and self._put(name, content, None)
-
-    def _put(self, name: str, data: bytes | memoryview, mode: Any) -> bool:
-        """Put the object by a single request, so that a killed process leaves no unfinished upload."""
-        import obstore
-
-        store = connect(*self._bucket, timeout_seconds=_PUT_SECONDS, tries=2)
-        try:
-            retrying(lambda: obstore.put(store, self._key(name), data, mode=mode, use_multipart=False))
-        except store_errors() as error:
-            refusal = Refusal.of(error)
-            if refusal.kind in ("exists", "changed") or (refusal.kind == "missing" and isinstance(mode, dict)):
-                return False
-            if refusal.kind == "unsupported" and mode is not None:
-                raise _UnsupportedError from error
-            raise refused("write", f"{self.root}/{name}", error) from None
-        return True
+        return entry is not None and entry.version == version and self._put(name, content)
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
@@ -194,16 +177,12 @@ class BucketStorage:
                 file.seek(0)
                 try:
                     obstore.put(self._store, self._key(name), file, chunk_size=_UPLOAD_BYTES, max_concurrency=4)
-                except FileNotFoundError as error:  # also if the answer was lost that the upload is complete
-                    if (
-                        Refusal.of(error).kind == "bucket"
-                        or (entry := self.stat(name)) is None
-                        or entry.size != size
-                    ):
+                except FileNotFoundError as error:  # also if the upload is complete and that answer was lost
+                    entry = None if Refusal.of(error).kind == "bucket" else self.stat(name)
+                    if entry is None or entry.size != size:
                         raise
 
-            with self._translating_errors("write", name):
-                retrying(upload)
+            self._request("write", name, upload)
 
     def sync(self, prefix: str) -> None:
         """Do nothing: stored objects are durable."""
@@ -212,25 +191,39 @@ class BucketStorage:
         """Delete the object."""
         import obstore
 
-        with self._translating_errors("delete", name, missing=None):
-            retrying(lambda: obstore.delete(self._store, self._key(name)))
+        self._request("delete", name, lambda: obstore.delete(self._store, self._key(name)), missing_ok=True)
 
-    @contextlib.contextmanager
-    def _translating_errors(self, verb: str, name: str, **otherwise: Any) -> Iterator[None]:
-        """Convert errors of the store to StorageError. With `missing=None`, ignore a missing object."""
-        url = f"{self.root}/{name}" if name else self.root
+    def _put(self, name: str, data: bytes | memoryview, mode: Any = None) -> bool:
+        """Put the object under the condition `mode`, and return whether it was met.
+
+        A single request, so that a killed process leaves no unfinished upload.
+        """
+        import obstore
+
+        store = connect(*self._bucket, timeout_seconds=_PUT_SECONDS, tries=2)
         try:
-            yield
-        except StorageError:
-            raise
+            retrying(lambda: obstore.put(store, self._key(name), data, mode=mode, use_multipart=False))
         except store_errors() as error:
             refusal = Refusal.of(error)
-            if refusal.kind == "missing":
-                if "missing" in otherwise:
-                    return
-                gone = FileNotFoundError(errno.ENOENT, "no such object", url)
-                raise StorageError(f"Cannot {verb} '{url}': no such object.") from gone
-            raise refused(verb, url, error) from None
+            if refusal.kind in ("exists", "changed") or (refusal.kind == "missing" and isinstance(mode, dict)):
+                return False
+            if refusal.kind == "unsupported" and mode is not None:
+                UNCONDITIONAL.add(self._bucket)
+                raise _UnsupportedError from error
+            raise refused("write", self._url(name), error) from None
+        return True
+
+    def _request(self, verb: str, name: str, call: Callable[[], Any], *, missing_ok: bool = False) -> Any:
+        """Return the result of `call`, with retries and errors of this library; None for a missing object."""
+        try:
+            return retrying(call)
+        except store_errors() as error:
+            if Refusal.of(error).kind != "missing":
+                raise refused(verb, self._url(name), error) from None
+            if missing_ok:
+                return None
+            gone = FileNotFoundError(errno.ENOENT, "no such object", self._url(name))
+            raise StorageError(f"Cannot {verb} '{self._url(name)}': no such object.") from gone
 
 
 def _joined(data: Data) -> bytes | memoryview:
@@ -255,9 +248,9 @@ def list_objects(store: ObjectStore, prefix: str, start: str = "") -> Iterator[A
     while True:
         try:
             for page in obstore.list(store, prefix or None, offset=start or None, chunk_size=1000):
-                for one in page:
-                    yield one
-                    start, n_failures = one["path"], 0
+                for found in page:
+                    yield found
+                    start, n_failures = found["path"], 0
             return
         except store_errors() as error:
             n_failures += 1

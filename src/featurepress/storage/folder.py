@@ -18,6 +18,7 @@ from featurepress.errors import StorageError
 from featurepress.storage.base import Data, Entry, pieces
 
 TEMPORARY_SUFFIX = ".featurepress-tmp"
+_MISSING = (FileNotFoundError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,8 @@ class FolderStorage:
 
     def prepare(self) -> None:
         """Create the folder and its parents."""
-        try:
+        with _converting_errors("create", Path(self.root)):
             Path(self.root).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _refused("make", Path(self.root), error) from error
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the regular files below `prefix`. Skip temporary files and dot files."""
@@ -64,7 +63,7 @@ class FolderStorage:
         try:
             with os.scandir(top) as entries:
                 found = sorted(entries, key=lambda e: os.fsencode(e.name + "/" * e.is_dir()))
-        except (FileNotFoundError, NotADirectoryError):
+        except _MISSING:
             return
         except OSError as error:
             raise _refused("list", top, error) from error
@@ -85,24 +84,18 @@ class FolderStorage:
     def stat(self, name: str) -> Entry | None:
         """Return name, size and version of the file. None if there is none."""
         path = Path(self.root, name)
-        try:
+        with _converting_errors("read", path), contextlib.suppress(*_MISSING):
             status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise _refused("look at", path, error) from error
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return Entry(name, status.st_size, _version(status))
+            if stat.S_ISREG(status.st_mode):
+                return Entry(name, status.st_size, _version(status))
+        return None
 
     def read(self, name: str) -> bytes | None:
         """Return the bytes of the file. None if there is none."""
-        try:
-            return Path(self.root, name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            raise _refused("read", Path(self.root, name), error) from error
+        path = Path(self.root, name)
+        with _converting_errors("read", path), contextlib.suppress(*_MISSING):
+            return path.read_bytes()
+        return None
 
     def open(self, name: str) -> BinaryIO:
         """Open the file for reading. It stays the same when another file replaces it."""
@@ -110,11 +103,10 @@ class FolderStorage:
 
     def open_version(self, name: str) -> tuple[BinaryIO, str]:
         """Open the file for reading, and return the file and its version."""
-        try:
-            file = Path(self.root, name).open("rb")  # noqa: SIM115 - the caller closes it
+        path = Path(self.root, name)
+        with _converting_errors("read", path):
+            file = path.open("rb")
             return file, _version(os.fstat(file.fileno()))
-        except OSError as error:
-            raise _refused("read", Path(self.root, name), error) from error
 
     def write(self, name: str, data: Data) -> None:
         """Write an unnamed file, fsync, and link it; rename it over an existing object."""
@@ -124,75 +116,65 @@ class FolderStorage:
     def create(self, name: str, data: Data, *, durable: bool = True) -> bool:
         """Write an unnamed file, fsync, and link it."""
         target = Path(self.root, name)
-        try:
+        with _converting_errors("write", target):
             self._make_folder(target.parent)
             if target.exists():
                 return False
-            with _unnamed_file(target) as (file, link):
+            with _unnamed_file(target) as (file, source):
                 file.writelines(pieces(data))
                 file.flush()
                 if durable:
-                    _sync(file)
+                    os.fsync(file.fileno())
                 try:
-                    link()
+                    _link(source, target)
                 except FileExistsError:
                     return False
             if durable:
                 _sync_folder(target.parent)
-        except OSError as error:
-            raise _refused("write", target, error) from error
         return True
 
     def replace(self, name: str, data: Data, version: str) -> bool:
         """Write an unnamed file, fsync, and replace the object while the folder is locked."""
         target = Path(self.root, name)
-        try:
-            with _unnamed_file(target) as (file, link):
+        with _converting_errors("write", target):
+            with _unnamed_file(target) as (file, source):
                 file.writelines(pieces(data))
                 _sync(file)
                 with _locked(target.parent):
                     entry = self.stat(name)
                     if entry is None or entry.version != version:
                         return False
-                    link.replace()
+                    _link_over(source, target)
             _sync_folder(target.parent)
-        except OSError as error:
-            raise _refused("write", target, error) from error
         return True
 
     @contextlib.contextmanager
     def stream(self, name: str) -> Iterator[BinaryIO]:
         """Yield an unnamed file that becomes the object when the block ends without error."""
         target = Path(self.root, name)
-        try:
+        with _converting_errors("write", target):
             self._make_folder(target.parent)
-            with _unnamed_file(target) as (file, link):
+            with _unnamed_file(target) as (file, source):
                 yield file
                 _sync(file)
-                link.replace()
+                _link_over(source, target)
             _sync_folder(target.parent)
-        except OSError as error:
-            raise _refused("write", target, error) from error
 
     def sync(self, prefix: str) -> None:
         """Fsync the files and their folder. Files that are on disk already take a few microseconds each."""
         folder = Path(self.root, prefix)
-        try:
+        with _converting_errors("write", folder):
             for entry in self.list(prefix):
                 with contextlib.suppress(FileNotFoundError), Path(self.root, entry.name).open("rb") as file:
                     os.fsync(file.fileno())
             if folder.is_dir():
                 _sync_folder(folder)
-        except OSError as error:
-            raise _refused("write", folder, error) from error
 
     def delete(self, name: str) -> None:
         """Delete the file."""
         target = Path(self.root, name)
-        try:
+        with _converting_errors("delete", target):
             target.unlink(missing_ok=True)
-        except OSError as error:
-            raise _refused("delete", target, error) from error
 
     def _make_folder(self, folder: Path) -> None:
         # Never create the root: if it is missing the storage is lost, and a new folder would hide that.
@@ -202,79 +184,71 @@ class FolderStorage:
             folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextlib.contextmanager
-def _unnamed_file(target: Path) -> Iterator[tuple[BinaryIO, _Link]]:
-    """Yield a new unnamed file, and a function that links it to `target` unless that exists."""
-    try:
-        descriptor = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-    except (AttributeError, OSError) as error:  # not Linux, or a file system without unnamed files
-        if isinstance(error, OSError) and error.errno not in _NO_UNNAMED_FILES:
-            raise
-        temporary = _temporary_name(target)
-        try:
-            with temporary.open("xb") as file:
-                yield file, _Link(str(temporary), target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return
-    # Buffered: a raw file may write only a part, on a full disk or above 2 GiB, without an error.
-    with os.fdopen(descriptor, "wb") as file:
-        yield file, _Link(f"/proc/self/fd/{descriptor}", target)
-
+# -- files and links -----------------------------------------------------------------------------------------
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _NO_UNNAMED_FILES = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT)
 
 
-@dataclass(frozen=True)
-class _Link:
-    source: str
-    target: Path
-
-    def __call__(self) -> None:
-        try:
-            self._link()
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-            self._rename_copy()
-
-    def _link(self) -> None:
-        # A directory descriptor makes Python call linkat(2), whose AT_SYMLINK_FOLLOW /proc/self/fd needs.
-        folder = os.open(self.target.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.link(self.source, self.target.name, dst_dir_fd=folder, follow_symlinks=True)
-        finally:
-            os.close(folder)
-
-    def _rename_copy(self) -> None:
-        """Rename a copy, on file systems without links. Safe for one driver, but not for two."""
-        if self.target.exists():
-            raise FileExistsError(errno.EEXIST, "file exists", str(self.target))
-        temporary = _temporary_name(self.target)
-        try:
-            shutil.copyfile(self.source, temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(self.target)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def replace(self) -> None:
-        """Link to the target, or replace an existing one by a rename, since link(2) cannot."""
-        try:
-            self()
-        except FileExistsError:
-            temporary = _temporary_name(self.target)
-            try:
-                _Link(self.source, temporary)()
-                temporary.replace(self.target)
-            finally:
-                temporary.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _unnamed_file(target: Path) -> Iterator[tuple[BinaryIO, str]]:
+    """Yield a new unnamed file in the folder of `target`, and a path from which it can be linked."""
+    try:
+        descriptor = os.open(target.parent, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    except (AttributeError, OSError) as error:  # not Linux, or a file system without unnamed files
+        if isinstance(error, OSError) and error.errno not in _NO_UNNAMED_FILES:
+            raise
+        with _temporary(target) as temporary, temporary.open("xb") as file:
+            yield file, str(temporary)
+        return
+    # Buffered: a raw file may write only a part, on a full disk or above 2 GiB, without an error.
+    with os.fdopen(descriptor, "wb") as file:
+        yield file, f"/proc/self/fd/{descriptor}"
 
 
-def _temporary_name(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+def _link(source: str, target: Path) -> None:
+    """Link a file to its name; raise FileExistsError if that exists."""
+    # A directory descriptor makes Python call linkat(2), whose AT_SYMLINK_FOLLOW /proc/self/fd needs.
+    folder = os.open(target.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.link(source, target.name, dst_dir_fd=folder, follow_symlinks=True)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_copy(source, target)
+    finally:
+        os.close(folder)
+
+
+def _rename_copy(source: str, target: Path) -> None:
+    """Rename a copy, on file systems without links. Safe for one driver, but not for two."""
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, "file exists", str(target))
+    with _temporary(target) as temporary:
+        shutil.copyfile(source, temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+
+def _link_over(source: str, target: Path) -> None:
+    """Link a file to its name; replace an existing one by a rename, since link(2) cannot."""
+    try:
+        _link(source, target)
+    except FileExistsError:
+        with _temporary(target) as temporary:
+            _link(source, temporary)
+            temporary.replace(target)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[Path]:
+    """Yield an unused path of a dot file next to `target`, and delete the file at the end."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -309,12 +283,20 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def _converting_errors(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refused(verb, path, error) from error
+
+
 def _refused(verb: str, path: Path, error: OSError) -> StorageError:
     reason = (error.strerror or str(error)).lower()
     advice = {
-        errno.ENOSPC: "; make space and go on",
-        errno.EDQUOT: "; raise the quota or make space, and go on",
-        errno.EACCES: "; give this user the right and try again",
-        errno.EROFS: "; choose another place with --out",
+        errno.ENOSPC: "; free some space and run again",
+        errno.EDQUOT: "; raise the quota or free some space, and run again",
+        errno.EACCES: "; grant this user the permission and try again",
+        errno.EROFS: "; choose another folder with --out",
     }.get(error.errno or 0, "")
     return StorageError(f"Cannot {verb} '{path}': {reason}{advice}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from featurepress.engines.java import require_java
+from featurepress.engines.preflight import require_java
 from featurepress.errors import EngineError
 
 ROOT = Path(__file__).parents[3]

@@ -20,42 +20,42 @@ from tests.contracts.test_engines import (
     test_a_shard_that_comes_after_the_end_is_not_run,
     test_a_shard_whose_process_always_dies_is_an_error,
     test_a_shard_whose_process_dies_is_run_again,
-    test_a_task_may_ask_for_fewer_deaths,
-    test_a_task_that_cannot_travel_is_an_error_at_once,
-    test_an_engine_goes_on_after_an_error,
+    test_a_task_can_allow_fewer_deaths,
+    test_a_task_that_cannot_be_pickled_is_an_error,
+    test_an_engine_can_be_closed_twice,
+    test_an_engine_can_be_used_after_an_error,
     test_an_out_of_memory_error_names_the_setting,
-    test_close_twice,
     test_closing_the_generator_stops_all_shards,
     test_every_shard_runs_once_and_returns_its_result,
-    test_flights_are_dropped_when_a_task_fails,
-    test_flights_are_dropped_when_the_results_are_not_wanted,
-    test_no_shards_no_results,
-    test_nothing_runs_before_somebody_asks,
-    test_shards_may_still_grow_while_the_first_run,
+    test_nothing_runs_before_the_first_result_is_requested,
+    test_shards_in_progress_are_dropped_when_a_task_fails,
+    test_shards_in_progress_are_dropped_when_the_generator_is_closed,
+    test_shards_may_be_added_while_the_first_ones_run,
     test_the_error_of_a_task_reaches_the_caller,
     test_the_error_of_the_shards_reaches_the_caller,
     test_the_last_message_of_a_dead_worker_is_delivered,
+    test_without_shards_there_are_no_results,
 )
 
 __all__ = [
     "test_a_shard_that_comes_after_the_end_is_not_run",
     "test_a_shard_whose_process_always_dies_is_an_error",
     "test_a_shard_whose_process_dies_is_run_again",
-    "test_a_task_may_ask_for_fewer_deaths",
-    "test_a_task_that_cannot_travel_is_an_error_at_once",
-    "test_an_engine_goes_on_after_an_error",
+    "test_a_task_can_allow_fewer_deaths",
+    "test_a_task_that_cannot_be_pickled_is_an_error",
+    "test_an_engine_can_be_closed_twice",
+    "test_an_engine_can_be_used_after_an_error",
     "test_an_out_of_memory_error_names_the_setting",
-    "test_close_twice",
     "test_closing_the_generator_stops_all_shards",
     "test_every_shard_runs_once_and_returns_its_result",
-    "test_flights_are_dropped_when_a_task_fails",
-    "test_flights_are_dropped_when_the_results_are_not_wanted",
-    "test_no_shards_no_results",
-    "test_nothing_runs_before_somebody_asks",
-    "test_shards_may_still_grow_while_the_first_run",
+    "test_nothing_runs_before_the_first_result_is_requested",
+    "test_shards_in_progress_are_dropped_when_a_task_fails",
+    "test_shards_in_progress_are_dropped_when_the_generator_is_closed",
+    "test_shards_may_be_added_while_the_first_ones_run",
     "test_the_error_of_a_task_reaches_the_caller",
     "test_the_error_of_the_shards_reaches_the_caller",
     "test_the_last_message_of_a_dead_worker_is_delivered",
+    "test_without_shards_there_are_no_results",
 ]
 
 
@@ -74,7 +74,7 @@ def plan(tmp_path: Path) -> Plan:
     return plan
 
 
-def test_a_job_under_way_is_dropped_when_the_shards_break_off(engine: Engine, plan: Plan, tmp_path: Path) -> None:
+def test_a_running_job_is_dropped_when_the_shards_fail(engine: Engine, plan: Plan, tmp_path: Path) -> None:
     def shards() -> Iterator[int]:
         yield 3
         end = time.monotonic() + 120
@@ -104,7 +104,7 @@ other.shutdown()
 """
 
 
-def test_without_an_address_a_cluster_that_runs_here_already_is_left_alone(loopback: None) -> None:
+def test_without_an_address_a_running_cluster_is_not_used(loopback: None) -> None:
     pytest.importorskip("ray", reason="ray is not installed: make test-engines")
     done = subprocess.run(
         [sys.executable, "-c", BESIDE_ANOTHER], capture_output=True, text=True, timeout=240, check=False

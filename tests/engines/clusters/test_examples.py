@@ -32,7 +32,7 @@ def test_fruits_on_spark(
     assert names["accuracy"] > 0.5
 
 
-def test_every_heading_stands_in_both_languages() -> None:
+def test_every_heading_is_in_both_languages() -> None:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     headings = [cell["source"][0] for cell in cells if cell["cell_type"] == "markdown"]
     assert len(headings) == 7

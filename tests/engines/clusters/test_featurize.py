@@ -66,7 +66,7 @@ def test_paths_are_read(frame: Any, embedded: dict[str, Any]) -> None:
             assert np.float32(row["v"]).tobytes() == embedded[path].features
 
 
-def test_images_of_spark_are_taken_as_blue_green_red(spark: Any, pictures: Path) -> None:
+def test_images_of_spark_are_read_as_bgr(spark: Any, pictures: Path) -> None:
     """Both decode the same PNG to the same levels, and so the features are the same bits."""
     from PIL import Image
 
@@ -87,7 +87,7 @@ def test_images_of_spark_are_taken_as_blue_green_red(spark: Any, pictures: Path)
     assert one == other
 
 
-def test_vectors_are_for_the_estimators_of_spark(frame: Any, spark: Any) -> None:
+def test_vectors_can_be_used_by_estimators_of_spark(frame: Any, spark: Any) -> None:
     from pyspark.ml.classification import LogisticRegression
     from pyspark.ml.feature import PCA, StringIndexer
     from pyspark.sql import functions
@@ -105,7 +105,7 @@ def test_vectors_are_for_the_estimators_of_spark(frame: Any, spark: Any) -> None
     good.unpersist()
 
 
-def test_what_cannot_be_is_refused_at_once(frame: Any) -> None:
+def test_invalid_arguments_are_refused_at_once(frame: Any) -> None:
     with pytest.raises(SettingError, match=r"'contents'.*'content'"):
         featurize(frame, input_column="contents", model="embedded")
     with pytest.raises(SettingError, match=r"'length'.*bigint"):

@@ -29,7 +29,7 @@ def test_killers_are_found_in_the_probe_and_after(engine: Any, tmp_path: Path, i
     assert_only_these_fail(tmp_path / "out", tmp_path, deadly, {"00.jpg", "01.jpg", "09.jpg"})
 
 
-def test_workers_that_die_say_which_setting_of_the_cluster_gives_memory(engine: Any, tmp_path: Path) -> None:
+def test_dying_workers_name_the_memory_setting_of_the_cluster(engine: Any, tmp_path: Path) -> None:
     plan = draft(tmp_path / "out", memory_source({"0.jpg": ABORT}))
     setting = "spark.executor.memoryOverhead" if isinstance(engine, engines.Spark) else "ray start --num-cpus"
     with pytest.raises(WorkerDeathError, match=rf"SIGABRT.*{setting}"):

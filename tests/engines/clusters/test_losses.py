@@ -52,7 +52,7 @@ def test_lost_workers_and_executors_of_spark_lose_nothing(pictures: Path, tmp_pa
     assert_whole(out)
 
 
-def test_a_lost_worker_of_a_single_machine_is_no_end(pictures: Path, tmp_path: Path) -> None:
+def test_a_lost_worker_of_a_single_machine_is_replaced(pictures: Path, tmp_path: Path) -> None:
     """Spark's local mode tries a task once only; the engine runs the job again."""
     require_spark()
     out = tmp_path / "out"
@@ -65,7 +65,7 @@ def test_a_lost_worker_of_a_single_machine_is_no_end(pictures: Path, tmp_path: P
 
 
 @pytest.mark.long
-def test_a_worker_that_stands_still_is_overtaken(pictures: Path, tmp_path: Path) -> None:
+def test_a_slow_worker_is_speculated(pictures: Path, tmp_path: Path) -> None:
     """Speculation runs its shards on another host; without it the run would wait for ever."""
     require_spark()
     out = tmp_path / "out"

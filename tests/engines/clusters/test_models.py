@@ -13,6 +13,7 @@ import featurepress as fp
 from featurepress import engines
 from featurepress.errors import FeaturepressError, ModelError
 from featurepress.models import catalog, store
+from featurepress.models.verbs import add
 from featurepress.spark import featurize
 from featurepress.storage import FolderStorage
 from tests.contracts import tasks
@@ -26,11 +27,11 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "home"))
     onnx = tmp_path / "own.onnx"
     shutil.copy(store.BUNDLED / "embedded-v1.onnx", onnx)
-    catalog.add_model(str(onnx), "own")
+    add(str(onnx), "own")
     return "own"
 
 
-def test_workers_with_an_empty_home_take_the_model_from_the_destination(
+def test_workers_without_the_model_copy_it_from_the_destination(
     model: str, tmp_path: Path, loopback: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     require_spark()
@@ -61,7 +62,7 @@ def test_workers_with_an_empty_home_take_the_model_from_the_destination(
     assert read_rows(tmp_path / "out") == read_rows(tmp_path / "here")
 
 
-def test_a_model_is_loaded_once_a_worker(spark: Any, tmp_path: Path) -> None:
+def test_a_model_is_loaded_once_per_worker(spark: Any, tmp_path: Path) -> None:
     """Over two runs and many jobs: the fake backbone counts the loads in its process."""
     from featurepress.runs.verbs import run_plan
     from tests.running import draft
@@ -102,7 +103,7 @@ def test_featurize_sends_a_model_that_the_workers_do_not_have(model: str, spark:
         assert np.float32(row["features"]).tobytes() == ours[row["path"].removeprefix("file:")].features
 
 
-def test_a_model_that_changed_on_its_way_is_refused(
+def test_a_model_that_was_changed_at_the_destination_is_refused(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = catalog.find_card("own").file

@@ -64,9 +64,7 @@ def packed(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_a_packed_environment_serves_workers_that_have_nothing(
-    packed: Path, tmp_path: Path, loopback: None
-) -> None:
+def test_workers_without_packages_use_a_packed_environment(packed: Path, tmp_path: Path, loopback: None) -> None:
     require_spark()
     pictures = draw(tmp_path / "in", 40)
     scratch = tmp_path / "scratch"

@@ -32,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["in", "features"])
-def test_a_cluster_predicts_as_one_machine_does(engine: Any, work: Path, kind: str, tmp_path: Path) -> None:
+def test_a_cluster_predicts_like_one_machine(engine: Any, work: Path, kind: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"top_k": 2, **({"images_per_part": 16} if kind == "in" else {})}
     sources = str(work / kind)
     here = fp.predict(work / "model", sources, tmp_path / "here", **options)
@@ -45,7 +45,7 @@ def test_a_cluster_predicts_as_one_machine_does(engine: Any, work: Path, kind: s
     assert here.counts == there.counts
 
 
-def test_a_cluster_tells_tiles_as_one_machine_does(engine: Any, work: Path, tmp_path: Path) -> None:
+def test_a_cluster_predicts_tiles_like_one_machine(engine: Any, work: Path, tmp_path: Path) -> None:
     sources = str(work / "in" / "Kiwi")
     options: dict[str, Any] = {"tiles": True, "images_per_part": 2, "annotate": True}
     here = fp.predict(work / "model", sources, tmp_path / "here", **options)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from featurepress import engines, ledger
-from featurepress.engines import java, worker
-from featurepress.engines.master import hosts_in, require_answer
+from featurepress.engines import worker
+from featurepress.engines.preflight import hosts_in, require_answer, require_java
 from featurepress.errors import EngineError, SettingError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
@@ -38,11 +38,11 @@ def fake_java(folder: Path, text: str) -> Path:
     return folder
 
 
-def test_without_java_it_says_which_and_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_java_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     with pytest.raises(EngineError, match=r"Java 17.*apt install.*brew install"):
-        java.require_java()
+        require_java()
 
 
 @pytest.mark.parametrize(
@@ -60,16 +60,16 @@ def test_the_version_of_java_is_read(
 ) -> None:
     monkeypatch.setenv("JAVA_HOME", str(fake_java(tmp_path / "jdk", said)))
     if refused is None:
-        java.require_java()
+        require_java()
         return
     with pytest.raises(EngineError, match=refused):
-        java.require_java()
+        require_java()
 
 
 @pytest.mark.parametrize(
     "address", ["spark://127.0.0.1:1", "sc://127.0.0.1:1/;token=x", "127.0.0.1:1", "ray://127.0.0.1:1"]
 )
-def test_a_cluster_that_does_not_answer_is_told_at_once(address: str) -> None:
+def test_a_cluster_that_does_not_answer_is_reported_at_once(address: str) -> None:
     with pytest.raises(EngineError, match=r"does not answer \(127.0.0.1:1: "):
         require_answer(address)
 
@@ -77,7 +77,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(address: str) -> None:
 @pytest.mark.parametrize(
     "address", ["", "local", "local[2]", "local-cluster[2,1,1024]", "yarn", "auto", "k8s://https://h:443"]
 )
-def test_addresses_without_a_host_are_left_to_the_library(address: str) -> None:
+def test_addresses_without_a_host_are_not_checked(address: str) -> None:
     assert hosts_in(address) == []
     require_answer(address)
 
@@ -121,7 +121,7 @@ def test_a_worker_without_featurepress_is_named(spark: Any) -> None:
         raise_unless_lost(RuntimeError(text), 1)
 
 
-def test_errors_travel_as_they_are() -> None:
+def test_errors_are_restored_from_their_text() -> None:
     error = worker.unmarked(f"quoted {worker.marked(EngineError('one line'))} and more")
     assert isinstance(error, EngineError)
     assert str(error) == "one line"

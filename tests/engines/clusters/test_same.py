@@ -45,7 +45,7 @@ LONG = {"local[2]", "local-cluster[2,2,1024]"}
 
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.long) if k in LONG else k for k in KINDS])
-def test_every_engine_gives_the_same(kind: str, pictures: Path, locally: Path, tmp_path: Path) -> None:
+def test_every_engine_computes_the_same(kind: str, pictures: Path, locally: Path, tmp_path: Path) -> None:
     if kind == "ray":
         pytest.importorskip("ray", reason="ray is not installed: make test-engines")
     else:

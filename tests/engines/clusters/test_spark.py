@@ -61,11 +61,11 @@ class Session:
         (Session(2, spark_dynamicAllocation_enabled="true"), 4_096),
     ],
 )
-def test_a_wave_is_as_large_as_the_cluster_wants(session: Session, expected: int) -> None:
+def test_the_size_of_a_wave_depends_on_the_cluster(session: Session, expected: int) -> None:
     assert engine.shards_per_job(session) == expected
 
 
-def test_a_task_with_two_cores_takes_two_shards_at_once(plan: Plan) -> None:
+def test_a_task_with_two_cores_runs_two_shards(plan: Plan) -> None:
     assert engine.cores_per_task(Session(8)) == 1
     assert engine.cores_per_task(Session(8, spark_task_cpus="2")) == 2
     run = engine._mapper(worker.packed(__version__, tasks.worker_id, plan), [3, 4, 5], 2)
@@ -119,7 +119,7 @@ LOST_AT = (
         ),
     ],
 )
-def test_what_workers_lack_is_told_at_once(text: str, words: str) -> None:
+def test_missing_libraries_of_workers_are_reported_at_once(text: str, words: str) -> None:
     with pytest.raises(EngineError, match=f"{words}.*spark.archives"):
         engine.raise_unless_lost(RuntimeError(text), 1)
 
@@ -131,14 +131,14 @@ def test_what_workers_lack_is_told_at_once(text: str, words: str) -> None:
         ("The executor with id 1 exited with exit code 137(SIGKILL, possible container OOM)", "exit code 137"),
     ],
 )
-def test_containers_that_are_killed_for_memory_say_which_setting(reason: str, told: str) -> None:
+def test_containers_killed_for_memory_name_the_setting(reason: str, told: str) -> None:
     text = f"{LOST_AT}(node7 executor 1): ExecutorLostFailure (executor 1 exited) Reason: {reason}"
     engine.raise_unless_lost(RuntimeError(text), 1)  # another try may have more room
     with pytest.raises(EngineError, match=rf"on node7 ran out of memory .*{told}.*spark.executor.memoryOverhead"):
         engine.raise_unless_lost(RuntimeError(text), 5)
 
 
-def test_a_job_that_failed_otherwise_is_not() -> None:
+def test_a_job_with_another_error_is_not_retried() -> None:
     with pytest.raises(WorkerDeathError, match="the cluster is on fire"):
         engine.raise_unless_lost(RuntimeError("the cluster is on fire\nat line 3"), 1)
     ours = RuntimeError(f"PythonException: {worker.marked(EngineError('our own line'))}\n at java")

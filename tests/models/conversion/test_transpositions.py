@@ -92,7 +92,7 @@ def test_the_features_stay_and_the_turns_go(name: str, pooled: bool) -> None:
     assert turns(moved) < turns(plain)
 
 
-def test_what_has_no_turns_is_left_alone() -> None:
+def test_a_graph_without_transpositions_is_not_changed() -> None:
     pixels = ops.parameter([-1, 6, 8, CHANNELS], np.float32)
     graph = ov.Model([ops.relu(ops.add(pixels, np.float32(1)))], [pixels])
     before = features(graph)
@@ -101,7 +101,7 @@ def test_what_has_no_turns_is_left_alone() -> None:
     np.testing.assert_array_equal(features(graph), before)
 
 
-def test_a_reshape_of_the_grid_sees_it_as_before() -> None:
+def test_the_input_of_a_reshape_is_not_changed() -> None:
     """Its numbers stand in another order if the turn before it were dropped."""
 
     def block(grid: Any) -> Any:

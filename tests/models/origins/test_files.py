@@ -13,9 +13,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from featurepress.errors import ModelError, SettingError
-from featurepress.models.catalog import add_model, find_card
+from featurepress.models.catalog import find_card
 from featurepress.models.origins import files
 from featurepress.models.store import home, names
+from featurepress.models.verbs import add
 from featurepress.settings import Choices
 from tests.models import made
 from tests.models.made import BIAS, CHANNELS, HEAD, HEIGHT, KERNEL, WIDTH, Array, features, grid_of, ready
@@ -62,7 +63,7 @@ def test_the_weights_are_counted(tmp_path: Path) -> None:
     assert ready(made.channels_first(tmp_path / "net.onnx")).n_parameters == KERNEL.size + BIAS.size
 
 
-def test_a_vector_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_a_vector_is_not_pooled(tmp_path: Path) -> None:
     card = ready(made.with_head(tmp_path / "net.onnx"))
     levels = made.pictures()
     assert (card.grid, card.pooled) == ((1, 1, 7), "vector")
@@ -109,7 +110,7 @@ def test_an_inner_tensor_is_chosen_by_its_name(tmp_path: Path) -> None:
     assert_near(features(pooled, levels), grid_of(levels).mean((1, 2)))
 
 
-def test_an_unknown_output_names_the_near_ones(tmp_path: Path) -> None:
+def test_an_unknown_output_lists_close_matches(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         ready(made.with_head(tmp_path / "net.onnx"), output="vectro")
     assert "has no tensor 'vectro'; did you mean 'vector'" in str(caught.value)
@@ -128,7 +129,7 @@ def test_the_outputs_are_listed_from_first_to_last(tmp_path: Path) -> None:
     assert all(one["made_by"] for one in listed)
 
 
-def test_every_listed_output_can_be_taken(tmp_path: Path) -> None:
+def test_every_listed_output_can_be_used(tmp_path: Path) -> None:
     path = made.with_head(tmp_path / "net.onnx")
     for one in files.outputs(str(path)):
         assert ready(path, output=one["name"]).output == one["name"]
@@ -185,7 +186,7 @@ def test_a_batch_that_cannot_be_freed_is_kept(tmp_path: Path, batch: int) -> Non
     assert_near(features(card, levels, "avg"), grid_of(levels).mean((1, 2)))
 
 
-def test_pictures_do_not_colour_each_other(tmp_path: Path) -> None:
+def test_images_of_a_batch_do_not_influence_each_other(tmp_path: Path) -> None:
     # The reader would take any number, but each picture's features would then hang on the others.
     tail = [
         helper.make_node("ReduceMean", ["grid"], ["others"], axes=[0], keepdims=1),
@@ -198,7 +199,7 @@ def test_pictures_do_not_colour_each_other(tmp_path: Path) -> None:
     assert_near(features(card, levels, "flatten"), 2 * grid_of(levels).reshape(len(levels), -1))
 
 
-def test_a_model_that_gives_one_row_is_given_one_picture(tmp_path: Path) -> None:
+def test_a_model_with_one_row_of_output_gets_one_image_at_a_time(tmp_path: Path) -> None:
     tail = [helper.make_node("ReduceMax", ["grid"], ["one"], axes=[0], keepdims=1)]
     card = ready(made.channels_first(tmp_path / "net.onnx", tail=tail, output=("one", [1, CHANNELS, *SIDES])))
     levels = made.pictures()
@@ -206,7 +207,7 @@ def test_a_model_that_gives_one_row_is_given_one_picture(tmp_path: Path) -> None
     assert_near(features(card, levels), grid_of(levels).mean((1, 2)))
 
 
-def test_the_batch_is_no_part_of_the_feature_space(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_batch(tmp_path: Path) -> None:
     spec = ready(rolled_up(tmp_path / "net.onnx", 1)).backbone("avg")
     assert "batch" not in json.dumps(spec.feature_space)
 
@@ -214,7 +215,7 @@ def test_the_batch_is_no_part_of_the_feature_space(tmp_path: Path) -> None:
 # -- sizes and layouts that the file leaves open -------------------------------------------------------------
 
 
-def test_an_open_size_is_asked_for_and_taken(tmp_path: Path) -> None:
+def test_a_model_of_open_size_needs_a_size(tmp_path: Path) -> None:
     path = made.channels_first(tmp_path / "net.onnx", sides=("H", "W"))
     with pytest.raises(ModelError, match=r"any size .*--size"):
         find_card(str(path))
@@ -225,7 +226,7 @@ def test_an_open_size_is_asked_for_and_taken(tmp_path: Path) -> None:
     assert card.file != find_card(str(path), size=12).file
 
 
-def test_a_written_size_is_changed_where_the_model_allows_it(tmp_path: Path) -> None:
+def test_the_size_of_a_model_can_be_changed(tmp_path: Path) -> None:
     card = find_card(str(made.channels_first(tmp_path / "net.onnx")), size=6)
     levels = made.pictures(height=6, width=6)
     assert card.grid == (3, 3, CHANNELS)
@@ -240,7 +241,7 @@ def any_layout(path: Path, shape: list[int | str]) -> Path:
 
 
 @pytest.mark.parametrize("shape", [["N", 3, 3, 3], ["N", "a", "b", "c"]])
-def test_an_ambiguous_layout_is_asked_for_and_taken(tmp_path: Path, shape: list[int | str]) -> None:
+def test_a_model_of_ambiguous_layout_needs_a_layout(tmp_path: Path, shape: list[int | str]) -> None:
     path = any_layout(tmp_path / "net.onnx", shape)
     with pytest.raises(ModelError, match=r"layout is ambiguous.*--layout NHWC or --layout NCHW"):
         ready(path, size=3)
@@ -260,9 +261,9 @@ def test_an_unknown_layout_is_refused(tmp_path: Path) -> None:
 # -- names, and what is made only once -----------------------------------------------------------------------
 
 
-def test_a_model_with_a_name_is_found_by_it(tmp_path: Path) -> None:
+def test_an_added_model_is_found_by_its_name(tmp_path: Path) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
-    card = add_model(str(path), "mine-1.0", mode="torch")
+    card = add(str(path), "mine-1.0", mode="torch")
     path.unlink()  # the name needs the file no more
     assert find_card("mine-1.0") == card
     assert card.name == "mine-1.0"
@@ -273,23 +274,23 @@ def test_a_model_with_a_name_is_found_by_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["embedded", "embedded-v1", "resnet50"])
-def test_a_name_of_the_list_is_not_given_away(tmp_path: Path, name: str) -> None:
+def test_a_reserved_name_is_refused(tmp_path: Path, name: str) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
     with pytest.raises(ModelError, match=f"The name '{name}' belongs to a model of the list"):
-        add_model(str(path), name)
+        add(str(path), name)
     assert names() == []
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "a/b", "hf:a", "ü"])
-def test_a_silly_name_is_refused(tmp_path: Path, name: str) -> None:
+def test_an_invalid_name_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelError, match="name must consist of letters, digits"):
-        add_model(str(made.channels_first(tmp_path / "net.onnx")), name)
+        add(str(made.channels_first(tmp_path / "net.onnx")), name)
     assert names() == []
 
 
-def test_a_name_is_given_anew(tmp_path: Path) -> None:
-    add_model(str(made.channels_first(tmp_path / "one.onnx")), "mine")
-    later = add_model(str(made.with_head(tmp_path / "two.onnx")), "mine")
+def test_a_name_can_be_reused(tmp_path: Path) -> None:
+    add(str(made.channels_first(tmp_path / "one.onnx")), "mine")
+    later = add(str(made.with_head(tmp_path / "two.onnx")), "mine")
     assert find_card("mine") == later
     assert later.output == "vector"
 
@@ -336,14 +337,14 @@ def test_another_preprocessing_is_another_feature_space(tmp_path: Path, choices:
     assert plain.backbone("avg").fingerprint != other.backbone("avg").fingerprint
 
 
-def test_the_name_of_the_file_is_no_part_of_the_feature_space(tmp_path: Path) -> None:
+def test_the_fingerprint_does_not_depend_on_the_file_name(tmp_path: Path) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
     other = tmp_path / "other.onnx"
     other.write_bytes(path.read_bytes())
     assert ready(path).backbone("max").fingerprint == ready(other).backbone("max").fingerprint
 
 
-def test_a_ready_model_that_was_changed_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_stored_model_is_refused(tmp_path: Path) -> None:
     # Its own weights, since a checked model is not hashed again by the same process.
     card = ready(made.channels_first(tmp_path / "net.onnx", kernel=3 * KERNEL))
     (home() / "models" / card.file / "model.bin").write_bytes(b"\0" * 260)
@@ -351,7 +352,7 @@ def test_a_ready_model_that_was_changed_is_noticed(tmp_path: Path) -> None:
         features(card, made.pictures(1))
 
 
-def test_a_model_of_several_outputs_gives_its_first(tmp_path: Path) -> None:
+def test_the_first_of_several_outputs_is_used(tmp_path: Path) -> None:
     path = made.with_head(tmp_path / "net.onnx")
     model = onnx.load(str(path))
     model.graph.output.append(helper.make_tensor_value_info("grid", TensorProto.FLOAT, ["N", CHANNELS, *SIDES]))

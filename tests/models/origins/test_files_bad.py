@@ -43,7 +43,7 @@ def refusal(path: Path, **choices: Any) -> str:
 # -- no models -----------------------------------------------------------------------------------------------
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "none.onnx") == f"There is no model file '{tmp_path / 'none.onnx'}'."
     with pytest.raises(ModelError, match="There is no model file"):
         find_card(str(tmp_path / "none.onnx"))
@@ -60,7 +60,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["folder", "folder.onnx", "folder.keras"])
-def test_a_folder_that_is_no_saved_model_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_folder_without_a_saved_model_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).mkdir()
     assert "is not a model" in refusal(tmp_path / name)
 
@@ -73,14 +73,14 @@ def test_something_else_under_a_model_s_name_is_refused(tmp_path: Path, suffix: 
     assert str(path) in refusal(path)
 
 
-def test_a_saved_model_of_nonsense_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_saved_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "saved_model.pb").write_bytes(b"bananas")
     assert "cannot be read" in refusal(tmp_path / "net")
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95])
-def test_a_model_cut_short_is_refused(tmp_path: Path, share: float) -> None:
+def test_a_truncated_model_is_refused(tmp_path: Path, share: float) -> None:
     path = made.channels_first(tmp_path / "net.onnx")
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -88,7 +88,7 @@ def test_a_model_cut_short_is_refused(tmp_path: Path, share: float) -> None:
 
 
 @pytest.mark.parametrize("config", [b"{}", b"[]", b"null", b"{", b'"model"', b"\xff", b"[" * 100_000])
-def test_a_keras_archive_of_nonsense_is_refused(tmp_path: Path, config: bytes) -> None:
+def test_an_invalid_keras_archive_is_refused(tmp_path: Path, config: bytes) -> None:
     path = tmp_path / "net.keras"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", config)
@@ -153,7 +153,7 @@ def test_a_model_that_cannot_be_embedded_is_refused(tmp_path: Path, case: str) -
     assert part in refusal(write(tmp_path / "net.onnx"))
 
 
-def test_a_size_that_the_model_cannot_take_is_refused(tmp_path: Path) -> None:
+def test_a_size_that_the_model_does_not_accept_is_refused(tmp_path: Path) -> None:
     rows = made.constant("rows", [0, CHANNELS * SIDES[0] * SIDES[1]], np.int64)
     head = made.constant("head", np.ones((CHANNELS * SIDES[0] * SIDES[1], 7)))
     tail = [
@@ -173,7 +173,7 @@ def test_a_size_too_small_for_the_model_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [0, -4])
-def test_a_size_that_is_none_is_refused(size: int) -> None:
+def test_an_invalid_size_is_refused(size: int) -> None:
     with pytest.raises(SettingError, match="must be an integer from 1 to 4096"):
         Choices(size=size)
 

@@ -14,9 +14,10 @@ from PIL import Image
 
 from featurepress.errors import ModelError
 from featurepress.images import decode
-from featurepress.models.catalog import add_model, find_card
+from featurepress.models.catalog import find_card
 from featurepress.models.openvino import _integers
 from featurepress.models.origins import files
+from featurepress.models.verbs import add
 from tests.models import made
 from tests.models.made import BIAS, CHANNELS, HEAD, HEIGHT, KERNEL, WIDTH, Array, features, grid_of, ready
 
@@ -48,7 +49,7 @@ def keras_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_keras_model_gives_its_last_layer(keras_files: Path) -> None:
+def test_the_last_layer_of_a_keras_model_is_used(keras_files: Path) -> None:
     card = find_card(str(keras_files / "plain.keras"))
     levels = made.pictures()
     assert (card.output, card.pooled, card.grid, card.batch) == ("vector", "vector", (1, 1, 7), None)
@@ -65,7 +66,7 @@ def test_a_layer_is_chosen_by_its_name(keras_files: Path) -> None:
     assert_near(features(card, levels, "max"), scaled_grid(levels).max((1, 2)))
 
 
-def test_an_unknown_layer_names_the_near_ones(keras_files: Path) -> None:
+def test_an_unknown_layer_lists_close_matches(keras_files: Path) -> None:
     with pytest.raises(ModelError, match=r"has no layer 'vectr'; did you mean 'vector'\?.* --outputs lists them"):
         ready(keras_files / "plain.keras", output="vectr")
 
@@ -80,13 +81,15 @@ def test_the_layers_are_listed(keras_files: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "is_said"), [("plain", False), ("scaled", True), ("bytes", True)])
-def test_a_model_that_scales_by_itself_needs_no_note(keras_files: Path, name: str, is_said: bool) -> None:
+def test_a_model_with_rescaling_has_no_note_about_normalisation(
+    keras_files: Path, name: str, is_said: bool
+) -> None:
     card = find_card(str(keras_files / f"{name}.keras"))
     assert [note.startswith("Its normalisation is unknown") for note in card.notes] == [True][is_said:]
 
 
 @pytest.mark.parametrize("name", ["scaled", "bytes"])
-def test_a_model_that_scales_by_itself_is_given_levels(keras_files: Path, name: str) -> None:
+def test_a_model_with_rescaling_gets_levels(keras_files: Path, name: str) -> None:
     card = find_card(str(keras_files / f"{name}.keras"))
     levels = made.pictures()
     assert (card.preprocess.mean, card.preprocess.scale) == ((0.0,), (1.0,))
@@ -94,7 +97,7 @@ def test_a_model_that_scales_by_itself_is_given_levels(keras_files: Path, name: 
     assert_near(features(card, levels), scaled_grid(levels).mean((1, 2)) @ HEAD)
 
 
-def test_keras_files_are_given_pictures_as_tensorflow_resizes_them(keras_files: Path) -> None:
+def test_images_for_keras_files_are_resized_like_tensorflow(keras_files: Path) -> None:
     steps = find_card(str(keras_files / "plain.keras")).preprocess
     assert (steps.dtype, steps.interpolation, steps.antialias, steps.resize) == (
         *("float32", "bilinear", False, "stretch"),
@@ -102,7 +105,7 @@ def test_keras_files_are_given_pictures_as_tensorflow_resizes_them(keras_files: 
     assert ready(keras_files / "plain.keras", like="pillow").preprocess.dtype == "uint8"
 
 
-def test_a_keras_model_of_open_size_is_asked_for_it(keras_files: Path) -> None:
+def test_a_keras_model_of_open_size_needs_a_size(keras_files: Path) -> None:
     path = str(keras_files / "open.keras")
     with pytest.raises(ModelError, match=r"any size .*--size"):
         find_card(path)
@@ -112,13 +115,13 @@ def test_a_keras_model_of_open_size_is_asked_for_it(keras_files: Path) -> None:
     assert_near(features(card, levels), scaled_grid(levels).mean((1, 2)) @ HEAD)
 
 
-def test_a_fixed_keras_model_is_resized_or_says_that_it_cannot(keras_files: Path) -> None:
+def test_a_keras_model_of_fixed_size_is_resized_or_refused(keras_files: Path) -> None:
     with pytest.raises(ModelError, match=r"images of 10x10; its input .* Leave out --size") as caught:
         find_card(str(keras_files / "plain.keras"), size=10)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_in_a_model_is_embedded_even_if_both_were_compiled(keras_files: Path) -> None:
+def test_a_compiled_model_inside_another_one_is_embedded(keras_files: Path) -> None:
     path = keras_files / "nested.keras"
     levels = made.pictures()
     assert_near(features(find_card(str(path)), levels), grid_of(levels).mean((1, 2)) @ HEAD)
@@ -126,7 +129,7 @@ def test_a_model_in_a_model_is_embedded_even_if_both_were_compiled(keras_files: 
     assert_near(features(card, levels, "flatten"), grid_of(levels).reshape(len(levels), -1))
 
 
-def test_the_environment_s_keras_is_left_alone(
+def test_keras_of_the_environment_is_not_used(
     keras_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_BACKEND", "no-such-backend")
@@ -149,7 +152,7 @@ def intermediate(path: Path) -> Path:
 def test_an_openvino_model_is_embedded(tmp_path: Path) -> None:
     path = intermediate(tmp_path / "net.xml")
     levels = made.pictures()
-    card = add_model(str(path), "mine", mode="tf")
+    card = add(str(path), "mine", mode="tf")
     assert card.grid == (*SIDES, CHANNELS)
     assert_near(features(card, levels, "flatten"), scaled_grid(levels).reshape(len(levels), -1))
 
@@ -223,7 +226,7 @@ def photos(folder: Path) -> dict[Path, Array]:
     return {path: decode(path.read_bytes(), max_pixels=2**28) for path in sorted((folder / "photos").iterdir())}
 
 
-def test_a_lite_model_names_photographs(lite: Path, shared_data: Path) -> None:
+def test_a_tflite_model_classifies_photographs(lite: Path, shared_data: Path) -> None:
     card = find_card(str(lite))
     assert (card.grid, card.pooled, card.preprocess.dtype) == ((1, 1, 1001), "vector", "uint8")
     labels = (WEIGHTS / "imagenet_labels.txt").read_text("utf-8").splitlines()
@@ -238,7 +241,7 @@ def test_a_lite_model_names_photographs(lite: Path, shared_data: Path) -> None:
     assert np.mean(right) >= 0.84  # 0.85 where the CPU adds integers up exactly, 0.84 in float32
 
 
-def test_the_pooled_features_of_a_lite_model_are_those_of_its_own_run(lite: Path) -> None:
+def test_the_pooled_features_of_a_tflite_model_are_those_of_its_interpreter(lite: Path) -> None:
     card = ready(lite, output="ReduceMean:1")
     assert (card.grid, card.pooled, card.batch) == ((1, 1, 1280), "", None)
     assert (card.preprocess.height, card.preprocess.width) == (224, 224)
@@ -256,7 +259,7 @@ def test_the_pooled_features_of_a_lite_model_are_those_of_its_own_run(lite: Path
     assert alone.std() > 0.1
 
 
-def test_the_grid_of_a_lite_model_is_row_by_row(lite: Path) -> None:
+def test_the_grid_of_a_tflite_model_is_flattened_row_by_row(lite: Path) -> None:
     listed: list[dict[str, Any]] = files.outputs(str(lite))
     last = [one["name"] for one in listed if one["shape"][1:] in ([7, 7, 1280], [1280, 7, 7])][-1]
     card, pooled = ready(lite, output=last), ready(lite, output="ReduceMean:1")

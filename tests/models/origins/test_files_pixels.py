@@ -62,7 +62,7 @@ NORMALISED: dict[str, tuple[dict[str, Any], Any]] = {
 
 
 @pytest.mark.parametrize("case", NORMALISED)
-def test_pixels_are_normalised_as_was_said(tmp_path: Path, case: str) -> None:
+def test_pixels_are_normalised_as_requested(tmp_path: Path, case: str) -> None:
     choices, expected = NORMALISED[case]
     levels = made.pictures(3, SIDE, SIDE)
     np.testing.assert_allclose(seen(tmp_path, levels, **choices), expected(exact()), rtol=1e-5, atol=2e-5)
@@ -75,7 +75,7 @@ def test_every_mode_has_a_case() -> None:
 @pytest.mark.parametrize(
     ("choices", "said"), [({}, False), ({"mode": "raw"}, True), ({"mean": (0.5,), "scale": (0.5,)}, True)]
 )
-def test_an_unsaid_normalisation_is_noted(tmp_path: Path, choices: dict[str, Any], said: bool) -> None:
+def test_an_unknown_normalisation_is_noted(tmp_path: Path, choices: dict[str, Any], said: bool) -> None:
     notes = ready(made.identity(tmp_path / "same.onnx"), **choices).notes
     assert [note.startswith("Its normalisation is unknown") for note in notes] == ([] if said else [True])
 
@@ -83,7 +83,7 @@ def test_an_unsaid_normalisation_is_noted(tmp_path: Path, choices: dict[str, Any
 # -- resizing and cutting ------------------------------------------------------------------------------------
 
 
-def test_an_onnx_file_is_given_pictures_as_pillow_resizes_them(tmp_path: Path) -> None:
+def test_images_for_onnx_files_are_resized_like_pillow(tmp_path: Path) -> None:
     levels = made.pictures(2, 20, 14)
     found = seen(tmp_path, levels)
     assert np.array_equal(found, np.stack([by_pillow(one) for one in levels]))
@@ -91,7 +91,7 @@ def test_an_onnx_file_is_given_pictures_as_pillow_resizes_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["nearest", "box", "hamming", "bicubic", "lanczos"])
-def test_pillow_has_other_ways(tmp_path: Path, name: str) -> None:
+def test_pillows_interpolations_differ(tmp_path: Path, name: str) -> None:
     (levels,) = made.pictures(1, 20, 14)
     how = Image.Resampling[name.upper()]
     assert np.array_equal(seen(tmp_path, [levels], interpolation=name)[0], by_pillow(levels, how=how))
@@ -99,7 +99,7 @@ def test_pillow_has_other_ways(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(20, 14), (14, 21), (9, 9), (6, 40)])
 @pytest.mark.parametrize("edge", [None, 9])
-def test_the_middle_is_cut_out(tmp_path: Path, height: int, width: int, edge: int | None) -> None:
+def test_the_middle_is_cropped(tmp_path: Path, height: int, width: int, edge: int | None) -> None:
     (levels,) = made.pictures(1, height, width)
     short = edge or SIDE
     long = int(short * max(height, width) / min(height, width))
@@ -122,7 +122,7 @@ def linear_by_points(pixels: Array) -> Array:
     return out
 
 
-def test_pictures_are_resized_as_tensorflow_does_when_asked(tmp_path: Path) -> None:
+def test_images_are_resized_like_tensorflow_if_requested(tmp_path: Path) -> None:
     levels = made.pictures(2, 20, 14)
     expected = np.stack([linear_by_points(one) for one in levels])
     found = seen(tmp_path, levels, like="tensorflow")
@@ -132,7 +132,7 @@ def test_pictures_are_resized_as_tensorflow_does_when_asked(tmp_path: Path) -> N
     np.testing.assert_allclose(scaled, expected / 127.5 - 1, atol=1e-5)
 
 
-def test_antialias_is_another_way_for_tensorflow(tmp_path: Path) -> None:
+def test_antialias_changes_the_resizing_of_tensorflow(tmp_path: Path) -> None:
     levels = made.pictures(2, 20, 14)
     smooth = seen(tmp_path, levels, like="tensorflow", antialias=True)
     # The same kernel as Pillow's, but for its rounding.
@@ -151,7 +151,7 @@ def bytes_in(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_a_model_of_bytes_is_given_bytes(tmp_path: Path, order: str) -> None:
+def test_a_model_of_bytes_gets_bytes(tmp_path: Path, order: str) -> None:
     card = ready(bytes_in(tmp_path / "bytes.onnx"), channel_order=order)
     levels = made.pictures(2, 20, 14)
     expected = np.stack([by_pillow(one) for one in levels])[..., :: 1 if order == "RGB" else -1]
@@ -180,7 +180,7 @@ CONTRADICTIONS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("choices", "part"), CONTRADICTIONS)
-def test_what_contradicts_itself_is_refused(tmp_path: Path, choices: dict[str, Any], part: str) -> None:
+def test_contradictory_options_are_refused(tmp_path: Path, choices: dict[str, Any], part: str) -> None:
     with pytest.raises(SettingError) as caught:
         ready(made.identity(tmp_path / "same.onnx"), **choices)
     assert part in str(caught.value)
@@ -191,7 +191,7 @@ def test_what_contradicts_itself_is_refused(tmp_path: Path, choices: dict[str, A
 @pytest.mark.parametrize(
     "choices", [{"like": "tensorflow"}, {"mode": "torch"}, {"mode": "caffe"}, {"mean": (0.5,), "scale": (0.5,)}]
 )
-def test_a_model_of_bytes_takes_no_other_levels(tmp_path: Path, choices: dict[str, Any]) -> None:
+def test_a_model_of_bytes_allows_no_normalisation(tmp_path: Path, choices: dict[str, Any]) -> None:
     with pytest.raises(SettingError, match="The model's input is bytes"):
         ready(bytes_in(tmp_path / "bytes.onnx"), **choices)
     assert list((home() / "models").glob("*")) == []

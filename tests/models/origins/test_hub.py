@@ -116,7 +116,7 @@ def assert_embeds(card: ModelCard, kernel: Any = KERNEL) -> None:
 # -- what is to be had ---------------------------------------------------------------------------------------
 
 
-def test_a_hub_s_model_is_embedded_as_its_config_says(hub: Hub, tmp_path: Path) -> None:
+def test_the_model_of_a_hub_is_preprocessed_by_its_config(hub: Hub, tmp_path: Path) -> None:
     card = get(hub, tmp_path, "hf:org/net")
     assert (card.name, card.grid) == ("hf:org/net", (SIDE // 2, SIDE // 2, CHANNELS))
     steps = card.preprocess
@@ -158,7 +158,7 @@ def test_a_file_is_chosen_by_its_name(hub: Hub, tmp_path: Path) -> None:
     assert_embeds(get(hub, tmp_path, "hf:org/net@main:model.onnx"))
 
 
-def test_the_usual_file_is_taken_among_several(tmp_path: Path) -> None:
+def test_the_usual_file_is_used_among_several(tmp_path: Path) -> None:
     files = {
         **repo(tmp_path, name="onnx/model.onnx"),
         **repo(tmp_path, kernel=2 * KERNEL, name="onnx/model_fp16.onnx"),
@@ -168,14 +168,14 @@ def test_the_usual_file_is_taken_among_several(tmp_path: Path) -> None:
     assert hub.downloads() == {"onnx/model.onnx", "preprocessor_config.json"}
 
 
-def test_the_size_can_be_said(hub: Hub, tmp_path: Path) -> None:
+def test_the_size_can_be_set(hub: Hub, tmp_path: Path) -> None:
     card = get(hub, tmp_path, "hf:org/net", size=12)
     assert (card.preprocess.height, card.grid) == (12, (6, 6, CHANNELS))
     assert card.file != get(hub, tmp_path, "hf:org/net").file
 
 
 @pytest.mark.parametrize("data", ["model.onnx_data", "kernel.bin"])
-def test_weights_in_another_file_come_with_it(tmp_path: Path, data: str) -> None:
+def test_weights_in_another_file_are_downloaded(tmp_path: Path, data: str) -> None:
     files = repo(tmp_path)
     model = onnx.load_model_from_string(files["model.onnx"])
     (kernel,) = (one for one in model.graph.initializer if one.name == "kernel")
@@ -219,7 +219,7 @@ def test_several_files_are_listed_to_choose_from(hub: Hub, tmp_path: Path) -> No
     assert hub.downloads() == set()
 
 
-def test_a_file_that_is_not_there_lists_those_that_are(hub: Hub, tmp_path: Path) -> None:
+def test_a_missing_file_lists_the_existing_ones(hub: Hub, tmp_path: Path) -> None:
     said = refusal(hub, tmp_path, "hf:org/net:onnx/model.onnx")
     assert said == "The hub's org/net has no 'onnx/model.onnx'. Its ONNX files: model.onnx."
     assert "has no 'modeling.py'" in refusal(hub, tmp_path, "hf:org/net:modeling.py")
@@ -231,7 +231,7 @@ def test_a_repository_without_onnx_is_refused(hub: Hub, tmp_path: Path) -> None:
     assert "has no ONNX file. Export it to ONNX" in refusal(hub, tmp_path, "hf:org/net")
 
 
-def test_a_repository_without_a_config_says_what_to_do(hub: Hub, tmp_path: Path) -> None:
+def test_a_repository_without_a_config_is_refused(hub: Hub, tmp_path: Path) -> None:
     del hub.repos["org/net"]["main"]["preprocessor_config.json"]
     said = refusal(hub, tmp_path, "hf:org/net")
     assert "has no preprocessor_config.json" in said
@@ -239,7 +239,7 @@ def test_a_repository_without_a_config_says_what_to_do(hub: Hub, tmp_path: Path)
 
 
 @pytest.mark.parametrize("config", [b"", b"{", b"[]", b'"size"', b"\xff\xfe"])
-def test_a_config_of_nonsense_is_refused(hub: Hub, tmp_path: Path, config: bytes) -> None:
+def test_an_invalid_config_is_refused(hub: Hub, tmp_path: Path, config: bytes) -> None:
     hub.repos["org/net"]["main"]["preprocessor_config.json"] = config
     assert "hf:org/net" in refusal(hub, tmp_path, "hf:org/net")
 
@@ -250,13 +250,13 @@ def test_an_unknown_repository_or_revision_is_named(hub: Hub, tmp_path: Path) ->
     assert "no such revision" in refusal(hub, tmp_path, "hf:org/net@v9")
 
 
-def test_without_connection_there_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_connection_is_reported_in_one_line(tmp_path: Path) -> None:
     with serving(Hub({})) as hub:
         pass
     assert "no connection" in refusal(hub, tmp_path, "hf:org/net")
 
 
-def test_weights_outside_the_repository_are_not_asked_for(hub: Hub, tmp_path: Path) -> None:
+def test_weights_outside_the_repository_are_not_requested(hub: Hub, tmp_path: Path) -> None:
     files = hub.repos["org/net"]["main"]
     model = onnx.load_model_from_string(files["model.onnx"])
     (kernel,) = (one for one in model.graph.initializer if one.name == "kernel")
@@ -267,13 +267,13 @@ def test_weights_outside_the_repository_are_not_asked_for(hub: Hub, tmp_path: Pa
     assert not [one for one in hub.asked if "secret" in one]
 
 
-def test_a_name_that_is_none_asks_nobody(hub: Hub, tmp_path: Path) -> None:
+def test_an_invalid_name_makes_no_request(hub: Hub, tmp_path: Path) -> None:
     for name in ("hf:", "hf:net", "hf:org/net:../up.onnx", "hf:org/net/more", "hf:org/net@"):
         assert "must be written hf:org/repo" in refusal(hub, tmp_path, name)
     assert hub.asked == []
 
 
-def test_a_download_that_broke_off_is_done_again(hub: Hub, tmp_path: Path) -> None:
+def test_a_broken_download_is_repeated(hub: Hub, tmp_path: Path) -> None:
     whole = hub.repos["org/net"]["main"]["model.onnx"]
     hub.repos["org/net"]["main"]["model.onnx"] = whole[:100]
     with contextlib.suppress(AssertionError):

@@ -116,7 +116,7 @@ SHAPES: dict[str, tuple[dict[str, Any], tuple[int, str, int | None, str]]] = {
 
 
 @pytest.mark.parametrize("case", SHAPES)
-def test_size_and_cut_are_read(case: str) -> None:
+def test_size_and_crop_are_read(case: str) -> None:
     config, (side, resize, edge, interpolation) = SHAPES[case]
     spec = steps(config)
     assert (spec.height, spec.width, spec.resize, spec.shortest_edge) == (side, side, resize, edge)
@@ -205,13 +205,13 @@ STRANGE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", STRANGE)
-def test_a_way_that_is_not_known_is_refused_not_guessed(case: str) -> None:
+def test_unknown_preprocessing_is_refused(case: str) -> None:
     with pytest.raises((ModelError, SettingError)) as caught:
         steps(STRANGE[case])
     assert "\n" not in str(caught.value)
 
 
-def test_a_refusal_names_the_model_and_what_to_do() -> None:
+def test_an_error_names_the_model_and_the_remedy() -> None:
     with pytest.raises(ModelError) as caught:
         read_config({**DINO, "do_center_crop": False}, NAME)
     assert NAME in str(caught.value)
@@ -233,7 +233,7 @@ def test_a_refusal_names_the_model_and_what_to_do() -> None:
         ("hf:org/net@v1:a b.onnx", HubName("org/net", "v1", "a b.onnx")),
     ],
 )
-def test_a_name_is_taken_apart(name: str, expected: HubName) -> None:
+def test_a_name_is_parsed(name: str, expected: HubName) -> None:
     assert parse(name) == expected
 
 
@@ -257,6 +257,6 @@ def test_a_name_is_taken_apart(name: str, expected: HubName) -> None:
         "hf:https://a/b",
     ],
 )
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_an_invalid_hub_name_is_refused(name: str) -> None:
     with pytest.raises(ModelError, match="must be written hf:org/repo"):
         parse(name)

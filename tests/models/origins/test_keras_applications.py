@@ -17,8 +17,9 @@ import pytest
 from featurepress.embedding.inference import embed_images
 from featurepress.errors import ModelError
 from featurepress.models import store
-from featurepress.models.catalog import EMBEDDED_V1, describe_model, find_architecture, find_card, list_models
+from featurepress.models.catalog import EMBEDDED_V1, find_architecture, find_card
 from featurepress.models.origins import keras_applications
+from featurepress.models.verbs import list_models, show
 
 # Run with keras on OpenVINO; what is asked of keras is written as JSON.
 ASK = """
@@ -62,7 +63,7 @@ def pictures() -> list[Any]:
 # -- what keras has ------------------------------------------------------------------------------------------
 
 
-def test_every_architecture_of_keras_is_there(asked: dict[str, Any]) -> None:
+def test_every_architecture_of_keras_is_listed(asked: dict[str, Any]) -> None:
     assert {one.keras_name for one in keras_applications.architectures().values()} == set(asked["preprocessed"])
     assert len(keras_applications.architectures()) >= 40
 
@@ -100,7 +101,7 @@ def test_input_sizes() -> None:
     assert (known["efficientnet_b7"].default_size, known["mobilenet_v3_small"].default_size) == (600, 224)
 
 
-def test_names_are_unique_and_spelled_as_people_do() -> None:
+def test_names_are_unique_and_readable() -> None:
     names = ["convnext_xlarge", "densenet201", "efficientnet_b0", "efficientnet_v2_b3", "efficientnet_v2_s"]
     names += ["inception_resnet_v2", "inception_v3", "mobilenet", "mobilenet_v2", "mobilenet_v3_large"]
     names += ["nasnet_mobile", "resnet50", "resnet50_v2", "vgg16", "xception"]
@@ -108,7 +109,7 @@ def test_names_are_unique_and_spelled_as_people_do() -> None:
 
 
 @pytest.mark.parametrize("written", ["MobileNetV2", "mobilenetv2", "mobilenet-v2", "MOBILENET_V2"])
-def test_a_name_is_found_however_it_is_written(written: str) -> None:
+def test_case_and_dashes_of_a_name_do_not_matter(written: str) -> None:
     assert find_architecture(written).name == "mobilenet_v2"
 
 
@@ -139,7 +140,7 @@ def test_keras_weights_and_the_onnx_file_give_the_same_features(
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
-def test_a_converted_model_is_as_quick_as_the_onnx_file(embedded_weights: Path) -> None:
+def test_a_converted_model_is_as_fast_as_the_onnx_file(embedded_weights: Path) -> None:
     """The turns that keras's export is full of are gone; with them it took four times as long."""
     import openvino as ov
 
@@ -154,7 +155,7 @@ def test_a_converted_model_is_as_quick_as_the_onnx_file(embedded_weights: Path) 
     assert turns <= 2  # in and out
 
 
-def test_a_model_is_made_once_and_embedding_imports_no_keras(
+def test_a_model_is_converted_once_and_embedding_imports_no_keras(
     embedded_weights: Path, tmp_path: Path, pictures: list[Any]
 ) -> None:
     from featurepress.demo.orchard import draw_images
@@ -165,7 +166,7 @@ def test_a_model_is_made_once_and_embedding_imports_no_keras(
         "MobileNetV2",
         alpha=0.5,
         weights=str(embedded_weights),
-        progress=lambda progress: message.append(progress.doing),
+        on_progress=lambda progress: message.append(progress.doing),
     )
     assert again == card
     assert not message
@@ -182,7 +183,7 @@ def test_a_model_is_made_once_and_embedding_imports_no_keras(
     }
 
 
-def test_two_at_once_make_the_same_model(embedded_weights: Path, tmp_path: Path) -> None:
+def test_two_processes_convert_the_same_model(embedded_weights: Path, tmp_path: Path) -> None:
     program = (
         "from featurepress.models.catalog import find_card\n"
         f"print(find_card('mobilenet_v2', alpha=0.5, size=128, weights={str(embedded_weights)!r}).file)"
@@ -207,7 +208,7 @@ def test_two_at_once_make_the_same_model(embedded_weights: Path, tmp_path: Path)
     assert models == [found[0].stdout.strip()]
 
 
-def test_the_fingerprint_tells_sizes_and_weights_apart_but_not_precision(embedded_weights: Path) -> None:
+def test_the_fingerprint_depends_on_size_and_weights_but_not_precision(embedded_weights: Path) -> None:
     def fingerprint(**options: Any) -> str:
         card = find_card("mobilenet_v2", alpha=0.5, weights=str(embedded_weights), **options)
         return card.backbone("avg").fingerprint
@@ -263,7 +264,9 @@ def kept() -> list[str]:
         ("mobilnet_v2", {}, ["did you mean", "mobilenet_v2"]),
     ],
 )
-def test_what_a_model_cannot_do_is_refused(name: str, options: dict[str, Any], words: list[str]) -> None:
+def test_options_that_a_model_does_not_allow_are_refused(
+    name: str, options: dict[str, Any], words: list[str]
+) -> None:
     with pytest.raises(ModelError) as caught:
         find_card(name, **options)
     assert "\n" not in str(caught.value)
@@ -281,7 +284,7 @@ def test_weights_of_another_architecture_are_refused(embedded_weights: Path) -> 
     assert not kept()
 
 
-def test_weights_that_are_none_are_refused(tmp_path: Path, embedded_weights: Path) -> None:
+def test_invalid_weights_are_refused(tmp_path: Path, embedded_weights: Path) -> None:
     text, cut = tmp_path / "text.h5", tmp_path / "cut.weights.h5"
     text.write_text("6 bananas")
     cut.write_bytes(embedded_weights.read_bytes()[:100_000])
@@ -291,7 +294,7 @@ def test_weights_that_are_none_are_refused(tmp_path: Path, embedded_weights: Pat
 
 
 @pytest.mark.usefixtures("known", "own_home")
-def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, embedded_weights: Path) -> None:
+def test_nan_weights_are_refused(tmp_path: Path, embedded_weights: Path) -> None:
     copy = tmp_path / "nan.weights.h5"
     copy.write_bytes(embedded_weights.read_bytes())
     with h5py.File(copy, "r+") as file:
@@ -303,15 +306,15 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, embedded_weight
     assert not kept()
 
 
-def test_a_model_that_is_not_here_is_described_without_being_fetched() -> None:
-    known = describe_model("VGG16")
+def test_a_model_is_described_without_a_download() -> None:
+    known = show("VGG16")
     assert known["licence"].startswith("CC-BY")
     assert "featurepress models pull vgg16" in known["status"]
     with pytest.raises(ModelError, match="There is no model"):
-        describe_model("vgg17b")
+        show("vgg17b")
 
 
-def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_store_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras_applications.architectures()
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("FEATUREPRESS_HOME", str(tmp_path / "file" / "home"))
@@ -319,7 +322,7 @@ def test_a_store_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         find_card("mobilenet_v2")
 
 
-def test_a_card_that_cannot_be_read_is_no_card(own_home: Path) -> None:
+def test_an_unreadable_card_is_ignored(own_home: Path) -> None:
     """Damaged, or written by a version with other fields: the model is made again, and the list still stands."""
     for number, text in enumerate(['{"card": {"name": "x", "colour": "red"}}', "{", "[]"]):
         folder = own_home / "models" / f"{number:032x}"
@@ -330,7 +333,7 @@ def test_a_card_that_cannot_be_read_is_no_card(own_home: Path) -> None:
     assert len(list_models()) > 40
 
 
-def test_what_a_killed_conversion_has_left_is_swept_away(own_home: Path) -> None:
+def test_the_files_of_a_killed_conversion_are_removed(own_home: Path) -> None:
     old, new = own_home / "models" / ".making-old", own_home / "models" / ".making-new"
     for folder in (old, new):
         folder.mkdir(parents=True)

@@ -173,14 +173,14 @@ def test_a_download_that_is_stopped_leaves_nothing(
     server.go_on.set()
 
 
-def test_no_connection_is_said(environment: dict[str, str]) -> None:
+def test_a_missing_connection_is_named(environment: dict[str, str]) -> None:
     done = run_cli(*PULL, environment={**environment, "FEATUREPRESS_MIRROR": "http://127.0.0.1:9/none"})
     assert done.returncode == 2
     assert "no connection" in done.stderr
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_a_source_that_is_not_there_is_told_before_a_model_is_fetched(
+def test_a_missing_source_is_reported_before_the_model_is_downloaded(
     server: Server, environment: dict[str, str], tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     done = run_cli(
@@ -209,7 +209,7 @@ def test_other_weights_under_the_same_name_are_refused(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_users_own_keras_cache_is_used(server: Server, environment: dict[str, str], tmp_path: Path) -> None:
+def test_keras_cache_of_the_user_is_used(server: Server, environment: dict[str, str], tmp_path: Path) -> None:
     cache = tmp_path / "keras" / "models"
     cache.mkdir(parents=True)
     (cache / NAME).write_bytes(server.data)
@@ -219,7 +219,7 @@ def test_the_users_own_keras_cache_is_used(server: Server, environment: dict[str
     assert weights_in(tmp_path / "keras") == ["models"]  # nothing of ours is left there
 
 
-def test_a_file_with_the_hash_that_keras_knows_only(server: Server, environment: dict[str, str]) -> None:
+def test_only_a_file_with_the_hash_of_keras_is_used(server: Server, environment: dict[str, str]) -> None:
     """EfficientNet's hash is on keras's list: these are not the weights it names."""
     done = run_cli("models", "pull", "efficientnet_b0", "--size", "64", environment=environment)
     assert done.returncode == 2

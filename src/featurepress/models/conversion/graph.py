@@ -25,7 +25,6 @@ _FAILURES = (
     *(frontend.GeneralFailure, frontend.InitializationFailure, frontend.NotImplementedFailure),
     *(frontend.OpConversionFailure, frontend.OpValidationFailure),
 )
-_DEFAULT_SIZE = 224
 
 
 def read(path: Path) -> Any:
@@ -110,7 +109,7 @@ def finish(
     }
 
 
-# -- what is there -------------------------------------------------------------------------------------------
+# -- tensors -------------------------------------------------------------------------------------------------
 
 
 def candidates(model: Any) -> list[dict[str, Any]]:
@@ -118,13 +117,8 @@ def candidates(model: Any) -> list[dict[str, Any]]:
     found = {}
     for name, port in _tensors(model):
         shape, kind = port.get_partial_shape(), port.get_node().get_type_name()
-        is_float = port.get_element_type() in (ov.Type.f32, ov.Type.f16)
-        if (
-            kind not in ("Convert", "FakeQuantize")
-            and not shape.rank.is_dynamic
-            and 2 <= len(shape) <= 4
-            and is_float
-        ):
+        is_float = port.get_element_type() in (ov.Type.f32, ov.Type.f16) and kind not in ("Convert", "FakeQuantize")
+        if is_float and not shape.rank.is_dynamic and 2 <= len(shape) <= 4:
             sides = [-1 if side.is_dynamic else side.get_length() for side in shape]
             found[name] = {"name": name, "shape": sides, "made_by": kind}
     return list(found.values())
@@ -167,15 +161,13 @@ def _cut(model: Any, output: str | None) -> tuple[Any, str]:
         raise ModelError(
             f"The model must have one input, the pixels. It has {len(model.inputs)}: {listed or 'none'}."
         )
-    if output is None:
-        if not model.outputs:
-            raise ModelError("The model has no output.")
-        port = model.output(0).get_node().input_value(0)
-        name = tensor_name(model.output(0))
-    else:
+    if output is not None:
         port, name = _find(model, output), output
-    cut = ov.Model([ops.result(port)], model.get_parameters())
-    return cut, name
+    elif model.outputs:
+        port, name = model.output(0).get_node().input_value(0), tensor_name(model.output(0))
+    else:
+        raise ModelError("The model has no output.")
+    return ov.Model([ops.result(port)], model.get_parameters()), name
 
 
 def _find(model: Any, output: str) -> Any:
@@ -223,17 +215,13 @@ def _is_three(dimension: Any) -> bool:
 
 def _sides(model: Any, layout: str, size: int | None) -> tuple[int, int]:
     """Return height and width of the input."""
-    shape = model.input(0).get_partial_shape()
-    axes = (1, 2) if layout == "NHWC" else (2, 3)
-    sides = [shape[axis].get_length() if shape[axis].is_static else None for axis in axes]
     if size is not None:
         return size, size
-    if None in sides:
+    shape = model.input(0).get_partial_shape()
+    height, width = (shape[axis] for axis in ((1, 2) if layout == "NHWC" else (2, 3)))
+    if height.is_dynamic or width.is_dynamic:
         raise ModelError(f"The model accepts images of any size (its input is {shape}). Choose one with --size.")
-    height, width = sides
-    assert height is not None
-    assert width is not None
-    return height, width
+    return height.get_length(), width.get_length()
 
 
 # -- conversion ----------------------------------------------------------------------------------------
@@ -356,9 +344,7 @@ def _is_channels_first(model: Any, shape: Any, layout: str) -> bool:
     """Whether a grid is (N, C, h, w): the sides whose proportion is closest to the input's are h and w."""
     pixels = model.input(0).get_partial_shape()
     aspect = pixels[1].get_length() / pixels[2].get_length()
-    sides = (
-        [side.get_length() for side in list(shape)[1:]] if all(s.is_static for s in list(shape)[1:]) else [1, 1, 1]
-    )
+    sides = [side.get_length() if side.is_static else 0 for side in list(shape)[1:]]
     if 0 in sides:
         return layout == "NCHW"
     last, first = abs(sides[0] / sides[1] - aspect), abs(sides[1] / sides[2] - aspect)
@@ -388,12 +374,9 @@ def _try(model: Any, height: int, width: int, dtype: str, batch: int | None) -> 
         is_weights = node.get_type_name() == "Constant" and node.get_element_type() in (ov.Type.f32, ov.Type.f16)
         if is_weights and np.isnan(node.get_data()).any():
             raise ModelError("The model has NaN weights. Its file is damaged.")
-    count = batch or 3
-    rng = np.random.default_rng(1)
-    pixels = np.stack(
-        [rng.uniform(-1, 1, (height, width, 3)), np.zeros((height, width, 3)), -np.ones((height, width, 3))]
-    )
-    pixels = np.resize(pixels, (count, height, width, 3))
+    shape = (height, width, 3)
+    pixels = np.stack([np.random.default_rng(1).uniform(-1, 1, shape), np.zeros(shape), -np.ones(shape)])
+    pixels = np.resize(pixels, (batch or 3, *shape))
     inputs = (pixels * 127.5 + 127.5).astype(np.uint8) if dtype == "uint8" else pixels.astype(np.float32)
     if not np.isfinite(_run(model, inputs)).all():
         raise ModelError("The model's features are NaN or infinite. Its weights are damaged.")

@@ -1,6 +1,6 @@
 """Check a model file before a library reads it: no code, no archive bombs, no files outside its folder.
 
-Checking executes nothing and follows no link. Of an archive, only the weights are unpacked, into an unnamed
+A check executes nothing and follows no link. Of an archive, only the weights are unpacked, into an unnamed
 temporary file, after their size is checked.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import os.path
 import shutil
 import struct
 import tempfile
@@ -31,6 +32,12 @@ _KERAS_MEMBERS = ("config.json", "metadata.json", "model.weights.h5")
 # Classes that hold code, load other files, or reach out of the model.
 _REFUSED_CLASSES = ("Lambda", "__lambda__", "TFSMLayer", "TorchModuleWrapper", "JaxLayer", "FlaxLayer")
 _FILE_READERS = ("StringLookup", "IntegerLookup", "TextVectorization")
+_KERAS_MODULES = (
+    *("keras.layers", "keras.models", "keras.initializers", "keras.regularizers", "keras.constraints"),
+    *("keras.activations", "keras.dtype_policies", "keras.ops", "keras.random"),
+    "keras.backend.common.keras_tensor",
+    *("keras.optimizers", "keras.losses", "keras.metrics"),  # of a compiled model inside another one
+)
 
 
 def check_keras(path: Path) -> dict[str, Any]:
@@ -44,7 +51,7 @@ def check_keras(path: Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_members(path, archive.infolist())
-            config = json.loads(_read_some(archive, "config.json"))
+            config: dict[str, Any] = json.loads(_read_start(archive, "config.json"))
             # HDF5 seeks back and forth, and an archive member is unpacked again at each seek back.
             with archive.open("model.weights.h5") as member, tempfile.TemporaryFile() as weights:
                 shutil.copyfileobj(member, weights)
@@ -52,8 +59,7 @@ def check_keras(path: Path) -> dict[str, Any]:
     except _DAMAGE as error:
         raise ModelError(f"The file '{path}' is not a .keras model, or is damaged ({_reason(error)}).") from error
     _check_config(path, config)
-    result: dict[str, Any] = config
-    return result
+    return config
 
 
 def _reason(error: Exception) -> str:
@@ -78,7 +84,7 @@ def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
         )
 
 
-def _read_some(archive: zipfile.ZipFile, name: str) -> bytes:
+def _read_start(archive: zipfile.ZipFile, name: str) -> bytes:
     """Read a member of at most `MAX_JSON_BYTES`."""
     with archive.open(name) as file:
         data = file.read(MAX_JSON_BYTES + 1)
@@ -108,12 +114,12 @@ def _check_h5(path: Path, file: Any) -> None:
     import h5py
 
     with h5py.File(file, "r") as weights:
-        for name, thing in _members(weights):
-            if isinstance(thing, h5py.ExternalLink):
+        for name, member in _members(weights):
+            if isinstance(member, h5py.ExternalLink):
                 raise ModelError(
-                    f"The weights '{path}' link to another file at '{name}' ({thing.filename}): refused."
+                    f"The weights '{path}' link to another file at '{name}' ({member.filename}): refused."
                 )
-            if isinstance(thing, h5py.Dataset) and (thing.external or thing.is_virtual):
+            if isinstance(member, h5py.Dataset) and (member.external or member.is_virtual):
                 raise ModelError(f"The weights '{path}' keep '{name}' in another file: refused.")
 
 
@@ -127,14 +133,11 @@ def _members(group: Any, prefix: str = "", seen: set[int] | None = None) -> Iter
         return
     seen.add(address)
     for name in group:
-        link, where = group.get(name, getlink=True), f"{prefix}/{name}"
-        if not isinstance(link, h5py.HardLink):
-            yield where, link
-            continue
-        thing = group[name]
-        yield where, thing
-        if isinstance(thing, h5py.Group):
-            yield from _members(thing, where, seen)
+        link, full_name = group.get(name, getlink=True), f"{prefix}/{name}"
+        member = group[name] if isinstance(link, h5py.HardLink) else link
+        yield full_name, member
+        if isinstance(member, h5py.Group):
+            yield from _members(member, full_name, seen)
 
 
 def _check_config(path: Path, config: Any) -> None:
@@ -164,39 +167,13 @@ def _check_object(path: Path, entry: dict[str, Any]) -> None:
     is_function = kind == "function" and module in ("builtins", None) and isinstance(inner, str)
     if is_function and "." not in str(inner) and ":" not in str(inner):
         return  # an activation by its name
-    is_foreign = module is not None and module != "keras" and not str(module).startswith(_KERAS_MODULES)
+    public_name = str(module).replace("keras.src.", "keras.", 1)
+    is_foreign = module is not None and module != "keras" and not public_name.startswith(_KERAS_MODULES)
     if is_function or is_foreign:
         raise ModelError(
             f"The model '{path}' names '{kind}' of the module '{module}', which is not Keras's own: refused, and "
             "not executed."
         )
-
-
-_KERAS_MODULES = (
-    "keras.layers",
-    "keras.src.layers",
-    "keras.models",
-    "keras.src.models",
-    "keras.initializers",
-    "keras.regularizers",
-    "keras.constraints",
-    "keras.activations",
-    "keras.src.activations",
-    "keras.dtype_policies",
-    "keras.src.dtype_policies",
-    "keras.ops",
-    "keras.src.ops",
-    "keras.src.backend.common.keras_tensor",
-    "keras.random",
-    "keras.src.random",
-    # A compiled model inside another one keeps these.
-    "keras.optimizers",
-    "keras.src.optimizers",
-    "keras.losses",
-    "keras.src.losses",
-    "keras.metrics",
-    "keras.src.metrics",
-)
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:
@@ -222,12 +199,11 @@ def external_files(path: Path) -> list[Path]:
     ModelError
         The file is not ONNX, or a file with weights is outside its folder or missing.
     """
-    found = [path.parent / name for name in external_names(path)]
-    for target in found:
-        if not _is_file(target):
-            name = target.relative_to(path.parent).as_posix()
+    names = external_names(path)
+    for name in names:
+        if not os.path.isfile(path.parent / name):  # noqa: PTH113 - False if the name is too long
             raise ModelError(f"The model '{path}' has weights in {name!r}, which is not in its folder.")
-    return found
+    return [path.parent / name for name in names]
 
 
 def external_names(path: Path) -> list[str]:
@@ -254,13 +230,6 @@ def external_names(path: Path) -> list[str]:
     return sorted(names)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # the name is too long
-        return False
-
-
 def _locations(graph: memoryview) -> Iterator[str]:
     tensors = list(_messages(graph, 5))
     for node in _messages(graph, 1):
@@ -279,22 +248,22 @@ def _messages(data: memoryview, wanted: int) -> Iterator[memoryview]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        if tag >= 2**32:  # other readers would take its lower half
-            raise ValueError("no field")
+        if tag >= 2**32:  # other readers would use its lower half
+            raise ValueError("not a field")
         number, kind = tag >> 3, tag & 7
         if kind == 0:
             _, at = _varint(data, at)
         elif kind == 2:
             size, at = _varint(data, at)
             if at + size > len(data):
-                raise ValueError("cut short")
+                raise ValueError("truncated")
             if number == wanted:
                 yield data[at : at + size]
             at += size
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
-            raise ValueError("no protobuf")
+            raise ValueError("not protobuf")
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
@@ -307,4 +276,4 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
         if shift > 63:
-            raise ValueError("no number")
+            raise ValueError("not a number")

@@ -6,6 +6,7 @@ The child's KERAS_BACKEND is openvino: no TensorFlow, no torch. Importing this f
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import re
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,18 +25,13 @@ from featurepress.models.conversion import guard
 from featurepress.models.origins import weights
 from featurepress.models.store import content_hash
 from featurepress.process import send_message
-from featurepress.progress import Progress, step
+from featurepress.progress import step
 
 # What Keras and its libraries raise when a model does not fit.
 _FAILURES = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
 )
-
-
-def on_progress(progress: Progress) -> None:
-    """Send progress to the parent process."""
-    send_message(progress)
 
 
 # -- architectures of Keras -----------------------------------------------------------------------------------
@@ -46,7 +43,7 @@ def list_architectures() -> list[dict[str, Any]]:
     Sizes come from the call by which every architecture checks its input shape, the preprocessing from the results
     of `preprocess_input` for black and coloured pixels.
     """
-    on_progress(step("listing the architectures of Keras", 0, 0))
+    send_message(step("listing the architectures of Keras"))
     keras = quiet_keras()
     found = []
     for keras_name, build in sorted(vars(keras.applications).items()):
@@ -70,19 +67,19 @@ def list_architectures() -> list[dict[str, Any]]:
     return found
 
 
-def preprocess_input(build: Callable[..., Any]) -> Callable[..., Any]:
+def preprocess_input(build: Callable[..., Any]) -> Any:
     """Return Keras's own preprocessing for an architecture."""
-    function: Callable[..., Any] = sys.modules[build.__module__].preprocess_input
-    return function
+    return sys.modules[build.__module__].preprocess_input
 
 
 class _CallError(Exception):
-    """Carries the arguments of a call that replaced the real one."""
+    """The arguments of a call to a replaced function."""
 
 
 @contextlib.contextmanager
-def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+def _replaced(module_name: str, name: str, function: Callable[..., Any]) -> Iterator[None]:
     """Replace a function of Keras for a while; only in the child process."""
+    module = import_module(module_name)
     original = getattr(module, name)
     setattr(module, name, function)
     try:
@@ -91,22 +88,25 @@ def _replaced(module: Any, name: str, function: Callable[..., Any]) -> Iterator[
         setattr(module, name, original)
 
 
+_replaced_get_file = functools.partial(_replaced, "keras.src.utils.file_utils", "get_file")
+_replaced_shape_check = functools.partial(_replaced, "keras.src.applications.imagenet_utils", "obtain_input_shape")
+
+
 def _sizes_of(build: Callable[..., Any]) -> Mapping[str, Any]:
     """Return default_size and min_size of an architecture."""
     from keras.src.applications import imagenet_utils
-    from keras.src.utils import file_utils
 
     real = inspect.signature(imagenet_utils.obtain_input_shape)
 
-    def ask_shape(*args: Any, **kwargs: Any) -> None:
+    def raise_sizes(*args: Any, **kwargs: Any) -> None:
         raise _CallError(real.bind(*args, **kwargs).arguments)
 
-    def ask_file(fname: str, *args: Any, **kwargs: Any) -> None:
+    def raise_sizes_of_file(fname: str, *args: Any, **kwargs: Any) -> None:
         # MobileNetV3 accepts any size from 32 on without this call; its weights are named by size.
         size = re.search(r"_(\d{3})_", fname)
         raise _CallError({"default_size": int(size[1]) if size else 224, "min_size": 32})
 
-    with _replaced(imagenet_utils, "obtain_input_shape", ask_shape), _replaced(file_utils, "get_file", ask_file):
+    with _replaced_shape_check(raise_sizes), _replaced_get_file(raise_sizes_of_file):
         try:
             build(include_top=False, weights="imagenet")
         except _CallError as call:
@@ -121,26 +121,22 @@ def _affine(function: Callable[..., Any]) -> tuple[tuple[float, ...], tuple[floa
 
     black = np.asarray(function(np.zeros((1, 1, 1, 3), np.float32)))[0, 0, 0].astype(np.float64)
     colours = np.diag([255.0] * 3).astype(np.float32)[:, None, None, :]
-    answers = np.stack([np.asarray(function(one[None].copy()))[0, 0, 0] for one in colours]) - black
-    order = "RGB" if abs(answers[0, 0]) > abs(answers[0, 2]) else "BGR"
-    slopes = np.diag(answers if order == "RGB" else answers[:, ::-1].T) / 255
+    changes = np.stack([np.asarray(function(colour[None].copy()))[0, 0, 0] for colour in colours]) - black
+    order = "RGB" if abs(changes[0, 0]) > abs(changes[0, 2]) else "BGR"
+    slopes = np.diag(changes if order == "RGB" else changes[:, ::-1].T) / 255
     scale = tuple(float(f"{1 / slope:.6g}") for slope in slopes)
     mean = tuple(abs(float(f"{-start / slope:.6g}")) for start, slope in zip(black, slopes, strict=True))
     levels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3)).astype(np.float32)
     ours = (levels if order == "RGB" else levels[..., ::-1]).astype(np.float64)
     if np.abs((ours - mean) / scale - np.asarray(function(levels.copy()))).max() > 1e-4:
         raise ModelError("This version of Keras preprocesses in a way that featurepress does not support.")
-    return _short(mean), _short(scale), order
+    return (mean[:1] if len(set(mean)) == 1 else mean), (scale[:1] if len(set(scale)) == 1 else scale), order
 
 
 def _mode(mean: tuple[float, ...], scale: tuple[float, ...], order: str) -> str:
     """Return Keras's name for a normalisation."""
     mode = next((mode for mode, values in KERAS_MODES.items() if values == (mean, scale, order)), "custom")
     return "inside the model" if mode == "raw" else mode
-
-
-def _short(values: tuple[float, ...]) -> tuple[float, ...]:
-    return values[:1] if len(set(values)) == 1 else values
 
 
 def quiet_keras() -> Any:
@@ -156,14 +152,14 @@ def quiet_keras() -> Any:
 # -- one architecture ----------------------------------------------------------------------------------------
 
 
-def convert(options: Mapping[str, Any], keras_models: str, folder: str) -> dict[str, Any]:
+def convert(options: Mapping[str, Any], keras_cache: str, folder: str) -> dict[str, Any]:
     """Build an architecture, load its weights, and write model.xml and model.bin.
 
     Parameters
     ----------
     options : mapping
         Fields of `Architecture`, and size, alpha, weights, pooling and file as requested.
-    keras_models : str
+    keras_cache : str
         Folder of weights of the user's own Keras.
     folder : str
         Folder to write to.
@@ -173,93 +169,79 @@ def convert(options: Mapping[str, Any], keras_models: str, folder: str) -> dict[
     dict
         Facts for the model's card.
     """
-    on_progress(step(f"building {options['name']}", 0, 0))
+    send_message(step(f"building {options['name']}"))
+    application = Application(options, Path(keras_cache))
     keras = quiet_keras()
-    build = getattr(keras.applications, options["keras_name"])
-    arguments = {"include_top": False, "input_shape": (options["size"], options["size"], 3)}
-    if options["alpha"] is not None:
-        arguments["alpha"] = options["alpha"]
-    weights_source = Weights(options, Path(keras_models), build, arguments)
     # Some architectures have a layer after the pooling. Their features are not a pooled grid, and every pooling
     # is a separate model.
     pooling = None if options["pooling"] == "flatten" else options["pooling"]
-    model = _built(lambda: weights_source.build(pooling="avg"), options)
+    model = _build(application, "avg", options)
     is_last = isinstance(model.layers[-1], keras.layers.GlobalAveragePooling2D)
     if is_last:
         model = keras.Model(model.inputs, model.layers[-1].input)
     elif pooling != "avg":
-        model = _built(lambda: weights_source.build(pooling=pooling), options)
-    on_progress(step(f"converting {options['name']} to OpenVINO", 0, 0))
-    output = model.layers[-1].name
-    facts = write_converted(keras, model, Path(folder))
+        model = _build(application, pooling, options)
+    send_message(step(f"converting {options['name']} to OpenVINO"))
     return {
-        **facts,
-        **weights_source.facts(),
-        "output": output,
+        **write_converted(model, Path(folder)),
+        **application.facts(),
+        "output": model.layers[-1].name,
         "pooled": "" if is_last or pooling is None else pooling,
         "n_parameters": model.count_params(),
         "versions": {"keras": keras.__version__, "openvino": version("openvino")},
     }
 
 
-def _built(build: Callable[[], Any], options: Mapping[str, Any]) -> Any:
-    """Call `build`; raise a ModelError of one line if Keras fails."""
+def _build(application: Application, pooling: str | None, options: Mapping[str, Any]) -> Any:
+    """Build the model; raise a ModelError of one line if Keras fails."""
     try:
-        return build()
+        return application.build(pooling)
     except _FAILURES as error:
         reason = " ".join(str(error).split())[:300]
-        what = f"The model {options['name']} at {options['size']}x{options['size']}"
-        if options["alpha"] is not None:
-            what += f", width {options['alpha']:g},"
         if options["file"] is not None:
             raise ModelError(
                 f"The weights '{options['file']}' do not fit {options['name']} without its classifier ({reason}). "
                 "Check --model, --size and --alpha."
             ) from error
-        raise ModelError(f"{what} cannot be built by Keras: {reason}") from error
+        width = "" if options["alpha"] is None else f", width {options['alpha']:g},"
+        raise ModelError(
+            f"The model {options['name']} at {options['size']}x{options['size']}{width} cannot be built by Keras: "
+            f"{reason}"
+        ) from error
 
 
-class Weights:
-    """The weights of an architecture, and the model built with them.
+class Application:
+    """An architecture of Keras Applications with its weights.
 
     Keras builds some architectures differently for ImageNet weights than for others. A file of the user that is
     Keras's own ImageNet file is treated as such.
     """
 
-    def __init__(
-        self,
-        options: Mapping[str, Any],
-        keras_models: Path,
-        build: Callable[..., Any],
-        arguments: Mapping[str, Any],
-    ) -> None:
-        self._keras_models = keras_models
-        self._build = build
-        self._arguments = arguments
+    def __init__(self, options: Mapping[str, Any], keras_cache: Path) -> None:
+        self.function = getattr(quiet_keras().applications, options["keras_name"])
+        self._arguments = {"include_top": False, "input_shape": (options["size"], options["size"], 3)}
+        if options["alpha"] is not None:
+            self._arguments["alpha"] = options["alpha"]
+        self._keras_cache = keras_cache
         self._file = None if options["file"] is None else Path(options["file"])
-        self._used: Path | None = None
-        self._url = ""
-        self._variant = "imagenet"
-        if options["weights"] == "random":
-            self._variant = "random"
-        elif self._file is not None:
+        self._used, self._url = self._file, ""
+        self._variant = "random" if options["weights"] == "random" else "imagenet"
+        if self._file is not None:
             guard.check_weights(self._file)
             self._variant = "imagenet" if self._is_imagenet(self._file) else "custom"
 
     def build(self, pooling: str | None) -> Any:
-        """Build the model with its weights."""
+        """Return a model with the weights."""
         arguments = {**self._arguments, "pooling": pooling}
         if self._variant == "random":
             import keras
 
             keras.utils.set_random_seed(0)
-            return self._build(weights=None, **arguments)
+            return self.function(weights=None, **arguments)
         if self._variant == "custom":
-            assert self._file is not None
-            self._used = self._file
-            return self._build(weights=str(self._file), **arguments)
-        with self._get_file_replaced(self._fetch):
-            return self._build(weights="imagenet", **arguments)
+            return self.function(weights=str(self._file), **arguments)
+        with _replaced_get_file(self._fetch):
+            return self.function(weights="imagenet", **arguments)
 
     def facts(self) -> dict[str, Any]:
         """Return the weights that were used: their variant, hash, file name and URL."""
@@ -276,33 +258,22 @@ class Weights:
     def _fetch(self, fname: str, origin: str, file_hash: str | None = None, **_: Any) -> str:
         """Replace Keras's get_file."""
         self._url = origin
-        if self._file is not None:
-            self._used = self._file
-        else:
-            self._used = weights.fetch(fname, origin, file_hash, self._keras_models, on_progress)
+        self._used = self._file or weights.fetch(fname, origin, file_hash, self._keras_cache, send_message)
         return str(self._used)
 
     def _is_imagenet(self, path: Path) -> bool:
         """Whether a file has the name or the hash of the file that Keras would download."""
 
-        def ask(fname: str, origin: str, file_hash: str | None = None, **_: Any) -> None:
+        def raise_call(fname: str, origin: str, file_hash: str | None = None, **_: Any) -> None:
             raise _CallError(fname, file_hash)
 
-        with self._get_file_replaced(ask), contextlib.suppress(Exception):
+        with _replaced_get_file(raise_call), contextlib.suppress(Exception):
             try:
-                self._build(weights="imagenet", **self._arguments)
+                self.function(weights="imagenet", **self._arguments)
             except _CallError as call:
                 name, known_hash = call.args
-                if path.name == name:
-                    return True
-                return bool(known_hash) and weights.has_hash(path, known_hash)
+                return bool(path.name == name or (known_hash and weights.has_hash(path, known_hash)))
         return False
-
-    @staticmethod
-    def _get_file_replaced(function: Callable[..., Any]) -> Any:
-        from keras.src.utils import file_utils
-
-        return _replaced(file_utils, "get_file", function)
 
 
 # -- a file of the user ---------------------------------------------------------------------------------------
@@ -324,7 +295,7 @@ def convert_file(kind: str, path: str, choices: Mapping[str, Any], folder: str) 
     """
     from featurepress.models.conversion import graph
 
-    on_progress(step(f"converting {Path(path).name} to OpenVINO", 0, 0))
+    send_message(step(f"converting {Path(path).name} to OpenVINO"))
     options = {name: choices[name] for name in ("size", "layout", "output")}
     versions = {"openvino": version("openvino")}
     if kind != "keras":
@@ -332,12 +303,10 @@ def convert_file(kind: str, path: str, choices: Mapping[str, Any], folder: str) 
             return {**graph.finish(graph.read(whole), Path(folder), **options), "versions": versions}
     keras, model = load_keras(path)
     name = options["output"] or model.layers[-1].name
-    cut = keras_cut(keras, model, name)
-    cut = _keras_sized(keras, cut, options["size"])
-    facts = write_converted(keras, cut, Path(folder), layout="NHWC")
+    cut = _keras_sized(keras, keras_cut(keras, model, name), options["size"])
     first = [type(layer).__name__ for layer in model.layers[:4]]
     return {
-        **facts,
+        **write_converted(cut, Path(folder), layout="NHWC"),
         "output": name,
         "n_parameters": cut.count_params(),
         "normalises": bool({"Rescaling", "Normalization"} & set(first)),
@@ -436,7 +405,7 @@ def _keras_sized(keras: Any, model: Any, size: int | None) -> Any:
         ) from error
 
 
-def write_converted(keras: Any, model: Any, folder: Path, **options: Any) -> dict[str, Any]:
+def write_converted(model: Any, folder: Path, **options: Any) -> dict[str, Any]:
     """Export a Keras model and convert it; see `graph.finish`."""
     from featurepress.models.conversion import graph
     from featurepress.models.conversion.transpositions import channels_first

@@ -48,13 +48,11 @@ def reference_features(
     if kind == "keras" and "variant" in card.origin:
         return _by_keras_application(card, pooling, levels, keras_cache)
     values = _normalised(levels, card.preprocess)
-    if kind == "keras" and _is_unchanged(Path(card.origin["file"]), card.weights_sha256):
-        return _by_keras_file(card, pooling, values)
+    if kind == "keras":
+        path = Path(card.origin["file"])
+        if path.is_file() and content_hash(path) == card.weights_sha256:
+            return _by_keras_file(card, pooling, values)
     return _by_openvino(card, pooling, values)
-
-
-def _is_unchanged(path: Path, sha256: str) -> bool:
-    return path.is_file() and content_hash(path) == sha256
 
 
 # -- pixels --------------------------------------------------------------------------------------------------
@@ -138,38 +136,31 @@ def _normalised(levels: Any, spec: PreprocessSpec) -> Any:
 
 
 def _by_keras_application(card: ModelCard, pooling: str, levels: Any, keras_cache: str) -> tuple[Any, str]:
-    keras = keras_models.quiet_keras()
-    options = dict(card.origin["options"])
-    build = getattr(keras.applications, options["keras_name"])
-    arguments = {"include_top": False, "input_shape": (options["size"], options["size"], 3)}
-    if options["alpha"] is not None:
-        arguments["alpha"] = options["alpha"]
-    model = keras_models.Weights(options, Path(keras_cache), build, arguments).build(
-        None if pooling == "flatten" else pooling
-    )
-    values = keras_models.preprocess_input(build)(levels.copy())
-    return _in_batches(lambda batch: _flat(model(batch, training=False)), values), _name_of(keras)
+    application = keras_models.Application(card.origin["options"], Path(keras_cache))
+    model = application.build(None if pooling == "flatten" else pooling)
+    values = keras_models.preprocess_input(application.function)(levels.copy())
+    outputs = _in_batches(lambda batch: np.asarray(model(batch, training=False)), values)
+    return outputs.reshape(len(outputs), -1), _reference_name()
 
 
 def _by_keras_file(card: ModelCard, pooling: str, values: Any) -> tuple[Any, str]:
     keras, model = keras_models.load_keras(card.origin["file"])
     model = keras_models.keras_cut(keras, model, card.output)
     grids = _in_batches(lambda batch: np.asarray(model(batch, training=False)), values)
-    return _pooled(grids, pooling), _name_of(keras)
+    return _pooled(grids, pooling), _reference_name()
 
 
 def _by_openvino(card: ModelCard, pooling: str, values: Any) -> tuple[Any, str]:
     """Run the converted model on one image at a time, and pool in NumPy."""
     import openvino as ov
 
-    core = ov.Core()
+    core, batch = ov.Core(), card.batch or 1
     model = core.read_model(model_file(card.file, card.weights_sha256))
-    model.reshape({model.input(0): [card.batch or 1, card.preprocess.height, card.preprocess.width, 3]})
+    model.reshape({model.input(0): [batch, card.preprocess.height, card.preprocess.width, 3]})
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     if model.input(0).get_element_type() == ov.Type.u8:
         values = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    run: Callable[[Any], Any] = lambda image: compiled({0: np.repeat(image, card.batch or 1, axis=0)})[0][:1]  # noqa: E731
-    grids = np.concatenate([run(values[i : i + 1]).copy() for i in range(len(values))])
+    grids = np.stack([compiled({0: np.stack([image] * batch)})[0][0].copy() for image in values])
     return _pooled(grids, pooling), f"OpenVINO {version('openvino')} float32, one image at a time"
 
 
@@ -177,25 +168,19 @@ def _in_batches(run: Callable[[Any], Any], values: Any) -> Any:
     return np.concatenate([run(values[start : start + _BATCH]) for start in range(0, len(values), _BATCH)])
 
 
-def _flat(output: Any) -> Any:
-    array = np.asarray(output)
-    return array.reshape(len(array), -1)
-
-
 def _pooled(grids: Any, pooling: str) -> Any:
     if grids.ndim == 3:  # (N, tokens, C)
         grids = grids[:, :, None]
     if grids.ndim == 2 or pooling == "flatten":
         return grids.reshape(len(grids), -1)
-    axes = (1, 2)
-    return grids.mean(axis=axes, dtype=np.float64).astype(np.float32) if pooling == "avg" else grids.max(axis=axes)
+    if pooling == "max":
+        return grids.max(axis=(1, 2))
+    return grids.mean(axis=(1, 2), dtype=np.float64).astype(np.float32)
 
 
-def _name_of(keras: Any) -> str:
-    backend = os.environ["KERAS_BACKEND"]
-    package = {"tensorflow": "TensorFlow", "openvino": "OpenVINO"}[backend]
-    if backend == "tensorflow":
+def _reference_name() -> str:
+    if os.environ["KERAS_BACKEND"] == "tensorflow":
         import tensorflow as tf
 
-        return f"Keras {keras.__version__} on {package} {tf.__version__}"
-    return f"Keras {keras.__version__} on {package} {version('openvino')} float32"
+        return f"Keras {version('keras')} on TensorFlow {tf.__version__}"
+    return f"Keras {version('keras')} on OpenVINO {version('openvino')} float32"

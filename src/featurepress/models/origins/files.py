@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from featurepress.errors import ModelError, SettingError
 from featurepress.models import store
@@ -21,13 +21,9 @@ from featurepress.specs import PreprocessSpec
 SUFFIXES = {".keras": "keras", ".onnx": "onnx", ".tflite": "tflite", ".xml": "openvino"}
 # The library whose resizing such models are usually trained with.
 LIKE = {
-    "keras": "tensorflow",
-    "tflite": "tensorflow",
-    "saved_model": "tensorflow",
-    "onnx": "pillow",
-    "openvino": "pillow",
+    **dict.fromkeys(("keras", "tflite", "saved_model"), "tensorflow"),
+    **dict.fromkeys(("onnx", "openvino"), "pillow"),
 }
-
 
 _UNKNOWN_NORMALISATION = (
     "Its normalisation is unknown: levels from 0 to 255 are passed on unchanged. If it was trained with "
@@ -38,16 +34,7 @@ _UNKNOWN_NORMALISATION = (
 def load_card(file: str, choices: Choices, *, on_progress: OnProgress, name: str | None = None) -> ModelCard:
     """Return the card of a model file or folder, converted if it is not stored.
 
-    Parameters
-    ----------
-    file : str
-        Path of a ``.keras``, ``.onnx``, ``.tflite`` or OpenVINO ``.xml`` file, or of a SavedModel folder.
-    choices : Choices
-        What the user states about the model.
-    on_progress : callable
-        Receives the progress of the conversion.
-    name : str, optional
-        Name of the model; by default its file name.
+    Its name is by default that of the file.
 
     Raises
     ------
@@ -125,9 +112,8 @@ def outputs(file: str | Path) -> list[dict[str, Any]]:
     from featurepress.models.conversion import keras_models
 
     path, kind = find(str(file))
-    content_hash(path, kind)
-    tensors: list[dict[str, Any]] = in_child(keras_models.list_outputs, kind, str(path))
-    return tensors
+    content_hash(path, kind)  # refuses files outside its folder
+    return cast(list[dict[str, Any]], in_child(keras_models.list_outputs, kind, str(path)))
 
 
 def add(file: str, name: str, choices: Choices, *, reserved: list[str], on_progress: OnProgress) -> ModelCard:
@@ -157,14 +143,8 @@ def _convert(path: Path, request: Mapping[str, Any], choices: Choices, on_progre
             keras_models.convert_file, kind, str(path), asdict(choices), str(folder), on_progress=on_progress
         )
         preprocess, notes = preprocessing(kind, choices, facts)
-        made_from = {
-            "kind": kind,
-            "name": request["name"],
-            "content": content,
-            "output": facts["output"],
-            "layout": facts["layout"],
-            "preprocess": preprocess.applied(),
-        }
+        made_from = {name: request[name] for name in ("kind", "name", "content")}
+        made_from |= {"output": facts["output"], "layout": facts["layout"], "preprocess": preprocess.applied()}
         card = ModelCard(
             name=request["name"],
             architecture=f"{kind} model '{path.name}'",

@@ -24,7 +24,7 @@ from featurepress.settings import Choices
 CONFIG = "preprocessor_config.json"
 # The numbers of PIL.Image.Resampling, which the configs use.
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-# Below this side ConvNeXT's processor resizes to a larger side and crops; from this side on it stretches.
+# ConvNeXT's processor resizes to a larger side and crops for smaller sides than this; else it stretches.
 _CONVNEXT_STRETCHES_FROM = 384
 
 # Steps other than resizing, cropping and normalising; and processors whose sizes have another meaning.
@@ -71,9 +71,10 @@ def load_card(name: str, *, size: int | None, on_progress: OnProgress) -> ModelC
     request = {"kind": "hub", "name": name, "size": size}
     card = store.find_request(request)
     if card is None:
-        on_progress(step(f"downloading {name}", 0, 0))
+        on_progress(step(f"downloading {name}"))
         path, config = _download(hub_name, name, on_progress)
-        choices = replace(read_config(config, name), size=size) if size else read_config(config, name)
+        choices = read_config(config, name)
+        choices = replace(choices, size=size or choices.size)
         card = files.load_card(str(path), choices, on_progress=on_progress, name=name)
         store.write_request(request, card.file)
     return card
@@ -206,8 +207,7 @@ def _normalisation(config: dict[str, Any], name: str) -> tuple[tuple[float, ...]
     """Return mean and scale for pixels from 0 to 1."""
     factor = float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0
     offset = 1.0 if config.get("rescale_offset") else 0.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean, std = _three(0.0), _three(1.0)
     if config.get("do_normalize", True):
         try:
             mean, std = (_three(config[key]) for key in ("image_mean", "image_std"))

@@ -23,8 +23,8 @@ from featurepress.process import Child, ChildDiedError
 from featurepress.progress import OnProgress, ignore_progress
 from featurepress.specs import PreprocessSpec
 
-# Default sizes that differ from Keras's. 96 is the smallest size with weights of its own.
-DEFAULT_SIZES = {"mobilenet_v2": 96}
+# Sizes that differ from Keras's default. 96 is the smallest size with separate weights.
+_DEFAULT_SIZES = {"mobilenet_v2": 96}
 
 RANDOM = "random"  # weights for measuring speed, which does not depend on them
 
@@ -128,8 +128,10 @@ def architectures() -> dict[str, Architecture]:
             (folder / "list.json").replace(path)
     found = {}
     for entry in entries:
-        entry.update(name=spelled(entry["keras_name"]), mean=tuple(entry["mean"]), scale=tuple(entry["scale"]))
-        found[entry["name"]] = Architecture(**entry)
+        name = spelled(entry["keras_name"])
+        size = _DEFAULT_SIZES.get(name, entry["default_size"])
+        means = {"mean": tuple(entry["mean"]), "scale": tuple(entry["scale"])}
+        found[name] = Architecture(**{**entry, **means, "name": name, "default_size": size})
     return found
 
 
@@ -139,25 +141,24 @@ def in_child(
     on_progress: OnProgress = ignore_progress,
     backend: str = "openvino",
 ) -> Any:
-    """Run a function in a child process whose Keras runs on OpenVINO, with settings of its own.
+    """Run a function in a child process whose Keras runs on OpenVINO, without the user's settings of Keras.
 
     Raises
     ------
     ModelError
         The model is invalid, or the child process died.
     """
-    keras_home = store.home() / "keras"
     child = Child(
         environment={
             "KERAS_BACKEND": backend,
-            "KERAS_HOME": str(keras_home),
+            "KERAS_HOME": str(store.home() / "keras"),
             "FEATUREPRESS_HOME": str(store.home()),
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
     )
     try:
         return child.call(function, *args, silence_seconds=SILENCE_SECONDS, on_message=on_progress)
-    except OSError as error:  # errors of reading the model are ModelErrors already; this is the store
+    except OSError as error:  # errors of the model are ModelErrors already; this is the store
         raise store.write_error(store.home(), error) from error
     except ChildDiedError as death:
         raise ModelError(f"The model cannot be read: its child process {death}.") from death
@@ -176,18 +177,8 @@ def load_card(
 ) -> ModelCard:
     """Return the card of an architecture, downloaded and converted if it is not stored.
 
-    Parameters
-    ----------
-    size : int or None
-        Side of the input in pixels; None for the default.
-    alpha : float or None
-        Width; None for the default.
-    weights : str or None
-        ``imagenet`` (also None), the path of a keras weights file, or `RANDOM`.
-    pooling : str
-        Most architectures pool last, so that one file serves every pooling.
-    on_progress : callable
-        Receives the progress of downloads and conversions.
+    `weights` is ``imagenet`` (also None), the path of a Keras weights file, or `RANDOM`. Most architectures pool
+    last, so that one file serves every pooling.
 
     Raises
     ------
@@ -235,7 +226,7 @@ def _request(
 
 def checked_size(architecture: Architecture, size: int | None) -> int:
     """Return the side of the input, by default the architecture's; raise ModelError if it is too small."""
-    size = size or DEFAULT_SIZES.get(architecture.name, architecture.default_size)
+    size = size or architecture.default_size
     if size < architecture.min_size:
         raise ModelError(
             f"The model {architecture.name} needs images of at least {architecture.min_size} pixels a side. "
@@ -261,26 +252,17 @@ def _convert(
     with store.scratch_folder() as folder:
         options = {**asdict(architecture), **request, "file": None if path is None else str(path)}
         facts = in_child(keras_models.convert, options, str(keras_folder()), str(folder), on_progress=on_progress)
-        made_from = {
-            "kind": "keras",
-            "name": architecture.name,
-            "size": request["size"],
-            "alpha": request["alpha"],
-            "weights_sha256": facts["weights_sha256"],
-            "variant": facts["variant"],
-            "pooled": facts["pooled"],
-        }
-        is_imagenet = facts["variant"] == "imagenet"
-        weights_text = (
-            f"the weights file '{facts['weights_file']}'" if facts["variant"] != RANDOM else "random weights"
-        )
+        made_from = {name: request[name] for name in ("kind", "name", "size", "alpha")}
+        made_from |= {name: facts[name] for name in ("weights_sha256", "variant", "pooled")}
+        is_imagenet, is_random = facts["variant"] == "imagenet", facts["variant"] == RANDOM
+        weights_text = "random weights" if is_random else f"the weights file '{facts['weights_file']}'"
         size, alpha = request["size"], request["alpha"]
         width = "" if alpha is None else f", width {alpha:g}"
         card = ModelCard(
             name=architecture.name,
             architecture=f"{architecture.keras_name} of Keras Applications{width}, at {size}x{size}",
             n_parameters=facts["n_parameters"],
-            preprocess=architecture.preprocess(request["size"]),
+            preprocess=architecture.preprocess(size),
             output=facts["output"],
             grid=tuple(facts["grid"]),
             file=store.key_of(made_from),

@@ -34,10 +34,9 @@ def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, on_pr
     Parameters
     ----------
     name : str
-        File name, the same here, in Keras's folder, and in the URL.
+        File name in our folder, in Keras's folder, and in the URL.
     url : str
-        Where Keras would download it from. If FEATUREPRESS_MIRROR is set, the file of that name below that URL is
-        used instead.
+        Where Keras would download it from. If FEATUREPRESS_MIRROR is set, that URL is used as the folder instead.
     known_hash : str or None
         MD5 or SHA-256 from Keras's list.
     keras_models : Path
@@ -97,18 +96,13 @@ def has_hash(path: Path, known_hash: str) -> bool:
 
 def _hash_like(path: Path, known_hash: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, _kind_of(known_hash)).hexdigest()
-
-
-def _kind_of(known_hash: str) -> str:
-    return "md5" if len(known_hash) == 32 else "sha256"
+        return hashlib.file_digest(file, "md5" if len(known_hash) == 32 else "sha256").hexdigest()
 
 
 def _check_hash(path: Path, known_hash: str | None, remedy: str) -> None:
     if known_hash is not None and (found := _hash_like(path, known_hash)) != known_hash:
         raise ModelError(
-            f"The weights '{path}' have the wrong hash: {_kind_of(known_hash)} {found[:12]}…, Keras lists "
-            f"{known_hash[:12]}…. {remedy}"
+            f"The weights '{path}' have the wrong hash: {found[:12]}…, Keras lists {known_hash[:12]}…. {remedy}"
         )
 
 
@@ -135,7 +129,7 @@ def _retrieve(url: str, path: Path, on_progress: OnProgress) -> None:
                     file.write(chunk)
                     on_progress(step(f"downloading {path.name}", file.tell(), total_bytes))
             return
-        except OSError as error:  # requests' own errors too
+        except OSError as error:  # requests' own errors, too
             if attempt < RETRIES and not 400 <= _status(error) < 500:
                 time.sleep(attempt + 1)
                 continue
@@ -147,7 +141,7 @@ def _retrieve(url: str, path: Path, on_progress: OnProgress) -> None:
 
 
 def _status(error: OSError) -> int:
-    """Return the HTTP status that an error stands for, or 0."""
+    """Return the HTTP status of an error, or 0."""
     response = getattr(error, "response", None)
     return 0 if response is None else int(response.status_code)
 
