@@ -107,7 +107,7 @@ class ObjectServer(Server):
             raise Refused(501, "NotImplemented", f"{operation} is not known here")
         return does[operation](request, query, bucket, key)
 
-    # -- buckets -------------------------------------------------------------------------------------------
+    # -- buckets ---------------------------------------------------------------------------------------------
 
     def _list_buckets(self) -> Answer:
         names = "".join(f"<Bucket><Name>{name}</Name></Bucket>" for name in sorted(self.buckets))
@@ -183,7 +183,7 @@ class ObjectServer(Server):
                 found.append(b"<Error><Key>%s</Key><Code>%s</Code><Message/></Error>" % (spelled, code))
         return Answer(200, dict(XML), XML_HEAD + b"<DeleteResult>%s</DeleteResult>" % b"".join(found))
 
-    # -- objects -------------------------------------------------------------------------------------------
+    # -- objects ---------------------------------------------------------------------------------------------
 
     def _get(self, request: Request, query: Mapping[str, str], bucket: Bucket, key: bytes) -> Answer:
         stored = bucket.objects.get(key)
@@ -235,7 +235,7 @@ class ObjectServer(Server):
             if not matches(wanted, present.etag):
                 raise failed("If-Match")
 
-    # -- multipart uploads ---------------------------------------------------------------------------------
+    # -- multipart uploads -----------------------------------------------------------------------------------
 
     def _create_upload(self, request: Request, query: Mapping[str, str], bucket: Bucket, key: bytes) -> Answer:
         self._n_uploads += 1
@@ -284,7 +284,7 @@ class ObjectServer(Server):
         del bucket.uploads[query["uploadId"]]
         return Answer(204)
 
-    # -- commands of tests -------------------------------------------------------------------------------------
+    # -- commands of tests -----------------------------------------------------------------------------------
 
     def obey(self, command: str, given: Mapping[str, str]) -> object:
         """Run a command of a test; LookupError if it is unknown."""

@@ -50,7 +50,7 @@ class Control:
         with contextlib.closing(connection):
             yield connection
 
-    # -- behaviour ---------------------------------------------------------------------------------------------
+    # -- behaviour -------------------------------------------------------------------------------------------
 
     def start_over(self) -> None:
         """Reset behaviour, requests and content of the server."""
@@ -80,7 +80,7 @@ class Control:
         """Refuse signed requests (``"anonymous"``), unsigned ones (``"signed"``), or none (``"any"``)."""
         self.ask("access", mode=access)
 
-    # -- requests ----------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Count from zero."""

@@ -35,7 +35,7 @@ def any_s3(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
 
-# -- all servers -----------------------------------------------------------------------------------------------
+# -- all servers ---------------------------------------------------------------------------------------------
 
 
 def test_objects_are_read_as_they_were_written(each_store: Any) -> None:
@@ -277,7 +277,7 @@ def test_a_bucket_can_be_in_another_region(fast_s3: FastS3) -> None:
     assert listed(connect(fast_s3, bucket, region="ap-south-1")) == ["a"]
 
 
-# -- generated listings ----------------------------------------------------------------------------------------
+# -- generated listings --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_keys", [0, 1, 9, 10, 11, 1234, 100_000_000])

@@ -32,8 +32,8 @@ class Files(Source, Protocol):
 def files_behind(spec: SourceSpec, limits: ImageSettings) -> Files:
     """Return the source of the files that a description names: one, or those that a glob matches, in byte order."""
     kind = "objects" if scheme_of(spec.location) else "folder"
-    options = {name: spec.options[name] for name in ("anonymous",) if name in spec.options}
-    return cast(Files, open_source(replace(spec, kind=kind, options={**options, "all_files": True}), limits))
+    options = {"anonymous": spec.options.get("anonymous", False), "all_files": True}
+    return cast(Files, open_source(replace(spec, kind=kind, options=options), limits))
 
 
 def in_order(files: Files) -> Iterator[ImageRef]:

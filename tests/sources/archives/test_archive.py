@@ -113,7 +113,7 @@ def test_repeated_names_are_numbered(tmp_path: Path) -> None:
         assert list(source(tmp_path, all_files=True).list(ref.order)) == refs[i + 1 :]
 
 
-# -- skipped members -------------------------------------------------------------------------------------------
+# -- skipped members -----------------------------------------------------------------------------------------
 
 MIXED: tuple[Contents, ...] = (
     (info("d", type=tarfile.DIRTYPE), b""),
@@ -166,7 +166,7 @@ def test_an_archive_without_images_is_empty(tmp_path: Path) -> None:
     assert listed(tmp_path) == ([], {})
 
 
-# -- continued listings ----------------------------------------------------------------------------------------
+# -- continued listings --------------------------------------------------------------------------------------
 
 BESIDE: tuple[Contents, ...] = (
     *MIXED,
@@ -292,7 +292,7 @@ def test_reading_depends_on_the_kind_of_archive(tmp_path: Path) -> None:
     assert source(tmp_path, "s3://b/a.tar").reading == (4, 16, 16 * 1024**2)
 
 
-# -- runs ------------------------------------------------------------------------------------------------------
+# -- runs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])

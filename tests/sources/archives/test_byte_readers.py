@@ -241,7 +241,7 @@ def bytes_before_damage(reader: GzipReader, steps: int) -> int:
     return low
 
 
-# -- on disk -----------------------------------------------------------------------------------------------
+# -- on disk -------------------------------------------------------------------------------------------------
 
 
 def test_a_file_is_read_at_any_position(tmp_path: Path) -> None:

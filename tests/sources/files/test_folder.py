@@ -137,7 +137,7 @@ def test_a_dot_folder_as_the_source_is_listed(tmp_path: Path) -> None:
     assert uris(tmp_path, ".cache") == [".cache/a.jpg"]
 
 
-# -- spellings of the location ---------------------------------------------------------------------------------
+# -- spellings of the location -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_two_links_to_each_other_end(tmp_path: Path) -> None:
     assert skipped == {"link to a folder above it": 2}
 
 
-# -- other kinds of files --------------------------------------------------------------------------------------
+# -- other kinds of files ------------------------------------------------------------------------------------
 
 
 def test_pipes_sockets_and_devices_are_counted_and_never_opened(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def refused_listing(location: str, **options: Any) -> str:
     return str(caught.value)
 
 
-# -- listing ---------------------------------------------------------------------------------------------------
+# -- listing -------------------------------------------------------------------------------------------------
 
 
 def test_a_prefix_ends_at_a_slash(each_store: Any) -> None:
@@ -204,7 +204,7 @@ def test_a_feature_set_in_the_root_of_the_bucket(fast_s3: FastS3) -> None:
     assert keys_and_skipped(fast_s3, bucket, all_files=True) == (["pics/a.jpg"], {"feature set": 1})
 
 
-# -- continued listings ----------------------------------------------------------------------------------------
+# -- continued listings --------------------------------------------------------------------------------------
 
 
 def test_a_long_listing_makes_concurrent_requests(listing: Listing) -> None:

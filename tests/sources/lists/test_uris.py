@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import random
@@ -90,7 +91,7 @@ def test_no_such_list(tmp_path: Path) -> None:
     assert refusal(tmp_path) == "There is no source 'list.txt': no such file or folder."
 
 
-# -- locations -------------------------------------------------------------------------------------------------
+# -- locations -----------------------------------------------------------------------------------------------
 
 
 def test_paths_start_from_the_folder_of_the_list(tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_urls_have_no_size_or_version(tmp_path: Path) -> None:
     assert one.stat(ref._replace(problem="read: gone")) == ref
 
 
-# -- patterns --------------------------------------------------------------------------------------------------
+# -- patterns ------------------------------------------------------------------------------------------------
 
 
 def test_names_without_a_suffix_are_listed(tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_include_and_exclude_match_the_path(tmp_path: Path) -> None:
     assert one.skipped == {"not included": 1}
 
 
-# -- repetitions -----------------------------------------------------------------------------------------------
+# -- repetitions ---------------------------------------------------------------------------------------------
 
 
 def test_a_repeated_uri_is_refused_before_anything_is_listed(tmp_path: Path) -> None:
@@ -406,7 +407,7 @@ def test_repetitions_are_found_across_runs(tmp_path: Path) -> None:
 def test_sorting_any_number_of_rows(n: int) -> None:
     rows = [(b"%d" % i, i, None) for i in range(n)]
     random.Random(n).shuffle(rows)
-    with Sorted(rows, 100) as found:
+    with contextlib.closing(Sorted(rows, 100)) as found:
         assert list(found) == sorted(rows)
         assert list(found) == sorted(rows)
         one, other = iter(found), iter(found)

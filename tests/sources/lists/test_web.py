@@ -37,7 +37,7 @@ def refuse(reason: str, web: Web, answer: Answer, **limits: Any) -> int:
         return len(server.seen)
 
 
-# -- responses --------------------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------------------------
 
 
 def test_an_image_is_fetched(web: Web) -> None:
@@ -105,7 +105,7 @@ def test_user_and_password_are_sent_to_their_own_server_only(web: Web) -> None:
         assert [seen.headers["Authorization"] for seen in other.seen] == [None]
 
 
-# -- failures ---------------------------------------------------------------------------------------------
+# -- failures ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ import pyarrow as pa
 import pytest
 
 from featurepress.errors import SourceError
-from featurepress.sources.lists.entries import URI_COLUMNS
-from featurepress.sources.tables.columns import image_column, label_column, uri_column
+from featurepress.sources.tables.columns import URI_COLUMNS, image_column, label_column, uri_column
 from tests.sources.tables.tables import HF_TYPE
 
 WHERE = "table 't.parquet'"
@@ -147,28 +146,28 @@ def test_a_missing_label_column() -> None:
 
 @pytest.mark.parametrize("name", [*URI_COLUMNS, "URL", "File_Name"])
 def test_a_column_of_uris_is_found_by_its_name(name: str) -> None:
-    assert uri_column(schema(n=pa.string(), **{name: pa.string()}), None, URI_COLUMNS, WHERE) == 1
+    assert uri_column(schema(n=pa.string(), **{name: pa.string()}), None, WHERE) == 1
 
 
 def test_no_column_or_several_of_uris() -> None:
     names = "'uri' or 'url' or 'path' or 'image' or 'file_name' or 'filename'"
-    assert refusal(uri_column, schema(a=pa.string(), n=pa.int8()), None, URI_COLUMNS, "list 'l.csv'") == (
+    assert refusal(uri_column, schema(a=pa.string(), n=pa.int8()), None, "list 'l.csv'") == (
         f"The list 'l.csv' has no column called {names}: it has a (string), n (int8). "
         "Name the one with paths or urls with --uri-column."
     )
-    assert refusal(uri_column, schema(url=pa.string(), path=pa.string()), None, URI_COLUMNS, "list 'l.csv'") == (
+    assert refusal(uri_column, schema(url=pa.string(), path=pa.string()), None, "list 'l.csv'") == (
         f"The list 'l.csv' has several columns called {names}: it has url (string), path (string). "
         "Name the one with paths or urls with --uri-column."
     )
 
 
 def test_a_column_without_uris() -> None:
-    assert refusal(uri_column, schema(a=pa.int64()), "a", URI_COLUMNS, WHERE) == (
+    assert refusal(uri_column, schema(a=pa.int64()), "a", WHERE) == (
         "The column 'a' of the table 't.parquet' (--uri-column) is of type int64, which cannot contain uris. "
         "Allowed are text and dictionaries of text."
     )
-    assert refusal(uri_column, schema(a=pa.binary()), "a", URI_COLUMNS, WHERE).endswith(
+    assert refusal(uri_column, schema(a=pa.binary()), "a", WHERE).endswith(
         " For images in the table itself, use --image-column a."
     )
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
-        assert uri_column(schema(n=pa.int8(), a=kind), "a", URI_COLUMNS, WHERE) == 1
+        assert uri_column(schema(n=pa.int8(), a=kind), "a", WHERE) == 1

@@ -39,7 +39,7 @@ def damage(path: Path, at: int, with_bytes: bytes) -> None:
     path.write_bytes(data)
 
 
-# -- other files -----------------------------------------------------------------------------------------------
+# -- other files ---------------------------------------------------------------------------------------------
 
 NO_TABLES = {
     b"": "it is empty",
@@ -104,7 +104,7 @@ def test_wrong_columns_of_the_first_table_are_refused(tmp_path: Path) -> None:
     )
 
 
-# -- damage ----------------------------------------------------------------------------------------------------
+# -- damage --------------------------------------------------------------------------------------------------
 
 
 def test_a_stream_that_is_cut_short_is_listed_up_to_there(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ class ArchiveSource:
         suffix = str(spec.options.get("label_column") or "").lstrip(".").lower()
         self._label_suffixes = (suffix,) if suffix else LABEL_SUFFIXES
 
-    # -- listing -----------------------------------------------------------------------------------------------
+    # -- listing ---------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images archive by archive, in the order of the members."""
@@ -208,7 +208,7 @@ class ArchiveSource:
         fields = (label,) if self._brings_label else ()
         return ImageRef(uri, 0, size, archive.version, fields, key, problem)
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
         """Read a member at its position, and check that the archive has not changed since the listing."""

@@ -71,7 +71,7 @@ def list_fast(store: ObjectStore, prefix: str, start: str = "") -> Iterator[Obje
         yield found
 
 
-# -- any store: folder by folder -------------------------------------------------------------------------------
+# -- any store: folder by folder -----------------------------------------------------------------------------
 
 
 def list_folder(store: ObjectStore, prefix: str, last: str, is_wanted: Callable[[str], bool]) -> Iterator[Object]:
@@ -134,7 +134,7 @@ def _unlisted(folder: str, last: str, error: BaseException) -> Iterator[Object]:
             )
 
 
-# -- S3: with botocore -----------------------------------------------------------------------------------------
+# -- S3: with botocore ---------------------------------------------------------------------------------------
 
 
 def list_all(bucket: str, prefix: str, start_after: str, *, anonymous: bool) -> Iterator[Object]:

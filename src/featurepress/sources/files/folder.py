@@ -194,7 +194,7 @@ class FolderSource:
     def _path(self, path: bytes) -> bytes:
         return os.path.join(self.base, path or b".")
 
-    # -- whether the root still exists -------------------------------------------------------------------------
+    # -- whether the root still exists -----------------------------------------------------------------------
 
     def _failed_read(self, ref: ImageRef, error: OSError) -> ImageError | StorageError:
         """Return the error of one image, or that of the whole source if its root is gone."""

@@ -74,7 +74,7 @@ class ObjectSource:
         self._sets: dict[str, bool] = {}  # prefix -> whether it is a feature set
         self._counted_sets: set[str] = set()
 
-    # -- listing -----------------------------------------------------------------------------------------------
+    # -- listing ---------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their urls."""
@@ -114,7 +114,7 @@ class ObjectSource:
                 if reason := self._skip_reason(found):
                     skipped_prefix = self._count(reason, found.key) or skipped_prefix
                 else:
-                    yield _reference(uri, found)
+                    yield ImageRef(uri, 0, found.size, found.etag)
 
     def _count(self, reason: str, key: str) -> str:
         """Count a skipped object; return the prefix of the objects that are counted together with it."""
@@ -129,7 +129,8 @@ class ObjectSource:
     def _single(self) -> ImageRef | None:
         """Return the reference of the object whose url is the location, if it exists."""
         try:
-            return _reference(self.location, self._head(self._address.key))
+            found = self._head(self._address.key)
+            return ImageRef(self.location, 0, found.size, found.etag)
         except FileNotFoundError:
             return None
         except store_errors() as error:
@@ -254,7 +255,7 @@ class ObjectSource:
             refusal = Refusal("bucket", "there is no such bucket")
         return SourceError(f"Cannot list '{self.location}': {refusal}{refusal.advice}.")
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
         """Read an object, and check that it has not changed since the listing."""
@@ -385,10 +386,6 @@ def _refused_folder(address: Address, *, anonymous: bool, seconds: float) -> Ref
 
 def _store_of(address: Address, anonymous: bool, seconds: float) -> ObjectStore:
     return connect(address.scheme, address.bucket, anonymous=anonymous, timeout_seconds=seconds, tries=4)
-
-
-def _reference(uri: str, found: Object) -> ImageRef:
-    return ImageRef(uri, 0, found.size, found.etag)
 
 
 def _is_hidden(path: str) -> bool:

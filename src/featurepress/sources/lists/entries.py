@@ -13,7 +13,6 @@ from featurepress.sources.selection import TABLE_SUFFIXES
 from featurepress.sources.tables.columns import TableError, label_column, uri_column
 from featurepress.sources.tables.rows import open_table
 
-URI_COLUMNS = ("uri", "url", "path", "image", "file_name", "filename")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _MAX_LINE_BYTES = 64 * 1024
 _BLOCK_BYTES = 1024**2  # of CSV that are parsed at once; the longest record
@@ -86,7 +85,7 @@ def _refuse_utf_16(file: BinaryIO, where: str) -> None:
     file.seek(0)
 
 
-# -- CSV -------------------------------------------------------------------------------------------------------
+# -- CSV -----------------------------------------------------------------------------------------------------
 
 
 def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> Iterator[Entry]:
@@ -97,7 +96,7 @@ def _records(file: BinaryIO, delimiter: str, columns: Columns, where: str) -> It
         with _opened(file, delimiter, bad_rows) as reader:
             names: list[str] = reader.schema.names
         schema = pa.schema([(name, pa.string()) for name in names])
-        wanted = [names[uri_column(schema, columns.uri, URI_COLUMNS, where)]]
+        wanted = [names[uri_column(schema, columns.uri, where)]]
         if columns.label is not None:
             wanted.append(names[label_column(schema, columns.label, where)])
         file.seek(0)
@@ -157,13 +156,13 @@ def _reason(text: str, bad_rows: list[Any]) -> str:
     return "it cannot be parsed"
 
 
-# -- tables ----------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
 
 def _rows(file: BinaryIO, columns: Columns, where: str, *, is_remote: bool) -> Iterator[Entry]:
     try:
         table = open_table(file, is_remote=is_remote)
-        indices = [uri_column(table.schema, columns.uri, URI_COLUMNS, where)]
+        indices = [uri_column(table.schema, columns.uri, where)]
         if columns.label is not None:
             indices.append(label_column(table.schema, columns.label, where))
         for first, found in table.texts(indices):

@@ -19,7 +19,7 @@ Row = TypeVar("Row", bound=tuple[Any, ...])
 
 
 class Sorted(Generic[Row]):
-    """Sorted rows, which can be iterated any number of times; a context manager.
+    """Sorted rows, which can be iterated any number of times. Close them after use.
 
     The values of rows can be pickled, and no two rows are equal. At most `run_rows` are in memory at once. Raises
     SourceError if the temporary folder is full or cannot be written.
@@ -38,12 +38,6 @@ class Sorted(Generic[Row]):
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Sorted[Row]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Delete the temporary file."""

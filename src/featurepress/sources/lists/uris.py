@@ -98,7 +98,7 @@ class UriSource:
         self.locations = LocationReader(spec.options, self._limits, b"/" if self._scheme else self._home)
         self._names: list[str] = []  # of the lists
 
-    # -- the lists ---------------------------------------------------------------------------------------------
+    # -- the lists -------------------------------------------------------------------------------------------
 
     def _folder_of(self, order: bytes) -> bytes:
         """Return what relative paths in a list start from: a folder, or the url of the list."""
@@ -141,12 +141,12 @@ class UriSource:
         with contextlib.closing(file):
             yield from read_entries(file, name, self._columns, f"list '{source.name}'", is_remote=is_remote)
 
-    # -- listing -----------------------------------------------------------------------------------------------
+    # -- listing ---------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the images in byte order of their uris; all lists are read before the first."""
         self.skipped.clear()
-        with Sorted(self._rows(), self.run_rows) as rows:
+        with contextlib.closing(Sorted(self._rows(), self.run_rows)) as rows:
             self._refuse_repetition(rows)
             yield from self._references(rows, start_after)
 
@@ -241,7 +241,7 @@ class UriSource:
             path = path.partition("?")[0]
         return self._filter.skip_reason(path.lstrip("/"))
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
         """Return the bytes at a uri."""

@@ -205,7 +205,7 @@ class Web:
         raise failed
 
 
-# -- connections with a deadline -------------------------------------------------------------------------------
+# -- connections with a deadline -----------------------------------------------------------------------------
 
 
 class _Fetch(threading.local):
@@ -268,7 +268,7 @@ for _name in ("urllib3.connection", "urllib3.connectionpool"):
     logging.getLogger(_name).addFilter(_is_fetching_elsewhere)
 
 
-# -- responses -------------------------------------------------------------------------------------------------
+# -- responses -----------------------------------------------------------------------------------------------
 
 
 class _TransientError(Exception):
@@ -342,7 +342,7 @@ def _explain(error: HTTPError) -> NoReturn:
     raise _TransientError(reason) from None
 
 
-# -- urls ------------------------------------------------------------------------------------------------------
+# -- urls ----------------------------------------------------------------------------------------------------
 
 
 def _parsed(url: str) -> Url:

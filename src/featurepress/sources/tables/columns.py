@@ -11,6 +11,7 @@ from pyarrow import BaseExtensionType, types
 from featurepress.errors import SourceError
 from featurepress.settings import nearest
 
+URI_COLUMNS = ("uri", "url", "path", "image", "file_name", "filename")
 TEXT_ROWS = 8192  # of text columns that are in memory at once
 _MAX_NAMED, _MAX_TYPE_CHARACTERS = 30, 60
 _IMAGE_TYPES = "binary, large_binary, binary_view, fixed_size_binary, or struct<bytes: binary, path: string>"
@@ -111,14 +112,14 @@ def label_column(schema: pa.Schema, name: str, where: str) -> int:
     return index
 
 
-def uri_column(schema: pa.Schema, name: str | None, names: Sequence[str], where: str) -> int:
-    """Find the column with uris: the one called `name`, or the only one whose name is in `names`."""
+def uri_column(schema: pa.Schema, name: str | None, where: str) -> int:
+    """Find the column with uris: the one called `name`, or the only one whose name is in `URI_COLUMNS`."""
     if name is None:
-        found = [i for i, field in enumerate(schema) if field.name.casefold() in names]
+        found = [i for i, field in enumerate(schema) if field.name.casefold() in URI_COLUMNS]
         if len(found) != 1:
             raise SourceError(
                 f"The {where} has {'several columns' if found else 'no column'} called "
-                f"{' or '.join(repr(one) for one in names)}: it has {_listed(schema)}. "
+                f"{' or '.join(repr(one) for one in URI_COLUMNS)}: it has {_listed(schema)}. "
                 "Name the one with paths or urls with --uri-column."
             )
         name = schema.field(found[0]).name

@@ -24,6 +24,7 @@ from featurepress.sources.tables.columns import (
 
 MAGIC = b"PAR1"
 STEP_ROWS, STEP_BYTES = 64, 4 * 1024**2  # of the image column, decoded at once
+_ERRORS = (pa.ArrowException, OSError, ValueError)
 _STEPS_KEPT = 2  # for threads that read slightly out of order
 
 
@@ -37,13 +38,12 @@ class ParquetTable:
 
     def __init__(self, file: BinaryIO, ahead_bytes: int = 1024**2) -> None:
         self._file = file
-        self._errors = (pa.ArrowException, OSError, ValueError)
         try:
             self._parquet = pq.ParquetFile(
                 file, buffer_size=ahead_bytes, pre_buffer=False, page_checksum_verification=True
             )
             self.schema: pa.Schema = self._parquet.schema_arrow
-        except self._errors as error:
+        except _ERRORS as error:
             raise TableError.of(error) from error
         self._metadata = self._parquet.metadata
         counts = [self._metadata.row_group(i).num_rows for i in range(self._metadata.num_row_groups)]
@@ -100,7 +100,7 @@ class ParquetTable:
         try:
             for batch in self._decoded(group, names, TEXT_ROWS):
                 yield [texts(batch.column(name)) for name in names]
-        except self._errors as error:
+        except _ERRORS as error:
             raise TableError.of(error) from error
 
     def _decoded(self, group: int, names: Sequence[str], n_rows: int) -> Iterator[pa.RecordBatch]:
@@ -152,7 +152,7 @@ class ParquetTable:
             array = next(self._steps).column(image.name)
         except StopIteration:
             raise self._broken_off("a column is cut short") from None
-        except self._errors as error:
+        except _ERRORS as error:
             raise self._broken_off(str(TableError.of(error))) from error
         except BaseException:  # the file cannot be reached at the moment
             self._group = -1

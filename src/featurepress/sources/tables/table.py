@@ -71,7 +71,7 @@ class TableSource:
         root = b"/" if self._is_remote else self._folder_of(os.fsencode(spec.location))
         self.locations = LocationReader(spec.options, self._limits, root)
 
-    # -- listing -----------------------------------------------------------------------------------------------
+    # -- listing ---------------------------------------------------------------------------------------------
 
     def list(self, start_after: bytes = b"") -> Iterator[ImageRef]:
         """Yield the rows in byte order of their keys: the table's, and the row's number."""
@@ -139,7 +139,7 @@ class TableSource:
             row.problem,
         )
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading ---------------------------------------------------------------------------------------------
 
     def read(self, ref: ImageRef) -> bytes:
         """Read one row; consecutive rows are read in one pass."""
