@@ -20,65 +20,32 @@ KERAS_MODES: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model that can be run.
+    """A model that can be run."""
 
-    Parameters
-    ----------
-    name : str
-        Name for `--model`.
-    architecture, training_data, licence, source : str
-        Text for display.
-    n_parameters : int
-        Number of weights.
-    preprocess : PreprocessSpec
-        Resizing and normalisation.
-    output : str
-        The tensor of the model that is pooled.
-    grid : tuple of int
-        Height, width and channels of that tensor for one image; (1, 1, n) if the model pools.
-    file : str
-        Key of the model in the store, 32 hexadecimal digits; or the name of a bundled file.
-    weights_sha256 : str
-        Hash of the original weights file.
-    pooled : str
-        ``""``: the tensor is a grid, and any pooling is possible. ``avg`` or ``max``: the model itself pools
-        so before its last layer. ``vector``: there is no grid.
-    batch : int or None
-        The only batch size that it accepts; None for any.
-    n_bytes : int
-        Size of the weights in memory; 0 if small.
-    aliases : tuple of str
-        Short names.
-    advice, notes : str
-        What to know before using the model; what was assumed about it.
-    quality : mapping
-        Measured accuracies: set -> (linear probe, 5 nearest neighbours).
-    origin : mapping
-        What the model was converted from, enough to convert it again.
-    versions : mapping
-        Versions of the libraries that converted it.
-    """
-
-    name: str
-    architecture: str
+    name: str  # for --model
+    architecture: str  # for display
     n_parameters: int
     preprocess: PreprocessSpec
-    output: str
-    grid: tuple[int, int, int]
-    file: str
-    weights_sha256: str
+    output: str  # the tensor of the model that is pooled
+    grid: tuple[
+        int, int, int
+    ]  # height, width and channels of that tensor for one image; (1, 1, n) if it is a vector
+    file: str  # key of the model in the store, 32 hexadecimal digits; or the name of a bundled file
+    weights_sha256: str  # of the original weights file
     training_data: str
     licence: str
     source: str
+    # "": the tensor is a grid, and any pooling is possible. "avg" or "max": the model itself pools so before its
+    # last layer. "vector": there is no grid.
     pooled: str = ""
-    batch: int | None = None
-    n_bytes: int = 0
+    batch: int | None = None  # the only batch size that the model accepts; None for any
+    n_bytes: int = 0  # of the weights in memory; 0 if small
     aliases: tuple[str, ...] = ()
-    advice: str = ""
-    notes: tuple[str, ...] = ()
-    quality: Mapping[str, tuple[float, float]] = field(default_factory=dict)
-    origin: Mapping[str, Any] = field(default_factory=dict)
-    versions: Mapping[str, str] = field(default_factory=dict)
+    advice: str = ""  # for which purposes to use it
+    notes: tuple[str, ...] = ()  # what was assumed about the model
+    quality: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # set -> (linear probe, 5 neighbours)
+    origin: Mapping[str, Any] = field(default_factory=dict)  # enough to convert the model again
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that converted it
 
     def backbone(self, pooling: str) -> BackboneSpec:
         """Return the specification of this model with a pooling.
@@ -110,7 +77,7 @@ class ModelCard:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as JSON values."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod

@@ -17,28 +17,16 @@ from featurepress.settings import AddOptions, Choices
 
 @dataclass(frozen=True)
 class ListedModel:
-    """One line of ``models list``.
-
-    Attributes
-    ----------
-    name, input, weights, licence : str
-        Text for display.
-    n_parameters, n_features : int
-        With the pooling avg; 0 if unknown until the model is converted.
-    here : str
-        Sizes that are ready.
-    images_per_second : float or None
-        The faster precision's, as last measured here.
-    """
+    """One line of ``models list``."""
 
     name: str
-    n_parameters: int
-    input: str
-    n_features: int
-    weights: str
+    n_parameters: int  # 0 if unknown until the model is converted
+    input: str  # side in pixels, for display
+    n_features: int  # with pooling avg; 0 if unknown until the model is converted
+    weights: str  # their origin, for display
     licence: str
-    here: str
-    images_per_second: float | None
+    here: str  # the stored sizes
+    images_per_second: float | None  # of the faster precision, as last measured on this machine
 
 
 def list_models(*, progress: bool | OnProgress = True) -> list[ListedModel]:
@@ -55,10 +43,10 @@ def list_models(*, progress: bool | OnProgress = True) -> list[ListedModel]:
         on_progress(step("listing models"))
         architectures = keras_applications.architectures()
     stored = store.stored_cards()
-    own = [(name, card) for name in store.names() if (card := store.find_name(name)) is not None]
-    own += [(card.name, card) for card in stored if card.name.startswith(HUB)]
-    found = [_listed(card.aliases[0], card) for card in CARDS]
-    found += [_listed(name, card) for name, card in own]
+    named = [(card.aliases[0], card) for card in CARDS]
+    named += [(name, card) for name in store.names() if (card := store.find_name(name)) is not None]
+    named += [(card.name, card) for card in stored if card.name.startswith(HUB)]
+    found = [_listed(name, card) for name, card in named]
     sizes = json.loads((Path(__file__).parent / "origins" / "keras_sizes.json").read_text("utf-8"))
     for name, architecture in architectures.items():
         n_parameters, n_features = sizes.get(name, (0, 0))
@@ -72,7 +60,7 @@ def list_models(*, progress: bool | OnProgress = True) -> list[ListedModel]:
                 weights="ImageNet",
                 licence=architecture.licence,
                 here=", ".join(sorted({str(card.preprocess.height) for card in here}, key=int)),
-                images_per_second=max((speed for card in here if (speed := _speed(card))), default=None),
+                images_per_second=max((speed for card in here for speed in _speeds(card).values()), default=None),
             )
         )
     return found
@@ -87,13 +75,14 @@ def _listed(name: str, card: ModelCard) -> ListedModel:
         weights="hub" if name.startswith(HUB) else "bundled" if name in card.aliases else "your file",
         licence=card.licence.partition(";")[0],
         here=str(card.preprocess.height),
-        images_per_second=_speed(card),
+        images_per_second=max(_speeds(card).values(), default=None),
     )
 
 
-def _speed(card: ModelCard) -> float | None:
-    measured = store.read_note(card.file, store.SPEED).get("images_per_second", {})
-    return max(measured.values(), default=None)
+def _speeds(card: ModelCard) -> dict[str, float]:
+    """Return the images per second by precision, if they were measured."""
+    speeds: dict[str, float] = store.read_note(card.file, store.SPEED).get("images_per_second", {})
+    return speeds
 
 
 def show(
@@ -143,6 +132,7 @@ def show(
 
 def _described(card: ModelCard) -> dict[str, Any]:
     height, width, channels = card.grid
+    flattened = f", {height * width * channels:,} with flatten"
     return {
         "name": card.name,
         "what": card.architecture,
@@ -150,8 +140,7 @@ def _described(card: ModelCard) -> dict[str, Any]:
         "input": str(card.preprocess),
         "mode": card.origin.get("options", {}).get("mode", ""),
         "output": f"{card.output}, {height}x{width}x{channels}" if not card.pooled else card.output,
-        "features": f"{channels:,} with avg"
-        + ("" if card.pooled else f", {height * width * channels:,} with flatten"),
+        "features": f"{channels:,} with avg" + (flattened if not card.pooled else ""),
         "trained on": card.training_data,
         "licence": card.licence,
         "source": card.source,
@@ -162,10 +151,7 @@ def _described(card: ModelCard) -> dict[str, Any]:
         "fingerprint": card.backbone(card.pooled if card.pooled in ("avg", "max") else "avg").fingerprint,
         "status": "ready" if card.batch is None else f"ready, {card.batch} image(s) at a time only",
         "certificates": store.read_note(card.file, store.CERTIFICATE),
-        "speed": ", ".join(
-            f"{speed:,.0f} images/s in {precision}"
-            for precision, speed in store.read_note(card.file, store.SPEED).get("images_per_second", {}).items()
-        ),
+        "speed": ", ".join(f"{speed:,.0f} images/s in {precision}" for precision, speed in _speeds(card).items()),
     }
 
 

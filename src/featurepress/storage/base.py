@@ -106,10 +106,7 @@ def pieces(data: Data) -> Iterable[bytes | memoryview]:
 
 def run_concurrently(storage: Storage, *calls: Callable[[], Any]) -> list[Any]:
     """Run functions and return their results: concurrently for a remote storage, else one after the other."""
-    if not storage.is_remote:
-        return [call() for call in calls]
-    with ThreadPoolExecutor(len(calls), "featurepress-storage") as pool:
-        return [future.result() for future in [pool.submit(call) for call in calls]]
+    return list(map_concurrently(storage, lambda call: call(), calls))
 
 
 def map_concurrently(storage: Storage, call: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

@@ -277,16 +277,7 @@ class _Unclosed(io.BufferedRandom):
 class Ranges(io.RawIOBase):
     """An object of a bucket as a file. Every read is a range request.
 
-    Parameters
-    ----------
-    store : ObjectStore
-        The bucket.
-    key, url : str
-        Its key, and its url for messages.
-    size : int
-        Size in bytes.
-    options : dict
-        Options of each request, such as the etag that is required.
+    `url` is for messages; `options` are those of each request, such as the required etag.
     """
 
     def __init__(self, store: ObjectStore, key: str, url: str, size: int, options: Any = None) -> None:

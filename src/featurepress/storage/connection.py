@@ -39,21 +39,11 @@ def scheme_of(location: str) -> str:
 
 @dataclass(frozen=True)
 class Address:
-    """A location in an object store.
+    """A location in an object store."""
 
-    Parameters
-    ----------
-    scheme : str
-        One of `SCHEMES`.
-    bucket : str
-        The bucket; on Azure ``account/container``.
-    key : str
-        A key or a prefix of keys; "" for the whole bucket.
-    """
-
-    scheme: str
-    bucket: str
-    key: str = ""
+    scheme: str  # one of SCHEMES
+    bucket: str  # on Azure account/container
+    key: str = ""  # a key or a prefix of keys; "" for the whole bucket
 
     @classmethod
     def parse(cls, url: str, error: type[FeaturepressError] = StorageError) -> Address:
@@ -93,7 +83,7 @@ def connect(
     timeout_seconds : float
         Of one request, from its start to the last byte of the response.
     tries : int
-        Maximum number of times that the library sends a request, with exponential back-off.
+        Number of retries by the library itself, with exponential back-off.
     """
     from obstore.store import AzureStore, GCSStore, S3Store
 
@@ -258,18 +248,13 @@ _ADVICE = {
 class Refusal:
     """The meaning of an error of an object store.
 
-    Parameters
-    ----------
-    kind : str
-        ``missing`` (the object or the bucket), ``bucket`` (the bucket is missing), ``denied``, ``credentials``,
-        ``region``, ``exists``, ``changed``, ``unsupported``, ``path`` (the library cannot request such a key),
-        ``transient``, or ``other``.
-    reason : str
-        For messages; contains no secrets.
+    `kind` is ``missing`` (the object or the bucket), ``bucket`` (the bucket is missing), ``denied``,
+    ``credentials``, ``region``, ``exists``, ``changed``, ``unsupported``, ``path`` (the library cannot request such
+    a key), ``transient``, or ``other``.
     """
 
     kind: str
-    reason: str
+    reason: str  # for messages, without secrets
 
     @classmethod
     def of(cls, error: BaseException) -> Refusal:

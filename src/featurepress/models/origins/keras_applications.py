@@ -53,34 +53,18 @@ _LICENCES = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture of Keras Applications.
+    """One architecture of Keras Applications."""
 
-    Parameters
-    ----------
-    name : str
-        Name for `--model`, ``mobilenet_v2``.
-    keras_name, module : str
-        Function and module, ``MobileNetV2`` in ``keras.applications.mobilenet_v2``.
-    default_size, min_size : int
-        Sides of the input in pixels.
-    mode : str
-        Keras's name for the preprocessing: ``tf``, ``caffe``, ``torch``, or ``inside the model``.
-    mean, scale, channel_order
-        The same as numbers, see `PreprocessSpec`.
-    alpha : float or None
-        Default width, where the architecture has widths.
-    """
-
-    name: str
-    keras_name: str
-    module: str
-    default_size: int
+    name: str  # for --model: mobilenet_v2
+    keras_name: str  # of the function: MobileNetV2
+    module: str  # in keras.applications: mobilenet_v2
+    default_size: int  # side of the input in pixels
     min_size: int
-    mode: str
-    mean: tuple[float, ...]
+    mode: str  # Keras's name for the preprocessing: tf, caffe, torch, or "inside the model"
+    mean: tuple[float, ...]  # the same as numbers, see PreprocessSpec
     scale: tuple[float, ...]
     channel_order: str
-    alpha: float | None
+    alpha: float | None  # default width, if the architecture has widths
 
     def preprocess(self, size: int) -> PreprocessSpec:
         """Return the preprocessing: stretched by plain bilinear interpolation, as ``tf.image.resize`` does."""
