@@ -59,12 +59,21 @@ AnyReader = TypeVar("AnyReader", bound=Reader)
 
 
 class _Entry(Generic[AnyReader]):
-    """A reader, and how many threads use it at the moment."""
+    """A reader and the number of its users; a context manager that ends one use."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, lock: threading.Lock) -> None:
+        self.opening = threading.Lock()
         self.reader: AnyReader | None = None
         self.n_users = 0
+        self._lock = lock
+
+    def __enter__(self) -> AnyReader:
+        assert self.reader is not None
+        return self.reader
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self.n_users -= 1
 
 
 class OpenReaders(Generic[AnyReader]):
@@ -83,25 +92,28 @@ class OpenReaders(Generic[AnyReader]):
         self._lock = threading.Lock()
         self._entries: collections.OrderedDict[Hashable, _Entry[AnyReader]] = collections.OrderedDict()
 
-    @contextlib.contextmanager
-    def using(self, name: Hashable, open_reader: Callable[[], AnyReader]) -> Iterator[AnyReader]:
-        """Return the reader of this name, opened if needed; it is not closed in the meantime."""
+    def using(
+        self, name: Hashable, open_reader: Callable[[], AnyReader]
+    ) -> contextlib.AbstractContextManager[AnyReader]:
+        """Return the reader of this name, opened if needed; it stays open in the context."""
         with self._lock:
             is_new = name not in self._entries
-            entry = self._entries.setdefault(name, _Entry())
+            entry = self._entries[name] if not is_new else self._entries.setdefault(name, _Entry(self._lock))
             self._entries.move_to_end(name)
             entry.n_users += 1
             for old in self._removed() if is_new else ():
                 old.close()
-        try:
-            with entry.lock:
-                reader = entry.reader = entry.reader or open_reader()
-            yield reader
-        finally:
-            with self._lock:
-                entry.n_users -= 1
-                if entry.n_users == 0 and entry.reader is None:
-                    del self._entries[name]
+        if entry.reader is None:
+            try:
+                with entry.opening:
+                    entry.reader = entry.reader or open_reader()
+            except BaseException:
+                with self._lock:
+                    entry.n_users -= 1
+                    if entry.n_users == 0:
+                        self._entries.pop(name, None)
+                raise
+        return entry
 
     def _removed(self) -> Iterator[AnyReader]:
         """Remove unused readers, the oldest first, until the limits hold; yield them."""
