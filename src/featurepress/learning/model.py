@@ -1,9 +1,4 @@
-"""A trained model: a classifier, its feature space, and how it was trained; on disk a folder of hashed files.
-
-MODEL/
-  model.json       format, feature space, labels, training data, metrics, library versions, hashes
-  classifier.npz   the arrays of the classifier
-  projection.npz   the projection, if the model was trained on a reduced set
+"""A trained model: a classifier, its feature space, and how it was trained; docs/how-to/train.md lists its files.
 
 No pickle: the files are JSON and plain arrays, and are read only if their hashes agree.
 """

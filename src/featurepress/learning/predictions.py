@@ -1,11 +1,4 @@
-"""Predictions: how users read them, and the files below the destination, in the order in which they are written.
-
-    predictions/request.json          the model, the features and the settings; created only if absent
-    predictions/model/                a copy of the model, for the workers
-    predictions/part-00000000.parquet the predictions for a part of the features (or .csv), row by row
-    predictions/part-00000000.json    its receipt: the hash of that part, and the number of rows by label
-    predictions/summary.json          written last: the sum of the receipts
-    annotated/00000000-00000-name.jpg optional: the first image of the first part, with its regions drawn in
+"""Predictions: how users read them, and the files below the destination, which docs/how-to/predict.md lists.
 
 A part and its receipt depend only on the model, the settings and the part of the features. Repeated attempts write
 the same, and a part whose receipt names the current features is not predicted again.
