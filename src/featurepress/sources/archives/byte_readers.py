@@ -10,6 +10,8 @@ import zlib
 from collections.abc import Callable
 from typing import BinaryIO, Protocol
 
+from featurepress.sources.containers import Reader
+
 WINDOW_BYTES = 4 * 1024**2
 _DIRECT_BYTES = 1024**2  # a read of this size is one request that bypasses the windows
 _MAX_WINDOWS = 4  # the number of threads that read at once
@@ -20,12 +22,8 @@ class BrokenArchiveError(Exception):
     """An archive cannot be read beyond some position; the text is the reason."""
 
 
-class ByteReader(Protocol):
+class ByteReader(Reader, Protocol):
     """The bytes of an archive, uncompressed; thread-safe."""
-
-    @property
-    def held_bytes(self) -> int:
-        """The memory that it uses."""
 
     def at(self, start: int, size: int) -> bytes:
         """Return `size` bytes from `start`, fewer at the end of the archive."""
@@ -35,9 +33,6 @@ class ByteReader(Protocol):
 
     def finish(self) -> None:
         """Check what follows the last member, such as a checksum."""
-
-    def close(self) -> None:
-        """Close the file."""
 
 
 class _UncompressedReader:

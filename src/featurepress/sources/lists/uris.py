@@ -69,13 +69,6 @@ class UriSource:
     limits : ImageSettings, optional
         Limits for one image.
 
-    Attributes
-    ----------
-    locations : LocationReader
-        Reads the images.
-    run_rows : int
-        Most rows that are sorted in memory; the others wait in a temporary file.
-
     Notes
     -----
     A listing makes no requests except for the lists themselves; it examines files on disk only. A process that
@@ -83,7 +76,7 @@ class UriSource:
     """
 
     reading = BY_REQUEST
-    run_rows = RUN_ROWS
+    run_rows = RUN_ROWS  # that are sorted in memory; the others wait in a temporary file
 
     def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
         self.skipped: collections.Counter[str] = collections.Counter()

@@ -46,7 +46,14 @@ def open_table(file: BinaryIO, *, is_remote: bool = False) -> Table:
         beginning = file.read(len(arrow.MAGIC))
         if not beginning:
             raise TableError("it is empty")
-        table = _opened(file, beginning, is_remote=is_remote)
+        if beginning.startswith(parquet.MAGIC):
+            table: Table = parquet.ParquetTable(file, AHEAD_BYTES[is_remote])
+        elif beginning == arrow.MAGIC or beginning[:4] == b"\xff" * 4:
+            table = arrow.ArrowTable(file)
+        elif beginning.startswith(b"FEA1"):
+            raise TableError("it is Feather version 1; write it again as version 2 or Parquet")
+        else:
+            raise TableError("it is neither Parquet nor Arrow")
         _ = table.schema.names
     except UnicodeDecodeError:
         file.close()
@@ -55,13 +62,3 @@ def open_table(file: BinaryIO, *, is_remote: bool = False) -> Table:
         file.close()
         raise
     return table
-
-
-def _opened(file: BinaryIO, beginning: bytes, *, is_remote: bool) -> Table:
-    if beginning.startswith(parquet.MAGIC):
-        return parquet.ParquetTable(file, AHEAD_BYTES[is_remote])
-    if beginning == arrow.MAGIC or beginning[:4] == b"\xff" * 4:
-        return arrow.ArrowTable(file)
-    if beginning.startswith(b"FEA1"):
-        raise TableError("it is Feather version 1; write it again as version 2 or Parquet")
-    raise TableError("it is neither Parquet nor Arrow")
