@@ -16,13 +16,11 @@ import functools
 import shutil
 import socket
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from featurepress.errors import RequestError, SettingError
-from featurepress.ledger.names import PLAN_MODELS
 from featurepress.models import store
 from featurepress.runs.verbs import find_backbone
 from featurepress.settings import (
@@ -148,15 +146,11 @@ def _send(session: Any, backbone: BackboneSpec) -> str:
 
 @functools.cache
 def _archive(key: str) -> Path:
-    """Pack a model, in a folder that is deleted with this process: Spark reads the file for each new worker."""
+    """Pack a model, in a folder that is deleted at the end of this process: Spark reads it for each new worker."""
     folder = Path(tempfile.mkdtemp(prefix="featurepress-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    storage, archive = FolderStorage(str(folder / "model")), folder / f"featurepress-{key}.zip"
-    store.put_into(storage, key)
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
-        for entry in storage.list(PLAN_MODELS):
-            file.write(Path(storage.root, entry.name), entry.name)
-    return archive
+    store.put_into(FolderStorage(str(folder / "model")), key)
+    return Path(shutil.make_archive(str(folder / f"featurepress-{key}"), "tar", folder / "model"))
 
 
 def _is_classic(session: Any) -> bool:
@@ -171,12 +165,7 @@ def _fetched(archive: str, key: str) -> None:
     from pyspark import SparkFiles
 
     with tempfile.TemporaryDirectory() as folder:
-        with zipfile.ZipFile(SparkFiles.get(archive)) as file:
-            for name in file.namelist():
-                target = Path(folder, name)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with file.open(name) as source, target.open("wb") as sink:
-                    shutil.copyfileobj(source, sink)
+        shutil.unpack_archive(SparkFiles.get(archive), folder, filter="data")
         store.take_from(FolderStorage(folder), key)
 
 

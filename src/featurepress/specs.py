@@ -149,45 +149,26 @@ INTERPOLATIONS = {
 class PreprocessSpec:
     """How pixels become the model's input, precisely enough to compare implementations.
 
-    Parameters
-    ----------
-    height, width : int
-        Size of the input in pixels.
-    resize : str
-        ``stretch``: both sides are resized, the aspect ratio is not kept. ``crop``: the shorter side is resized
-        to `shortest_edge`, the aspect ratio is kept, and the middle is cut out.
-    shortest_edge : int or None
-        For ``crop``, in pixels; at least the larger of height and width.
-    interpolation : str
-        One of `INTERPOLATIONS`. ``area-or-linear``: if the shorter side of the image is longer than that of the
-        target, each target pixel is the mean of the source area below it; else bilinear between pixel centres.
-    antialias : bool
-        Whether the kernel grows as the image shrinks. For uint8 and for area it always does.
-    dtype : str
-        ``uint8``: the resized image is rounded to whole levels before normalisation, as in Pillow. ``float32``: it
-        is not rounded, as in TensorFlow.
-    mean, scale : tuple of float
-        The input is ``(level - mean) / scale``, with levels from 0 to 255; one value for all channels, or one per
-        channel in the order of `channel_order`.
-    channel_order : str
-        ``RGB`` or ``BGR``.
-
-    Raises
-    ------
-    SettingError
-        A value is not allowed, or does not fit the others.
+    The input is ``(level - mean) / scale``, with levels from 0 to 255. SettingError if a value is not allowed, or
+    does not fit the others.
     """
 
-    height: int
+    height: int  # of the input, in pixels
     width: int
+    # stretch: both sides are resized, the aspect ratio is not kept. crop: the shorter side is resized to
+    # `shortest_edge`, at least the larger of height and width; the aspect ratio is kept, and the middle is cut out.
     resize: str = "stretch"
     shortest_edge: int | None = None
+    # One of `INTERPOLATIONS`. area-or-linear: if the shorter side of the image is longer than that of the target,
+    # each target pixel is the mean of the source area below it; else bilinear between pixel centres.
     interpolation: str = "area-or-linear"
-    antialias: bool = True
-    dtype: str = "uint8"
-    mean: tuple[float, ...] = (127.5,)
+    antialias: bool = True  # whether the kernel grows as the image shrinks; for uint8 and for area it always does
+    dtype: str = (
+        "uint8"  # rounded to whole levels before normalisation, as in Pillow; float32: not, as in TensorFlow
+    )
+    mean: tuple[float, ...] = (127.5,)  # for all channels, or one per channel in the order of `channel_order`
     scale: tuple[float, ...] = (127.5,)
-    channel_order: str = "RGB"
+    channel_order: str = "RGB"  # or BGR
 
     def __post_init__(self) -> None:
         _require("resize", self.resize, ("stretch", "crop"))

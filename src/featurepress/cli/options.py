@@ -43,19 +43,19 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON o
 
 _EXPONENTS = {None: 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _PANELS: dict[type[Stage], str] = {
-    ListingSettings: "Which images",
-    FeatureSettings: "What is computed",
+    ListingSettings: "Images",
+    FeatureSettings: "Features",
     ImageSettings: "Limits of one image",
-    OutputSettings: "What is written",
+    OutputSettings: "Output",
     ResourceSettings: "This machine",
-    Choices: "What the file does not say",
-    ReductionSettings: "What is kept",
+    Choices: "Model file",
+    ReductionSettings: "Components",
     LabelSettings: "Labels",
-    ClassifierSettings: "The classifier",
-    SplitSettings: "How it is measured",
+    ClassifierSettings: "Classifier",
+    SplitSettings: "Test images",
     TrainingSettings: "Memory",
-    PredictionSettings: "What is predicted",
-    EngineSettings: "Where it runs",
+    PredictionSettings: "Predictions",
+    EngineSettings: "Engine",
 }
 
 

@@ -68,7 +68,7 @@ def _print_result(features: FeatureSet, reduced: ReducedFeatureSet, *, seconds: 
     is_own = reduced.reduction["settings"]["using"] is None
     fitted = f"to {pca.n_samples_:,} images" if is_own else "to those of the other set"
     lines.add("fitted", f"{fitted}, solver {pca.solver_}")
-    lines.add("bytes", f"{format_bytes(reduced.bytes)}, where there were {format_bytes(features.bytes)}")
+    lines.add("bytes", f"{format_bytes(reduced.bytes)} instead of {format_bytes(features.bytes)}")
     lines.add("time", format_seconds(seconds))
     lines.add("where", reduced.location)
     if report is not None:

@@ -112,7 +112,7 @@ def print_speeds(speeds: Sequence[Speed]) -> None:
         for speed in speeds
     )
     columns = ("model", "input>", "features>", "parameters>", "float32 images/s>", "bfloat16 images/s>")
-    note = f"{speeds[0].cpu}, {speeds[0].workers} workers; {speeds[0].pictures}" if speeds else ""
+    note = f"{speeds[0].cpu}, {speeds[0].workers} workers; {speeds[0].images}" if speeds else ""
     _print_table((*columns, "images>", "weights"), rows, note)
 
 

@@ -34,51 +34,27 @@ _MAX_BYTES = 512 * 1024**2  # of decoded images: all are sent to the reference a
 
 @dataclass(frozen=True)
 class Nearness:
-    """How close features are to those of the reference.
-
-    Attributes
-    ----------
-    min_cosine, mean_cosine : float
-        Over the images.
-    max_difference : float
-        Largest absolute difference of a feature.
-    largest_feature : float
-        Largest absolute feature of the reference.
-    """
+    """How close features are to those of the reference."""
 
     min_cosine: float
     mean_cosine: float
-    max_difference: float
-    largest_feature: float
+    max_difference: float  # largest absolute difference of a feature
+    largest_feature: float  # of the reference, absolute
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The result of `verify`.
-
-    Attributes
-    ----------
-    model, pooling, fingerprint : str
-        The verified model.
-    reference : str
-        The library it was compared with.
-    n_images : int
-        Number of images.
-    precisions : dict
-        `Nearness` by precision: ``float32`` and, if the CPU supports it, ``bfloat16``.
-    made, cpu, versions
-        Time (UTC), processor and library versions.
-    """
+    """The result of `verify`."""
 
     model: str
     pooling: str
     fingerprint: str
-    reference: str
+    reference: str  # the library with which the model was compared
     n_images: int
-    precisions: dict[str, Nearness]
-    made: str
+    precisions: dict[str, Nearness]  # float32 and, if the CPU supports it, bfloat16
+    made: str  # UTC, ISO 8601
     cpu: str
-    versions: dict[str, str]
+    versions: dict[str, str]  # of the libraries
 
 
 def verify(

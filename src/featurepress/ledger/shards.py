@@ -8,6 +8,7 @@ import os
 import secrets
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -229,10 +230,10 @@ class Totals:
     embedded: int = 0
     carried: int = 0
     failed: int = 0
-    failed_by_kind: dict[str, int] = field(default_factory=dict)
+    failed_by_kind: Counter[str] = field(default_factory=Counter)
     bytes_read: int = 0
-    precisions: dict[str, int] = field(default_factory=dict)
-    cpus: dict[str, int] = field(default_factory=dict)
+    precisions: Counter[str] = field(default_factory=Counter)  # number of images, by precision
+    cpus: Counter[str] = field(default_factory=Counter)
 
     def add(self, receipt: Receipt) -> None:
         """Add one receipt."""
@@ -242,7 +243,6 @@ class Totals:
         self.carried += receipt.carried
         self.failed += receipt.failed
         self.bytes_read += receipt.bytes_read
-        for kind, count in receipt.failed_by_kind.items():
-            self.failed_by_kind[kind] = self.failed_by_kind.get(kind, 0) + count
-        for tally, name in ((self.precisions, receipt.precision), (self.cpus, receipt.cpu)):
-            tally[name] = tally.get(name, 0) + receipt.embedded
+        self.failed_by_kind.update(receipt.failed_by_kind)
+        self.precisions[receipt.precision] += receipt.embedded
+        self.cpus[receipt.cpu] += receipt.embedded

@@ -29,40 +29,18 @@ _MIN_IMAGES_PER_WORKER = 32
 
 @dataclass(frozen=True)
 class Speed:
-    """The measured speed of one model.
-
-    Attributes
-    ----------
-    model : str
-        Name of the model.
-    size : int
-        Side of its input in pixels.
-    n_features, n_parameters : int
-        With pooling ``avg``.
-    images_per_second : dict
-        By precision, over all workers.
-    n_images : int
-        Images per run, at least.
-    weights : str
-        ``random``, or where the weights come from.
-    cpu : str
-        Name of the processor.
-    workers : int
-        Number of worker processes, one per core.
-    pictures : str
-        The images that were embedded.
-    """
+    """The measured speed of one model."""
 
     model: str
-    size: int
-    n_features: int
+    size: int  # side of its input in pixels
+    n_features: int  # with pooling avg
     n_parameters: int
-    images_per_second: dict[str, float]
-    n_images: int
-    weights: str
+    images_per_second: dict[str, float]  # by precision, over all workers
+    n_images: int  # per run, at least
+    weights: str  # "random", or where they come from
     cpu: str
-    workers: int
-    pictures: str
+    workers: int  # one per core
+    images: str  # what was embedded
 
 
 def bench(
@@ -101,7 +79,7 @@ def bench(
         cards = [_card(name, size, random, on_progress) for name in models] or [*CARDS, *store.stored_cards()]
         source, description = str(images), str(images)
         if images is None:
-            source, description = f"{scratch}/pictures", f"{_N_DRAWN:,} drawn images of 100x100, repeated"
+            source, description = f"{scratch}/images", f"{_N_DRAWN:,} drawn images of 100x100, repeated"
             _draw(Path(source))
         return [_measure(card, source, description, Path(scratch), on_progress) for card in cards]
 
@@ -138,7 +116,7 @@ def _measure(card: ModelCard, source: str, description: str, scratch: Path, on_p
         out, n_images = scratch / f"{card.file}-{precision}", _enough_images(spec, precision, workers)
         speeds[precision], n_embedded = _embed(spec, precision, source, out, n_images, workers)
         counts.append(n_embedded)
-    note = {"images_per_second": speeds, "cpu": cpu_name(), "pictures": description}
+    note = {"images_per_second": speeds, "cpu": cpu_name(), "images": description}
     store.write_note(card.file, store.SPEED, note)
     return Speed(
         model=card.name,
@@ -150,7 +128,7 @@ def _measure(card: ModelCard, source: str, description: str, scratch: Path, on_p
         workers=workers,
         images_per_second=speeds,
         cpu=cpu_name(),
-        pictures=description,
+        images=description,
     )
 
 
