@@ -25,7 +25,7 @@ ARROWS = """
     fp.models   -> runs embedding models
     cli         -> fp.models learning runs features analysis engines models demo ledger storage progress \
                    specs settings errors _version
-    spark       -> runs embedding models ledger storage specs settings errors
+    spark       -> runs embedding models storage specs settings errors
     sklearn     -> runs embedding models specs settings errors
     learning    -> runs reports embedding analysis features engines images sources ledger models storage progress \
                    process specs settings errors _version
