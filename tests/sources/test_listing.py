@@ -37,7 +37,7 @@ def test_a_pattern_of_labels_is_matched_against_the_end_of_the_path(
 
 @pytest.mark.parametrize("labels", ["{uri}/{name}", "{a}/{a}", "{}/x", "{two words}/x", "{width}"])
 def test_a_pattern_with_an_invalid_or_repeated_column_is_refused(labels: str) -> None:
-    with pytest.raises(SettingError, match="names each column once, by a word other than uri, width"):
+    with pytest.raises(SettingError, match=r"'labels' .*uri, width"):
         field_names(ListingSettings(labels=labels))
 
 
@@ -62,29 +62,23 @@ def test_include_and_exclude_narrow_a_listing(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("location", "text"),
+    ("location", "facts"),
     [
-        ("nothing", "There is no source 'nothing': no such file or folder."),
-        ("nothing/*.jpg", "No image matches 'nothing/*.jpg': there is no folder 'nothing'."),
-        ("a/*.gif", "No image matches 'a/*.gif': no path matches."),
-        ("empty", "No image below 'empty': it is empty."),
-        ("loop", "The source 'loop' cannot be read: too many levels of symbolic links. {check}"),
-        ("loop/", "The source 'loop' cannot be read: too many levels of symbolic links. {check}"),
-        ("loop/*.jpg", "The source 'loop/*.jpg' cannot be read: too many levels of symbolic links. {check}"),
-        ("pipe", "The source 'pipe' is neither a regular file nor a folder. {name}"),
-        ("/dev/null", "The source '/dev/null' is neither a regular file nor a folder. {name}"),
-        (
-            "e",
-            "No image below 'e': 1 skipped (not an image's name); --all-files lists every regular file.",
-        ),
-        ("dots", "No image below 'dots': 1 skipped (dot file)."),
-        (
-            "e/*.md",
-            "No image matches 'e/*.md': 1 skipped (not an image's name); --all-files lists every regular file.",
-        ),
+        ("nothing", ["source 'nothing'", "no such file or folder"]),
+        ("nothing/*.jpg", ["matches 'nothing/*.jpg'", "no folder 'nothing'"]),
+        ("a/*.gif", ["matches 'a/*.gif'"]),
+        ("empty", ["below 'empty'", "empty."]),
+        ("loop", ["'loop'", "too many levels of symbolic links"]),
+        ("loop/", ["'loop'", "too many levels of symbolic links"]),
+        ("loop/*.jpg", ["'loop/*.jpg'", "too many levels of symbolic links"]),
+        ("pipe", ["'pipe'", "neither a regular file nor a folder"]),
+        ("/dev/null", ["'/dev/null'", "neither a regular file nor a folder"]),
+        ("e", ["below 'e'", "1 skipped (not an image's name)", "--all-files"]),
+        ("dots", ["below 'dots'", "1 skipped (dot file)."]),
+        ("e/*.md", ["matches 'e/*.md'", "1 skipped (not an image's name)", "--all-files"]),
     ],
 )
-def test_a_source_without_images_is_an_error_with_the_reason(here: Path, location: str, text: str) -> None:
+def test_a_source_without_images_is_an_error_with_the_reason(here: Path, location: str, facts: list[str]) -> None:
     (here / "empty").mkdir()
     (here / "dots").mkdir()
     (here / "dots" / ".x.jpg").touch()
@@ -92,8 +86,7 @@ def test_a_source_without_images_is_an_error_with_the_reason(here: Path, locatio
     os.mkfifo(here / "pipe")
     with pytest.raises(SourceError) as caught:
         uris(location)
-    advice = {"check": "Check it and the folders above it.", "name": "Name a folder, a glob or a file with images."}
-    assert str(caught.value) == text.format(**advice)
+    assert [fact for fact in facts if fact not in str(caught.value)] == [], caught.value
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
@@ -115,7 +108,7 @@ def test_an_empty_source_among_others_is_an_error(here: Path) -> None:
 
 def test_two_sources_with_the_same_uri_are_refused_by_name() -> None:
     one, other = memory_source({"a": b"", "b": b"", "d": b""}), memory_source({"c": b"", "d": b""})
-    with pytest.raises(SourceError, match="'memory' and 'memory' both contain 'd': every image may be listed once"):
+    with pytest.raises(SourceError, match="'memory' and 'memory' both contain 'd'"):
         list(Listing([one, other], ListingSettings()))
 
 

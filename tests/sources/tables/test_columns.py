@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pyarrow as pa
 import pytest
 
@@ -19,10 +17,11 @@ def schema(**columns: pa.DataType) -> pa.Schema:
     return pa.schema(list(columns.items()))
 
 
-def refusal(call: object, *arguments: object) -> str:
+def require_refusal(facts: list[str], call: object, *arguments: object) -> None:
+    """Check that a call raises SourceError with these facts in its message."""
     with pytest.raises(SourceError) as caught:
         call(*arguments)  # type: ignore[operator]
-    return str(caught.value)
+    assert [fact for fact in facts if fact not in str(caught.value)] == [], caught.value
 
 
 # -- images --------------------------------------------------------------------------------------------------
@@ -57,66 +56,48 @@ def test_a_requested_column() -> None:
 
 
 def test_no_column_with_images() -> None:
-    assert refusal(image_column, schema(id=pa.int64(), tags=pa.list_(pa.string())), None, WHERE) == (
-        "The table 't.parquet' has no column that can contain images: "
-        "it has id (int64), tags (list<item: string>). "
-        f"Images are of type {TYPES}; name the column with --image-column."
-    )
-    assert refusal(image_column, schema(), None, WHERE).startswith(
-        "The table 't.parquet' has no column that can contain images: it has no columns."
-    )
-
-
-def test_a_text_column_adds_a_hint() -> None:
-    assert refusal(image_column, schema(url=pa.string()), None, WHERE).endswith(
-        " Name a column of paths or urls with --uri-column."
-    )
+    columns = schema(id=pa.int64(), tags=pa.list_(pa.string()))
+    facts = [WHERE, "id (int64), tags (list<item: string>)", TYPES, "--image-column"]
+    require_refusal(facts, image_column, columns, None, WHERE)
+    require_refusal([WHERE, "no columns"], image_column, schema(), None, WHERE)
+    require_refusal(["--uri-column"], image_column, schema(url=pa.string()), None, WHERE)
 
 
 def test_several_columns_with_images() -> None:
-    assert refusal(image_column, schema(a=pa.binary(), n=pa.int8(), b=pa.large_binary()), None, WHERE) == (
-        "The table 't.parquet' has several columns that can contain images: a (binary), b (large_binary). "
-        "Name one with --image-column."
+    columns = schema(a=pa.binary(), n=pa.int8(), b=pa.large_binary())
+    require_refusal(
+        [WHERE, ": a (binary), b (large_binary).", "--image-column"], image_column, columns, None, WHERE
     )
-    assert "a (struct<bytes: binary, path: string>), b (struct" in refusal(
-        image_column, schema(a=HF_TYPE, b=HF_TYPE, c=pa.binary()), None, WHERE
-    )
+    columns = schema(a=HF_TYPE, b=HF_TYPE, c=pa.binary())
+    require_refusal(["a (struct<bytes: binary, path: string>), b (struct"], image_column, columns, None, WHERE)
 
 
 def test_a_missing_column() -> None:
-    assert refusal(image_column, schema(image=pa.binary(), label=pa.int64()), "imgae", WHERE) == (
-        "The table 't.parquet' has no column 'imgae' (--image-column); did you mean 'image'? "
-        "It has image (binary), label (int64)."
-    )
-    assert "(--image-column). It has" in refusal(image_column, schema(image=pa.binary()), "zzz", WHERE)
+    columns = schema(image=pa.binary(), label=pa.int64())
+    facts = [WHERE, "'imgae' (--image-column)", "did you mean 'image'?", "image (binary), label (int64)"]
+    require_refusal(facts, image_column, columns, "imgae", WHERE)
+    require_refusal(["(--image-column). It has"], image_column, columns, "zzz", WHERE)
 
 
 def test_a_column_of_another_type() -> None:
     columns = schema(label=pa.int64(), url=pa.string(), kind=pa.dictionary(pa.int8(), pa.string()))
-    assert refusal(image_column, columns, "label", WHERE) == (
-        "The column 'label' of the table 't.parquet' (--image-column) is of type int64, which cannot contain "
-        f"images. Allowed are {TYPES}."
-    )
+    facts = ["'label'", WHERE, "(--image-column)", "int64", TYPES]
+    require_refusal(facts, image_column, columns, "label", WHERE)
     for name in ("url", "kind"):
-        assert refusal(image_column, columns, name, WHERE).endswith(
-            f" For a column of paths or urls, use --uri-column {name}."
-        )
+        require_refusal([f"--uri-column {name}."], image_column, columns, name, WHERE)
 
 
 def test_a_repeated_column() -> None:
     twice = pa.schema([("image", pa.binary()), ("image", pa.int8()), ("n", pa.int8())])
-    expected = "The table 't.parquet' has 2 columns 'image' (--image-column). Rename all but one."
-    assert refusal(image_column, twice, "image", WHERE) == expected
-    assert refusal(image_column, twice, None, WHERE) == expected
+    for name in ("image", None):
+        require_refusal([WHERE, "2 columns 'image' (--image-column)"], image_column, twice, name, WHERE)
 
 
 def test_only_the_first_of_many_columns_are_named() -> None:
-    text = refusal(image_column, schema(**{f"c{i}": pa.int8() for i in range(1000)}), None, WHERE)
-    assert "c29 (int8) and 970 more. " in text
+    many = schema(**{f"c{i}": pa.int8() for i in range(1000)})
+    require_refusal(["c29 (int8) and 970 more. "], image_column, many, None, WHERE)
     wide = pa.struct([(f"field{i}", pa.int8()) for i in range(100)])
-    assert re.search(
-        r"it has wide \(struct<field0: .{40,60}…\)\.", refusal(image_column, schema(wide=wide), None, WHERE)
-    )
+    require_refusal([f"wide ({str(wide)[:60]}…)."], image_column, schema(wide=wide), None, WHERE)
 
 
 # -- labels --------------------------------------------------------------------------------------------------
@@ -128,17 +109,13 @@ def test_types_of_labels() -> None:
         assert label_column(schema(n=pa.int8(), label=kind), "label", WHERE) == 1
     bad = [pa.binary(), pa.list_(pa.int8()), HF_TYPE, pa.dictionary(pa.int8(), pa.binary())]
     for kind in [*bad, pa.run_end_encoded(pa.int32(), pa.string())]:
-        assert refusal(label_column, schema(label=kind), "label", WHERE) == (
-            f"The column 'label' of the table 't.parquet' (--label-column) is of type {kind}, which cannot contain "
-            "labels. Allowed are text, numbers, dates and dictionaries of them."
-        )
+        facts = ["'label'", WHERE, "(--label-column)", str(kind), "text, numbers, dates and dictionaries"]
+        require_refusal(facts, label_column, schema(label=kind), "label", WHERE)
 
 
 def test_a_missing_label_column() -> None:
-    assert refusal(label_column, schema(labels=pa.int64()), "label", WHERE) == (
-        "The table 't.parquet' has no column 'label' (--label-column); did you mean 'labels'? "
-        "It has labels (int64)."
-    )
+    facts = [WHERE, "'label' (--label-column)", "did you mean 'labels'?", "labels (int64)"]
+    require_refusal(facts, label_column, schema(labels=pa.int64()), "label", WHERE)
 
 
 # -- uris ----------------------------------------------------------------------------------------------------
@@ -150,24 +127,17 @@ def test_a_column_of_uris_is_found_by_its_name(name: str) -> None:
 
 
 def test_no_column_or_several_of_uris() -> None:
-    names = "'uri' or 'url' or 'path' or 'image' or 'file_name' or 'filename'"
-    assert refusal(uri_column, schema(a=pa.string(), n=pa.int8()), None, "list 'l.csv'") == (
-        f"The list 'l.csv' has no column called {names}: it has a (string), n (int8). "
-        "Name the one with paths or urls with --uri-column."
-    )
-    assert refusal(uri_column, schema(url=pa.string(), path=pa.string()), None, "list 'l.csv'") == (
-        f"The list 'l.csv' has several columns called {names}: it has url (string), path (string). "
-        "Name the one with paths or urls with --uri-column."
-    )
+    facts = ["list 'l.csv'", *map(repr, URI_COLUMNS), "--uri-column"]
+    columns = schema(a=pa.string(), n=pa.int8())
+    require_refusal([*facts, "no column", "a (string), n (int8)"], uri_column, columns, None, "list 'l.csv'")
+    columns = schema(url=pa.string(), path=pa.string())
+    facts += ["several columns", "url (string), path (string)"]
+    require_refusal(facts, uri_column, columns, None, "list 'l.csv'")
 
 
 def test_a_column_without_uris() -> None:
-    assert refusal(uri_column, schema(a=pa.int64()), "a", WHERE) == (
-        "The column 'a' of the table 't.parquet' (--uri-column) is of type int64, which cannot contain uris. "
-        "Allowed are text and dictionaries of text."
-    )
-    assert refusal(uri_column, schema(a=pa.binary()), "a", WHERE).endswith(
-        " For images in the table itself, use --image-column a."
-    )
+    facts = ["'a'", WHERE, "(--uri-column)", "int64", "text and dictionaries of text"]
+    require_refusal(facts, uri_column, schema(a=pa.int64()), "a", WHERE)
+    require_refusal(["--image-column a."], uri_column, schema(a=pa.binary()), "a", WHERE)
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
         assert uri_column(schema(n=pa.int8(), a=kind), "a", WHERE) == 1
