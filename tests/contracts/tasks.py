@@ -1,4 +1,4 @@
-"""Functions and tasks that worker processes run in the tests: importable, and light to import."""
+"""Functions and tasks that worker processes run in the tests; quick to import."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fail_unportably() -> None:
 
 
 class UnportableError(Exception):
-    """Cannot be rebuilt from its arguments, as many a library's."""
+    """Cannot be rebuilt from its arguments, as exceptions of some libraries."""
 
     def __init__(self, *, code: int, reason: str) -> None:
         super().__init__(f"{reason} ({code})")
@@ -57,7 +57,7 @@ def return_lambda() -> Any:
 
 
 class OnlyThere:
-    """Can be unpickled in no other process than the one that made it."""
+    """Can be unpickled only in the process that created it."""
 
     def __reduce__(self) -> Any:
         return _here, (os.getpid(),)
@@ -119,7 +119,7 @@ def fork_and_die(pid_file: Path, seconds: float) -> None:
 
 
 def race(storage: Storage, names: Sequence[str], who: str) -> list[str]:
-    """Create objects as fast as possible; give the names of those that this process has created."""
+    """Create objects as fast as possible; return the names of those that this process has created."""
     return [name for name in names if storage.create(name, who.encode() * 1000)]
 
 
@@ -176,7 +176,7 @@ def worker_id(plan: Plan, shard: int) -> int:
 
 @dataclass(frozen=True)
 class Recorded:
-    """Leaves a file for every attempt, and then does what `then` says."""
+    """Writes a file for every attempt, and then does what `then` says."""
 
     folder: Path
     then: Callable[[Plan, int], Any] = square
@@ -194,7 +194,7 @@ def attempts(folder: Path, shard: int) -> list[Path]:
 
 @dataclass(frozen=True)
 class Dying:
-    """Dies at shard 1 as often as `times` says, and leaves a file for each attempt."""
+    """Dies at shard 1 `times` times, and writes a file for each attempt."""
 
     folder: Path
     how: str

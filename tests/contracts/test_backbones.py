@@ -1,4 +1,4 @@
-"""What every backbone does. A new one adds rows to `BACKBONES`."""
+"""The contract of backbones. A new one adds rows to `BACKBONES`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WEIGHTS = Path(__file__).parents[3] / "shared" / "weights"
 
 
 def keras() -> BackboneSpec:
-    """Give a keras model, whose pixels come as float32."""
+    """Return a Keras model with pixels of float32."""
     weights = WEIGHTS / "embedded-v1.weights.h5"
     if not weights.is_file():
         pytest.skip(f"{weights} is not here")
@@ -41,7 +41,7 @@ def keras() -> BackboneSpec:
 
 
 def quantised() -> BackboneSpec:
-    """Give a quantised model, whose pixels are its own input as they are."""
+    """Return a quantised model with pixels of uint8."""
     model = WEIGHTS / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
     if not model.is_file():
         pytest.skip(f"{model} is not here")
@@ -77,7 +77,7 @@ def backbone(case: Case) -> Backbone:
 
 
 def pictures(case: Case, n: int, seed: int = 0) -> Pixels:
-    """Give noise, gradients and flat colours: (n, H, W, 3) of the type that the backbone takes."""
+    """Return noise, gradients and flat colours: (n, H, W, 3) of the backbone's type."""
     steps, rng = case.spec.preprocess, np.random.default_rng(seed)
     noise = rng.integers(0, 256, (n, steps.height, steps.width, 3), np.uint8)
     noise[1::3] = np.linspace(0, 255, steps.width, dtype=np.uint8)[None, None, :, None]

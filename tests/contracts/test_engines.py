@@ -1,4 +1,4 @@
-"""What every engine does. A new one adds a row to `ENGINES`."""
+"""The contract of engines. A new one adds a row to `ENGINES`."""
 
 from __future__ import annotations
 
@@ -229,7 +229,7 @@ def test_an_out_of_memory_error_names_the_setting(process_engine: Engine, plan: 
 
 
 def test_the_last_message_of_a_dead_worker_is_delivered(process_engine: Engine, plan: Plan, tmp_path: Path) -> None:
-    """So that whoever runs it can leave out the image that killed it."""
+    """The driver can then exclude the image that killed it."""
     heard: list[Any] = []
     task = tasks.Dying(tmp_path, "SIGKILL", times=1000, max_deaths=1, says=("at", 1, "evil.jpg"))
     with pytest.raises(WorkerDeathError):

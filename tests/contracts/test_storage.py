@@ -1,4 +1,4 @@
-"""What every storage does. A new one adds a row to `KINDS`."""
+"""The contract of storages. A new one adds a row to `KINDS`."""
 
 from __future__ import annotations
 

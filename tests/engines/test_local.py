@@ -1,4 +1,4 @@
-"""Worker processes on this machine: what only they can do wrong."""
+"""Worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_silent_worker_is_killed(plan: Plan) -> None:
 
 
 class HangOnce:
-    """Hangs, and is not tried again."""
+    """Hangs, and allows one death."""
 
     max_deaths = 1
 

@@ -1,4 +1,4 @@
-"""What decode must give, written again, slowly, with Pillow and NumPy only; and small files to decode."""
+"""A slow reference for `decode` with Pillow and NumPy, and small files to decode."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
 
 
 def picture(width: int = 67, height: int = 45, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Draw a smooth RGB picture without symmetry, (height, width, 3) uint8."""
+    """Draw a smooth RGB image without symmetry, (height, width, 3) uint8."""
     y, x = np.mgrid[0:height, 0:width].astype(np.float64)
     waves = np.random.default_rng(seed).uniform(0.02, 0.12, (3, 2))
     channels = [128 + 80 * np.sin(a * x) + 45 * np.cos(b * y + x / 50) for a, b in waves]
@@ -38,12 +38,12 @@ def picture(width: int = 67, height: int = 45, seed: int = 0) -> npt.NDArray[np.
 
 
 def deep_picture(channels: int, width: int = 31, height: int = 22, seed: int = 0) -> npt.NDArray[np.uint16]:
-    """Random 16-bit samples, (height, width, channels)."""
+    """Return random 16-bit samples, (height, width, channels)."""
     return np.random.default_rng(seed).integers(0, 65536, (height, width, channels), np.uint16)
 
 
 def upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Turn stored rows and columns as the table of the EXIF standard asks."""
+    """Turn stored rows and columns by the table of the EXIF standard."""
     rows = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -89,7 +89,7 @@ def grey_to_rgb(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def by_pillow(data: bytes) -> tuple[str, npt.NDArray[np.uint8]]:
-    """First frame by Pillow alone: its mode, and RGB upright over white; deep grey by the rules above."""
+    """Return mode and upright RGB over white of the first frame by Pillow; deep grey by the rules above."""
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as opened:
         opened.load()
         mode, tags = opened.mode, dict(getattr(opened, "tag_v2", {}))
@@ -125,12 +125,12 @@ def _deep_by_pillow(image: Image.Image, kind: str, tags: dict[int, Any]) -> npt.
 
 
 def png_chunk(name: bytes, body: bytes) -> bytes:
-    """One chunk with its checksum."""
+    """Return one chunk with its checksum."""
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 def png(width: int, height: int, depth: int, colour: int, raw: bytes, *before: bytes) -> bytes:
-    """Write a PNG from filtered rows `raw`, with the chunks `before` in front of the pixels."""
+    """Return a PNG of filtered rows `raw`, with the chunks `before` the pixels."""
     head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
     body = png_chunk(b"IDAT", zlib.compress(raw))
     return b"\x89PNG\r\n\x1a\n" + head + b"".join(before) + body + png_chunk(b"IEND", b"")
@@ -169,20 +169,20 @@ def tiff(samples: npt.NDArray[Any], photometric: int, *more: tuple[int, int, tup
 
 
 def exif_block(orientation: int, order: str = "<", extra: bytes = b"") -> bytes:
-    """EXIF with nothing but an orientation, followed by `extra`."""
+    """Return EXIF with only an orientation, followed by `extra`."""
     magic = b"II*\0" if order == "<" else b"MM\0*"
     entry = struct.pack(order + "HHIHH", 274, 3, 1, orientation, 0)
     return magic + struct.pack(order + "IH", 8, 1) + entry + struct.pack(order + "I", 0) + extra
 
 
 def jpeg_with(data: bytes, *segments: tuple[int, bytes]) -> bytes:
-    """Put (marker, body) segments right behind the start of a JPEG."""
+    """Insert (marker, body) segments at the start of a JPEG."""
     packed = b"".join(struct.pack(">HH", marker, len(body) + 2) + body for marker, body in segments)
     return data[:2] + packed + data[2:]
 
 
 def samples_of_all_formats() -> dict[str, bytes]:
-    """One small file of every format and mode, by name."""
+    """Return one small file of every format and mode, by name."""
     rgb = Image.fromarray(picture())
     rgba = rgb.copy()
     rgba.putalpha(rgb.convert("L"))
@@ -234,7 +234,7 @@ def samples_of_all_formats() -> dict[str, bytes]:
 
 
 def peak_bytes() -> int:
-    """Most memory that this process has ever held."""
+    """Return the maximum memory of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

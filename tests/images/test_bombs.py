@@ -1,4 +1,4 @@
-"""Huge images: claimed ones are refused from the header with memory flat, real ones take turns."""
+"""Huge images are refused from the header without allocating memory, or decoded one at a time."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def gif_frame(width: int, height: int) -> bytes:
 
 
 def webp_of(width: int, height: int) -> bytes:
-    """An extended WebP: the canvas is stated apart from its picture."""
+    """Return an extended WebP, whose canvas has its own size."""
     picture_chunk = small("WEBP")[12:]
     canvas = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     body = b"WEBPVP8X" + struct.pack("<I", 10) + b"\0\0\0\0" + canvas + picture_chunk

@@ -1,4 +1,4 @@
-"""Bytes to pixels: each rule on small pictures, against the slow reference."""
+"""Decoding: each rule on small images, compared with the slow reference."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ TARGETS = [(96, 96), (224, 160)]
 
 
 def picture(height: int, width: int) -> Array:
-    """Give noise, the hardest picture to resize: (height, width, 3) uint8."""
+    """Return noise, the hardest image to resize: (height, width, 3) uint8."""
     return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -60,7 +60,7 @@ def embedded(pixels: Array, spec: PreprocessSpec) -> Array:
 
 @pytest.fixture(scope="module")
 def tensorflow(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[Any, ...], Array]:
-    """Give TensorFlow's pictures by (picture, height, width, method, antialias)."""
+    """Return TensorFlow's images by (image, height, width, method, antialias)."""
     if importlib.util.find_spec("tensorflow") is None:
         pytest.skip("TensorFlow is not installed")
     folder = tmp_path_factory.mktemp("tensorflow")

@@ -1,4 +1,4 @@
-"""Preprocessing against the stated rule, in plain NumPy."""
+"""Preprocessing, compared with its rule in NumPy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = EMBEDDED_V1.preprocess
 
 
 def picture(height: int, width: int, seed: int = 0) -> Array:
-    """Give noise, the hardest picture to resize: (height, width, 3) uint8."""
+    """Return noise, the hardest image to resize: (height, width, 3) uint8."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -30,7 +30,7 @@ def embedded(pixels: Array, spec: PreprocessSpec = SPEC) -> Array:
 
 
 def area_weights(n_source: int, n_target: int) -> Array:
-    """Give the share of each source pixel in each target pixel: (n_target, n_source)."""
+    """Return the share of each source pixel in each target pixel: (n_target, n_source)."""
     edges = np.arange(n_target + 1) * (n_source / n_target)
     weights = np.zeros((n_target, n_source))
     for target in range(n_target):
@@ -42,7 +42,7 @@ def area_weights(n_source: int, n_target: int) -> Array:
 
 
 def linear_weights(n_source: int, n_target: int) -> Array:
-    """Give the weights of linear interpolation between pixel centres: (n_target, n_source)."""
+    """Return the weights of linear interpolation between pixel centres: (n_target, n_source)."""
     weights = np.zeros((n_target, n_source))
     for target in range(n_target):
         position = (target + 0.5) * n_source / n_target - 0.5

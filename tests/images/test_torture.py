@@ -1,4 +1,4 @@
-"""The decoder's test files of twelve public projects: every one decodes, or fails with a reason."""
+"""The test files of twelve public projects are decoded, or fail with a reason."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not TORTURE.is_dir(), reason=f"no test images at
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    """What a child process saw: a crash of a decoder or an endless one must not take the tests with it."""
+    """Return the results of a child process, since a decoder may crash or hang."""
     code = (
         "import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n"
         "from pathlib import Path; from tests.images.reference import survey\n"

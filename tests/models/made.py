@@ -1,4 +1,4 @@
-"""Small models that the tests make themselves, and what they must give, in plain NumPy."""
+"""Small models of the tests, and their expected features in NumPy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pictures(count: int = 11, height: int = HEIGHT, width: int = WIDTH) -> list[
 
 
 def grid_of(levels: Sequence[Array], kernel: Array = KERNEL, bias: Array = BIAS) -> Array:
-    """Give relu(convolution), 2x2 with a stride of 2: (N, H/2, W/2, CHANNELS)."""
+    """Return relu(convolution), 2x2 with a stride of 2: (N, H/2, W/2, CHANNELS)."""
     x = np.stack(levels).astype(np.float64)
     count, height, width, _ = x.shape
     x = x.reshape(count, height // 2, 2, width // 2, 2, 3)
@@ -76,7 +76,7 @@ def save(
 
 
 def conv_nodes(source: str = "pixels", kernel: Array = KERNEL, to: str = "grid") -> tuple[list[Any], list[Any]]:
-    """Give relu(convolution) of a tensor (N, 3, H, W)."""
+    """Return the nodes and constants of relu(convolution) of a tensor (N, 3, H, W)."""
     nodes = [
         helper.make_node("Conv", [source, "kernel", "bias"], ["conv"], strides=[2, 2]),
         helper.make_node("Relu", ["conv"], [to]),
@@ -94,7 +94,7 @@ def channels_first(
     output: tuple[str, Sequence[int | str]] | None = None,
     kernel: Array = KERNEL,
 ) -> Path:
-    """Write relu(convolution) of (N, 3, H, W), with more behind it."""
+    """Write relu(convolution) of (N, 3, H, W), with further nodes after it."""
     nodes, weights = conv_nodes(kernel=kernel)
     halves = [side // 2 if isinstance(side, int) else f"half{side}" for side in sides]
     return save(
@@ -126,7 +126,7 @@ def channels_last(path: Path, *, kind: int = TensorProto.FLOAT, batch: int | str
 
 
 def with_head(path: Path, batch: int | str = "N") -> Path:
-    """Write a model that pools by itself and gives a vector of 7."""
+    """Write a model that pools and returns a vector of 7."""
     tail = [
         helper.make_node("GlobalAveragePool", ["grid"], ["mean"]),
         helper.make_node("Flatten", ["mean"], ["flat"]),
@@ -138,7 +138,7 @@ def with_head(path: Path, batch: int | str = "N") -> Path:
 
 
 def identity(path: Path, side: int = 6) -> Path:
-    """Write a model that gives its input, (N, H, W, 3)."""
+    """Write a model that returns its input, (N, H, W, 3)."""
     node = helper.make_node("Identity", ["pixels"], ["same"])
     return save(path, [node], [], ["N", side, side, 3], ("same", ["N", side, side, 3]))
 
@@ -147,12 +147,12 @@ def identity(path: Path, side: int = 6) -> Path:
 
 
 def ready(path: Path, **choices: Any) -> ModelCard:
-    """Make a file ready with what the user says of it."""
+    """Convert a file with the options of the user."""
     return load_card(str(path), Choices(**choices), on_progress=lambda progress: None)
 
 
 def features(card: ModelCard, levels: Sequence[Array], pooling: str = "avg") -> Array:
-    """Embed pictures as a run does."""
+    """Embed images as a run does."""
     return embed_images(card.backbone(pooling), "float32", list(levels))
 
 
@@ -160,12 +160,12 @@ def features(card: ModelCard, levels: Sequence[Array], pooling: str = "avg") -> 
 
 
 def kept() -> list[Path]:
-    """Give what was kept of models, hidden workplaces too."""
+    """Return the names of all stored models, including temporary folders."""
     return [one for folder in ("models", "requests", "names") for one in (home() / folder).glob("*")]
 
 
 def refused(path: Path) -> str:
-    """Give the one line by which a file is refused, to be embedded and to be listed."""
+    """Return the error of a file that is refused by `find_card` and by `outputs`."""
     with pytest.raises(ModelError) as caught:
         find_card(str(path))
     assert "\n" not in str(caught.value)
@@ -179,7 +179,7 @@ def refused(path: Path) -> str:
 
 
 def run_program(name: str, folder: Path, *arguments: str) -> None:
-    """Run a program of tests/references that makes models with the weights above."""
+    """Run a program of tests/references that creates models with the weights above."""
     np.savez(folder / "weights.npz", kernel=KERNEL, bias=BIAS, head=HEAD)
     program = Path(__file__).parents[1] / "references" / name
     done = subprocess.run(

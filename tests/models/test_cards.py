@@ -1,4 +1,4 @@
-"""Model cards, and the files they stand for."""
+"""Model cards and their files."""
 
 from __future__ import annotations
 

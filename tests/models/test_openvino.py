@@ -1,4 +1,4 @@
-"""The graph of the OpenVINO backbone, against the model file run without any of our graph surgery."""
+"""The graph of the OpenVINO backbone, compared with the unchanged model file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 @functools.cache
 def pixels() -> Array:
-    """Give smooth blobs over noise, as pictures have both: (16, 96, 96, 3) uint8."""
+    """Return smooth blobs with noise: (16, 96, 96, 3) uint8."""
     rng = np.random.default_rng(3)
     small = rng.integers(0, 256, (BATCH_SIZE, 6, 6, 3), np.uint8)
     smooth = np.stack([cv2.resize(one, (96, 96), interpolation=cv2.INTER_CUBIC) for one in small])
@@ -33,7 +33,7 @@ def pixels() -> Array:
 
 @functools.cache
 def reference_grid() -> Array:
-    """Give the file's own output for x / 127.5 - 1 in float32: (16, 3, 3, 1280)."""
+    """Return the output of the file for x / 127.5 - 1 in float32: (16, 3, 3, 1280)."""
     compiled = ov.Core().compile_model(
         str(model_file(EMBEDDED_V1.file, EMBEDDED_V1.weights_sha256)), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

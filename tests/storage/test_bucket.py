@@ -1,4 +1,4 @@
-"""Buckets as storage: answers that are lost, stores without conditions, and what is large."""
+"""Buckets as storage: lost answers, stores without conditional requests, and large objects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections to object stores: addresses, credentials, and what refusals mean."""
+"""Connections to object stores: addresses, credentials, retries, and the meaning of errors."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ SECRETS = {
 
 
 def spelled(error: BaseException | None) -> str:
-    """Spell an error as people, logs and pickles see it, and what it was raised from if that is shown."""
+    """Return the text, repr and pickle of an error and of the causes that a traceback shows."""
     text = ""
     while error is not None:
         text += f"{error} {error!r} {pickle.dumps(error)!r}"
@@ -281,7 +281,7 @@ def test_no_error_of_azure_contains_its_sas(azure: Azure, use_environment: Use) 
 
 
 def signed_as(server: FastS3, bucket: str) -> str:
-    """Give the key id and the region with which a request is signed."""
+    """Return the key id and the region with which a request is signed."""
     url = obstore.sign(store_of(server, bucket), "GET", "a", timedelta(seconds=60))
     assert isinstance(url, str)
     credential = url.partition("X-Amz-Credential=")[2].partition("&")[0]
@@ -291,7 +291,7 @@ def signed_as(server: FastS3, bucket: str) -> str:
 
 @pytest.fixture
 def profiles(fast_s3: FastS3, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FastS3:
-    """Write the files of profiles, and take the keys out of the environment."""
+    """Write the files of profiles, and remove the keys from the environment."""
     (tmp_path / "credentials").write_text(
         "[default]\naws_access_key_id = default-id\naws_secret_access_key = hunter2\n"
         "[work]\naws_access_key_id = work-id\naws_secret_access_key = hunter3\n"

@@ -1,4 +1,4 @@
-"""Folders as storage: what only they can do wrong."""
+"""Folders as storage: errors and limits of the file system."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_only_visible_regular_files_are_listed(storage: FolderStorage) -> None:
 
 
 def write_beyond_the_limit(storage: Storage, how: str, n_bytes: int) -> str:
-    """Write more than the process may; a file then takes what fits, as on a full disk."""
+    """Write more than the limit of the process; a file is then cut there, as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
     try:
         if how == "stream":

@@ -1,4 +1,4 @@
-"""Clusters on this machine: Spark in all its ways of running, and Ray. They are started once a test process."""
+"""Clusters on this machine: Spark in all its modes, and Ray. They are started once per test process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as long what a faster test of the same cluster checks: one way of dying is enough for each."""
+    """Mark tests as long that a faster test of the same cluster covers."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if "clusters" in item.nodeid and params.get("how") in ("abort", "exit"):
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def require_spark() -> None:
-    """Skip, with the reason, where Spark cannot run."""
+    """Skip if Spark cannot run."""
     pytest.importorskip("pyspark", reason="pyspark is not installed: make test-engines")
     try:
         require_java()
@@ -47,7 +47,7 @@ def loopback() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def spark(loopback: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Give a session of local[2]."""
+    """Return a session of local[2]."""
     require_spark()
     from featurepress.engines import Spark
 
@@ -58,7 +58,7 @@ def spark(loopback: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(params=["spark", "ray"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Give the engine of each cluster."""
+    """Return the engine of each cluster."""
     from featurepress import engines
 
     if request.param == "spark":
@@ -72,7 +72,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def ray_here(loopback: None) -> Iterator[None]:
-    """Connect to a Ray of this machine alone."""
+    """Connect to a Ray cluster of only this machine."""
     pytest.importorskip("ray", reason="ray is not installed: make test-engines")
     import ray
 

@@ -1,4 +1,4 @@
-"""Runs on clusters, each in a process of its own: a process has one Spark, and none of the tests may be killed."""
+"""Runs on clusters in separate processes, since a process has one Spark and may be killed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 @contextlib.contextmanager
 def started(kind: str, source: Path, out: Path, *settings: str, part: int = 100) -> Iterator[subprocess.Popen[str]]:
-    """Start `tests.engines.clusters.embed`; whatever it has started is gone at the end of the block."""
+    """Start `tests.engines.clusters.embed`; all its processes have ended at the end of the block."""
     scratch = out.with_name(out.name + "-scratch")
     scratch.mkdir(exist_ok=True)
     words = [f"spark.local.dir={scratch}", f"spark.sql.warehouse.dir={scratch}", *settings]
@@ -69,14 +69,14 @@ def _wait_for_port(port: int) -> None:
 
 
 def descendants(pid: int) -> list[Any]:
-    """Give all processes below one, as far as they still hang together."""
+    """Return all descendants of a process."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return list(psutil.Process(pid).children(recursive=True))
     return []
 
 
 def end_all(family: list[psutil.Process]) -> None:
-    """Kill what is left of some processes."""
+    """Kill those of some processes that still run."""
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
@@ -84,20 +84,20 @@ def end_all(family: list[psutil.Process]) -> None:
 
 
 def embed(kind: str, source: Path, out: Path, *settings: str, part: int = 100) -> None:
-    """Embed in a process of its own, to the end."""
+    """Embed in a new process, and wait for its end."""
     with started(kind, source, out, *settings, part=part) as process:
         finish(process, out)
 
 
 def finish(process: subprocess.Popen[str], out: Path) -> None:
-    """Wait for a run to end well."""
+    """Wait for a run to end without error."""
     code = process.wait(TIMEOUT_SECONDS)
     scratch = out.with_name(out.name + "-scratch")
     assert code == 0, (scratch / "stderr").read_text()[-3000:]
 
 
 def wait_for_receipts(out: Path, n: int, process: subprocess.Popen[str]) -> None:
-    """Wait until so many shards are done."""
+    """Wait until a number of shards is finished."""
     end = time.monotonic() + TIMEOUT_SECONDS
     while len(list(out.glob("receipts/*.json"))) < n:
         assert time.monotonic() < end
@@ -107,7 +107,7 @@ def wait_for_receipts(out: Path, n: int, process: subprocess.Popen[str]) -> None
 
 @contextlib.contextmanager
 def standalone(folder: Path, hosts: list[str]) -> Iterator[tuple[str, int]]:
-    """Start a standalone cluster with a worker of one core on each host; give its master, and a pid above all."""
+    """Start a standalone cluster with a worker of one core on each host; return its master and the parent pid."""
     import pyspark
 
     folder.mkdir()
@@ -137,7 +137,7 @@ def standalone(folder: Path, hosts: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def kill_one(pid: int, wanted: Callable[[psutil.Process], bool]) -> str:
-    """Kill a process below another with SIGKILL; give its command line."""
+    """Kill a descendant of a process with SIGKILL; return its command line."""
 
     def kill(process: psutil.Process) -> str:
         line = " ".join(process.cmdline())
@@ -148,7 +148,7 @@ def kill_one(pid: int, wanted: Callable[[psutil.Process], bool]) -> str:
 
 
 def stop_one(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
-    """Stop a process below another, and all below it, as where a machine hangs; give them."""
+    """Stop a descendant of a process with all its descendants, as on a machine that hangs; return them."""
 
     def stop(process: psutil.Process) -> list[psutil.Process]:
         family = [process, *process.children(recursive=True)]
@@ -162,7 +162,7 @@ def stop_one(pid: int, wanted: Callable[[psutil.Process], bool]) -> list[psutil.
 def _with_one(
     pid: int, wanted: Callable[[psutil.Process], bool], act: Callable[[psutil.Process], Result]
 ) -> Result:
-    """Do something with a process below another, as soon as there is one."""
+    """Call a function with a descendant of a process, as soon as there is one."""
     end = time.monotonic() + 60
     while time.monotonic() < end:
         for process in descendants(pid):

@@ -1,4 +1,4 @@
-"""The contract of engines, on clusters; what their worker processes do is that of the local engine."""
+"""The contract of engines, on clusters."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedded(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Give the features of the pictures as a run has them, by path."""
+    """Return the features of the images from a run, by path."""
     out = tmp_path_factory.mktemp("features") / "out"
     embed(str(pictures), out, precision="float32", max_failures=1.0)
     return read_rows(out)
@@ -67,7 +67,7 @@ def test_paths_are_read(frame: Any, embedded: dict[str, Any]) -> None:
 
 
 def test_images_of_spark_are_read_as_bgr(spark: Any, pictures: Path) -> None:
-    """Both decode the same PNG to the same levels, and so the features are the same bits."""
+    """Both decode the same PNG to the same levels, so the features are equal."""
     from PIL import Image
 
     folder = pictures.parent / "png"

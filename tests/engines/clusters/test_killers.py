@@ -1,4 +1,4 @@
-"""Images that kill whatever decodes them are failures on a cluster, too; and what memory is missing is said."""
+"""On a cluster too, images that kill their process become failures, and a lack of memory is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What workers lack - a Python, the packages, memory - is one line that says what to do."""
+"""Workers without Python, packages or memory: an error of one line that says what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.running import draw
 
 
 def refusal(folder: Path, python: str, *settings: str) -> tuple[int, str]:
-    """Run the command on a cluster whose workers have another Python; give the exit code and the only line."""
+    """Run the command on a cluster whose workers have another Python; return the exit code and the line."""
     draw(folder / "in", 20)
     command = [sys.executable, "-m", "featurepress", "embed", "in", "--out", "out", "--model", "embedded"]
     command += ["--engine", "spark", "--master", "local-cluster[1,1,1024]"]
@@ -55,7 +55,7 @@ def test_no_python_at_all(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("loopback")
 def test_too_little_memory(tmp_path: Path) -> None:
-    """Spark limits the address space of its Python workers where it is told to."""
+    """Spark can limit the address space of its Python workers."""
     require_spark()
     code, line = refusal(tmp_path, sys.executable, "spark.executor.pyspark.memory=300m")
     assert code in (1, 2), line  # 1 where a process ends without saying that it was memory

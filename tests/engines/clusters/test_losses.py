@@ -1,4 +1,4 @@
-"""Machines are lost: the run completes, and every picture is there exactly once."""
+"""Machines are lost: the run completes, with every image exactly once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_lost_workers_and_executors_of_spark_lose_nothing(pictures: Path, tmp_pa
 
 
 def test_a_lost_worker_of_a_single_machine_is_replaced(pictures: Path, tmp_path: Path) -> None:
-    """Spark's local mode tries a task once only; the engine runs the job again."""
+    """Spark's local mode runs a task once; the engine runs the job again."""
     require_spark()
     out = tmp_path / "out"
     with started("local[2]", pictures, out, part=PART) as process:
@@ -66,7 +66,7 @@ def test_a_lost_worker_of_a_single_machine_is_replaced(pictures: Path, tmp_path:
 
 @pytest.mark.long
 def test_a_slow_worker_is_speculated(pictures: Path, tmp_path: Path) -> None:
-    """Speculation runs its shards on another host; without it the run would wait for ever."""
+    """Speculation runs its shards on another host; without it the run would never end."""
     require_spark()
     out = tmp_path / "out"
     settings = ("spark.speculation=true", "spark.speculation.quantile=0.1")

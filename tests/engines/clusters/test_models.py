@@ -1,4 +1,4 @@
-"""The model goes to the workers with the plan: they download nothing, and load it once."""
+"""Workers get the model from the destination: they download nothing, and load it once."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_workers_without_the_model_copy_it_from_the_destination(
 
 
 def test_a_model_is_loaded_once_per_worker(spark: Any, tmp_path: Path) -> None:
-    """Over two runs and many jobs: the fake backbone counts the loads in its process."""
+    """In two runs with many jobs; the fake backbone counts the loads in its process."""
     from featurepress.runs.verbs import run_plan
     from tests.running import draft
 
@@ -92,7 +92,7 @@ def test_a_refused_run_leaves_no_model_behind(model: str, spark: Any, tmp_path: 
 
 
 def test_featurize_sends_a_model_that_the_workers_do_not_have(model: str, spark: Any, tmp_path: Path) -> None:
-    """The workers' home is that of the session's start, where this model never was."""
+    """The workers' home was set at the start of the session; this model is not in it."""
     pictures = draw(tmp_path / "in", 20)
     here = fp.embed(str(pictures), tmp_path / "here", model=model, precision="float32")
     files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(str(pictures))

@@ -1,4 +1,4 @@
-"""An environment that is sent along: a packed venv, unpacked by Spark on workers that have no featurepress."""
+"""A packed environment, unpacked by Spark on workers without featurepress."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def where(batches):
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """Build an environment as docs/how-to/spark.md says, with this featurepress, and pack it."""
+    """Build an environment as in docs/how-to/spark.md, with this featurepress, and pack it."""
     folder = tmp_path / "environment"
     venv.create(folder, with_pip=True)
     python = str(folder / "bin" / "python")

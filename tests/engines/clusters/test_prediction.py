@@ -1,4 +1,4 @@
-"""Labels are predicted on a cluster as on one machine, from pictures and from features."""
+"""Labels are predicted on a cluster as on one machine, from images and from features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features are read by Spark and by Ray as they were written."""
+"""Spark and Ray read the features."""
 
 from __future__ import annotations
 

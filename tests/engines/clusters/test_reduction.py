@@ -1,4 +1,4 @@
-"""A set is reduced on a cluster as it is on one machine."""
+"""A feature set is reduced on a cluster as on one machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a cluster is said in one line, soon, and names the host."""
+"""Problems of a cluster are reported soon, in one line that names the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same plan on every engine gives the same files, the same rows, the same bits."""
+"""The same plan has the same files, rows and values on every engine."""
 
 from __future__ import annotations
 

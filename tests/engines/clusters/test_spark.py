@@ -1,4 +1,4 @@
-"""What the Spark engine decides by itself, without a cluster."""
+"""Decisions of the Spark engine, without a cluster."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Conf:
 
 
 class Session:
-    """As much of a session as the engine asks."""
+    """The part of a session that the engine uses."""
 
     def __init__(self, cores: int | None, **conf: str) -> None:
         self.conf, self._cores = Conf(**conf), cores

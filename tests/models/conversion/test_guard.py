@@ -1,4 +1,4 @@
-"""Model files that would do more than compute: refused, told why, and nothing of them is executed or followed."""
+"""Model files with code, links or archive bombs are refused, and nothing of them is executed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def config_of(
 
 
 def archive(path: Path, config: Any, **members: bytes) -> Path:
-    """Write a .keras file; members beside the usual three, or instead of them, have __ for a dot."""
+    """Write a .keras file; the names of further or replaced members have __ for a dot."""
     content = {
         "metadata.json": b'{"keras_version": "3.13.0", "date_saved": "2026-01-01"}',
         "config.json": json.dumps(config).encode(),
@@ -70,7 +70,7 @@ def archive(path: Path, config: Any, **members: bytes) -> Path:
 
 
 def write_file(target: Path) -> str:
-    """Give code as a Lambda layer keeps it, which would write a file."""
+    """Return the code of a Lambda layer, which would write a file."""
     code = compile(f"lambda x: [open({str(target)!r}, 'w').close(), x][1]", "layer", "eval").co_consts[0]
     return base64.b64encode(marshal.dumps(code)).decode()
 
@@ -132,7 +132,7 @@ def test_a_layer_that_reads_files_is_refused(tmp_path: Path, kind: str) -> None:
 
 
 def call(module: str | None, name: str) -> dict[str, Any]:
-    """Give a function as a config names it."""
+    """Return the config of a function."""
     return {"module": module, "class_name": "function", "config": name, "registered_name": name}
 
 
@@ -190,7 +190,7 @@ def test_what_it_was_trained_with_does_not_matter(tmp_path: Path) -> None:
 
 
 class Evil:
-    """Would write a file where it is unpickled."""
+    """Writes a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -251,7 +251,7 @@ def test_an_archive_with_a_part_missing_is_refused(tmp_path: Path, missing: str)
 
 
 def rewritten(path: Path, change: Callable[[bytearray, int], None]) -> Path:
-    """Change the header of config.json, both where it lies and in the list at the end."""
+    """Change the header of config.json, before its data and in the directory at the end."""
     data = bytearray(path.read_bytes())
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         at = data.index(mark)
@@ -295,7 +295,7 @@ def test_a_damaged_archive_is_refused_wherever_the_damage_is(tmp_path: Path) -> 
 
 
 def reaching_out(path: Path, how: str, secret: Path) -> Path:
-    """Write HDF5 weights that take values from another file."""
+    """Write HDF5 weights with values in another file."""
     with h5py.File(secret, "w") as other:
         other["values"] = np.arange(4.0)
     with h5py.File(path, "w") as file:

@@ -1,4 +1,4 @@
-"""Weights that an ONNX model keeps in other files, and damaged models: read by their own few rules."""
+"""ONNX models with weights in other files, and damaged ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLEAN = KERNEL.transpose(3, 2, 0, 1).tobytes()
 
 
 def moved_out(path: Path, location: str, data: Path | None = None) -> Path:
-    """Write the convolution with its kernel in another file, which lies at `data`."""
+    """Write the convolution with its kernel in another file, at `data`."""
     model = onnx.load(str(made.channels_first(path)))
     (kernel,) = (one for one in model.graph.initializer if one.name == "kernel")
     kernel.ClearField("raw_data")
@@ -127,7 +127,7 @@ def test_weights_too_short_are_refused(tmp_path: Path) -> None:
 
 
 def doubling(constant: onnx.NodeProto) -> onnx.GraphProto:
-    """Give a graph that adds what a node makes."""
+    """Return a graph that adds the output of a node."""
     shape: list[int | str | None] = ["N", 3, 8, 8]
     return helper.make_graph(
         [constant, helper.make_node("Add", ["pixels", "weights"], ["sum"])],
@@ -158,7 +158,7 @@ def test_weights_of_an_inner_graph_are_found(tmp_path: Path, in_list: bool) -> N
 
 
 def field(number: int, content: bytes, tag: bytes | None = None) -> bytes:
-    """Give a field of a protobuf message."""
+    """Return a field of a protobuf message."""
     return (tag or varint(number << 3 | 2)) + varint(len(content)) + content
 
 

@@ -1,4 +1,4 @@
-"""Transpositions are taken out of a model, and its features stay what they were."""
+"""Transpositions are removed from a model, and its features stay the same."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def turn(node: Any, order: list[int]) -> Any:
 
 
 def convolution(pixels: Any, seed: int = 0) -> Any:
-    """Convolve as keras does: turn, compute, convert a float to a float, turn back."""
+    """Convolve as Keras exports it: transpose, compute, convert a float to a float, transpose back."""
     kernel = np.random.default_rng(seed).normal(0, 0.3, (CHANNELS, CHANNELS, 3, 3)).astype(np.float32)
     done = ops.convolution(turn(pixels, TO_FIRST), kernel, [1, 1], [1, 1], [1, 1], [1, 1])
     return turn(ops.convert(done, "f32"), TO_LAST)
 
 
 def batch_norm(grid: Any) -> Any:
-    """Normalise as keras does, with the sides swapped."""
+    """Normalise as Keras does, with height and width swapped."""
     rng = np.random.default_rng(1)
     gamma, beta, mean = (rng.normal(1, 0.1, CHANNELS).astype(np.float32) for _ in range(3))
     done = ops.batch_norm_inference(turn(grid, SWAP), gamma, beta, mean, np.ones(CHANNELS, np.float32), 1e-3)
@@ -45,7 +45,7 @@ def joined(grid: Any) -> Any:
 
 
 def last_axis(grid: Any) -> Any:
-    """Normalise over the channels, as ConvNeXt does: an operation that is best left where it is."""
+    """Normalise over the channels, as ConvNeXt does: an operation that keeps its layout."""
     return ops.subtract(grid, ops.reduce_mean(grid, np.array([3]), keep_dims=True))
 
 
@@ -102,7 +102,7 @@ def test_a_graph_without_transpositions_is_not_changed() -> None:
 
 
 def test_the_input_of_a_reshape_is_not_changed() -> None:
-    """Its numbers stand in another order if the turn before it were dropped."""
+    """Without the transposition before it, the numbers would have another order."""
 
     def block(grid: Any) -> Any:
         flat = ops.reshape(ops.relu(grid), np.array([-1, 6 * 8 * CHANNELS]), special_zero=False)

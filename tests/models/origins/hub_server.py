@@ -1,4 +1,4 @@
-"""A hub on this machine: as much of its protocol as huggingface_hub uses to list and to download."""
+"""A hub on this machine, with the part of its protocol that lists and downloads files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Files = dict[str, bytes]
 
 @dataclass
 class Hub:
-    """What the hub has, by repository and revision, and what it was asked for."""
+    """The files by repository and revision, and the requests."""
 
     repos: dict[str, dict[str, Files]]
     asked: list[str] = field(default_factory=list)
     url: str = ""
 
     def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Give status, headers and content for a path."""
+        """Return status, headers and content for a path."""
         parts = [unquote(part) for part in path.strip("/").split("/")]
         if parts[:2] == ["api", "models"] and parts[4:5] in ([], ["revision"]):
             repo, revision = "/".join(parts[2:4]), (parts[5:] or ["main"])[0]
@@ -58,13 +58,13 @@ class Hub:
         return known.get(revision), {} if revision in known else {"X-Error-Code": "RevisionNotFound"}
 
     def downloads(self) -> set[str]:
-        """Give the files whose content was asked for, without repository and revision."""
+        """Return the names of the files that were downloaded."""
         paths = [one.removeprefix("GET ") for one in self.asked if one.startswith("GET ") and "/resolve/" in one]
         return {unquote(path.split("/", 5)[5]) for path in paths}
 
 
 def commit_of(files: Files) -> str:
-    """Give the hash under which a hub has a state of a repository."""
+    """Return the commit hash of a revision."""
     return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
 
 

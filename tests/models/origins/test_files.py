@@ -1,4 +1,4 @@
-"""Model files of one's own: layouts, batches, outputs and names, held against plain NumPy."""
+"""Model files of the user: layouts, batches, outputs and names, compared with NumPy."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_vector_is_not_pooled(tmp_path: Path) -> None:
 
 
 def tokens(path: Path, batch: int | str = "N") -> Path:
-    """Write a model that gives (N, tokens, C), as transformers do."""
+    """Write a model that returns (N, tokens, C), as transformers do."""
     count = SIDES[0] * SIDES[1]
     tail = [
         helper.make_node("Reshape", ["grid", "rows"], ["columns"]),
@@ -162,7 +162,7 @@ def test_a_batch_written_into_a_reshape_is_freed(tmp_path: Path, batch: int) -> 
 
 
 def rolled_up(path: Path, batch: int) -> Path:
-    """Write a model that puts batch and channels into one axis, of a fixed length."""
+    """Write a model that joins batch and channels in one axis of fixed length."""
     count = SIDES[0] * SIDES[1]
     tail = [
         helper.make_node("Reshape", ["grid", "rolled"], ["rows"]),
@@ -234,7 +234,7 @@ def test_the_size_of_a_model_can_be_changed(tmp_path: Path) -> None:
 
 
 def any_layout(path: Path, shape: list[int | str]) -> Path:
-    """Write a model that weighs its second axis; the shape does not tell whether these are colours or rows."""
+    """Write a model with weights for its second axis, which may be colours or rows by its shape."""
     node = helper.make_node("Mul", ["pixels", "weights"], ["weighed"])
     weights = made.constant("weights", [[[1]], [[2]], [[3]]])
     return made.save(path, [node], [weights], shape, ("weighed", shape))
@@ -296,7 +296,7 @@ def test_a_name_can_be_reused(tmp_path: Path) -> None:
 
 
 def models() -> dict[str, int]:
-    """Give the ready models, and when they were made."""
+    """Return the stored models and their times."""
     return {one.parent.name: one.stat().st_mtime_ns for one in (home() / "models").glob("*/model.xml")}
 
 

@@ -1,4 +1,4 @@
-"""Files that are no models, or none that can be embedded: one line, and nothing is kept."""
+"""Files that are not models or cannot be embedded: an error of one line, and nothing is stored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDES = (HEIGHT // 2, WIDTH // 2)
 
 
 def refusal(path: Path, **choices: Any) -> str:
-    """Give the one line by which a file is refused, in every way that takes one."""
+    """Return the error of a file that is refused by every function."""
     good = files.load_card(
         str(made.identity(path.parent / "good.onnx")), Choices(), on_progress=lambda progress: None
     )
@@ -112,13 +112,13 @@ def two_inputs(path: Path) -> Path:
 
 
 def without_batch(path: Path) -> Path:
-    """Write a model that gives one vector for all its pictures."""
+    """Write a model that returns one vector for all images."""
     tail = [helper.make_node("ReduceMean", ["grid"], ["one"], axes=[0, 2, 3], keepdims=0)]
     return made.channels_first(path, tail=tail, output=("one", [CHANNELS]))
 
 
 def as_many_as_bright(path: Path) -> Path:
-    """Write a model whose number of features hangs on the picture."""
+    """Write a model whose number of features depends on the image."""
     tail = [helper.make_node("NonZero", ["grid"], ["where"]), helper.make_node("Cast", ["where"], ["cast"], to=1)]
     return made.channels_first(path, tail=tail, output=("cast", [4, "many"]))
 

@@ -1,4 +1,4 @@
-"""Files of keras, OpenVINO, TensorFlow and TensorFlow Lite."""
+"""Files of Keras, OpenVINO, TensorFlow and TensorFlow Lite."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def assert_near(found: Array, expected: Array) -> None:
 
 
 def scaled_grid(levels: list[Array]) -> Array:
-    """Give what the models with a Rescaling layer compute before their pooling."""
+    """Return the features of the models with a Rescaling layer before pooling."""
     return grid_of([one / 127.5 - 1 for one in levels])
 
 
@@ -142,7 +142,7 @@ def test_keras_of_the_environment_is_not_used(
 
 
 def intermediate(path: Path) -> Path:
-    """Write the convolution as OpenVINO's two files."""
+    """Write the convolution as the two files of OpenVINO."""
     ov.save_model(
         ov.Core().read_model(made.channels_first(path.with_suffix(".onnx"))), path, compress_to_fp16=False
     )

@@ -1,4 +1,4 @@
-"""What a model of one's own is given: a model that returns its input shows the pixels, normalised as was said."""
+"""The input of an added model: a model that returns its input shows the normalised pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TORCH_MEAN, TORCH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def seen(tmp_path: Path, levels: list[Array], **choices: Any) -> Array:
-    """Give what the model is given of each picture: (N, SIDE, SIDE, 3)."""
+    """Return the input that the model gets for each image: (N, SIDE, SIDE, 3)."""
     card = ready(made.identity(tmp_path / "same.onnx", SIDE), **choices)
     assert card.grid == (SIDE, SIDE, 3)
     return features(card, levels, "flatten").reshape(len(levels), SIDE, SIDE, 3)
@@ -34,7 +34,7 @@ def by_pillow(pixels: Array, width: int = SIDE, height: int = SIDE, how: int = I
 
 
 def exact() -> Array:
-    """Pictures of the model's size, as one array."""
+    """Return images of the model's size as one array."""
     return np.stack(made.pictures(3, SIDE, SIDE)).astype(np.float64)
 
 
@@ -144,7 +144,7 @@ def test_antialias_changes_the_resizing_of_tensorflow(tmp_path: Path) -> None:
 
 
 def bytes_in(path: Path) -> Path:
-    """Write a model that gives its input of bytes as numbers."""
+    """Write a model that returns its input of bytes as floats."""
     node = helper.make_node("Cast", ["pixels"], ["levels"], to=TensorProto.FLOAT)
     shape: list[int | str] = ["N", SIDE, SIDE, 3]
     return made.save(path, [node], [], shape, ("levels", shape), TensorProto.UINT8)

@@ -1,4 +1,4 @@
-"""Models of a hub that the tests serve themselves, in processes of their own."""
+"""Models of a hub that the tests serve, used in separate processes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 
 def repo(folder: Path, *, kernel: Any = KERNEL, name: str = "model.onnx", **config: Any) -> Files:
-    """Give the files of a repository with the convolution, and some that are none of our business."""
+    """Return the files of a repository with the convolution, and some that must not be read."""
     path = made.channels_first(folder / "hub.onnx", sides=(SIDE, SIDE), kernel=kernel)
     return {
         name: path.read_bytes(),
@@ -80,7 +80,7 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 
 def ask(hub: Hub, tmp_path: Path, name: str, size: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Ask for a card in a process of its own, since huggingface_hub reads its settings when it is imported."""
+    """Find a card in a new process, since huggingface_hub reads its settings when it is imported."""
     return subprocess.run(
         [sys.executable, "-c", FIND, name, json.dumps(size)],
         env={**clean_environment(), **environment(hub, tmp_path)},
@@ -92,14 +92,14 @@ def ask(hub: Hub, tmp_path: Path, name: str, size: int | None = None) -> subproc
 
 
 def get(hub: Hub, tmp_path: Path, name: str, size: int | None = None) -> ModelCard:
-    """Give a card that can be had."""
+    """Return the card of a valid model."""
     done = ask(hub, tmp_path, name, size)
     assert done.returncode == 0, done.stderr
     return ModelCard.from_json(json.loads(done.stdout))
 
 
 def refusal(hub: Hub, tmp_path: Path, name: str) -> str:
-    """Give the one line by which a model is refused."""
+    """Return the error of a model that is refused."""
     done = ask(hub, tmp_path, name)
     assert (done.returncode, done.stdout) == (2, ""), done
     (line,) = done.stderr.strip().splitlines()

@@ -1,4 +1,4 @@
-"""How a hub says that pictures are prepared, and what is read out of it; the numbers are those of transformers."""
+"""The preprocessing in a hub's config, compared with transformers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ EFFICIENT = {
 
 
 def steps(config: dict[str, Any]) -> PreprocessSpec:
-    """Give the preprocessing that a model gets by its config."""
+    """Return the preprocessing of a config."""
     choices = read_config(config, NAME)
     assert choices.size is not None
     facts = {"dtype": "float32", "height": choices.size, "width": choices.size}
@@ -125,7 +125,7 @@ def test_size_and_crop_are_read(case: str) -> None:
 
 
 def normalised(config: dict[str, Any], levels: Any) -> Any:
-    """Do as the image processors of transformers do."""
+    """Compute what the image processors of transformers compute."""
     factor = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     values = levels * factor - (1 if config.get("rescale_offset") else 0)
     if config.get("do_normalize", True):

@@ -1,4 +1,4 @@
-"""Keras Applications: what keras has, what becomes of it, and what is refused."""
+"""Keras Applications: the list, conversion, and invalid options."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BUILT = ["MobileNetV2", "EfficientNetB0", "MobileNetV3Small", "ResNet50", "ConvN
 
 @pytest.fixture(scope="module")
 def asked() -> dict[str, Any]:
-    """Ask keras itself, in a process of its own."""
+    """Return facts from Keras, in a new process."""
     run = subprocess.run(
         [sys.executable, "-c", ASK, *BUILT], capture_output=True, text=True, check=True, timeout=300
     )
@@ -130,7 +130,7 @@ def test_the_list_has_every_model_once() -> None:
 def test_keras_weights_and_the_onnx_file_give_the_same_features(
     embedded_weights: Path, pictures: list[Any]
 ) -> None:
-    """The embedded model's weights, as keras has them, in keras's architecture: two ways to one network."""
+    """The weights of the bundled model in Keras's architecture are the same network."""
     card = find_card("mobilenet_v2", alpha=0.5, weights=str(embedded_weights))
     assert card.n_parameters == EMBEDDED_V1.n_parameters
     # Pictures of the input's own size: the two models resize differently.
@@ -141,7 +141,7 @@ def test_keras_weights_and_the_onnx_file_give_the_same_features(
 
 
 def test_a_converted_model_is_as_fast_as_the_onnx_file(embedded_weights: Path) -> None:
-    """The turns that keras's export is full of are gone; with them it took four times as long."""
+    """The transpositions of Keras's export are removed; with them a model takes four times as long."""
     import openvino as ov
 
     card = find_card("mobilenet_v2", alpha=0.5, weights=str(embedded_weights))
@@ -241,7 +241,7 @@ def test_a_model_that_was_damaged_on_disk_is_refused(embedded_weights: Path, tmp
 
 @pytest.fixture(scope="module")
 def known() -> None:
-    """Ask keras for its list before a test goes into a home of its own."""
+    """Store Keras's list before a test uses an empty home."""
     keras_applications.architectures()
 
 
@@ -323,7 +323,7 @@ def test_an_unwritable_store_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_unreadable_card_is_ignored(own_home: Path) -> None:
-    """Damaged, or written by a version with other fields: the model is made again, and the list still stands."""
+    """Damaged, or written by a version with other fields: the model is converted again, and the list works."""
     for number, text in enumerate(['{"card": {"name": "x", "colour": "red"}}', "{", "[]"]):
         folder = own_home / "models" / f"{number:032x}"
         folder.mkdir(parents=True)

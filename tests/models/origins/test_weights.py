@@ -1,4 +1,4 @@
-"""Downloads of weights, from a server of the test's own; the keras that asks for them is the real one."""
+"""Downloads of weights by the real Keras, from a server of the test."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PULL = ("models", "pull", "mobilenet_v2", "--alpha", "0.5")
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Gives one file, as it is told to."""
+    """Serves one file, or fails as requested."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -83,7 +83,7 @@ with h5py.File(sys.argv[2], "w") as file:
 
 
 def legacy_weights(weights: Path) -> bytes:
-    """Give the embedded model's weights in the format of keras's downloads."""
+    """Return the weights of the bundled model in the format of Keras's downloads."""
     path = home().parent / "legacy.h5"
     if not path.exists():
         temporary = path.with_name(f"legacy-{os.getpid()}.h5")
@@ -127,7 +127,7 @@ def test_weights_are_downloaded_once_and_pinned(
 
 
 def test_the_default_model_is_the_notebooks(server: Server, environment: dict[str, str], tmp_path: Path) -> None:
-    """Without --model it is MobileNetV2 1.0 at 96; offline that is an error that says all there is to do."""
+    """The default is MobileNetV2 1.0 at 96; offline the error lists the alternatives."""
     server.way = "missing"
     source = draw(tmp_path / "in", 3)
     command = [sys.executable, "-m", "featurepress", "embed", str(source), "--out", str(tmp_path / "out")]
@@ -220,7 +220,7 @@ def test_keras_cache_of_the_user_is_used(server: Server, environment: dict[str, 
 
 
 def test_only_a_file_with_the_hash_of_keras_is_used(server: Server, environment: dict[str, str]) -> None:
-    """EfficientNet's hash is on keras's list: these are not the weights it names."""
+    """The hash of EfficientNet is in Keras's list; these weights have another one."""
     done = run_cli("models", "pull", "efficientnet_b0", "--size", "64", environment=environment)
     assert done.returncode == 2
     assert "hash" in done.stderr
