@@ -37,6 +37,11 @@ def picture(width: int = 67, height: int = 45, seed: int = 0) -> npt.NDArray[np.
     return drawn
 
 
+def noise(height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Return noise, the hardest image to resize: (height, width, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
 def deep_picture(channels: int, width: int = 31, height: int = 22, seed: int = 0) -> npt.NDArray[np.uint16]:
     """Return random 16-bit samples, (height, width, channels)."""
     return np.random.default_rng(seed).integers(0, 65536, (height, width, channels), np.uint16)

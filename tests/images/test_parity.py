@@ -22,6 +22,7 @@ from featurepress.errors import SettingError
 from featurepress.images import preprocess
 from featurepress.images.preprocess import spans
 from featurepress.specs import PreprocessSpec
+from tests.images.reference import noise
 
 Array = npt.NDArray[Any]
 
@@ -44,12 +45,7 @@ SIZES = [
 TARGETS = [(96, 96), (224, 160)]
 
 
-def picture(height: int, width: int) -> Array:
-    """Return noise, the hardest image to resize: (height, width, 3) uint8."""
-    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
-
-
-PICTURES = {f"{height}x{width}": picture(height, width) for height, width in SIZES}
+PICTURES = {f"{height}x{width}": noise(height, width, height * width) for height, width in SIZES}
 
 
 def embedded(pixels: Array, spec: PreprocessSpec) -> Array:

@@ -13,14 +13,10 @@ from featurepress.images import preprocess
 from featurepress.images.area import _area_maps, _area_positions
 from featurepress.models.catalog import EMBEDDED_V1
 from featurepress.specs import PreprocessSpec
+from tests.images.reference import noise
 
 Array = npt.NDArray[Any]
 SPEC = EMBEDDED_V1.preprocess
-
-
-def picture(height: int, width: int, seed: int = 0) -> Array:
-    """Return noise, the hardest image to resize: (height, width, 3) uint8."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 def embedded(pixels: Array, spec: PreprocessSpec = SPEC) -> Array:
@@ -69,7 +65,7 @@ SIZES = [
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_the_stated_rule_within_one_level(height: int, width: int) -> None:
-    pixels = picture(height, width)
+    pixels = noise(height, width)
     difference = np.abs(embedded(pixels) - reference(pixels, 96, 96))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.2
@@ -77,7 +73,7 @@ def test_the_stated_rule_within_one_level(height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_bit_equal_to_opencv(height: int, width: int) -> None:
-    pixels = picture(height, width)
+    pixels = noise(height, width)
     how = cv2.INTER_AREA if min(height, width) > 96 else cv2.INTER_LINEAR
     expected = cv2.resize(pixels, (96, 96), interpolation=how)
     if min(height, width) <= 96 or _area_maps(height, width, 96, 96) is None:
@@ -108,13 +104,13 @@ def test_area_maps_have_the_weights_of_the_area(n: int) -> None:
 
 
 def test_area_and_linear_interpolation_differ() -> None:
-    pixels = picture(200, 200)
+    pixels = noise(200, 200)
     linear = cv2.resize(pixels, (96, 96), interpolation=cv2.INTER_LINEAR)
     assert np.abs(embedded(pixels).astype(int) - linear).mean() > 5
 
 
 def test_an_image_of_the_right_size_is_copied() -> None:
-    pixels = picture(96, 96)
+    pixels = noise(96, 96)
     before = pixels.copy()
     out = embedded(pixels)
     np.testing.assert_array_equal(out, pixels)
@@ -132,7 +128,7 @@ def test_an_image_of_one_colour_keeps_it(height: int, width: int, level: int) ->
 @pytest.mark.parametrize(("height", "width"), [(100, 100), (96, 96), (50, 50)])
 def test_only_the_given_part_of_a_batch_is_written(height: int, width: int) -> None:
     batch = np.full((3, 96, 96, 3), 7, np.uint8)
-    pixels = picture(height, width)
+    pixels = noise(height, width)
     preprocess(pixels, SPEC, batch[1])
     np.testing.assert_array_equal(batch[1], embedded(pixels))
     assert (batch[0] == 7).all()
@@ -153,9 +149,9 @@ def test_channels_and_sides_keep_their_order() -> None:
 
 def test_both_sides_are_stretched_to_any_declared_size() -> None:
     spec = PreprocessSpec(height=8, width=24)
-    assert embedded(picture(100, 100), spec).shape == (8, 24, 3)
+    assert embedded(noise(100, 100), spec).shape == (8, 24, 3)
     np.testing.assert_array_equal(
-        embedded(picture(16, 48), spec), np.rint(picture(16, 48).reshape(8, 2, 24, 2, 3).mean(axis=(1, 3)) + 1e-9)
+        embedded(noise(16, 48), spec), np.rint(noise(16, 48).reshape(8, 2, 24, 2, 3).mean(axis=(1, 3)) + 1e-9)
     )
 
 

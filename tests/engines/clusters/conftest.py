@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from featurepress import ledger
 from featurepress.engines.preflight import require_java
 from featurepress.errors import EngineError
+from featurepress.ledger import Plan
+from featurepress.storage import FolderStorage
+from featurepress.testing import draft_plan, memory_source
 
 ROOT = Path(__file__).parents[3]
 
@@ -31,6 +35,14 @@ def require_spark() -> None:
         require_java()
     except EngineError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    plan = draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
+    plan.storage.prepare()
+    ledger.create_plan(plan)
+    return plan
 
 
 @pytest.fixture(scope="session")

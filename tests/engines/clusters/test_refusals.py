@@ -10,24 +10,15 @@ from typing import Any
 
 import pytest
 
-from featurepress import engines, ledger
+from featurepress import engines
 from featurepress.engines import worker
 from featurepress.engines.preflight import hosts_in, require_answer, require_java
 from featurepress.errors import EngineError, SettingError
 from featurepress.ledger import Plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import draft_plan, memory_source
 from tests.contracts import tasks
 
 HOST = os.uname().nodename
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    plan = draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
-    plan.storage.prepare()
-    ledger.create_plan(plan)
-    return plan
 
 
 def fake_java(folder: Path, text: str) -> Path:

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from featurepress import ledger
 from featurepress._version import __version__
 from featurepress.engines import spark as engine
 from featurepress.engines import worker
 from featurepress.errors import EngineError, WorkerDeathError
 from featurepress.ledger import Plan
-from featurepress.storage import FolderStorage
-from featurepress.testing import draft_plan, memory_source
 from tests.contracts import tasks
-
-
-@pytest.fixture
-def plan(tmp_path: Path) -> Plan:
-    plan = draft_plan(FolderStorage(str(tmp_path / "out")), memory_source({"a": b"1"}))
-    plan.storage.prepare()
-    ledger.create_plan(plan)
-    return plan
 
 
 class Conf:

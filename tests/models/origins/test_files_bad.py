@@ -134,7 +134,7 @@ def of_shape(*shape: int | str) -> Callable[[Path], Path]:
     return lambda path: made.save(path, [node], [], shape, ("double", shape))
 
 
-UNPRESSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
+INVALID: dict[str, tuple[Callable[[Path], Path], str]] = {
     "two inputs": (two_inputs, "must have one input, the pixels. It has 2: left"),
     "no batch": (without_batch, "row per image"),
     "open features": (as_many_as_bright, "row per image"),
@@ -147,9 +147,9 @@ UNPRESSABLE: dict[str, tuple[Callable[[Path], Path], str]] = {
 }
 
 
-@pytest.mark.parametrize("case", UNPRESSABLE)
+@pytest.mark.parametrize("case", INVALID)
 def test_a_model_that_cannot_be_embedded_is_refused(tmp_path: Path, case: str) -> None:
-    write, part = UNPRESSABLE[case]
+    write, part = INVALID[case]
     assert part in refusal(write(tmp_path / "net.onnx"))
 
 
