@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import Annotated, Any
 
 import typer
 
 from featurepress.cli import output
-from featurepress.cli.options import AsJson
+from featurepress.cli.options import AsJson, with_settings
 from featurepress.progress import format_bytes, format_seconds
+from featurepress.settings import ExportSettings
 
 _SHOWN_FILES = 5
 
 
+@with_settings(ExportSettings)
 def export(
+    options: dict[str, Any],
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="FEATURES")],
     to: Annotated[
         str,
@@ -23,9 +25,6 @@ def export(
             "--to", help="The file: .npy, .npz, .csv, .parquet or .arrow; on disk or in a bucket.", metavar="FILE"
         ),
     ],
-    parts: Annotated[
-        str, typer.Option("--parts", help="Number of files, named as name-00000-of-00005.csv.", metavar="N")
-    ] = "1",
     as_json: AsJson = False,
 ) -> None:
     """Write a feature set as one file, or as several, for other tools."""
@@ -34,7 +33,7 @@ def export(
 
     started = time.perf_counter()
     features = open_features(destination)
-    files = exports.export(features, to, parts=number(parts))
+    files = exports.export(features, to, **options)
     n_bytes, seconds = sum(map(_size, files)), time.perf_counter() - started
     lines = output.Lines()
     lines.add("rows", f"{len(features):,}, each of {features.n_features:,} features")
@@ -48,13 +47,6 @@ def export(
     if as_json:
         counts = {"files": files, "rows": len(features), "n_features": features.n_features}
         output.print_json({**counts, "bytes": n_bytes, "seconds": seconds})
-
-
-def number(text: str) -> Any:
-    """Return an integer; another text as it is, for the error of the setting."""
-    with contextlib.suppress(ValueError):
-        return int(text)
-    return text
 
 
 def _size(file: str) -> int:

@@ -9,33 +9,39 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from featurepress.cli.export import number
-from featurepress.cli.options import AsJson
+from featurepress.cli.options import AsJson, with_settings
 from featurepress.cli.output import console
 from featurepress.errors import SettingError
-from featurepress.settings import Constraint
+from featurepress.settings.constraint import Stage, optional_setting
 
 if TYPE_CHECKING:
     from featurepress.features.feature_set import FeatureSet
     from featurepress.specs import Failure
 
 _SHOWN_ROWS = 50  # in a terminal, by default
-_LIMIT = Constraint(int, "Rows to show.", minimum=0, optional=True)
 
 
+@dataclass(frozen=True)
+class ViewSettings(Stage):
+    """How many failures are shown."""
+
+    limit: int | None = optional_setting(
+        int, "Show only the first N; 0 shows all (default: 50 in a terminal, else all).", minimum=0
+    )
+
+
+@with_settings(ViewSettings)
 def failures(
+    options: dict[str, Any],
     destination: Annotated[str, typer.Argument(help="A feature set.", metavar="DEST")],
-    limit: Annotated[
-        str | None,
-        typer.Option(help="Show only the first N; 0 shows all (default: 50 in a terminal, else all).", metavar="N"),
-    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print as CSV on stdout: uri,stage,reason.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -44,8 +50,7 @@ def failures(
 
     if as_csv and as_json:
         raise SettingError("Failures are printed as CSV or as JSON. Got --csv and --json; use one of them.")
-    n_rows = None if limit is None else number(limit)
-    _LIMIT.check("limit", n_rows)
+    n_rows = ViewSettings(**options).limit
     features = open_features(destination, allow_incomplete=True)
     if as_csv:
         _print_csv(_rows(features, n_rows))

@@ -126,7 +126,7 @@ def _parameter(stage: type[Stage], name: str, default: Any, rule: Constraint) ->
         help=help_text,
         show_default=False,
         metavar=_metavar(name, rule),
-        rich_help_panel=_PANELS[stage],
+        rich_help_panel=_PANELS.get(stage, "Options"),
     )
     # Numbers are parsed here, so that their errors are those of the settings.
     kind: Any = {bool: bool, list: list[str]}.get(rule.kind, str)

@@ -16,7 +16,7 @@ from featurepress.ledger.destination import destination_errors
 from featurepress.ledger.names import FOLDERS, csv_name
 from featurepress.process import send_message
 from featurepress.progress import OnProgress, show_progress, step
-from featurepress.settings import Constraint, nearest
+from featurepress.settings import ExportSettings, nearest
 from featurepress.storage import Storage, is_below, open_storage
 from featurepress.storage.connection import scheme_of
 
@@ -30,7 +30,6 @@ _BATCH_BYTES = 4 * 1024**2  # of features or texts; smaller is slower, and Arrow
 _ROW_GROUP_BYTES = 16 * 1024**2  # of features in a row group of Parquet: enough for readers, little for memory
 _MAX_BATCH_ROWS = 8192
 _CSV_BYTES = 16  # of a feature as text with its separator, at most
-_PARTS = Constraint(int, "Number of files.", minimum=1, maximum=99_999)
 
 
 def export(
@@ -91,7 +90,7 @@ def export(
     >>> import featurepress as fp
     >>> fp.export("features/", "features.npy")  # doctest: +SKIP
     """
-    _PARTS.check("parts", parts)
+    ExportSettings(parts=parts)  # checks it
     write = _writer(str(to))
     features = features if isinstance(features, FeatureSet) else open_features(features)
     folder, _, name = open_storage(str(to)).location.rpartition("/")

@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -230,10 +229,10 @@ class Totals:
     embedded: int = 0
     carried: int = 0
     failed: int = 0
-    failed_by_kind: Counter[str] = field(default_factory=Counter)
+    failed_by_kind: dict[str, int] = field(default_factory=dict)
     bytes_read: int = 0
-    precisions: Counter[str] = field(default_factory=Counter)  # number of images, by precision
-    cpus: Counter[str] = field(default_factory=Counter)
+    precisions: dict[str, int] = field(default_factory=dict)  # number of images, by precision
+    cpus: dict[str, int] = field(default_factory=dict)
 
     def add(self, receipt: Receipt) -> None:
         """Add one receipt."""
@@ -243,6 +242,7 @@ class Totals:
         self.carried += receipt.carried
         self.failed += receipt.failed
         self.bytes_read += receipt.bytes_read
-        self.failed_by_kind.update(receipt.failed_by_kind)
-        self.precisions[receipt.precision] += receipt.embedded
-        self.cpus[receipt.cpu] += receipt.embedded
+        for kind, count in receipt.failed_by_kind.items():
+            self.failed_by_kind[kind] = self.failed_by_kind.get(kind, 0) + count
+        for tally, name in ((self.precisions, receipt.precision), (self.cpus, receipt.cpu)):
+            tally[name] = tally.get(name, 0) + receipt.embedded

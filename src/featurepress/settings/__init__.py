@@ -4,6 +4,7 @@ The command builds its options from the same declarations, so that names, defaul
 """
 
 from featurepress.settings.analysis import ClassifierSettings as ClassifierSettings
+from featurepress.settings.analysis import ExportSettings as ExportSettings
 from featurepress.settings.analysis import LabelSettings as LabelSettings
 from featurepress.settings.analysis import PredictionSettings as PredictionSettings
 from featurepress.settings.analysis import ReductionSettings as ReductionSettings

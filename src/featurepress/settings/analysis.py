@@ -1,4 +1,4 @@
-"""The settings of reductions, classifiers, evaluations and predictions."""
+"""The settings of what is done with features: export, reduction, classification, prediction."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ from dataclasses import dataclass
 
 from featurepress.errors import SettingError
 from featurepress.settings.constraint import Stage, optional_setting, setting
+
+
+@dataclass(frozen=True)
+class ExportSettings(Stage):
+    """How features are exported."""
+
+    parts: int = setting(1, int, "Number of files, named as name-00000-of-00005.csv.", minimum=1, maximum=99_999)
 
 
 @dataclass(frozen=True)
