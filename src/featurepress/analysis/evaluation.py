@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from featurepress.analysis.scores import Scores
@@ -105,7 +105,7 @@ class Evaluation:
     mistakes: tuple[Mistake, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     learning_curve: tuple[LearningPoint, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Evaluation of '{self.model['name']}' on '{self.features}': {_accuracy(self.best)}>"

@@ -22,14 +22,8 @@ _BLOCK_BYTES = 32 * 1024**2  # of rows in double precision: larger blocks are no
 class Moments:
     """Count, mean and scatter matrix of some rows.
 
-    Attributes
-    ----------
-    n_samples : int
-        Number of rows.
-    mean : array (n_features,) float64
-        Their mean.
-    scatter : array (n_features, n_features) float64, column-major
-        The sum over all rows x of (x - mean)(x - mean)ᵀ. Only the upper triangle is filled; the rest is 0.
+    `scatter` is the sum over all rows x of (x - mean)(x - mean)ᵀ, column-major for BLAS. Only its upper triangle is
+    filled; the rest is 0.
 
     Notes
     -----

@@ -24,20 +24,10 @@ _BLOCK_BYTES = 32 * 1024**2
 
 @dataclass
 class Sketch:
-    """Count, mean and total variance of some rows, and their scatter in a few directions.
+    """Count and mean of some rows, and their scatter matrix in a few directions.
 
-    Attributes
-    ----------
-    directions : array (n_features, n_directions) float32
-        Orthonormal columns.
-    n_samples : int
-        Number of rows.
-    mean : array (n_features,) float64
-        Their mean.
-    product : array (n_features, n_directions) float64
-        The scatter matrix times `directions`.
-    total : float
-        The trace of the scatter matrix.
+    `directions` are orthonormal columns: array (n_features, n_directions) float32. `product` is the scatter matrix
+    times `directions`, `total` the trace of the scatter matrix.
 
     Notes
     -----

@@ -35,20 +35,9 @@ _BASELINE_TRAIN, _BASELINE_TEST = 2_000, 1_000  # images whose histograms are re
 class Trial:
     """Labelled rows in memory, and a classifier to measure on them.
 
-    Attributes
-    ----------
-    X : array (n_samples, n_features) float32
-    y : array (n_samples,) of str
-    uris : Arrow array (n_samples,) of str
-    hashes : array (n_samples,) int64
-        Equal only for files with the same bytes.
-    classifier : Classifier
-        Its settings; already fitted to the training rows if `is_fitted`.
-    is_test : array (n_samples,) bool, optional
-        Test rows. Drawn by default.
-    near_duplicate_threshold : float, optional
-        Cosine from which two images of a label are near-duplicates. By default that of
-        `featurepress.analysis.near_duplicates.near_duplicate_threshold`.
+    `uris` is an Arrow column; `hashes` are equal only for files with the same bytes. `classifier` has the settings,
+    and is already fitted to the training rows if `is_fitted`. `is_test` marks the test rows, which are drawn by
+    default. `near_duplicate_threshold` is by default that of `near_duplicates.near_duplicate_threshold`.
     """
 
     X: Features
@@ -70,14 +59,8 @@ class Trial:
 class Outcome:
     """Results of a trial; `splits`, `fitted` and the measurements are naive and leak-aware.
 
-    Attributes
-    ----------
-    threshold : float
-        Cosine from which two images of a label count as near-duplicates.
-    groups : array (n_samples,) int64
-        Group of near-duplicates of each row.
-    fitted : tuple of (Classifier or None)
-        Classifier fitted to the training rows of each split; None if that is impossible.
+    `threshold` is the cosine from which two images of a label count as near-duplicates, `groups` the group of each
+    row. `fitted` are classifiers fitted to the training rows of each split, or None if that is impossible.
     """
 
     trial: Trial

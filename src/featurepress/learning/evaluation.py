@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 
@@ -30,9 +31,6 @@ from featurepress.settings import (
     TrainingSettings,
     sorted_options,
 )
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 STAGES: dict[str, Any] = {"labels": LabelSettings, "split": SplitSettings, "training": TrainingSettings}
 
@@ -104,7 +102,9 @@ def evaluate(
     if files is not None:
         from featurepress.reports.report import evaluation_page
 
-        files.write(evaluation_page(evaluation, run.thumbnails), {}, values=evaluation.to_json())
+        files.write(
+            evaluation_page(evaluation, functools.partial(run.computed, thumbnail)), {}, values=evaluation.to_json()
+        )
     return evaluation
 
 
@@ -151,7 +151,7 @@ class _Run:
             naive=outcome.naive,
             leak_aware=outcome.leak_aware,
             mistakes=find_mistakes(outcome),
-            baselines=baselines(outcome, self.colours),
+            baselines=baselines(outcome, functools.partial(self.computed, colour_histogram)),
             learning_curve=learning_curve(outcome),
             notes=tuple(self.notes),
         )
@@ -273,23 +273,15 @@ class _Run:
 
     # -- the images ----------------------------------------------------------------------------------------
 
-    def thumbnails(self, uris: Sequence[str]) -> dict[str, bytes]:
-        """Return thumbnails of the images that can be read, by uri."""
-        return dict(self._computed(uris, thumbnail))
-
-    def colours(self, uris: Sequence[str]) -> dict[str, npt.NDArray[np.float32]]:
-        """Return colour histograms of the images that can be read, by uri."""
-        return dict(self._computed(uris, colour_histogram))
-
-    def _computed(self, uris: Sequence[str], compute: Callable[[Any], Result]) -> Iterator[tuple[str, Result]]:
-        """Yield the result of a function for each image that can be read."""
-        wanted = set(uris)
+    def computed(self, compute: Callable[[Any], Result], uris: Sequence[str]) -> dict[str, Result]:
+        """Return the result of a function for each image that can be read, by uri."""
+        results: dict[str, Result] = {}
         sets = {item.location: item for item in (self.features, self.training) if item is not None}
         for features in sets.values():
             try:
                 embedded = embedded_set(features)
-                for uri, pixels in read_originals(embedded.plan, embedded.parts, wanted):
-                    wanted.discard(uri)
-                    yield uri, compute(pixels)
+                for uri, pixels in read_originals(embedded.plan, embedded.parts, set(uris) - results.keys()):
+                    results[uri] = compute(pixels)
             except (FeatureSetError, SourceError, StorageError):  # the report has placeholders for these images
                 continue
+        return results
