@@ -1,16 +1,8 @@
-"""Run tasks on a Spark cluster: a job for each wave of shards, a task for each shard; only results are returned.
+"""Run tasks on a Spark cluster, with the DataFrame API that every session has: classic, Connect, Databricks.
 
-It uses the DataFrame API, which every session has: classic, Connect, Databricks. The workers run
-`featurepress.engines.worker`.
-
-1. A thread takes shards from the caller as they are listed. The shards that are listed when a job can start are a
-   wave: a few at first, many later.
-2. A job runs each shard as a task, or as many shards per task as a task has cores. Two jobs run at once: the second
-   one uses the cores that are idle at the end of the first.
-3. Spark runs the tasks of lost workers again, speculates if configured, and returns all results at the end of the
-   job. Until then the receipts at the destination show the progress.
-4. A job that fails with an exception of this library raises it here. A job that lost too many workers runs again;
-   its finished shards are not embedded again.
+A job runs a wave: the shards that are listed when it can start, each as a task. Two jobs run at once: the second
+one uses the cores that are idle at the end of the first. Spark returns all results at the end of a job; until then
+the receipts show the progress. A job that lost its workers runs again; finished shards are not embedded again.
 """
 
 from __future__ import annotations

@@ -13,21 +13,16 @@ from typing import NamedTuple
 
 from featurepress.errors import ImageError
 
-# Frequent kinds of files that are not supported: (signature, its position, name).
-_UNSUPPORTED = (
-    (b"ftyphei", 4, "HEIC"),
-    (b"ftyphev", 4, "HEIC"),
-    (b"ftypmif1", 4, "HEIF"),
-    (b"ftypmsf1", 4, "HEIF"),
+# Frequent kinds of files that are not supported: (signature or signatures, position, name).
+_UNSUPPORTED: tuple[tuple[bytes | tuple[bytes, ...], int, str], ...] = (
+    ((b"ftyphei", b"ftyphev"), 4, "HEIC"),
+    ((b"ftypmif1", b"ftypmsf1"), 4, "HEIF"),
     (b"ftypcrx", 4, "camera raw (CR3)"),
-    (b"ftypisom", 4, "video (MP4)"),
-    (b"ftypmp4", 4, "video (MP4)"),
+    ((b"ftypisom", b"ftypmp4"), 4, "video (MP4)"),
     (b"ftypqt", 4, "video (QuickTime)"),
-    (b"\xff\x0a", 0, "JPEG XL"),
-    (b"\0\0\0\x0cJXL ", 0, "JPEG XL"),
+    ((b"\xff\x0a", b"\0\0\0\x0cJXL "), 0, "JPEG XL"),
     (b"\x76\x2f\x31\x01", 0, "OpenEXR"),
-    (b"#?RADIANCE", 0, "Radiance HDR"),
-    (b"#?RGBE", 0, "Radiance HDR"),
+    ((b"#?RADIANCE", b"#?RGBE"), 0, "Radiance HDR"),
     (b"%PDF", 0, "PDF"),
     (b"%!PS", 0, "PostScript"),
     (b"icns", 0, "ICNS"),

@@ -67,17 +67,13 @@ def finish(
         Result of `read`.
     folder : Path
         Folder to write model.xml and model.bin to.
-    size : int or None
-        Side of the input in pixels, if the file leaves it open or to change it.
-    layout : str or None
-        ``NHWC`` or ``NCHW``; None to infer it from the shape.
-    output : str or None
-        Name of a tensor; None for the model's first output.
+    size, layout, output
+        As in `Choices`; None for the size of the file, the layout that the shape implies, the first output.
 
     Returns
     -------
     dict
-        height, width, dtype of the input; grid, output, batch.
+        Facts for the model's card.
 
     Raises
     ------

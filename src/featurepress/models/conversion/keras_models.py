@@ -153,21 +153,10 @@ def quiet_keras() -> Any:
 
 
 def convert(options: Mapping[str, Any], keras_cache: str, folder: str) -> dict[str, Any]:
-    """Build an architecture, load its weights, and write model.xml and model.bin.
+    """Build an architecture, load its weights, write model.xml and model.bin, and return facts for its card.
 
-    Parameters
-    ----------
-    options : mapping
-        Fields of `Architecture`, and size, alpha, weights, pooling and file as requested.
-    keras_cache : str
-        Folder of weights of the user's own Keras.
-    folder : str
-        Folder to write to.
-
-    Returns
-    -------
-    dict
-        Facts for the model's card.
+    `options` are the fields of `Architecture`, and size, alpha, weights, pooling and file as requested;
+    `keras_cache` is the folder of weights of the user's own Keras.
     """
     send_message(step(f"building {options['name']}"))
     application = Application(options, Path(keras_cache))
@@ -280,19 +269,7 @@ class Application:
 
 
 def convert_file(kind: str, path: str, choices: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """Convert a model file; return the facts for its card.
-
-    Parameters
-    ----------
-    kind : str
-        ``keras``, ``onnx``, ``tflite``, ``openvino`` or ``saved_model``.
-    path : str
-        Path of the model.
-    choices : mapping
-        Fields of `Choices`.
-    folder : str
-        Folder to write model.xml and model.bin to.
-    """
+    """Convert a model file of a kind of `files.SUFFIXES` to model.xml and model.bin; return facts for its card."""
     from featurepress.models.conversion import graph
 
     send_message(step(f"converting {Path(path).name} to OpenVINO"))

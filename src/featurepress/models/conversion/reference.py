@@ -26,22 +26,9 @@ _BATCH = 16
 def reference_features(
     card: ModelCard, pooling: str, images: Sequence[Any], keras_cache: str
 ) -> tuple[np.ndarray[Any, Any], str]:
-    """Return the reference's features of images, and the reference's name.
+    """Return the reference's features, (n_samples, n_features) float32, and the reference's name.
 
-    Parameters
-    ----------
-    card : ModelCard
-        The model to verify.
-    pooling : str
-        ``avg``, ``flatten`` or ``max``.
-    images : sequence of array (H, W, 3) uint8
-        RGB, decoded.
-    keras_cache : str
-        Folder of weights of the user's own Keras.
-
-    Returns
-    -------
-    array (n_samples, n_features) float32, str
+    `images` are RGB arrays (H, W, 3) uint8; `keras_cache` is the folder of weights of the user's own Keras.
     """
     levels = np.stack([_resized(pixels, card.preprocess) for pixels in images])
     kind = card.origin.get("request", {}).get("kind")

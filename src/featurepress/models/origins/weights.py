@@ -31,18 +31,8 @@ def keras_folder() -> Path:
 def fetch(name: str, url: str, known_hash: str | None, keras_models: Path, on_progress: OnProgress) -> Path:
     """Return the path of a weights file, downloaded if it is not on this machine.
 
-    Parameters
-    ----------
-    name : str
-        File name in our folder, in Keras's folder, and in the URL.
-    url : str
-        Where Keras would download it from. If FEATUREPRESS_MIRROR is set, that URL is used as the folder instead.
-    known_hash : str or None
-        MD5 or SHA-256 from Keras's list.
-    keras_models : Path
-        Folder of weights of the user's own Keras.
-    on_progress : callable
-        Receives the progress of the download.
+    `known_hash` is MD5 or SHA-256 from Keras's list; `keras_models` is the folder of weights of the user's own
+    Keras. If FEATUREPRESS_MIRROR is set, the file is downloaded from that URL instead of `url`.
 
     Raises
     ------
