@@ -34,7 +34,7 @@ WHOLE = packed(("a.jpg", b"1" * 600), ("a.cls", b"7"), ("b.jpg", b"2" * 600), ("
     ("data", "good", "row", "problem"),
     [
         (b"", [], "(rest from byte 0)", "it is empty"),
-        (b"\xff\xd8" * 999, [], "(rest from byte 0)", "it is no tar file"),
+        (b"\xff\xd8" * 999, [], "(rest from byte 0)", "it is not a tar file"),
         (WHOLE[:700], [], "(rest from byte 0)", "it ends inside 'a.jpg'"),
         (WHOLE[:2048], [("a.jpg", None)], "(rest from byte 1536)", "it ends inside 'a.cls'"),
         (WHOLE[:3200], [("a.jpg", "7")], "(rest from byte 2560)", "it ends inside 'b.jpg'"),

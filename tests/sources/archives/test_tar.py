@@ -256,9 +256,9 @@ PAX = packed(("ü", b"1"), form="pax", end=False)
     [
         (b"", "it is empty"),
         (b"GIF89a", "it ends inside a header"),
-        (b"\xff\xd8" + b"x" * 600, "it is no tar file"),
-        (b"\x1f\x8b" + b"x" * 600, "it is no tar file, it is compressed by gzip: name it .tar.gz"),
-        (b"PK\3\4" + b"x" * 600, "it is no tar file, it is a zip file"),
+        (b"\xff\xd8" + b"x" * 600, "it is not a tar file"),
+        (b"\x1f\x8b" + b"x" * 600, "it is not a tar file, it is compressed by gzip: name it .tar.gz"),
+        (b"PK\3\4" + b"x" * 600, "it is not a tar file, it is a zip file"),
         (WHOLE[:700], "it ends inside 'a.jpg'"),
         (WHOLE[:-1], "it ends inside a block"),
         (WHOLE + b"x", "it ends inside a header"),

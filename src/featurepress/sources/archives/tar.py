@@ -130,7 +130,7 @@ def _no_header(block: bytes, at: int) -> str:
     if at > 0:
         return f"there is no header at byte {at}"
     hint = next((f", {hint}" for magic, hint in _HINTS.items() if block.startswith(magic)), "")
-    return f"it is no tar file{hint}"
+    return f"it is not a tar file{hint}"
 
 
 def _number(field: bytes) -> int:
