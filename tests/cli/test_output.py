@@ -201,6 +201,13 @@ def test_a_dry_run_writes_nothing_and_agrees_with_the_run(tmp_path: Path, source
     assert estimate["skipped"] == result["skipped"]
 
 
+def test_patterns_select_images_and_can_be_repeated(source: Path) -> None:
+    first, second, *others = sorted(path.name for path in source.rglob("*.*"))
+    line = ("embed", source, "--dry-run", "--json")
+    assert only_json(run_here(*line, "--include", first, "--include", second))["images"] == 2
+    assert only_json(run_here(*line, "--exclude", first, "--exclude", second))["images"] == len(others)
+
+
 # -- info ----------------------------------------------------------------------------------------------------
 
 
