@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def many(tmp_path: Path, finished: Path) -> Path:
-    """Give a set with 120 failures."""
+    """Return a set with 120 failures."""
     out = tmp_path / "many"
     for path in finished.rglob("*"):
         if path.is_file() and path.parent.name != "failures":
@@ -53,7 +53,7 @@ def odd(out: Path, good: Path) -> Path:
 
 
 def run_in_terminal(*arguments: str | Path, columns: int = 100) -> str:
-    """Run with a terminal as standard output; give what appears there."""
+    """Run with a terminal as standard output; return what appears there."""
     ours, theirs = pty.openpty()
     chunks = []
     process = subprocess.Popen(

@@ -18,7 +18,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parsed(*arguments: str | Path) -> Any:
-    """Run a models command with --json; give what it prints, which must be one document."""
+    """Run a models command with --json; return what it prints, which must be one document."""
     done = run_here("models", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -238,7 +238,7 @@ def test_a_reader_that_goes_away_is_no_error(finished: Path) -> None:
         assert done.stderr == ""
 
 
-def test_output_that_cannot_be_written_is_told(finished: Path) -> None:
+def test_output_that_cannot_be_written_is_an_error(finished: Path) -> None:
     for options in ([], ["--json"]):
         with Path("/dev/full").open("w") as full:
             done = subprocess.run(
@@ -332,7 +332,7 @@ def test_a_resume_line_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
 
 
 def run_in_terminal(*arguments: str | Path) -> tuple[int, str]:
-    """Run with a terminal as standard error; give the exit code and all that was written to it."""
+    """Run with a terminal as standard error; return the exit code and the output."""
     ours, theirs = pty.openpty()
     chunks: list[bytes] = []
 

@@ -30,16 +30,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_says_what_was_told(work: Path, tmp_path: Path) -> None:
+def test_it_prints_the_counts_of_labels(work: Path, tmp_path: Path) -> None:
     done = run_here("predict", "fruit-model", "photos", "--out", tmp_path / "out", "--json", cwd=work)
     assert done.returncode == 0, done.stderr
     assert "42 labels of 42 images, 0 failed" in done.stderr
     assert "3 Banana" in done.stderr
     assert "and 4 more labels" in done.stderr
     assert done.stderr.splitlines()[-1] == f"next: featurepress info {tmp_path / 'out'}"
-    told = json.loads(done.stdout)
-    assert (told["rows"], sum(told["labels"].values()), told["status"]) == (42, 42, "complete")
-    assert told["seconds"] > 0
+    result = json.loads(done.stdout)
+    assert (result["rows"], sum(result["labels"].values()), result["status"]) == (42, 42, "complete")
+    assert result["seconds"] > 0
     assert "42 embedded, 0 failed" in run_here("info", tmp_path / "out").stdout
 
 
@@ -54,7 +54,7 @@ def test_too_many_failures_end_with_three_and_are_written(work: Path, tmp_path: 
     assert "list.jpg" in run_here("failures", tmp_path / "out").stdout
 
 
-def test_pictures_that_could_not_be_read_again_are_told(work: Path, tmp_path: Path) -> None:
+def test_images_that_could_not_be_read_again_are_counted(work: Path, tmp_path: Path) -> None:
     draw(tmp_path / "in", 3)
     run_here("embed", tmp_path / "in", "--out", tmp_path / "set", "--precision", "float32")
     next((tmp_path / "in").rglob("*.jpg")).unlink()

@@ -23,18 +23,18 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_it_says_what_is_kept(work: Path, tmp_path: Path) -> None:
+def test_it_prints_the_variance_that_is_kept(work: Path, tmp_path: Path) -> None:
     done = run_here("reduce", work / "features", "--out", tmp_path / "out", "--n-components", "10", "--json")
     assert done.returncode == 0, done.stderr
     assert "150, each of 10 numbers instead of 1,280" in done.stderr
     kept = re.search(r"([\d.]+)% of it is kept", done.stderr)
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     assert kept is not None
-    assert float(kept[1]) == pytest.approx(100 * told["reduced"]["explained_variance_ratio"], abs=0.01)
-    assert told["n_features"] == fp.open_features(tmp_path / "out").n_features == 10
+    assert float(kept[1]) == pytest.approx(100 * result["reduced"]["explained_variance_ratio"], abs=0.01)
+    assert result["n_features"] == fp.open_features(tmp_path / "out").n_features == 10
     info = run_here("info", tmp_path / "out").stdout
     assert f"from '{work / 'features'}'" in info
-    assert told["fingerprint"] in info
+    assert result["fingerprint"] in info
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class HeldStorage(MemoryStorage):
 def race(
     plan: Plan, slow: EmbedShard, quick: EmbedShard, arrived: threading.Event, may_go: threading.Event
 ) -> list[Receipt]:
-    """Start the slow attempt, let the quick one win while it is held, and give both receipts."""
+    """Start the slow attempt, let the quick one win while it is held, and return both receipts."""
     receipts: list[Receipt] = []
     thread = threading.Thread(target=lambda: receipts.append(slow(plan, 0)))
     thread.start()
@@ -248,7 +248,7 @@ def test_features_that_are_no_numbers_are_failures_in_their_place(tmp_path: Path
     assert list(read_rows(tmp_path)) == list(images)
 
 
-def test_a_destination_that_is_gone_is_told_and_not_made_again(tmp_path: Path, images: dict[str, bytes]) -> None:
+def test_a_destination_that_is_gone_is_an_error(tmp_path: Path, images: dict[str, bytes]) -> None:
     plan = commit(draft(tmp_path / "out", memory_source(images)))
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(StorageError, match=r"destination is gone|no such file"):

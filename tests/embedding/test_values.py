@@ -98,7 +98,7 @@ def embedder() -> Iterator[Embedder]:
     embedder.close()
 
 
-def test_a_presser_gives_what_its_child_does_and_keeps_it(embedder: Embedder, pictures: list[Path]) -> None:
+def test_an_embedder_returns_what_its_child_does(embedder: Embedder, pictures: list[Path]) -> None:
     data = [path.read_bytes() for path in pictures] * 8
     assert embedder.embed(data) == embed_values(fake_backbone(), "float32", data, LIMITS)
     child = embedder._child

@@ -1,4 +1,4 @@
-"""The ledger: how a listing is cut, and what stands at the destination at each moment of a run."""
+"""The ledger: how a listing is split, and the state of the destination at each moment of a run."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert plan.differences(plan) == []
 
 
-def test_the_first_plan_stands(plan: Plan) -> None:
+def test_the_first_plan_wins(plan: Plan) -> None:
     other = replace(plan, run_id="another")
     assert ledger.create_plan(plan)
     assert not ledger.create_plan(other)
@@ -164,7 +164,7 @@ def test_a_shard_of_a_later_chunk(plan: Plan) -> None:
     assert [ref for shard in range(n_shards) for ref in ledger.read_shard(plan, shard)] == refs
 
 
-def test_the_first_commit_of_a_chunk_stands(plan: Plan) -> None:
+def test_the_first_commit_of_a_chunk_wins(plan: Plan) -> None:
     one = ledger.commit_chunk(plan, 0, [REFS[0]], {"x": 1})
     other = ledger.commit_chunk(plan, 0, REFS[:3], {})
     assert other == one
@@ -326,7 +326,7 @@ def test_a_later_generation_is_never_set_back(plan: Plan) -> None:
     assert ledger.read_manifest(plan.storage) == complete
 
 
-def test_of_drivers_that_declare_at_once_the_latest_generation_stands(plan: Plan) -> None:
+def test_of_drivers_that_finish_at_once_the_latest_generation_wins(plan: Plan) -> None:
     def declare(generation: int) -> None:
         with contextlib.suppress(StoppedError):
             ledger.complete_manifest(replace(plan, generation=generation), lambda: {"generation": generation})

@@ -52,7 +52,7 @@ def test_large_parts_have_several_row_groups_and_every_row(tmp_path: Path, at_on
     assert features.tobytes() == part.features.tobytes()
 
 
-def test_the_footer_is_json_for_anybody(tmp_path: Path) -> None:
+def test_the_footer_is_json(tmp_path: Path) -> None:
     write_two(tmp_path)
     about = json.loads(pq.read_metadata(tmp_path / part_name(1)).metadata[b"featurepress"])
     assert about["receipt"]["shard"] == 1

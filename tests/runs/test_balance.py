@@ -32,7 +32,7 @@ def png(width: int, height: int) -> bytes:
 
 
 def plant_every_kind_of_bad_file(folder: Path) -> dict[str, tuple[str, str]]:
-    """Draw good pictures and put every kind of bad one beside them; give name -> (stage, how the reason begins)."""
+    """Draw good images and add every kind of bad one; return name -> (stage, beginning of the reason)."""
     good = next(draw(folder, 12).rglob("*.jpg")).read_bytes()
     content = {
         "empty.jpg": b"",

@@ -24,7 +24,7 @@ N_IMAGES = 5_000
 
 
 def read_set(server: FastS3, bucket: str, prefix: str) -> dict[str, Any]:
-    """Give the rows of a feature set by uri, features as bytes, and the failures; fail if a uri is there twice."""
+    """Return the rows of a set by uri, features as bytes, and the failures; fail if a uri is there twice."""
     rows: dict[str, Any] = {}
     for key in sorted(server.keys(bucket)):
         if key.startswith(f"{prefix}/features/"):
@@ -135,7 +135,7 @@ def test_a_million_keys_are_embedded_while_they_are_listed(listing: Listing, tmp
 
 @pytest.fixture
 def few(fast_s3: FastS3, tmp_path: Path) -> str:
-    """Give a bucket with some pictures in ``in/``."""
+    """Return a bucket with some images in ``in/``."""
     bucket = fast_s3.bucket()
     drawn = draw_images(tmp_path / "few", 30, image_size_px=24)
     fast_s3.put(bucket, {f"in/{path.parent.name}/{path.name}": path.read_bytes() for path in drawn})

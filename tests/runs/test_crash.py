@@ -136,7 +136,7 @@ def wait_until_dead(process: psutil.Process) -> None:
 
 
 def embed_and_kill(out: Path, images: dict[str, bytes], n_kills: int) -> int:
-    """Embed slowly with one worker; kill it each time it has begun a shard; give the number of kills."""
+    """Embed slowly with one worker; kill it each time it has begun a shard; return the number of kills."""
     plan = draft(out, memory_source(images, delay_seconds=0.1), images_per_part=6)
     me, kills, over = psutil.Process(), 0, threading.Event()
 

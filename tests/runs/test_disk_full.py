@@ -89,7 +89,7 @@ def test_no_space_for_the_plan_is_a_stop_with_nothing_written(tmp_path: Path, so
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Give an empty file system of 600 kB."""
+    """Return an empty file system of 600 kB."""
     place = tmp_path / "disk"
     place.mkdir()
     done = subprocess.run(

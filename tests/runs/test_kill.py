@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def kill(process: subprocess.Popen[str], victim: str, rng: random.Random) -> None:
-    """Kill as told; a killed worker alone is made up for, so the driver follows it a little later."""
+    """Kill the processes; a killed worker alone is replaced, so the driver is killed a little later."""
     if victim == "worker":
         if workers := workers_of(process.pid):
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -74,7 +74,7 @@ def kill(process: subprocess.Popen[str], victim: str, rng: random.Random) -> Non
 def begin_and_kill(
     command: list[str | Path], out: Path, delay_seconds: float, victim: str, rng: random.Random
 ) -> bool:
-    """Run a command and kill it `delay_seconds` after its plan stands; say whether it was still at work."""
+    """Run a command and kill it `delay_seconds` after its plan exists; return whether it was still running."""
     with started(*command) as process:
         wait_until(lambda: (out / "plan" / "plan.json").exists() or process.poll() is not None, "a plan")
         with contextlib.suppress(subprocess.TimeoutExpired):

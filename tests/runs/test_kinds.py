@@ -121,7 +121,7 @@ def test_an_update_of_what_is_inside(tmp_path: Path, images: dict[str, tuple[byt
     changes = features.summary.changes
     if kind == "list":
         assert (changes.new, changes.deleted, changes.inferred) == (1, 1, 2)
-    if kind == "table":  # a row is told by its number: the last one has other bytes now
+    if kind == "table":  # a row is identified by its number: the last one has other bytes now
         assert (changes.new, changes.deleted, changes.inferred) == (0, 0, 2)
     assert fp.update(tmp_path / "out", engine=InlineEngine()).summary.changes == fp.Changes(0, 0, 0, 0)
 

@@ -114,7 +114,7 @@ def test_all_is_listed_and_the_chunks_are_full_but_the_last(tmp_path: Path, kind
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-def test_with_and_without_a_listing_under_way_the_same_stands(tmp_path: Path, kind: str) -> None:
+def test_a_started_listing_and_a_new_one_commit_the_same(tmp_path: Path, kind: str) -> None:
     specs = SOURCES[kind](tmp_path, 12)
     one, other = (make_plan(MemoryStorage(), *specs) for _ in range(2))
     run_fresh(one)
