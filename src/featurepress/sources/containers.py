@@ -97,12 +97,13 @@ class OpenReaders(Generic[AnyReader]):
     ) -> contextlib.AbstractContextManager[AnyReader]:
         """Return the reader of this name, opened if needed; it stays open in the context."""
         with self._lock:
-            is_new = name not in self._entries
-            entry = self._entries[name] if not is_new else self._entries.setdefault(name, _Entry(self._lock))
+            if is_new := name not in self._entries:
+                self._entries[name] = _Entry(self._lock)
+            entry = self._entries[name]
             self._entries.move_to_end(name)
             entry.n_users += 1
-            for old in self._removed() if is_new else ():
-                old.close()
+            if is_new:
+                self._close_unused(least=2, most=self._most)
         if entry.reader is None:
             try:
                 with entry.opening:
@@ -115,24 +116,20 @@ class OpenReaders(Generic[AnyReader]):
                 raise
         return entry
 
-    def _removed(self) -> Iterator[AnyReader]:
-        """Remove unused readers, the oldest first, until the limits hold; yield them."""
+    def _close_unused(self, *, least: int, most: int) -> None:
+        """Close unused readers, the oldest first, until the limits hold or only `least` are open."""
         n_bytes = sum(entry.reader.held_bytes for entry in self._entries.values() if entry.reader)
         for name, entry in [*self._entries.items()]:
             n_open = len(self._entries)
-            if n_open <= 2 or (n_open <= self._most and n_bytes <= self._most_bytes):
+            if n_open <= least or (n_open <= most and n_bytes <= self._most_bytes):
                 return
             if entry.n_users == 0:
                 del self._entries[name]
                 if entry.reader:
                     n_bytes -= entry.reader.held_bytes
-                    yield entry.reader
+                    entry.reader.close()
 
     def close(self) -> None:
         """Close all readers that are not in use."""
         with self._lock:
-            for name, entry in [*self._entries.items()]:
-                if entry.n_users == 0:
-                    del self._entries[name]
-                    if entry.reader:
-                        entry.reader.close()
+            self._close_unused(least=0, most=0)
