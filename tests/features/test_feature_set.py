@@ -25,8 +25,7 @@ from featurepress.ledger import Plan
 from featurepress.ledger.names import csv_name
 from featurepress.process import Child
 from featurepress.runs.verbs import run_plan
-from featurepress.specs import BackboneSpec, PreprocessSpec
-from featurepress.testing import InlineEngine, MemoryStorage, fake_backbone, memory_source
+from featurepress.testing import InlineEngine, fake_backbone, memory_source
 from tests.running import draft, draw, embed, names_below, read_failures, read_rows, snapshot
 
 N_IMAGES, PART = 23, 5
@@ -288,31 +287,6 @@ def test_unusual_names_are_kept_in_csv(tmp_path: Path, source: Path) -> None:
     data = next(source.rglob("0*.jpg")).read_bytes()
     features = export(tmp_path / "out", memory_source(dict.fromkeys(NAMES, data)))
     assert {row[0] for row in assert_csv_agrees(tmp_path / "out", features)} == set(NAMES)
-
-
-def test_pandas_reads_the_csv(tmp_path: Path, source: Path) -> None:
-    features = export(tmp_path / "out", source, labels="parent")
-    frame = pd.read_csv(tmp_path / "out" / csv_name(0))
-    X = np.stack(frame["features"].map(json.loads).map(lambda row: np.array(row, np.float32)).to_list())
-    assert np.array_equal(X, features.to_numpy())
-
-
-def test_numbers_of_every_size_are_kept_in_csv() -> None:
-    values = np.array([[0.0, 1.0, 1e-45, 3.4028235e38, -1.1754944e-38, 0.1, -16777216, 1 / 3]], np.float32)
-    storage = MemoryStorage()
-    plan = draft(storage, memory_source({}), backbone=wide(8))
-    features = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), 8)
-    table = pa.table({"uri": ["a"], "width": [1], "height": [1], "sha256": ["0"], "features": features})
-    with storage.stream("features/part-00000000.parquet") as file:
-        pq.write_table(table, file)
-    assert ExportCsv(1)(plan, 0) == 1
-    header, row = csv.reader(storage.objects[csv_name(0)].decode().splitlines())
-    assert header == ["uri", "features"]
-    assert np.array(json.loads(row[1]), np.float32).tobytes() == values.tobytes()
-
-
-def wide(n_features: int) -> BackboneSpec:
-    return BackboneSpec("fake", "fake", "0" * 64, "grid", (1, 1, n_features), "avg", PreprocessSpec(8, 8))
 
 
 def test_an_interrupted_export_is_finished_by_the_same_call(tmp_path: Path, source: Path) -> None:
