@@ -23,6 +23,7 @@ INSTEAD = {  # a pattern of the old words, and what to write instead
     r"\"\"\"Gives?\b": "Return",
     r"\b(tells?|told|telling)\b": "predict, classify, report",
     r"\btwins?\b": "near-duplicates",
+    r"\bpictures?\b": "image",
     r"\btapes?\b": "reader",
     r"\bsight\b": "access, visibility",
     r"\b(unspeakable|bury|buried|obituary)\b": "the concrete word",
@@ -59,7 +60,15 @@ def test_no_old_words_in_source_and_docs() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['"""Give the rows."""', "a model tells fruit", "12 pressed", "twins", "for the price of the change"]
+    "line",
+    [
+        '"""Give the rows."""',
+        "a model tells fruit",
+        "12 pressed",
+        "twins",
+        "420 pictures",
+        "for the price of the change",
+    ],
 )
 def test_old_words_are_found(line: str) -> None:
     assert [number for number, _, _ in old_words(f"fine\n{line}")] == [2]
