@@ -60,7 +60,6 @@ class TableSource:
 
     def __init__(self, spec: SourceSpec, limits: ImageSettings | None = None) -> None:
         self.skipped: collections.Counter[str] = collections.Counter()
-        self._spec = spec
         self._limits = limits or ImageSettings()
         self._files = files_behind(spec, self._limits)
         self._is_remote = bool(scheme_of(spec.location))
@@ -156,7 +155,7 @@ class TableSource:
         return self.locations.read(location_of(os.fsencode(value.path), self._folder_of(table.order)))
 
     def _value(self, table: ImageRef, number: int) -> ImageValue:
-        name = (self._spec.base, table.order, table.version, self._column)
+        name = (self._base, table.order, table.version, self._column)
         with _open_tables.using(name, lambda: self._reopened(table)) as kept, kept.lock:
             value = kept.table.read(kept.image, number, self._limits.max_bytes)
         if not self._is_remote:  # in a bucket, each request checks the etag
