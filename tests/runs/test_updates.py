@@ -217,7 +217,7 @@ def test_a_reader_at_any_moment_sees_one_whole_row_a_uri(
             assert row in (before.get(uri), after.get(uri))
         statuses.append(read_json(world.out / "manifest.json")["status"])
         if statuses[-1] == "updating":
-            with pytest.raises(IncompleteError, match=r"is being updated. Finish it with: featurepress resume"):
+            with pytest.raises(IncompleteError, match=r"being updated.*featurepress resume"):
                 fp.open_features(world.out)
             assert not fp.open_features(world.out, allow_incomplete=True).is_complete
 
@@ -369,16 +369,16 @@ def test_what_is_no_complete_set_is_refused(world: World, tmp_path: Path, verb: 
     with pytest.raises(FeatureSetError, match=f"There is nothing to {verb} in '{tmp_path}/nowhere'"):
         call(tmp_path / "nowhere")
     (world.out / "manifest.json").unlink()
-    with pytest.raises(FeatureSetError, match=f"is not complete, so there is nothing to {verb}. Finish it with"):
+    with pytest.raises(FeatureSetError, match=f"not complete.*{verb}.*featurepress resume"):
         call(world.out)
 
 
 def test_settings_of_the_set_cannot_change(world: World) -> None:
-    with pytest.raises(SettingError, match="An update keeps the settings of the set; pooling cannot change now"):
+    with pytest.raises(SettingError, match=r"An update.* pooling cannot change"):
         world.update(pooling="avg" if world.options.get("pooling") else "max")
     with pytest.raises(SettingError, match="A retry keeps the settings"):
         world.retry(labels="none")
-    with pytest.raises(SettingError, match="An update keeps the settings of the set; max_bytes"):
+    with pytest.raises(SettingError, match=r"An update.* max_bytes"):
         world.update(max_bytes=3)
 
 
