@@ -192,10 +192,10 @@ def _prepare(folder: Path) -> None:
 
 def _write(root: Path, files: Iterable[tuple[str, bytes]]) -> None:
     try:
-        with (root / _MARKER).open("w", encoding="utf-8") as marker:
+        with (root / _MARKER).open("w", buffering=1, encoding="utf-8") as marker:
             for name, content in files:
                 # Listed before it is written, so that the next call can remove what an interrupted one has left.
-                print(name, file=marker, flush=True)
+                marker.write(f"{name}\n")
                 (root / name).parent.mkdir(parents=True, exist_ok=True)
                 (root / name).write_bytes(content)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -109,18 +110,11 @@ def train(
         on_progress(step("reading", 0, samples.n_bytes))
         measured = samples.draw(min(n_rows, samples.n_searchable), settings["classifier"].random_state)
         outcome = measure(_trial_of(measured, settings, on_progress))
-        classifier = _unfitted(outcome, settings)
-        if is_streamed:
-            classifier = _fit_streamed(classifier, training, on_progress)
-        else:
-            known = outcome if measured is samples else None
-            classifier = _fit_in_memory(classifier, training, known, on_progress)
-    notes = []
-    if measured is not samples:
-        notes.append(
-            f"measured on a random sample of {len(measured):,} of {len(samples):,} images, with a classifier "
-            "fitted to that sample"
-        )
+        known = outcome if measured is samples else None
+        fit = _fit_streamed if is_streamed else functools.partial(_fit_in_memory, known)
+        classifier = fit(_unfitted(outcome, settings), training, on_progress)
+    sampled = f"measured on a random sample of {len(measured):,} of {len(samples):,} images"
+    notes = [] if measured is samples else [f"{sampled}, with a classifier fitted to that sample"]
     model = TrainedModel(
         classifier,
         features.plan.backbone,
@@ -171,7 +165,7 @@ def _unfitted(outcome: Outcome, settings: Mapping[str, Any]) -> Classifier:
 
 
 def _fit_in_memory(
-    classifier: Classifier, training: Samples, outcome: Outcome | None, on_progress: OnProgress
+    outcome: Outcome | None, classifier: Classifier, training: Samples, on_progress: OnProgress
 ) -> Classifier:
     """Fit to all training rows; the outcome of a trial of all samples has them in memory already."""
     on_progress(step("fitting", training.n_bytes, training.n_bytes))

@@ -101,10 +101,9 @@ class Driver:
             store.put_into(storage, key)
         try:
             yield
-        except BaseException:
-            if engine.is_cluster and ledger.read_plan(storage) is None:
+        finally:
+            if engine.is_cluster and key and ledger.read_plan(storage) is None:
                 store.remove_from(storage, key)
-            raise
 
     # -- begin -----------------------------------------------------------------------------------------------
 

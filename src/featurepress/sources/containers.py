@@ -105,16 +105,18 @@ class OpenReaders(Generic[AnyReader]):
             if is_new:
                 self._close_unused(least=2, most=self._most)
         if entry.reader is None:
-            try:
-                with entry.opening:
-                    entry.reader = entry.reader or open_reader()
-            except BaseException:
-                with self._lock:
-                    entry.n_users -= 1
-                    if entry.n_users == 0:
-                        self._entries.pop(name, None)
-                raise
+            with contextlib.ExitStack() as undo, entry.opening:
+                undo.callback(self._drop, name, entry)
+                entry.reader = entry.reader or open_reader()
+                undo.pop_all()
         return entry
+
+    def _drop(self, name: Hashable, entry: _Entry[AnyReader]) -> None:
+        """End the use of a reader that cannot be opened."""
+        with self._lock:
+            entry.n_users -= 1
+            if entry.n_users == 0:
+                self._entries.pop(name, None)
 
     def _close_unused(self, *, least: int, most: int) -> None:
         """Close unused readers, the oldest first, until the limits hold or only `least` are open."""

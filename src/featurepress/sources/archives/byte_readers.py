@@ -132,15 +132,14 @@ class WindowReader(_UncompressedReader):
             file = self._idle.pop()
         except IndexError:
             file = self._open()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.close)
             raw = getattr(file, "raw", file)  # without the buffer, which would split a request into several
             raw.seek(start)
             data: bytes = raw.read(end - start)
             while 0 < len(data) < end - start and (more := raw.read(end - start - len(data))):
                 data += more
-        except BaseException:
-            file.close()
-            raise
+            undo.pop_all()
         self._idle.append(file)
         return data
 

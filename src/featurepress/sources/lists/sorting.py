@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
@@ -30,14 +31,13 @@ class Sorted(Generic[Row]):
         self._last: list[Row] = []  # the last run, which stays in memory
         self._file: BinaryIO | None = None
         stream = iter(rows)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
             while len(run := sorted(itertools.islice(stream, run_rows))) == run_rows:
                 self._runs.append(self._spilled(run))
                 run.clear()  # before the next one is read
             self._last = run
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def close(self) -> None:
         """Delete the temporary file."""

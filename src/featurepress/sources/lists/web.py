@@ -311,9 +311,7 @@ def _body(response: urllib3.BaseHTTPResponse, max_bytes: int) -> bytes:
         n_bytes += len(piece)
         if n_bytes > max_bytes:
             raise too_many_bytes(n_bytes, max_bytes)
-    if (
-        not pieces and length != "0"
-    ):  # the header was cut short: without a length, the body ends with the connection
+    if not pieces and length != "0":  # the header was cut short: a body without a length ends with the connection
         raise _TransientError("the response is incomplete")
     return b"".join(pieces)
 

@@ -148,23 +148,21 @@ class ParquetTable:
         self._steps = self._decoded(group, [image.name], n_rows)
 
     def _step(self, image: ImageColumn) -> None:
+        group, self._group = self._group, -1  # if the file cannot be reached now, the group is begun again
         try:
             array = next(self._steps).column(image.name)
         except StopIteration:
-            raise self._broken_off("a column is cut short") from None
+            raise self._broken_off(group, "a column is cut short") from None
         except _ERRORS as error:
-            raise self._broken_off(str(TableError.of(error))) from error
-        except BaseException:  # the file cannot be reached at the moment
-            self._group = -1
-            raise
+            raise self._broken_off(group, str(TableError.of(error))) from error
+        self._group = group
         self._kept.append((self._at, array))
         self._at += len(array)
 
-    def _broken_off(self, reason: str) -> TableError:
+    def _broken_off(self, group: int, reason: str) -> TableError:
         """Remember that no row from here on can be decoded: each try would begin at the start of the row group."""
         error = TableError(reason)
-        self._broken[self._group] = (self._at, error)
-        self._group = -1
+        self._broken[group] = (self._at, error)
         return error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, Protocol
 
@@ -43,22 +44,24 @@ def open_table(file: BinaryIO, *, is_remote: bool = False) -> Table:
     Raises TableError, and closes the file, if it is neither Parquet nor Arrow, or is damaged.
     """
     try:
-        beginning = file.read(len(arrow.MAGIC))
-        if not beginning:
-            raise TableError("it is empty")
-        if beginning.startswith(parquet.MAGIC):
-            table: Table = parquet.ParquetTable(file, AHEAD_BYTES[is_remote])
-        elif beginning == arrow.MAGIC or beginning[:4] == b"\xff" * 4:
-            table = arrow.ArrowTable(file)
-        elif beginning.startswith(b"FEA1"):
-            raise TableError("it is Feather version 1; write it again as version 2 or Parquet")
-        else:
-            raise TableError("it is neither Parquet nor Arrow")
-        _ = table.schema.names
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.close)
+            table = _table_in(file, is_remote)
+            _ = table.schema.names
+            undo.pop_all()
     except UnicodeDecodeError:
-        file.close()
         raise TableError("the names of its columns are not UTF-8") from None
-    except BaseException:
-        file.close()
-        raise
     return table
+
+
+def _table_in(file: BinaryIO, is_remote: bool) -> Table:
+    beginning = file.read(len(arrow.MAGIC))
+    if not beginning:
+        raise TableError("it is empty")
+    if beginning.startswith(parquet.MAGIC):
+        return parquet.ParquetTable(file, AHEAD_BYTES[is_remote])
+    if beginning == arrow.MAGIC or beginning[:4] == b"\xff" * 4:
+        return arrow.ArrowTable(file)
+    if beginning.startswith(b"FEA1"):
+        raise TableError("it is Feather version 1; write it again as version 2 or Parquet")
+    raise TableError("it is neither Parquet nor Arrow")
