@@ -16,7 +16,8 @@ from pathlib import Path
 from benchmarks.speed import SHARED, copy_images
 from featurepress.models.catalog import find_card
 from featurepress.runs.verbs import run_plan
-from featurepress.testing import DelayedStorage, delayed_source, draft_plan
+from featurepress.testing import delayed_source, draft_plan
+from tests.storages import DelayedStorage
 
 DELAY_SECONDS = 0.02
 

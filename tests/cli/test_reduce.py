@@ -26,8 +26,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_prints_the_variance_that_is_kept(work: Path, tmp_path: Path) -> None:
     done = run_here("reduce", work / "features", "--out", tmp_path / "out", "--n-components", "10", "--json")
     assert done.returncode == 0, done.stderr
-    assert "150, each of 10 numbers instead of 1,280" in done.stderr
-    kept = re.search(r"([\d.]+)% of it is kept", done.stderr)
+    assert "150, each of 10 features instead of 1,280" in done.stderr
+    kept = re.search(r"([\d.]+)% explained", done.stderr)
     result = json.loads(done.stdout)
     assert kept is not None
     assert float(kept[1]) == pytest.approx(100 * result["reduced"]["explained_variance_ratio"], abs=0.01)

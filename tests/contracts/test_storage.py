@@ -14,8 +14,9 @@ import pytest
 from featurepress.errors import ReplacedError, StorageError
 from featurepress.process import Child
 from featurepress.storage import FolderStorage, Storage, open_storage
-from featurepress.testing import MemoryStorage, QuotaStorage
+from featurepress.testing import MemoryStorage
 from tests.contracts.tasks import race
+from tests.storages import QuotaStorage
 
 
 def quota_storage(folder: Path) -> Storage:

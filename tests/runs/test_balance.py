@@ -127,7 +127,7 @@ def test_a_folder_with_every_kind_of_bad_file_balances(tmp_path: Path, images_pe
         assert len(found[name][1]) < 150
     assert read_json(out / "manifest.json")["skipped"] == {
         "not a regular file": 1,
-        "not an image's name": 1,
+        "no image suffix": 1,
         "dot file": 1,
     }
     failures = fp.open_features(out).failures

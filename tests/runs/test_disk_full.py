@@ -13,7 +13,6 @@ import pytest
 from featurepress.engines import LocalEngine
 from featurepress.errors import DestinationError, StorageError
 from featurepress.runs.verbs import run_plan
-from featurepress.testing import QuotaStorage
 from tests.running import (
     assert_only_whole_parts,
     assert_same_result,
@@ -25,6 +24,7 @@ from tests.running import (
     wait_for_no_orphans,
     wait_until,
 )
+from tests.storages import QuotaStorage
 
 N_PICTURES = 350
 

@@ -30,7 +30,7 @@ def test_an_estimate_agrees_with_the_run_and_writes_nothing(tmp_path: Path) -> N
     summary = features.summary
     assert found.images == summary.listed == 23
     assert found.parts == summary.parts == 6
-    assert found.skipped == summary.skipped == {"not an image's name": 1, "dot file": 1}
+    assert found.skipped == summary.skipped == {"no image suffix": 1, "dot file": 1}
     assert found.n_features == features.n_features
     assert found.bytes == sum(path.stat().st_size for path in source.rglob("*.jpg") if path.name[0] != ".")
     assert summary.bytes_written <= found.expected_bytes + 6 * 20_000

@@ -195,7 +195,7 @@ def test_a_chunk_that_is_not_full_stays_the_last(tmp_path: Path) -> None:
     touch(tmp_path, "a/99.jpg")
     chunks = run(Lister(NewListing(plan)))
     assert sum(chunk.n_images for chunk in chunks) == 6
-    assert ledger.read_listing(plan) == {"chunks": 2, "images": 6, "skipped": {"not an image's name": 1}}
+    assert ledger.read_listing(plan) == {"chunks": 2, "images": 6, "skipped": {"no image suffix": 1}}
     shards = [shard for chunk in chunks for shard in chunk.shards]
     assert shards == list(range(plan.layout.n_shards(6)))
 

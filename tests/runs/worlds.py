@@ -20,8 +20,9 @@ from featurepress.features.feature_set import FeatureSet
 from featurepress.ledger import Plan, References
 from featurepress.runs.verbs import run_plan
 from featurepress.storage import FolderStorage
-from featurepress.testing import HookedStorage, InlineEngine
+from featurepress.testing import InlineEngine
 from tests.running import draft, draw, leftovers, read_failures, read_footers, read_json, read_rows
+from tests.storages import HookedStorage
 
 
 class World:

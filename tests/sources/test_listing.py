@@ -58,7 +58,7 @@ def test_include_and_exclude_narrow_a_listing(here: Path) -> None:
     assert found(include=("*.md",), all_files=True) == ["a/note.md"]
     listed = Listing(describe("a", ListingSettings(include=("*.png",))), ListingSettings())
     assert len(list(listed)) == 1
-    assert listed.skipped == {"not an image's name": 1, "not included": 3}
+    assert listed.skipped == {"no image suffix": 1, "not included": 3}
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_include_and_exclude_narrow_a_listing(here: Path) -> None:
         ("loop/*.jpg", ["'loop/*.jpg'", "too many levels of symbolic links"]),
         ("pipe", ["'pipe'", "neither a regular file nor a folder"]),
         ("/dev/null", ["'/dev/null'", "neither a regular file nor a folder"]),
-        ("e", ["below 'e'", "1 skipped (not an image's name)", "--all-files"]),
+        ("e", ["below 'e'", "1 skipped (no image suffix)", "--all-files"]),
         ("dots", ["below 'dots'", "1 skipped (dot file)."]),
-        ("e/*.md", ["matches 'e/*.md'", "1 skipped (not an image's name)", "--all-files"]),
+        ("e/*.md", ["matches 'e/*.md'", "1 skipped (no image suffix)", "--all-files"]),
     ],
 )
 def test_a_source_without_images_is_an_error_with_the_reason(here: Path, location: str, facts: list[str]) -> None:
@@ -195,7 +195,7 @@ def test_skipped_files_are_counted_once_if_the_listing_is_interrupted(here: Path
         (here / name).touch()
     whole = listing("d", "a", "ab")
     n_images = sum(1 for _ in whole)
-    assert whole.skipped == {"dot file": 2, "not an image's name": 6}
+    assert whole.skipped == {"dot file": 2, "no image suffix": 6}
     for n in range(1, n_images + 1):
         before = listing("d", "a", "ab")
         refs = iter(before)

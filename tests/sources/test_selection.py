@@ -59,6 +59,6 @@ def test_name_filter_returns_the_reason() -> None:
     names = NameFilter({"include": ["*.jpg", "sub/**"], "exclude": ["x*"]})
     paths = ["a.jpg", "d/b.jpg", "sub/c.png", "d/c.png", "d/x.jpg", "a.txt"]
     assert [names.skip_reason(path) for path in paths] == [
-        "", "", "", "not included", "excluded", "not an image's name",
+        "", "", "", "not included", "excluded", "no image suffix",
     ]  # fmt: skip
     assert NameFilter({"all_files": True}).skip_reason("a.txt") == ""

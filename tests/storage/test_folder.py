@@ -16,7 +16,7 @@ import pytest
 from featurepress.errors import DestinationError, StorageError
 from featurepress.process import Child, ChildDiedError
 from featurepress.storage import FolderStorage, Storage, open_storage
-from featurepress.testing import QuotaStorage
+from tests.storages import QuotaStorage
 
 AS_ROOT = os.geteuid() == 0
 

@@ -106,8 +106,9 @@ def print_summary(features: FeatureSet) -> None:
         lines.add("changes", f"{changes.new:,} new, {changes.changed:,} changed, {changes.deleted:,} deleted")
         lines.add("embedded", f"{changes.inferred:,} images went through the model, all others were carried over")
     lines.add("time", _time(summary))
-    written = format_bytes(summary.bytes_written)
-    lines.add("bytes", f"{format_bytes(summary.bytes_read)} read, {written} of features in {summary.parts:,} parts")
+    written = f"{format_bytes(summary.bytes_written)} of features"
+    parts = "1 part" if summary.parts == 1 else f"{summary.parts:,} parts"
+    lines.add("bytes", f"{format_bytes(summary.bytes_read)} read, {written} in {parts}")
     _add_model(lines, features, manifest)
     if not manifest.get("conditional_writes", True):
         lines.add("unsafe", "for two drivers at once: the store does not support conditional writes")

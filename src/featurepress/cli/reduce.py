@@ -61,10 +61,10 @@ def _print_result(features: FeatureSet, reduced: ReducedFeatureSet, *, seconds: 
     ratios = pca.explained_variance_ratio_
     lines = output.Lines()
     lines.add(
-        "rows", f"{len(reduced):,}, each of {reduced.n_features:,} numbers instead of {features.n_features:,}"
+        "rows", f"{len(reduced):,}, each of {reduced.n_features:,} features instead of {features.n_features:,}"
     )
     first = ", ".join(f"{share:.1%}" for share in ratios[:5])
-    lines.add("variance", f"{ratios.sum():.2%} of it is kept; the first components have {first}")
+    lines.add("variance", f"{ratios.sum():.2%} explained; by the first components {first}")
     is_own = reduced.reduction["settings"]["using"] is None
     fitted = f"to {pca.n_samples_:,} images" if is_own else "to those of the other set"
     lines.add("fitted", f"{fitted}, solver {pca.solver_}")

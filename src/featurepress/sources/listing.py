@@ -189,7 +189,7 @@ def _real_name(base: str, folder: bytes) -> str:
 
 def _nothing_found(spec: SourceSpec, skipped: collections.Counter[str]) -> str:
     reasons = ", ".join(f"{n} skipped ({reason})" for reason, n in skipped.most_common())
-    hint = "; --all-files lists every regular file" if skipped["not an image's name"] else ""
+    hint = "; --all-files lists every regular file" if skipped["no image suffix"] else ""
     if is_glob(spec):
         return f"No image matches '{spec.location}': {reasons or 'no path matches'}{hint}."
     where = "in" if spec.kind in ("archive", "table", "uris") else "below"

@@ -112,7 +112,7 @@ class NameFilter:
     def skip_reason(self, path: str) -> str:
         """Return the reason why the image at `path`, relative to its source, is skipped; "" if it is included."""
         if not self._all_files and not is_image_name(path.rpartition("/")[2]):
-            return "not an image's name"
+            return "no image suffix"
         if self._include and not any(glob.matches(path) for glob in self._include):
             return "not included"
         return "excluded" if self._exclude and any(glob.matches(path) for glob in self._exclude) else ""

@@ -86,7 +86,7 @@ def test_a_label_column_names_one_suffix(tmp_path: Path, column: str, label: str
 def test_the_file_of_a_label_column_is_beside_an_image(tmp_path: Path) -> None:
     pack(tmp_path / "a.tar", ("a.jpg", b""), ("a.index", b"4"), ("a.npy", b""))
     _, skipped = listed(tmp_path, brings_label=True, label_column="index")
-    assert skipped == {"beside an image": 1, "not an image's name": 1}
+    assert skipped == {"beside an image": 1, "no image suffix": 1}
 
 
 def test_several_images_of_a_sample_share_its_label(tmp_path: Path) -> None:

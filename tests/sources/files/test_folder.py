@@ -120,7 +120,7 @@ def test_other_names_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
     touch(tmp_path / "pics", name, "z.jpg")
     refs, skipped = listed(tmp_path)
     assert [ref.uri for ref in refs] == ["pics/z.jpg"]
-    assert skipped == {"not an image's name": 1}
+    assert skipped == {"no image suffix": 1}
     assert uris(tmp_path, all_files=True) == sorted([f"pics/{name}", "pics/z.jpg"])
 
 
@@ -209,7 +209,7 @@ def test_a_broken_link_is_a_row_with_a_problem(tmp_path: Path) -> None:
         ("pics/a.jpg", None),
         ("pics/b.jpg", "broken link: its target does not exist"),
     ]
-    assert skipped == {"not an image's name": 1}
+    assert skipped == {"no image suffix": 1}
 
 
 def test_circular_links_end(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_circular_links_end(tmp_path: Path) -> None:
     refs, skipped = listed(tmp_path)
     assert [ref.uri for ref in refs if ref.problem is None] == ["pics/a.jpg", "pics/sub/b.jpg"]
     assert [ref.uri for ref in refs if ref.problem] == ["pics/self.jpg"]
-    assert skipped == {"link to a folder above it": 3, "not an image's name": 1}
+    assert skipped == {"link to a folder above it": 3, "no image suffix": 1}
 
 
 def test_two_links_to_each_other_end(tmp_path: Path) -> None:

@@ -288,7 +288,7 @@ def test_an_endpoint_that_does_not_listen(
 def test_an_empty_prefix_lists_nothing(each_store: Any) -> None:
     bucket = filled(each_store, "in/a.txt")
     assert keys_and_skipped(each_store, bucket, "nothing/") == ([], {})
-    assert keys_and_skipped(each_store, bucket, "in/") == ([], {"not an image's name": 1})
+    assert keys_and_skipped(each_store, bucket, "in/") == ([], {"no image suffix": 1})
 
 
 def test_moto_agrees(s3: S3) -> None:

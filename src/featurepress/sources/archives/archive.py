@@ -36,7 +36,7 @@ _COMPRESSED_SUFFIXES = (".gz", ".tgz")
 _MAX_LABEL_BYTES = 1024**2
 _MAX_MEMBERS = 1000  # of a sample that are in memory at once
 _LOST = b"~"  # ends the key of what cannot be read; it sorts after the digits
-_NOT_AN_IMAGE = "not an image's name"
+_NOT_AN_IMAGE = "no image suffix"
 
 # As many bytes as other sources read ahead: so much are threads out of order that read from several sources.
 _KEEP_BYTES = 16 * 1024**2
